@@ -1,0 +1,1 @@
+"""Kernels in NumPy, written to be read: the specification of what `cpu` and `gpu` compute faster."""

@@ -1,0 +1,43 @@
+"""Operations that look at one number at a time, and the sums that undo broadcasting."""
+
+import numpy as np
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)); written with tanh, which cannot overflow."""
+    return 0.5 * np.tanh(0.5 * x) + 0.5
+
+
+def silu(x):
+    """y = x sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118), any shape."""
+    return x * sigmoid(x)
+
+
+def silu_backward(dy, x):
+    """dx = dy s (1 + x (1 - s)), s = sigmoid(x)."""
+    s = sigmoid(x)
+    return dy * s * (1 + x * (1 - s))
+
+
+def add(a, b):
+    """a + b, two arrays of one shape."""
+    return a + b
+
+
+def sum_to(dy, shape):
+    """dy summed over every axis along which `shape` had been broadcast; the result has that shape."""
+    dy = dy.sum(tuple(range(dy.ndim - len(shape))))
+    axes = tuple(i for i, n in enumerate(shape) if n == 1 and dy.shape[i] != 1)
+    return dy.sum(axes, keepdims=True)
+
+
+def embedding(table, index):
+    """y[n] = table[index[n]]; table (K, D), index (N,) int, y (N, D)."""
+    return table[index]
+
+
+def embedding_backward(dy, index, rows):
+    """dtable (rows, D): the rows of dy added up where they came from."""
+    dtable = np.zeros((rows, dy.shape[1]), dy.dtype)
+    np.add.at(dtable, index, dy)
+    return dtable

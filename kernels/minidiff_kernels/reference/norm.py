@@ -1,0 +1,50 @@
+"""Group normalisation (Wu & He 2018, arXiv:1803.08494, eq. 1), with SiLU behind it on request.
+
+    xhat = (x - mean) rstd      mean, rstd = 1 / sqrt(var + eps): over all positions and the channels of a group
+    z = xhat weight + bias      y = z, or z sigmoid(z)
+
+x, y (N, ..., C)   weight, bias (C,)   mean, rstd (N, G)   C a multiple of G
+With one group and one position (N, 1, C) this is layer normalisation.
+"""
+
+import numpy as np
+
+from .elementwise import silu_backward, silu as silu_forward
+
+
+def grouped(x, groups):
+    """x as (N, positions, G, C / G)."""
+    return x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+
+
+def normalised(x, mean, rstd):
+    """xhat, in x's shape."""
+    xg = grouped(x, mean.shape[1])
+    return ((xg - mean[:, None, :, None]) * rstd[:, None, :, None]).reshape(x.shape)
+
+
+def group_norm(x, weight, bias, groups, eps, silu=False):
+    """y, mean, rstd: the output and what the backward pass needs."""
+    xg = grouped(x, groups)
+    mean = xg.mean((1, 3))  # (N, G)
+    rstd = 1 / np.sqrt(xg.var((1, 3)) + np.asarray(eps, x.dtype))
+    z = normalised(x, mean, rstd) * weight + bias
+    return (silu_forward(z) if silu else z), mean, rstd
+
+
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
+    """The gradients dx, dweight, dbias.
+
+    With g = dz weight, and <.> the mean over a group's positions and channels:
+        dx = rstd (g - <g> - xhat <g xhat>)
+    since moving x also moves mean and rstd. y is not kept: z is computed again where SiLU needs it.
+    """
+    xhat = normalised(x, mean, rstd)
+    dz = silu_backward(dy, xhat * weight + bias) if silu else dy
+    G = mean.shape[1]
+    g, xg = grouped(dz * weight, G), grouped(xhat, G)
+    mean_g = g.mean((1, 3), keepdims=True)
+    mean_gx = (g * xg).mean((1, 3), keepdims=True)
+    dx = (g - mean_g - xg * mean_gx) * rstd[:, None, :, None]
+    positions = tuple(range(x.ndim - 1))
+    return dx.reshape(x.shape), (dz * xhat).sum(positions), dz.sum(positions)

@@ -1,0 +1,71 @@
+"""Images in, pictures out. Every reader returns a `Dataset` of uint8 NHWC pictures with labels."""
+
+import os
+from collections.abc import Callable
+
+from minidiff.data import cats_dogs, cifar10, folder, idx
+from minidiff.data.dataset import Dataset
+from minidiff.errors import MinidiffError
+
+__all__ = ["Dataset", "open_dataset"]
+
+Progress = Callable[[int, int], object]
+FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs or cifar10"
+
+
+def open_dataset(
+    data: str, size: int | None = None, split: str = "train", progress: Progress | None = None
+) -> Dataset:
+    """Opens a built-in set by its name, or finds out what lies at a path.
+
+    data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), a
+              folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
+    size      the side to which a folder's pictures are cut; of other sets, the side they must have
+    split     "train" or "test"; cats_dogs and folders of pictures have only the first
+
+    A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
+    for data that is none of these and for all that its reader refuses.
+    """
+    dataset = _built_in(data, split, progress) or _at_path(data, size, split)
+    if size is not None and dataset.shape[:2] != (size, size):
+        height, width, _ = dataset.shape
+        raise MinidiffError(
+            f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out"
+        )
+    return dataset
+
+
+def _built_in(data: str, split: str, progress: Progress | None) -> Dataset | None:
+    """The set of that name, if it is one."""
+    if data == "cats_dogs":
+        _refuse_test(data, split)
+        return cats_dogs.cats_dogs()
+    if data == "cifar10":
+        archive = cifar10.cache_dir() / cifar10.ARCHIVE
+        if not archive.is_file():
+            cifar10.download_cifar10(archive.parent, progress)
+        return cifar10.cifar10(archive, split)
+    return None
+
+
+def _at_path(path: str, size: int | None, split: str) -> Dataset:
+    """The set that lies there: an archive by its name, a folder by what it holds."""
+    if os.path.isfile(path):
+        if path.endswith((".tar.gz", ".tgz")):
+            return cifar10.cifar10(path, split)
+        raise MinidiffError(f"{path}: is a file, but no .tar.gz; give {FORMS}")
+    if not os.path.isdir(path):
+        raise MinidiffError(
+            f"{path}: no built-in set has this name, nor is a folder or file there; give {FORMS}"
+        )
+    if idx.is_idx(path):
+        return idx.idx(path, split)
+    if cifar10.is_cifar10(path):
+        return cifar10.cifar10(path, split)
+    _refuse_test(path, split)
+    return folder.folder(path, size)
+
+
+def _refuse_test(data: str, split: str) -> None:
+    if split != "train":
+        raise MinidiffError(f"{data}: has no split {split!r}; leave the split out")

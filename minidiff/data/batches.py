@@ -1,0 +1,72 @@
+"""Which pictures a step sees: order, flips, [-1, 1]. Randomness by step, not by state.
+
+A step's batch follows from (seed, step) alone, so a resumed run needs no position in the data, and a batch
+may be made early, late, or twice.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+
+from minidiff.data.dataset import Dataset
+from minidiff.data.pictures import to_float
+
+ORDER, FLIPS = 1, 2  # the last word of a generator's seed: one stream for each purpose
+AHEAD = 2  # batches that are made before they are asked for
+
+Batch = TypeVar("Batch")
+
+
+def batch(
+    dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures of a step (1, 2, ...) -> x0 (B, H, W, C) float32 in [-1, 1], labels (B,) int64.
+
+    Laid end to end, the batches run through one permutation of the set after another: each epoch has every
+    picture once, and an epoch may end within a batch. With `flip`, each picture is mirrored left to right
+    with probability 1/2.
+    """
+    epochs, places = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), len(dataset))
+    index = np.concatenate(
+        [
+            _order(len(dataset), seed, epoch)[places[epochs == epoch]]
+            for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
+    )  # (B,)
+    images = dataset.take(index)  # (B, H, W, C)
+    if flip:
+        mirrored = np.random.default_rng([seed, step, FLIPS]).integers(2, size=(batch_size, 1, 1, 1))
+        images = np.where(mirrored, images[:, :, ::-1], images)
+    return to_float(images), dataset.labels[index]
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """An epoch's permutation of 0 ... n-1; a batch needs two where one epoch ends and the next begins."""
+    order = np.random.default_rng([seed, epoch, ORDER]).permutation(n)
+    order.flags.writeable = False  # all callers share it
+    return order
+
+
+def prefetch(make_batch: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+    """Yields make_batch(step) for each step, in order, made up to two steps ahead in one other thread.
+
+    make_batch is to run NumPy and Pillow only: Numba's threading layer allows no second thread that launches
+    kernels. Its exceptions reach the consumer at the step where they arose. A consumer that stops early
+    waits for the batch in the making, no longer.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    ahead = deque()
+    try:
+        for step in steps:
+            ahead.append(pool.submit(make_batch, step))
+            if len(ahead) > AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,231 @@
+"""CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009), the binary version.
+
+A batch is a row of records: one label byte, then a 32x32 picture as its red, green and blue plane, row by
+row. An archive's members are taken by their expected names and lengths and read in memory: nothing that it
+holds is ever written to a path that it names. The Python version is a pickle, which runs what it holds, and
+is refused.
+"""
+
+import gzip
+import hashlib
+import http.client
+import os
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from minidiff.data.dataset import Dataset, from_arrays
+from minidiff.errors import MinidiffError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+LENGTH = 170_052_171
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+TIMEOUT = 30.0  # seconds without a byte
+
+ARCHIVE, FOLDER, PICKLED = "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py"
+META = "batches.meta.txt"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SPLITS = {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test": ("test_batch.bin",)}
+
+RECORD = 1 + 3 * 32 * 32
+MAX_BYTES = 2**31  # of a batch in a folder: thirteen times all of CIFAR-10
+LIMITS = {META: 2**12, "readme.html": 2**16} | dict.fromkeys(
+    SPLITS["train"] + SPLITS["test"], 10_000 * RECORD
+)
+CHUNK = 2**18
+
+Progress = Callable[[int, int], object]
+
+
+def is_cifar10(folder: str | Path) -> bool:
+    """Whether a folder holds CIFAR-10, the Python version included, or is the folder of its batches."""
+    names = (FOLDER, PICKLED, "data_batch_1", *SPLITS["train"], *SPLITS["test"])
+    return any(os.path.exists(Path(folder) / name) for name in names)
+
+
+def cifar10(path: str | Path, split: str = "train") -> Dataset:
+    """Reads the binary version from its .tar.gz, its folder, or the folder that holds that one.
+
+    A batch may have any positive number of records (in an archive up to the official 10,000). The classes'
+    names are those of batches.meta.txt, and CIFAR-10's where that file is missing. Raises MinidiffError for
+    a batch that is missing or of a wrong length, a label beyond 9, an archive that is damaged or holds
+    anything else, and for the Python version.
+    """
+    if split not in SPLITS:
+        raise MinidiffError(f"{split}: no such split; take {' or '.join(SPLITS)}")
+    path = Path(path)
+    wanted = (META, *SPLITS[split])
+    files = _read_archive(path, wanted) if os.path.isfile(path) else _read_folder(path, wanted)
+    for name in SPLITS[split]:
+        if name not in files:
+            raise MinidiffError(f"{path}: {name} of CIFAR-10's binary version is not there; get it again")
+    classes = _class_names(files.pop(META), path) if META in files else CLASSES
+
+    total = sum(len(files[name]) // RECORD for name in SPLITS[split])
+    images, labels = np.empty((total, 32, 32, 3), np.uint8), np.empty(total, np.uint8)
+    start = 0
+    for name in SPLITS[split]:
+        records = _records(files.pop(name), f"{path}: {name}")  # (n, 3073)
+        stop = start + len(records)
+        labels[start:stop] = records[:, 0]
+        images[start:stop] = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (n, 32, 32, 3)
+        start = stop
+    return from_arrays("CIFAR-10", images, labels, classes)
+
+
+def _records(data: bytes, where: str) -> np.ndarray:
+    """A batch's bytes -> (n, 3073) uint8, label first."""
+    if not data or len(data) % RECORD:
+        raise MinidiffError(f"{where} has {len(data)} bytes, no positive multiple of {RECORD}; get it again")
+    records = np.frombuffer(data, np.uint8).reshape(-1, RECORD)
+    if records[:, 0].max() > 9:
+        i = int(np.argmax(records[:, 0] > 9))
+        raise MinidiffError(f"{where} has the label {records[i, 0]} in record {i}, not 0 to 9; get it again")
+    return records
+
+
+def _class_names(text: bytes, path: Path) -> tuple[str, ...]:
+    """The ten lines of batches.meta.txt; empty ones do not count."""
+    lines = text.decode(errors="replace").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != 10:
+        raise MinidiffError(f"{path}: {META} has {len(names)} class names, not 10; get it again")
+    return names
+
+
+def _pickled(path: Path) -> MinidiffError:
+    return MinidiffError(
+        f"{path}: is CIFAR-10's Python version, a pickle, which is never read; get the binary version, {URL}"
+    )
+
+
+def _read_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    """Name -> content of the wanted files that are there."""
+    folder = path / FOLDER if os.path.isdir(path / FOLDER) else path
+    files = {}
+    try:
+        for file in (folder / name for name in wanted if os.path.isfile(folder / name)):
+            if file.stat().st_size > (LIMITS[META] if file.name == META else MAX_BYTES):
+                raise MinidiffError(f"{file}: is too long for a file of CIFAR-10; get it again")
+            files[file.name] = file.read_bytes()
+    except OSError as error:
+        raise MinidiffError(f"{path}: cannot be read ({error}); check that the files are yours") from error
+    if not files and (os.path.exists(path / PICKLED) or os.path.exists(path / "data_batch_1")):
+        raise _pickled(path)
+    return files
+
+
+def _read_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    """Name -> content of the wanted members of a .tar.gz; the whole of it is checked on the way.
+
+    Read as a stream ("r|"): tarfile then asks for small pieces, however long a header claims to be.
+    """
+    files, seen = {}, set()
+    try:
+        with gzip.open(path) as inflated:
+            stream = _Bounded(inflated, sum(LIMITS.values()) + 2**20, path)  # a little for headers, padding
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    name = _expected_name(member, path)
+                    if name in seen:
+                        raise MinidiffError(f"{path}: holds {member.name} twice; get the archive again")
+                    seen.add(name)
+                    if name in wanted and (content := archive.extractfile(member)):
+                        files[name] = content.read()
+            while stream.read(CHUNK):  # gzip's checksum comes last
+                pass
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+        raise MinidiffError(f"{path}: is damaged or no .tar.gz ({error}); get the archive again") from error
+    return files
+
+
+def _expected_name(member: tarfile.TarInfo, path: Path) -> str:
+    """A member's name within the official archive's one folder ("." for the folder itself)."""
+    if member.name.split("/")[0] == PICKLED:
+        raise _pickled(path)
+    if member.isdir() and member.name == FOLDER:
+        return "."
+    folder, _, name = member.name.partition("/")
+    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+    if folder != FOLDER or name not in LIMITS or not plain:
+        raise MinidiffError(
+            f"{path}: holds {member.name!r}, which has no place in CIFAR-10's binary version; get the archive again"
+        )
+    if not 0 <= member.size <= LIMITS[name]:
+        raise MinidiffError(
+            f"{path}: {name} has {member.size} bytes, not 0 to {LIMITS[name]}; get the archive again"
+        )
+    return name
+
+
+class _Bounded:
+    """A stream that refuses to give more than `left` bytes: an inflated archive cannot fill the memory."""
+
+    def __init__(self, stream: BinaryIO, left: int, path: Path):
+        self.stream, self.left, self.path = stream, left, path
+
+    def read(self, n: int) -> bytes:
+        data = self.stream.read(n)
+        self.left -= len(data)
+        if self.left < 0:
+            raise MinidiffError(f"{self.path}: inflates to more than CIFAR-10 has; get the archive again")
+        return data
+
+
+def cache_dir() -> Path:
+    """Where downloads are kept: the user's cache directory as the system has it, then "minidiff"."""
+    if sys.platform == "win32":
+        home = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Caches"
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "minidiff"
+
+
+def download_cifar10(folder: str | Path, progress: Progress | None = None) -> Path:
+    """Fetches the official archive (170 MB) into a folder, which is made, and returns its path.
+
+    `progress(done, total)` is told the bytes as they come. The archive gets its name only when its length
+    and SHA-256 are right; until then, and after a failure, there is none. Raises MinidiffError if the
+    network or the disk fails and for a wrong length or checksum.
+    """
+    target = Path(folder) / ARCHIVE
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
+            part = Path(scratch) / ARCHIVE
+            with open(part, "wb") as file:
+                _fetch(file, progress)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+    except (OSError, http.client.HTTPException) as error:
+        raise MinidiffError(
+            f"{URL}: cannot be fetched ({error}); check the network and the disk, or put it at {target} yourself"
+        ) from error
+    return target
+
+
+def _fetch(file: BinaryIO, progress: Progress | None) -> None:
+    """Writes what lies at URL to a file and raises unless it is LENGTH bytes with the checksum SHA256."""
+    done, digest = 0, hashlib.sha256()
+    with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
+        while done <= LENGTH and (chunk := response.read(CHUNK)):
+            done += len(chunk)
+            digest.update(chunk)
+            file.write(chunk)
+            if progress:
+                progress(done, LENGTH)
+    if done != LENGTH:
+        amount = f"more than {LENGTH}" if done > LENGTH else f"{done} of {LENGTH}"
+        raise MinidiffError(f"{URL}: gave {amount} bytes; try again")
+    if digest.hexdigest() != SHA256:
+        raise MinidiffError(f"{URL}: gave a file with a wrong checksum, which was thrown away; try again")

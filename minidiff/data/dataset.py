@@ -1,0 +1,32 @@
+"""What every reader returns: pictures by number, labels beside them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A set of labelled pictures of one size.
+
+    name     what to call it in a title
+    take     indices (n,) int -> pictures (n, H, W, C) uint8; C is 1 or 3
+    labels   (N,) int64, an index into `classes`
+    classes  the names of the classes
+    shape    (H, W, C) of one picture
+    """
+
+    name: str
+    take: Callable[[np.ndarray], np.ndarray]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Dataset:
+    """A Dataset over pictures that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
+    return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:])

@@ -1,0 +1,107 @@
+"""Folders of pictures: one sub-folder a class, or the pictures of one class in the folder itself."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from minidiff.data.dataset import Dataset, from_arrays
+from minidiff.data.pictures import load
+from minidiff.errors import MinidiffError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+GREY = ("1", "L", "I", "I;16", "I;16B")
+MAX_SIZE = 4096
+
+
+def folder(path: str | Path, size: int | None = None) -> Dataset:
+    """Reads every picture of a folder, sorted by class and name; C is 1 if all of them are grey, else 3.
+
+    Classes are the sub-folders that hold a picture, or, where there is none, the folder itself. Hidden
+    files, other files and deeper folders are passed over. With `size`, pictures are scaled and cut to
+    (size, size) about their centre. Raises MinidiffError for a folder that cannot be read or holds no
+    picture, pictures both in it and in sub-folders, a picture that cannot be read, and mixed sizes
+    without `size`.
+    """
+    if size is not None and not 1 <= size <= MAX_SIZE:
+        raise MinidiffError(f"size {size}: is no size for a picture; give 1 to {MAX_SIZE} pixels")
+    classes = _classes(Path(path))
+    files = [file for members in classes.values() for file in members]
+    labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
+    channels = 1 if all(map(_is_grey, files)) else 3
+    name = os.path.basename(os.path.abspath(path))
+    return from_arrays(name, _load_all(files, channels, size), labels, tuple(classes))
+
+
+def _classes(root: Path) -> dict[str, list[Path]]:
+    """Class name -> its pictures, both sorted by name."""
+    try:
+        own = _pictures(root)
+        below = {entry.name: _pictures(entry) for entry in _visible(root) if entry.is_dir()}
+    except OSError as error:
+        raise MinidiffError(f"{root}: cannot be read ({error}); give a folder that is yours") from error
+    classes = {name: files for name, files in below.items() if files}
+    if not own and not classes:
+        raise MinidiffError(
+            f"{root}: holds no picture ({' '.join(SUFFIXES)}), nor do its sub-folders; add some"
+        )
+    if own and classes:
+        raise MinidiffError(
+            f"{root}: has pictures ({own[0].name}) beside sub-folders of pictures ({min(classes)}); "
+            "move them into a sub-folder"
+        )
+    return classes or {os.path.basename(os.path.abspath(root)): own}
+
+
+def _visible(directory: Path) -> list[Path]:
+    return sorted((p for p in directory.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+
+
+def _pictures(directory: Path) -> list[Path]:
+    return [p for p in _visible(directory) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+
+
+def _is_grey(file: Path) -> bool:
+    """What the header says. A file that has none to read is not grey: `load` will say what is wrong."""
+    if not file.is_file():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as image:
+                return image.mode in GREY
+        except Exception:
+            return False
+
+
+def _load_all(files: Sequence[Path], channels: int, size: int | None) -> np.ndarray:
+    """The pictures of the files, in their order -> (N, H, W, channels) uint8."""
+    first = _load(files[0], channels, size)
+    shape = (len(files), *first.shape)
+    try:
+        images = np.empty(shape, np.uint8)
+    except MemoryError as error:
+        raise MinidiffError(f"{shape} pictures do not fit into memory; give a smaller --size") from error
+    images[0] = first
+    for i, file in enumerate(files[1:], start=1):
+        image = _load(file, channels, size)
+        if image.shape != first.shape:
+            raise MinidiffError(
+                f"{file} has {image.shape[1]}x{image.shape[0]} pixels, {files[0]} has "
+                f"{first.shape[1]}x{first.shape[0]}; give one size for all, such as --size 32"
+            )
+        images[i] = image
+    return images
+
+
+def _load(file: Path, channels: int, size: int | None) -> np.ndarray:
+    """One picture, its centre scaled to (size, size) where that is given -> (H, W, channels) uint8."""
+    pixels = load(file, channels)
+    if size is None or pixels.shape[:2] == (size, size):
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(square).reshape(size, size, channels)

@@ -1,0 +1,192 @@
+"""Pictures in and out: arrays become sheets, strips, GIFs and plots; a file becomes an array.
+
+Arrays of pictures are uint8 NHWC here; C is 1 (grey) or 3 (RGB). Files are read with every check that a
+stranger's file needs, and written so that a reader of the path sees a whole file or none.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from minidiff.errors import MinidiffError
+
+SHOWN = 96  # pixels that a small picture is enlarged to
+PAPER = (248, 246, 241)  # behind sheets and strips
+INK = (70, 66, 74)  # captions
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """Numbers in [-1, 1], clipped, to the nearest of 0 ... 255. Any shape."""
+    return np.rint(np.clip(x, -1, 1) * 127.5 + 127.5).astype(np.uint8)
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """uint8 to float32 in [-1, 1]: x / 127.5 - 1. Any shape; `to_uint8` gives back the same bytes."""
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def sheet(
+    images: np.ndarray, columns: int | None = None, scale: int | None = None, gap: int = 4
+) -> Image.Image:
+    """Pictures (N, H, W, C) uint8 in a grid, row by row, near-square unless `columns` says otherwise.
+
+    Each is enlarged `scale` times by its nearest pixel (to about 96 pixels by default); `gap` is in pixels
+    of the sheet.
+    """
+    tiles = _enlarged(images, scale)  # (N, H, W, 3)
+    n, height, width, _ = tiles.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    for i, tile in enumerate(tiles):
+        top = gap + i // columns * (height + gap)
+        left = gap + i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = tile
+    return Image.fromarray(canvas)
+
+
+def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
+    """Pictures (N, H, W, C) uint8 in one row, a short caption under each where `labels` are given."""
+    tiles = _enlarged(images, scale)  # (N, H, W, 3)
+    n, height, width, _ = tiles.shape
+    font = ImageFont.load_default(min(max(width // 7, 11), 24))
+    captions = labels if labels is not None else []
+    line = font.getbbox("Ag")[3] if captions else 0
+    margin = max(width // 12, 4)
+    cell = math.ceil(max([width, *(font.getlength(caption) for caption in captions)]))
+
+    size = (n * (cell + margin) + margin, height + 2 * margin + (line + margin if captions else 0))
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, tile in enumerate(tiles):
+        left = margin + i * (cell + margin)
+        canvas.paste(Image.fromarray(tile), (left + (cell - width) // 2, margin))
+        if captions:
+            draw.text((left + cell / 2, height + 2 * margin), captions[i], INK, font, anchor="ma")
+    return canvas
+
+
+def _enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
+    """(N, H, W, 1 or 3) -> (N, H*scale, W*scale, 3), each pixel repeated."""
+    height, width, channels = images.shape[1:]
+    scale = scale or max(1, round(SHOWN / max(height, width)))
+    rgb = images.repeat(3 // channels, axis=3)
+    return rgb.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
+    """Writes a GIF that loops for ever: each frame for `ms` milliseconds, the last one for `hold`.
+
+    Every frame has 256 colours of its own and no dithering, which would tear enlarged pixels apart.
+    Raises MinidiffError as `save` does, and for a suffix other than .gif.
+    """
+    if Path(path).suffix.lower() != ".gif":
+        raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
+    first, *rest = [frame.convert("RGB").quantize(256) for frame in frames]
+    durations = [ms] * len(rest) + [hold]
+    _write_whole(
+        Path(path),
+        lambda file: first.save(
+            file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False
+        ),
+    )
+
+
+def save(image: Image.Image, path: str | Path) -> None:
+    """Writes a picture in the format of its suffix, whole or not at all.
+
+    Raises MinidiffError for a suffix that Pillow cannot write, and for a folder that does not exist or may
+    not be written.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise MinidiffError(f"{path}: no picture format ends so; give a name that ends in .png or .jpg")
+    _write_whole(Path(path), lambda file: image.save(file, kind))
+
+
+def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a file beside `path`, then gives it that name in one step."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            try:
+                write(file)
+                file.flush()
+                os.replace(part, path)
+            except BaseException:  # Ctrl-C too must leave nothing half-written behind
+                part.unlink()
+                raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise MinidiffError(
+            f"cannot write {path}: {reason}; choose a folder that exists and is yours"
+        ) from error
+
+
+def load(path: str | Path, channels: int = 3) -> np.ndarray:
+    """Reads a picture file of any kind that Pillow knows -> (H, W, channels) uint8; channels is 1 or 3.
+
+    It is turned the way its EXIF orientation says; what is transparent becomes white; 16-bit grey is scaled
+    to 8. Raises MinidiffError, which names the file, for one that is missing, damaged, truncated or not a
+    picture, and for one of so many pixels that Pillow calls it a decompression bomb.
+    """
+    if not Path(path).is_file():
+        raise MinidiffError(f"{path}: no such picture file; check the name")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                image = _eight_bit(ImageOps.exif_transpose(file))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # broken bytes lead a decoder to any error: OSError, SyntaxError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MinidiffError(
+            f"{path}: cannot be read as a picture ({reason}); replace or remove it"
+        ) from error
+    return pixels.reshape(image.height, image.width, channels)  # (H, W, C)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits to grey of 8; Pillow's own conversion would clip it. Other kinds stay as they are."""
+    if image.mode == "F":
+        raise ValueError("its numbers are floating-point and have no agreed range")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("its grey values go beyond 16 bits")
+    return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+
+
+def loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
+    """Plots a training's losses on a logarithmic axis: each one faint, the mean of the last few bold.
+
+    steps, losses: (n,), n >= 1. Raises MinidiffError as `save` does.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
+    from matplotlib.figure import Figure
+
+    window = max(1, len(losses) // 25)
+    total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))
+    mean = (total[window:] - total[:-window]) / window  # (n - window + 1,)
+
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
+    axes.plot(steps[window - 1 :], mean, color="#b5482f", linewidth=2, label=f"mean of {window}")
+    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(which="both", color="#e6e2da", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    canvas.draw()
+    save(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]), path)

@@ -1,0 +1,245 @@
+"""How much noise each step carries: beta schedules, and what follows from them.
+
+Every table is (T,) float64, one entry a step, and cannot be written to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from minidiff.errors import MinidiffError
+
+MAX_STEPS = 1_000_000
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise of T steps, and what the model is asked to tell of it.
+
+    betas            (T,) the variance that step t adds (DDPM eq. 2): 0 < beta < 1, and the last may be 1
+    prediction_type  what the model predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (v)
+    name             the rule that made the betas, by diffusers' name; "trained" if none did
+    beta_start, beta_end   the rule's two numbers, if it has them
+
+    Raises MinidiffError for other betas, for an unknown prediction type, and for "epsilon" with zero terminal
+    SNR (a last beta of 1): where x_t is nothing but noise, the noise tells nothing of x0.
+    """
+
+    betas: np.ndarray
+    prediction_type: str = "epsilon"
+    name: str = "trained"
+    beta_start: float | None = None
+    beta_end: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", _read_only(self.betas))
+        _check_betas(self.betas)
+        _check_alphas_cumprod(self.alphas_cumprod)
+        _check_prediction_type(self.prediction_type, self.alphas_cumprod[-1])
+
+    def __len__(self) -> int:
+        """T, the number of steps."""
+        return len(self.betas)
+
+    @cached_property
+    def alphas(self) -> np.ndarray:
+        """alpha_t = 1 - beta_t (DDPM section 2)."""
+        return _read_only(1 - self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """The product of the alphas up to t: what is left of x0's variance in x_t (DDPM eq. 4)."""
+        return _read_only(np.cumprod(self.alphas))
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> np.ndarray:
+        """alphas_cumprod one step earlier, 1 (no noise at all) before the first."""
+        return _read_only(np.append(1.0, self.alphas_cumprod[:-1]))
+
+    @cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """The variance of x_{t-1} when x_t and x0 are known, DDPM's beta tilde (eq. 7): 0 at t = 0."""
+        return _read_only((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod) * self.betas)
+
+
+def linear_schedule(
+    T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction_type: str = "epsilon"
+) -> Schedule:
+    """Betas on a straight line (DDPM section 4)."""
+    _check_rule(T, beta_start, beta_end)
+    betas = np.linspace(beta_start, beta_end, T)
+    return Schedule(betas, prediction_type, "linear", beta_start, beta_end)
+
+
+def scaled_linear_schedule(
+    T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, prediction_type: str = "epsilon"
+) -> Schedule:
+    """Square roots of the betas on a straight line (latent diffusion; the defaults are Stable Diffusion's)."""
+    _check_rule(T, beta_start, beta_end)
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
+    return Schedule(betas, prediction_type, "scaled_linear", beta_start, beta_end)
+
+
+def cosine_schedule(T: int = 1000, prediction_type: str = "epsilon") -> Schedule:
+    """alphas_cumprod down a squared cosine (Nichol & Dhariwal eq. 17, s = 0.008), betas clipped at 0.999."""
+    _check_rule(T)
+    u = np.arange(T + 1) / T
+    f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    return Schedule(betas, prediction_type, "squaredcos_cap_v2")
+
+
+def sigmoid_schedule(
+    T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction_type: str = "epsilon"
+) -> Schedule:
+    """Betas up a sigmoid from -6 to 6: the schedule of GeoDiff (Xu et al., 2022), diffusers' "sigmoid".
+
+    Not the one of Jabri et al. (2022), where it is alphas_cumprod that goes down a sigmoid.
+    """
+    _check_rule(T, beta_start, beta_end)
+    u = np.linspace(-6, 6, T)
+    betas = beta_start + (beta_end - beta_start) / (1 + np.exp(-u))
+    return Schedule(betas, prediction_type, "sigmoid", beta_start, beta_end)
+
+
+def rescale_zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule stretched until x_{T-1} is nothing but noise (Lin et al., algorithm 1).
+
+    Raises MinidiffError for prediction type "epsilon" (see Schedule) and for a single step.
+    """
+    if len(schedule) == 1:
+        raise MinidiffError("a schedule of 1 step cannot be rescaled to zero terminal SNR: use 2 or more")
+    root = np.sqrt(schedule.alphas_cumprod)
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # the first stays, the last becomes 0
+    return _from_alphas_cumprod(root**2, schedule.prediction_type)
+
+
+def respace(schedule: Schedule, ts: np.ndarray) -> Schedule:
+    """The schedule of a walk that visits only the timesteps ts, strictly descending (Nichol & Dhariwal eq. 19).
+
+    Step i of the result is the i-th smallest of ts: as noisy as before, with a beta that spans the gap below.
+    """
+    return _from_alphas_cumprod(lookup(schedule.alphas_cumprod, ts)[::-1], schedule.prediction_type)
+
+
+def snr(schedule: Schedule, t: int | np.ndarray) -> np.ndarray:
+    """Signal-to-noise ratio of x_t, in t's shape (Salimans & Ho section 2)."""
+    abar = lookup(schedule.alphas_cumprod, t)
+    return abar / (1 - abar)
+
+
+def lookup(table: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+    """table[t] for t an int or an array of them; MinidiffError unless 0 <= t < T."""
+    t = np.asarray(t)
+    if t.dtype.kind not in "iu" or np.any((t < 0) | (t >= len(table))):
+        raise MinidiffError(f"t must be integers from 0 to {len(table) - 1}, not {t.ravel()[:8].tolist()}")
+    return table[t]
+
+
+RULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear_schedule,
+    "scaled_linear": scaled_linear_schedule,
+    "squaredcos_cap_v2": cosine_schedule,
+    "sigmoid": sigmoid_schedule,
+}
+
+
+def schedule_to_config(schedule: Schedule) -> dict[str, Any]:
+    """The schedule as the scheduler_config.json of diffusers' DDPMScheduler.
+
+    A rule is written as its name and numbers, betas without a rule in full. "linspace" makes diffusers visit
+    the timesteps that `reverse.sample` visits, the last one, T - 1, among them.
+    """
+    rule = {"beta_schedule": schedule.name, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
+    if schedule.name == "trained":
+        rule = {"trained_betas": schedule.betas.tolist()}
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": len(schedule),
+        **{key: value for key, value in rule.items() if value is not None},
+        "rescale_betas_zero_snr": False,
+        "prediction_type": schedule.prediction_type,
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "timestep_spacing": "linspace",
+    }
+
+
+def schedule_from_config(config: dict[str, Any]) -> Schedule:
+    """The schedule that a diffusers scheduler_config.json describes; how to sample is not read from it.
+
+    Raises MinidiffError for a value that is missing, out of range or not supported, by its name.
+    """
+    prediction_type = config.get("prediction_type", "epsilon")
+    rescale = config.get("rescale_betas_zero_snr", False)
+    if not isinstance(rescale, bool):
+        raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
+    if str(config.get("variance_type")).startswith("learned"):
+        raise MinidiffError(f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small")
+    if config.get("trained_betas") is not None:
+        schedule = Schedule(_trained_betas(config), prediction_type)
+    else:
+        schedule = _from_rule(config, prediction_type)
+    return rescale_zero_terminal_snr(schedule) if rescale else schedule
+
+
+def _from_rule(config: dict[str, Any], prediction_type: str) -> Schedule:
+    name = config.get("beta_schedule")
+    if name not in tuple(RULES):  # not in RULES itself: JSON may hold a list here, which has no hash
+        raise MinidiffError(f"beta_schedule {name!r:.80} is not supported: use one of {', '.join(RULES)}")
+    keys = () if name == "squaredcos_cap_v2" else ("beta_start", "beta_end")
+    numbers = {key: config.get(key) for key in keys}
+    return RULES[name](config.get("num_train_timesteps"), **numbers, prediction_type=prediction_type)
+
+
+def _trained_betas(config: dict[str, Any]) -> list[float]:
+    betas, T = config["trained_betas"], config.get("num_train_timesteps")
+    if not isinstance(betas, list) or not all(type(beta) in (int, float) and 0 < beta <= 1 for beta in betas):
+        raise MinidiffError("trained_betas must be a list of numbers between 0 and 1")
+    if len(betas) != T:
+        raise MinidiffError(f"trained_betas has {len(betas)} entries, but num_train_timesteps is {T!r:.80}")
+    return betas
+
+
+def _from_alphas_cumprod(abar: np.ndarray, prediction_type: str) -> Schedule:
+    return Schedule(1 - abar / np.append(1.0, abar[:-1]), prediction_type)
+
+
+def _read_only(values: Any) -> np.ndarray:
+    table = np.array(values, dtype=np.float64)
+    table.setflags(write=False)
+    return table
+
+
+def _check_rule(T: int, *betas: float) -> None:
+    if not isinstance(T, Integral) or isinstance(T, bool) or not 1 <= T <= MAX_STEPS:
+        raise MinidiffError(f"T (num_train_timesteps) must be an integer from 1 to {MAX_STEPS}, not {T!r:.80}")
+    for beta in betas:
+        if not isinstance(beta, Real) or isinstance(beta, bool) or not 0 < beta < 1:
+            raise MinidiffError(f"beta_start and beta_end must be between 0 and 1, not {beta!r:.80}")
+
+
+def _check_betas(betas: np.ndarray) -> None:
+    if betas.ndim != 1 or not 1 <= len(betas) <= MAX_STEPS:
+        raise MinidiffError(f"betas must have shape (T,) with T from 1 to {MAX_STEPS}, not {betas.shape}")
+    if not np.all((betas > 0) & (betas <= 1)):  # NaN is neither
+        raise MinidiffError(f"betas must be between 0 and 1, not {betas.min()} to {betas.max()}")
+
+
+def _check_alphas_cumprod(abar: np.ndarray) -> None:
+    stuck = np.flatnonzero(np.diff(abar, prepend=1.0) >= 0)  # a beta too small to count, or nothing left to lose
+    if len(stuck):
+        raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")
+
+
+def _check_prediction_type(prediction_type: str, last: float) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        known = ", ".join(PREDICTION_TYPES)
+        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {known}")
+    if prediction_type == "epsilon" and last < np.finfo(np.float32).tiny:  # zero to the pictures' precision
+        raise MinidiffError("prediction_type 'epsilon' is infinite at zero terminal SNR: use 'v_prediction'")

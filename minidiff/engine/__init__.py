@@ -1,0 +1,1 @@
+"""Arrays, gradients, layers: what every neural network needs. Knows nothing of diffusion."""

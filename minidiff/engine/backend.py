@@ -1,0 +1,75 @@
+"""One interface to the kernels: a short table that binds the name of each operation to what computes it."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from minidiff.errors import MinidiffError
+
+PACKAGES = {"numpy": "reference", "numba": "cpu"}
+
+FAMILIES = {
+    "memory": ("empty", "asarray", "to_numpy"),
+    "conv": ("conv2d", "conv2d_backward"),
+    "norm": ("group_norm", "group_norm_backward"),
+    "attention": ("attention", "attention_backward"),
+    "elementwise": ("silu", "silu_backward", "add", "sum_to", "embedding", "embedding_backward"),
+    "resample": ("upsample_nearest", "upsample_nearest_backward", "concat", "concat_backward"),
+    "optim": ("grad_norm", "adamw"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """Every operation of the engine, bound to one set of kernels.
+
+    What each computes, and the shapes, stand in `minidiff_kernels/reference/`, in the file of its family.
+    Whatever is plain algebra (reshape, mean, indexing) runs on `xp`, the array module itself.
+    """
+
+    name: str  # "numpy" | "numba"
+    xp: ModuleType
+
+    empty: Callable[..., Any]  # shape -> array with arbitrary contents, out of the backend's memory
+    asarray: Callable[..., Any]  # host array -> this backend's array
+    to_numpy: Callable[..., Any]  # this backend's array -> host array
+
+    conv2d: Callable[..., Any]  # x, w, bias, stride, pad, add -> y
+    conv2d_backward: Callable[..., Any]  # dy, x, w, stride, pad, need_dx -> dx, dw, dbias
+    group_norm: Callable[..., Any]  # x, weight, bias, groups, eps, silu -> y, mean, rstd
+    group_norm_backward: Callable[..., Any]  # dy, x, weight, bias, mean, rstd, silu -> dx, dweight, dbias
+    attention: Callable[..., Any]  # q, k, v -> o, lse
+    attention_backward: Callable[..., Any]  # do, q, k, v, o, lse -> dq, dk, dv
+    silu: Callable[..., Any]  # x -> y
+    silu_backward: Callable[..., Any]  # dy, x -> dx
+    add: Callable[..., Any]  # a, b -> a + b, of one shape
+    sum_to: Callable[..., Any]  # dy, shape -> dy summed to that shape
+    embedding: Callable[..., Any]  # table, index -> rows
+    embedding_backward: Callable[..., Any]  # dy, index, rows -> dtable
+    upsample_nearest: Callable[..., Any]  # x -> y, twice as high and wide
+    upsample_nearest_backward: Callable[..., Any]  # dy -> dx
+    concat: Callable[..., Any]  # a, b -> joined along the channels
+    concat_backward: Callable[..., Any]  # dy, channels of a -> da, db
+    grad_norm: Callable[..., Any]  # g -> 0-d array
+    adamw: Callable[..., Any]  # flat buffers, in place
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name}>"
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """The backend of that name: "numpy", the reference, or "numba", multi-threaded on the CPU.
+
+    Raises MinidiffError for any other name.
+    """
+    if name not in PACKAGES:
+        raise MinidiffError(f"unknown backend {name!r}: choose one of {', '.join(PACKAGES)}")
+    ops = {}
+    for family, names in FAMILIES.items():
+        module = importlib.import_module(f"minidiff_kernels.{PACKAGES[name]}.{family}")
+        ops |= {op: getattr(module, op) for op in names}
+    return Backend(name, importlib.import_module("numpy"), **ops)

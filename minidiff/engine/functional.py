@@ -1,0 +1,239 @@
+"""Every differentiable operation, its forward beside its backward. Pictures are NHWC, weights OHWI.
+
+The classes state the mathematics on raw arrays; the functions under them are what one calls.
+What the kernels compute stands in `minidiff_kernels/reference/`.
+"""
+
+import numpy as np
+
+from minidiff.engine.tensor import Function, Tensor
+
+
+class Add(Function):
+    def forward(self, a, b):
+        return self.backend.add(a, b) if a.shape == b.shape else a + b
+
+    def backward(self, dy):
+        return dy, dy
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, with broadcasting."""
+    return Add()(a, b)
+
+
+class Mul(Function):
+    def forward(self, a, b):
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, dy):
+        return dy * self.b, dy * self.a
+
+
+def mul(a: Tensor, b: Tensor) -> Tensor:
+    """a b, number by number, with broadcasting."""
+    return Mul()(a, b)
+
+
+class Reshape(Function):
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x):
+        self.before = x.shape
+        return x.reshape(self.shape)
+
+    def backward(self, dy):
+        return (dy.reshape(self.before),)
+
+
+def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same numbers in another shape; one length may be -1."""
+    return Reshape(shape)(x)
+
+
+class SiLU(Function):
+    def forward(self, x):
+        self.x = x
+        return self.backend.silu(x)
+
+    def backward(self, dy):
+        return (self.backend.silu_backward(dy, self.x),)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x)."""
+    return SiLU()(x)
+
+
+class Conv2d(Function):
+    def __init__(self, stride, pad):
+        self.stride, self.pad = stride, pad
+
+    def forward(self, x, w, bias, add):
+        self.x, self.w = x, w
+        return self.backend.conv2d(x, w, bias, self.stride, self.pad, add)
+
+    def backward(self, dy):
+        need_dx = self.needs(0)
+        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, self.w, self.stride, self.pad, need_dx)
+        return dx, dw, dbias, dy
+
+
+def conv2d(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+    add: Tensor | None = None,
+) -> Tensor:
+    """Convolution (cross-correlation) of x (N, H, W, C) with w (O, KH, KW, C) -> (N, P, Q, O).
+
+    pad: zeros at (top, bottom, left, right). add: added to the output in the same pass, (N, 1, 1, O) or the
+    output's shape: a time embedding, or the residual. Raises ValueError if the shapes do not fit.
+    """
+    (_, H, W, C), (_, KH, KW, I), (top, bottom, left, right) = x.shape, w.shape, pad
+    if C != I:
+        raise ValueError(f"conv2d: the input has {C} channels, the weight wants {I}")
+    if H + top + bottom < KH or W + left + right < KW:
+        raise ValueError(f"conv2d: the {KH}x{KW} kernel is larger than the padded {H}x{W} input")
+    return Conv2d(stride, pad)(x, w, bias, add)
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+    """y = x w^T + bias + add: the 1x1 convolution of a picture that is one row high.
+
+    x (..., I)   w (O, I)   bias (O,)   add, y (..., O)
+    """
+    *lead, I = x.shape
+    O = w.shape[0]
+    row = reshape(x, (1, 1, -1, I))  # (1, 1, M, I)
+    w = reshape(w, (O, 1, 1, I))
+    if add is not None:
+        add = reshape(add, (1, 1, -1, O))
+    return reshape(conv2d(row, w, bias, add=add), (*lead, O))
+
+
+class GroupNorm(Function):
+    def __init__(self, groups, eps, silu):
+        self.groups, self.eps, self.silu = groups, eps, silu
+
+    def forward(self, x, weight, bias):
+        y, mean, rstd = self.backend.group_norm(x, weight, bias, self.groups, self.eps, self.silu)
+        self.saved = x, weight, bias, mean, rstd
+        return y
+
+    def backward(self, dy):
+        return self.backend.group_norm_backward(dy, *self.saved, self.silu)
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
+    """Normalise x (N, ..., C) over positions and the C / groups channels of a group; then SiLU if asked."""
+    if x.shape[-1] % groups:
+        raise ValueError(f"group_norm: {x.shape[-1]} channels do not divide into {groups} groups")
+    return GroupNorm(groups, eps, silu)(x, weight, bias)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise every vector of x (..., C): group normalisation of one position with one group."""
+    rows = reshape(x, (-1, 1, x.shape[-1]))
+    return reshape(group_norm(rows, weight, bias, 1, eps), x.shape)
+
+
+class Attention(Function):
+    def forward(self, q, k, v):
+        o, lse = self.backend.attention(q, k, v)
+        self.saved = q, k, v, o, lse
+        return o
+
+    def backward(self, dy):
+        return self.backend.attention_backward(dy, *self.saved)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D)."""
+    return Attention()(q, k, v)
+
+
+class UpsampleNearest(Function):
+    def forward(self, x):
+        return self.backend.upsample_nearest(x)
+
+    def backward(self, dy):
+        return (self.backend.upsample_nearest_backward(dy),)
+
+
+def upsample_nearest(x: Tensor) -> Tensor:
+    """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C)."""
+    return UpsampleNearest()(x)
+
+
+class Concat(Function):
+    def forward(self, a, b):
+        self.channels = a.shape[-1]
+        return self.backend.concat(a, b)
+
+    def backward(self, dy):
+        return self.backend.concat_backward(dy, self.channels)
+
+
+def concat(a: Tensor, b: Tensor) -> Tensor:
+    """Channels of a, then channels of b: (..., A), (..., B) -> (..., A + B)."""
+    return Concat()(a, b)
+
+
+class Embedding(Function):
+    def __init__(self, index):
+        self.index = index
+
+    def forward(self, table):
+        self.rows = len(table)
+        return self.backend.embedding(table, self.index)
+
+    def backward(self, dy):
+        return (self.backend.embedding_backward(dy, self.index, self.rows),)
+
+
+def embedding(table: Tensor, index: np.ndarray) -> Tensor:
+    """Row index[n] of table (K, D) for every n -> (N, D). Raises IndexError unless 0 <= index < K."""
+    index = np.asarray(index)
+    if index.size and not (0 <= index.min() and index.max() < table.shape[0]):
+        raise IndexError(f"embedding: index {index.min()}..{index.max()}, the table has {table.shape[0]} rows")
+    return Embedding(index)(table)
+
+
+def dropout(x: Tensor, p: float, rng=None) -> Tensor:
+    """Without rng, x. With one: zero with probability p, else x / (1 - p) (Srivastava et al. 2014).
+
+    rng: anything with `integers`, so that nothing but the caller decides what is random.
+    """
+    if rng is None or p == 0:
+        return x
+    keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)
+    return mul(x, Tensor(keep / np.float32(1 - p), x.backend))
+
+
+class MSE(Function):
+    def __init__(self, target, weight):
+        self.target, self.weight = target, weight
+
+    def forward(self, prediction):
+        self.error = prediction - self.backend.asarray(self.target)
+        self.weighted = self.error if self.weight is None else self.error * self.backend.asarray(self.weight)
+        return (self.error * self.weighted).mean()
+
+    def backward(self, dy):
+        return (self.weighted * (dy * 2 / self.error.size),)
+
+
+def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
+    """The mean of weight (prediction - target)^2 over all numbers; a scalar.
+
+    weight: broadcastable to the prediction, such as (N, 1, 1, 1); 1 if not given.
+    Raises ValueError if target has another shape: broadcasting would hide a mistake.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
+    return MSE(target, weight)(prediction)

@@ -1,0 +1,173 @@
+"""Layers: parameters with names, and what they do to a tensor. A plain walk over attributes finds them.
+
+Every layer starts as PyTorch's does: uniform in ±1 / sqrt(inputs per output), drawn from the rng given.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+
+from minidiff.engine import functional as F
+from minidiff.engine.backend import Backend, get_backend
+from minidiff.engine.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A leaf that is learned."""
+
+    __slots__ = ()
+
+    def __init__(self, data, backend: Backend):
+        super().__init__(data, backend, requires_grad=True)
+
+
+class Module:
+    """Something that owns parameters: as attributes, in other modules, or in lists of them."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """("down_blocks.0.resnets.0.norm1.weight", parameter), ... in the order of definition."""
+        for name, value in _children(self):
+            if isinstance(value, Parameter):
+                yield name, value
+            else:
+                yield from ((f"{name}.{inner}", p) for inner, p in value.named_parameters())
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of definition."""
+        return [p for _, p in self.named_parameters()]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every parameter in host memory, by name."""
+        return {name: p.numpy().copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Overwrite every parameter in place.
+
+        Raises ValueError that names what is missing, surplus or of another shape; then nothing was changed.
+        """
+        own = dict(self.named_parameters())
+        wrong = [f"missing {k}" for k in own if k not in state] + [f"surplus {k}" for k in state if k not in own]
+        wrong += [
+            f"{k} has shape {state[k].shape}, not {p.shape}"
+            for k, p in own.items()
+            if k in state and state[k].shape != p.shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise ValueError(f"weights do not fit: {'; '.join(wrong[:4])}{more}")
+        for name, p in own.items():
+            p.data[...] = p.backend.asarray(state[name])
+
+    def to(self, backend: str) -> "Module":
+        """The same module with its parameters copied to another backend."""
+        twin = copy.copy(self)
+        for attribute, value in vars(self).items():
+            setattr(twin, attribute, _moved(value, get_backend(backend)))
+        return twin
+
+    @property
+    def backend(self) -> Backend:
+        """Where the parameters live."""
+        return next(self.named_parameters())[1].backend
+
+
+def _children(module: Module) -> Iterator[tuple[str, "Module | Parameter"]]:
+    for name, value in vars(module).items():
+        for key, item in ((f"{name}.{i}", v) for i, v in enumerate(value)) if isinstance(value, list) else [(name, value)]:
+            if isinstance(item, Module | Parameter):
+                yield key, item
+
+
+def _moved(value, backend: Backend):
+    if isinstance(value, Parameter):
+        return Parameter(value.numpy().copy(), backend)
+    if isinstance(value, Module):
+        return value.to(backend.name)
+    return [_moved(v, backend) for v in value] if isinstance(value, list) else value
+
+
+def _uniform(rng, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
+    bound = fan_in**-0.5
+    return Parameter(rng.uniform(-bound, bound, shape).astype(np.float32), get_backend(backend))
+
+
+class Linear(Module):
+    """y = x weight^T + bias; weight (O, I), bias (O,)."""
+
+    def __init__(self, inputs: int, outputs: int, rng, backend: str, bias: bool = True):
+        self.weight = _uniform(rng, (outputs, inputs), inputs, backend)
+        self.bias = _uniform(rng, (outputs,), inputs, backend) if bias else None
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.weight, self.bias, add)  # (..., O)
+
+
+class Conv2d(Module):
+    """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one number."""
+
+    def __init__(self, inputs, outputs, kernel, rng, backend, stride=1, pad=0):
+        fan_in = inputs * kernel * kernel
+        self.weight = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
+        self.bias = _uniform(rng, (outputs,), fan_in, backend)
+        self.stride, self.pad = stride, (pad,) * 4 if isinstance(pad, int) else pad
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.pad, add)  # (N, P, Q, O)
+
+
+class GroupNorm(Module):
+    """Group normalisation over C channels; `silu=True` at the call runs SiLU in the same pass."""
+
+    def __init__(self, groups: int, channels: int, eps: float, backend: str):
+        self.weight = Parameter(np.ones(channels, np.float32), get_backend(backend))
+        self.bias = Parameter(np.zeros(channels, np.float32), get_backend(backend))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: Tensor, silu: bool = False) -> Tensor:
+        return F.group_norm(x, self.weight, self.bias, self.groups, self.eps, silu)
+
+
+class LayerNorm(Module):
+    """Layer normalisation over the last axis, C long."""
+
+    def __init__(self, channels: int, eps: float, backend: str):
+        self.weight = Parameter(np.ones(channels, np.float32), get_backend(backend))
+        self.bias = Parameter(np.zeros(channels, np.float32), get_backend(backend))
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding(Module):
+    """A learned vector for each of K indices; weight (K, D), standard normal at the start."""
+
+    def __init__(self, rows: int, width: int, rng, backend: str):
+        self.weight = Parameter(rng.standard_normal((rows, width)).astype(np.float32), get_backend(backend))
+
+    def __call__(self, index: np.ndarray) -> Tensor:
+        return F.embedding(self.weight, index)  # (N, D)
+
+
+class SelfAttention(Module):
+    """Attention among the pixels of a picture, normalised first and added to it (Ho et al. 2020, appendix B).
+
+    Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0.
+    """
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float, rng, backend: str):
+        self.heads = heads
+        self.group_norm = GroupNorm(groups, channels, eps, backend)
+        self.to_q = Linear(channels, channels, rng, backend)
+        self.to_k = Linear(channels, channels, rng, backend)
+        self.to_v = Linear(channels, channels, rng, backend)
+        self.to_out = [Linear(channels, channels, rng, backend)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        N, H, W, C = x.shape
+        h = self.group_norm(x)
+        split = (N, H * W, self.heads, C // self.heads)
+        q, k, v = (F.reshape(project(h), split) for project in (self.to_q, self.to_k, self.to_v))
+        o = F.reshape(F.attention(q, k, v), x.shape)  # (N, H, W, C)
+        return self.to_out[0](o, add=x)

@@ -1,0 +1,75 @@
+"""AdamW over flat buffers, the moving average of the weights, and learning rates over time."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff.engine.nn import Parameter
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019), clipping and the moving average in the same pass over memory.
+
+    At construction every parameter's data and gradient become views of two flat arrays, `p` and `g`; m, v
+    and ema lie beside them. So a module is moved to its backend first, and loading copies in place.
+
+    clip  the largest norm that all gradients together may have (Pascanu et al. 2013); None: any
+    ema   decay of the moving average (None: none kept). It warms up: min(ema, (1 + step) / (10 + step))
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip: float | None = 1.0,
+        ema: float | None = None,
+    ):
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.clip, self.ema_decay, self.step_count = clip, ema, 0
+        self.backend = params[0].backend
+        self.p = self.backend.asarray(np.concatenate([p.numpy().ravel() for p in params]))  # (P,)
+        xp = self.backend.xp
+        self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
+        self.ema = None if ema is None else self.p.copy()
+        end = 0
+        for p in params:
+            start, end = end, end + p.data.size
+            p.data = self.p[start:end].reshape(p.shape)
+            p.grad = self.g[start:end].reshape(p.shape)
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero."""
+        self.g[...] = 0
+
+    def step(self):
+        """Update every parameter from its gradient; returns the norm of all gradients before clipping (0-d)."""
+        self.step_count += 1
+        norm = self.backend.grad_norm(self.g)
+        decay = 0.0 if self.ema_decay is None else ema_decay(self.ema_decay, self.step_count)
+        clip = math.inf if self.clip is None else self.clip
+        self.backend.adamw(
+            self.p, self.g, self.m, self.v, self.ema, norm, clip,
+            self.lr, *self.betas, self.eps, self.weight_decay, self.step_count, decay,
+        )  # fmt: skip
+        return norm
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """The decay at a step (from 1): small at first, so that the average forgets the random start."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def learning_rate(lr: float, step: int, steps: int, warmup: int, decay_from: float = 1.0) -> float:
+    """The rate at a step (1..steps): a linear rise over `warmup` steps, then lr, then half a cosine to zero.
+
+    decay_from  the fraction of all steps after which it falls: 0.5 decays over the second half, 1 never.
+    """
+    rise = min(1.0, step / max(warmup, 1))
+    start = decay_from * steps
+    if step <= start:
+        return lr * rise
+    return lr * rise * 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start + 1)))

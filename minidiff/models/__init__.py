@@ -1,0 +1,1 @@
+"""Networks, built of the engine's layers."""

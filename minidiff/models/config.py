@@ -1,0 +1,166 @@
+"""What a U-Net is made of: the keys of diffusers' config.json for UNet2DModel, as a dataclass."""
+
+from dataclasses import asdict, dataclass, fields
+
+from minidiff.errors import MinidiffError
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+
+# Keys that change the network in ways not built here, with the only value that is accepted.
+FIXED = {
+    "act_fn": "silu",
+    "attn_norm_num_groups": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "downsample_type": "conv",
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2D",
+    "num_train_timesteps": None,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "upsample_type": "conv",
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """A U-Net in diffusers' terms; the defaults are those of its class.
+
+    attention_head_dim  channels of one head; None: one head over all channels
+    downsample_padding  0 pads below and to the right only, 1 on all sides
+    num_class_embeds    rows of the label table, None for no labels; the last row is the null class
+    Raises MinidiffError that names the first value that does not make sense.
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    attention_head_dim: int | None = 8
+    downsample_padding: int = 1
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    dropout: float = 0.0
+    add_attention: bool = True
+    num_class_embeds: int | None = None
+
+    def __post_init__(self):
+        for name in ("block_out_channels", "down_block_types", "up_block_types"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise _bad(name, getattr(self, name), "give a list")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_numbers(self)
+        _check_blocks(self)
+
+    @property
+    def time_embed_dim(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+
+def _bad(name: str, value, remedy: str) -> MinidiffError:
+    return MinidiffError(f"U-Net configuration: {name} = {value!r} is not supported: {remedy}")
+
+
+def _is_int(value, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _check_numbers(cfg: UNetConfig) -> None:
+    ranges = {
+        "in_channels": (1, 1024), "out_channels": (1, 1024), "layers_per_block": (1, 64), "norm_num_groups": (1, 1024),
+        "downsample_padding": (0, 1),
+    }  # fmt: skip
+    for name, (low, high) in ranges.items():
+        if not _is_int(getattr(cfg, name), low, high):
+            raise _bad(name, getattr(cfg, name), f"give a whole number from {low} to {high}")
+    for name, high in {"attention_head_dim": 16384, "num_class_embeds": 1_000_000}.items():
+        if getattr(cfg, name) is not None and not _is_int(getattr(cfg, name), 1, high):
+            raise _bad(name, getattr(cfg, name), f"give null or a whole number from 1 to {high}")
+    for name in ("flip_sin_to_cos", "add_attention"):
+        if type(getattr(cfg, name)) is not bool:
+            raise _bad(name, getattr(cfg, name), "give true or false")
+    for name, low, high in (("norm_eps", 1e-12, 1.0), ("dropout", 0.0, 0.99), ("freq_shift", 0.0, 1.0)):
+        value = getattr(cfg, name)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise _bad(name, value, f"give a number from {low} to {high}")
+    size = cfg.sample_size
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if size is not None and not (len(pair) == 2 and all(_is_int(n, 1, 65536) for n in pair)):
+        raise _bad("sample_size", size, "give null, a whole number or [height, width]")
+
+
+def _check_blocks(cfg: UNetConfig) -> None:
+    widths = cfg.block_out_channels
+    if not 1 <= len(widths) <= 12 or not all(_is_int(c, 2, 16384) for c in widths):
+        raise _bad("block_out_channels", widths, "give 1 to 12 whole numbers from 2 to 16384")
+    for c in widths:
+        if c % cfg.norm_num_groups:
+            raise _bad("norm_num_groups", cfg.norm_num_groups, f"it must divide every width, and {c} is one")
+        if cfg.attention_head_dim and c % cfg.attention_head_dim and _has_attention(cfg, c):
+            raise _bad("attention_head_dim", cfg.attention_head_dim, f"it must divide the width {c}")
+    for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        kinds = getattr(cfg, name)
+        if len(kinds) != len(widths):
+            raise _bad(name, kinds, f"block_out_channels has {len(widths)} levels, so give as many")
+        for kind in kinds:
+            if kind not in known:
+                raise _bad(name, kind, f"choose from {', '.join(known)}")
+
+
+def _has_attention(cfg: UNetConfig, width: int) -> bool:
+    levels = zip(cfg.block_out_channels, cfg.down_block_types, cfg.up_block_types[::-1], strict=False)
+    middle = cfg.add_attention and width == cfg.block_out_channels[-1]
+    return middle or any(c == width and "Attn" in f"{down}{up}" for c, down, up in levels)
+
+
+def config_from_dict(values: dict) -> UNetConfig:
+    """The configuration in the words of a diffusers config.json. Raises MinidiffError for what is not built here."""
+    if not isinstance(values, dict):
+        raise MinidiffError(f"U-Net configuration: expected an object of keys and values, found {type(values).__name__}")
+    if values.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise _bad("_class_name", values["_class_name"], "only UNet2DModel is read here")
+    known = {field.name for field in fields(UNetConfig)}
+    for name, value in values.items():
+        if name.startswith("_") or name in known:
+            continue
+        if name not in FIXED:
+            raise _bad(name, value, "the key is not known")
+        if value != FIXED[name]:
+            raise _bad(name, value, f"only {FIXED[name]!r} is")
+    return UNetConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def config_to_dict(cfg: UNetConfig) -> dict:
+    """The contents of a config.json that diffusers reads."""
+    return {"_class_name": "UNet2DModel", **asdict(cfg)}
+
+
+def default_config(shape: tuple[int, int, int], width: int = 32, num_class_embeds: int | None = None) -> UNetConfig:
+    """A U-Net for pictures of shape (H, W, C): widths 1, 2, 3, 3, ... times `width`, attention at the lowest level.
+
+    It halves as often as height and width divide by two, down to 4 pixels, three times at most.
+    """
+    H, W, C = shape
+    halvings = 0
+    while halvings < 3 and H % 2 ** (halvings + 1) == 0 and W % 2 ** (halvings + 1) == 0 and min(H, W) >= 8 * 2**halvings:
+        halvings += 1
+    widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))
+    return UNetConfig(
+        sample_size=H if H == W else (H, W),
+        in_channels=C,
+        out_channels=C,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * halvings + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * halvings,
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=None,
+        num_class_embeds=num_class_embeds,
+    )
