@@ -13,6 +13,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
@@ -35,10 +36,12 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SPLITS = {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test": ("test_batch.bin",)}
 
 RECORD = 1 + 3 * 32 * 32
-MAX_BYTES = 2**31  # of a batch in a folder: thirteen times all of CIFAR-10
-LIMITS = {META: 2**12, "readme.html": 2**16} | dict.fromkeys(
-    SPLITS["train"] + SPLITS["test"], 10_000 * RECORD
-)
+MAX_BYTES = 2**31  # of a batch in a folder: more than ten times all of CIFAR-10
+LIMITS = {META: 2**12, "readme.html": 2**16}  # bytes of an archive's files
+LIMITS |= dict.fromkeys(SPLITS["train"] + SPLITS["test"], 10_000 * RECORD)
+EXTENDED = "an extended header"  # times and the like, of which nothing is used
+BLOCK = 512  # of a tar
+MAX_PADDING = 2**20  # zeros after its last file
 CHUNK = 2**18
 
 Progress = Callable[[int, int], object]
@@ -125,58 +128,46 @@ def _read_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 def _read_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """Name -> content of the wanted members of a .tar.gz; the whole of it is checked on the way.
 
-    Read as a stream ("r|"): tarfile then asks for small pieces, however long a header claims to be.
+    A tar is headers of one block, each followed by its member's blocks; zeros end it. tarfile reads the
+    headers here and nothing more: left to itself it believes what extended headers claim.
     """
     files, seen = {}, set()
     try:
-        with gzip.open(path) as inflated:
-            stream = _Bounded(inflated, sum(LIMITS.values()) + 2**20, path)  # a little for headers, padding
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    name = _expected_name(member, path)
-                    if name in seen:
-                        raise MinidiffError(f"{path}: holds {member.name} twice; get the archive again")
-                    seen.add(name)
-                    if name in wanted and (content := archive.extractfile(member)):
-                        files[name] = content.read()
-            while stream.read(CHUNK):  # gzip's checksum comes last
-                pass
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+        with gzip.open(path) as stream:
+            while any(block := stream.read(BLOCK)):
+                header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                name, limit = _expected(header, path)
+                if not 0 <= header.size <= limit:
+                    raise MinidiffError(
+                        f"{path}: {name} has {header.size} bytes, not 0 to {limit}; get the archive again"
+                    )
+                if name in seen and name != EXTENDED:
+                    raise MinidiffError(f"{path}: holds {name} twice; get the archive again")
+                seen.add(name)
+                content = stream.read(-(-header.size // BLOCK) * BLOCK)
+                if len(content) < header.size:
+                    raise EOFError(f"it ends within {name}")
+                if name in wanted:
+                    files[name] = content[: header.size]
+            if len(stream.read(MAX_PADDING)) == MAX_PADDING:  # to the end: gzip's checksum comes last
+                raise MinidiffError(f"{path}: goes on after its last file; get the archive again")
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise MinidiffError(f"{path}: is damaged or no .tar.gz ({error}); get the archive again") from error
     return files
 
 
-def _expected_name(member: tarfile.TarInfo, path: Path) -> str:
-    """A member's name within the official archive's one folder ("." for the folder itself)."""
-    if member.name.split("/")[0] == PICKLED:
+def _expected(header: tarfile.TarInfo, path: Path) -> tuple[str, int]:
+    """What a header announces, and how many bytes that may have. Raises for all that has no place here."""
+    folder, _, name = header.name.partition("/")
+    if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+        return EXTENDED, 2**16
+    if header.name == FOLDER and header.isdir():
+        return FOLDER, 0
+    if folder == FOLDER and name in LIMITS and header.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        return name, LIMITS[name]
+    if folder == PICKLED:
         raise _pickled(path)
-    if member.isdir() and member.name == FOLDER:
-        return "."
-    folder, _, name = member.name.partition("/")
-    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-    if folder != FOLDER or name not in LIMITS or not plain:
-        raise MinidiffError(
-            f"{path}: holds {member.name!r}, which has no place in CIFAR-10's binary version; get the archive again"
-        )
-    if not 0 <= member.size <= LIMITS[name]:
-        raise MinidiffError(
-            f"{path}: {name} has {member.size} bytes, not 0 to {LIMITS[name]}; get the archive again"
-        )
-    return name
-
-
-class _Bounded:
-    """A stream that refuses to give more than `left` bytes: an inflated archive cannot fill the memory."""
-
-    def __init__(self, stream: BinaryIO, left: int, path: Path):
-        self.stream, self.left, self.path = stream, left, path
-
-    def read(self, n: int) -> bytes:
-        data = self.stream.read(n)
-        self.left -= len(data)
-        if self.left < 0:
-            raise MinidiffError(f"{self.path}: inflates to more than CIFAR-10 has; get the archive again")
-        return data
+    raise MinidiffError(f"{path}: holds {header.name!r}, no file of CIFAR-10's binary version; get it again")
 
 
 def cache_dir() -> Path:
@@ -208,8 +199,10 @@ def download_cifar10(folder: str | Path, progress: Progress | None = None) -> Pa
                 os.fsync(file.fileno())
             os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is a response too, and holds the connection
         raise MinidiffError(
-            f"{URL}: cannot be fetched ({error}); check the network and the disk, or put it at {target} yourself"
+            f"{URL}: cannot be fetched ({error}); check network and disk, or put the file at {target}"
         ) from error
     return target
 

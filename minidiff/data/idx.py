@@ -7,12 +7,12 @@ other. What the header claims is checked against what the file can hold before m
 """
 
 import gzip
+import io
 import math
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -23,7 +23,7 @@ PREFIXES = {"train": "train", "test": "t10k"}
 DIGITS = tuple("0123456789")
 GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
-MAX_BYTES = 2**31  # three times the largest of the family, EMNIST
+MAX_BYTES = 2**31  # about four times the largest of the family, EMNIST's
 CHUNK = 2**20
 DEFLATE_RATIO = 1032  # no gzip stream inflates to more than this times its own length
 
@@ -74,7 +74,7 @@ def _find(folder: str | Path, name: str) -> Path:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Reads one IDX file of unsigned bytes, gzipped or not (its first bytes tell) -> uint8 of 1 to 4 dimensions.
+    """Reads one IDX file of unsigned bytes, gzipped or not (its first bytes tell) -> uint8 array, 1-d to 4-d.
 
     Raises MinidiffError for a file that cannot be read, is no IDX, is longer or shorter than its header
     says, or claims more than 2 GiB. Nothing is allocated for a claim that the file's length belies, and no
@@ -91,7 +91,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         raise MinidiffError(f"{path}: cannot be read ({error}); get the file again") from error
 
 
-def _parse(stream: BinaryIO, most: int, path: str | Path) -> np.ndarray:
+def _parse(stream: io.BufferedIOBase, most: int, path: str | Path) -> np.ndarray:
     """The array in a stream that holds `most` bytes at most."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
@@ -109,7 +109,7 @@ def _parse(stream: BinaryIO, most: int, path: str | Path) -> np.ndarray:
         raise MinidiffError(f"{path}: is too short for the shape {shape} that it claims; get the file again")
 
     items = np.empty(total, np.uint8)
-    filled, view = 0, memoryview(items)
+    filled, view = 0, items.data
     while filled < total and (n := stream.readinto(view[filled : filled + CHUNK])):
         filled += n
     if filled < total:

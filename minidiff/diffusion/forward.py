@@ -32,31 +32,31 @@ def q_posterior(
 
 
 def x0_from_eps(schedule: Schedule, eps: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-    """x0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar) (DDPM eq. 15)."""
+    """`x0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar)` (DDPM eq. 15)."""
     signal, noise = mixture(schedule, t, x_t)
     return (x_t - noise * eps) / signal
 
 
 def eps_from_x0(schedule: Schedule, x0: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-    """eps = (x_t - sqrt(abar) x0) / sqrt(1 - abar) (DDPM eq. 4, solved)."""
+    """`eps = (x_t - sqrt(abar) x0) / sqrt(1 - abar)` (DDPM eq. 4, solved)."""
     signal, noise = mixture(schedule, t, x_t)
     return (x_t - signal * x0) / noise
 
 
 def v_from_x0_eps(schedule: Schedule, x0: np.ndarray, eps: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-    """v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho appendix D)."""
+    """`v = sqrt(abar) eps - sqrt(1 - abar) x0` (Salimans & Ho appendix D)."""
     signal, noise = mixture(schedule, t, x0)
     return signal * eps - noise * x0
 
 
 def x0_from_v(schedule: Schedule, v: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-    """x0 = sqrt(abar) x_t - sqrt(1 - abar) v (Salimans & Ho appendix D): nothing is divided, even at zero SNR."""
+    """`x0 = sqrt(abar) x_t - sqrt(1 - abar) v` (Salimans & Ho appendix D)."""
     signal, noise = mixture(schedule, t, x_t)
     return signal * x_t - noise * v
 
 
 def eps_from_v(schedule: Schedule, v: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-    """eps = sqrt(1 - abar) x_t + sqrt(abar) v (Salimans & Ho appendix D)."""
+    """`eps = sqrt(1 - abar) x_t + sqrt(abar) v` (Salimans & Ho appendix D)."""
     signal, noise = mixture(schedule, t, x_t)
     return noise * x_t + signal * v
 

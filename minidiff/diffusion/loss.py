@@ -22,8 +22,9 @@ def training_loss(
 ) -> Tensor:
     """Mean squared error of the model's prediction at x_t, a scalar (DDPM algorithm 1 and eq. 14).
 
-    x0 and eps (N, H, W, C) float, t (N,) int. model(x_t, t) predicts the schedule's prediction type, (N, H, W, C);
-    cond and rng (for dropout) are handed to it when there are any. Raises MinidiffError for a t out of range.
+    x0 and eps are float (N, H, W, C), t is int (N,). model(x_t, t) predicts what the schedule's prediction
+    type says; cond=cond and rng=rng (for dropout) are passed if there are any.
+    Raises MinidiffError for a t that is not of the schedule.
     """
     x_t = q_sample(schedule, x0, t, eps)
     extras = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}

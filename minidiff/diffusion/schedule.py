@@ -79,7 +79,7 @@ def linear_schedule(
 def scaled_linear_schedule(
     T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, prediction_type: str = "epsilon"
 ) -> Schedule:
-    """Square roots of the betas on a straight line (latent diffusion; the defaults are Stable Diffusion's)."""
+    """Square roots of the betas on a straight line (latent diffusion, with Stable Diffusion's numbers)."""
     _check_rule(T, beta_start, beta_end)
     betas = np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
     return Schedule(betas, prediction_type, "scaled_linear", beta_start, beta_end)
@@ -120,7 +120,7 @@ def rescale_zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 
 def respace(schedule: Schedule, ts: np.ndarray) -> Schedule:
-    """The schedule of a walk that visits only the timesteps ts, strictly descending (Nichol & Dhariwal eq. 19).
+    """The schedule of a walk over the timesteps ts alone, strictly descending (Nichol & Dhariwal eq. 19).
 
     Step i of the result is the i-th smallest of ts: as noisy as before, with a beta that spans the gap below.
     """
@@ -180,7 +180,9 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
     if str(config.get("variance_type")).startswith("learned"):
-        raise MinidiffError(f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small")
+        raise MinidiffError(
+            f"variance_type {config['variance_type']!r:.80} is not supported: use a fixed one"
+        )
     if config.get("trained_betas") is not None:
         schedule = Schedule(_trained_betas(config), prediction_type)
     else:
@@ -197,13 +199,13 @@ def _from_rule(config: dict[str, Any], prediction_type: str) -> Schedule:
     return RULES[name](config.get("num_train_timesteps"), **numbers, prediction_type=prediction_type)
 
 
-def _trained_betas(config: dict[str, Any]) -> list[float]:
+def _trained_betas(config: dict[str, Any]) -> np.ndarray:
     betas, T = config["trained_betas"], config.get("num_train_timesteps")
     if not isinstance(betas, list) or not all(type(beta) in (int, float) and 0 < beta <= 1 for beta in betas):
         raise MinidiffError("trained_betas must be a list of numbers between 0 and 1")
     if len(betas) != T:
         raise MinidiffError(f"trained_betas has {len(betas)} entries, but num_train_timesteps is {T!r:.80}")
-    return betas
+    return np.array(betas)
 
 
 def _from_alphas_cumprod(abar: np.ndarray, prediction_type: str) -> Schedule:
@@ -218,7 +220,7 @@ def _read_only(values: Any) -> np.ndarray:
 
 def _check_rule(T: int, *betas: float) -> None:
     if not isinstance(T, Integral) or isinstance(T, bool) or not 1 <= T <= MAX_STEPS:
-        raise MinidiffError(f"T (num_train_timesteps) must be an integer from 1 to {MAX_STEPS}, not {T!r:.80}")
+        raise MinidiffError(f"num_train_timesteps must be an integer from 1 to {MAX_STEPS}, not {T!r:.80}")
     for beta in betas:
         if not isinstance(beta, Real) or isinstance(beta, bool) or not 0 < beta < 1:
             raise MinidiffError(f"beta_start and beta_end must be between 0 and 1, not {beta!r:.80}")
@@ -232,7 +234,7 @@ def _check_betas(betas: np.ndarray) -> None:
 
 
 def _check_alphas_cumprod(abar: np.ndarray) -> None:
-    stuck = np.flatnonzero(np.diff(abar, prepend=1.0) >= 0)  # a beta too small to count, or nothing left to lose
+    stuck = np.flatnonzero(np.diff(abar, prepend=1.0) >= 0)  # beta too small to count, or nothing left
     if len(stuck):
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")
 
@@ -242,4 +244,6 @@ def _check_prediction_type(prediction_type: str, last: float) -> None:
         known = ", ".join(PREDICTION_TYPES)
         raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {known}")
     if prediction_type == "epsilon" and last < np.finfo(np.float32).tiny:  # zero to the pictures' precision
-        raise MinidiffError("prediction_type 'epsilon' is infinite at zero terminal SNR: use 'v_prediction'")
+        raise MinidiffError(
+            "zero terminal SNR does not go with prediction_type 'epsilon': use 'v_prediction'"
+        )

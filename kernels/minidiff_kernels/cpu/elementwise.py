@@ -1,0 +1,113 @@
+"""Operations that look at one number at a time, and the sums that undo broadcasting."""
+
+from math import prod
+
+import numpy as np
+from numba import prange
+
+from .jit import kernel
+from .memory import empty
+from .simd import sigmoid
+
+CHUNK = 64  # positions summed in float32 before they join a float64 total
+
+
+def silu(x):
+    """y = x sigmoid(x), any shape."""
+    y = empty(x.shape)
+    _silu(x.ravel(), y.ravel())
+    return y
+
+
+def silu_backward(dy, x):
+    """dx = dy s (1 + x (1 - s)), s = sigmoid(x)."""
+    dx = empty(x.shape)
+    _silu_backward(dy.ravel(), x.ravel(), dx.ravel())
+    return dx
+
+
+def add(a, b):
+    """a + b, two arrays of one shape."""
+    y = empty(a.shape)
+    _add(a.ravel(), b.ravel(), y.ravel())
+    return y
+
+
+def sum_to(dy, shape):
+    """dy summed over every axis along which `shape` had been broadcast; the result has that shape."""
+    want = (1,) * (dy.ndim - len(shape)) + tuple(shape)
+    while dy.shape != want:  # one run of neighbouring axes at a time
+        first = next(i for i in range(dy.ndim) if dy.shape[i] != want[i])
+        last = first
+        while last + 1 < dy.ndim and want[last + 1] == 1:
+            last += 1
+        summed = empty(dy.shape[:first] + want[first : last + 1] + dy.shape[last + 1 :])
+        before, after = prod(dy.shape[:first]), prod(dy.shape[last + 1 :])
+        _sum_middle(dy.reshape(before, -1, after), summed.reshape(before, after))
+        dy = summed
+    return dy.reshape(shape)
+
+
+def embedding(table, index):
+    """y[n] = table[index[n]]; table (K, D), index (N,) int, y (N, D)."""
+    y = empty((len(index), table.shape[1]))
+    _gather(table, index, y)
+    return y
+
+
+def embedding_backward(dy, index, rows):
+    """dtable (rows, D): the rows of dy added up where they came from."""
+    dtable = empty((rows, dy.shape[1]))
+    _scatter(dy, index, dtable)
+    return dtable
+
+
+@kernel
+def _silu(x, y):
+    for i in prange(len(x)):
+        y[i] = x[i] * sigmoid(x[i])
+
+
+@kernel
+def _silu_backward(dy, x, dx):
+    for i in prange(len(x)):
+        s = sigmoid(x[i])
+        dx[i] = dy[i] * s * (np.float32(1) + x[i] * (np.float32(1) - s))
+
+
+@kernel
+def _add(a, b, y):
+    for i in prange(len(a)):
+        y[i] = a[i] + b[i]
+
+
+@kernel
+def _sum_middle(x, y):
+    """y[b, a] = sum over s of x[b, s, a]."""
+    B, S, A = x.shape
+    for b in prange(B):
+        total, part = np.zeros(A), np.empty(A, np.float32)
+        for start in range(0, S, CHUNK):
+            part[:] = 0
+            for s in range(start, min(start + CHUNK, S)):
+                for a in range(A):
+                    part[a] += x[b, s, a]
+            for a in range(A):
+                total[a] += part[a]
+        for a in range(A):
+            y[b, a] = total[a]
+
+
+@kernel
+def _gather(table, index, y):
+    for n in prange(len(index)):
+        y[n] = table[index[n]]
+
+
+@kernel
+def _scatter(dy, index, dtable):
+    """A thread owns columns, not rows: two rows of dy may belong to one row of the table."""
+    for d in prange(dy.shape[1]):
+        dtable[:, d] = 0
+        for n in range(len(index)):
+            dtable[index[n], d] += dy[n, d]

@@ -1,0 +1,59 @@
+"""AdamW over flat buffers: clipping, decay, update and moving average in one pass over memory."""
+
+import numpy as np
+from numba import prange
+
+from .jit import kernel
+
+CHUNK = 1 << 14  # numbers a thread sums before the parts are added, in order
+
+
+def grad_norm(g):
+    """The Euclidean norm of all gradients together, a 0-d float64 array; g (P,)."""
+    parts = np.empty(-(-len(g) // CHUNK))
+    _sums_of_squares(g, parts)
+    return np.sqrt(parts.sum())
+
+
+def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step, ema_decay):
+    """One step of AdamW, all in place; the equations stand in the reference."""
+    f = np.float32
+    scale = f(min(1.0, clip / (norm + 1e-6))) if np.isfinite(norm) else f(np.nan)
+    rates = (
+        f(1 - lr * weight_decay), f(1 - beta1), f(1 - beta2),
+        f(lr / (1 - beta1**step)), f((1 - beta2**step) ** -0.5), f(eps), f(1 - ema_decay),
+    )  # fmt: skip
+    if ema is None:
+        _adamw(p, g, m, v, scale, rates)
+    else:
+        _adamw_ema(p, g, m, v, ema, scale, rates)
+
+
+@kernel
+def _sums_of_squares(g, parts):
+    for i in prange(len(parts)):
+        total = 0.0
+        for j in range(i * CHUNK, min((i + 1) * CHUNK, len(g))):
+            total += np.float64(g[j]) * np.float64(g[j])
+        parts[i] = total
+
+
+@kernel
+def _adamw(p, g, m, v, scale, rates):
+    keep, new_m, new_v, rate, unbias_v, eps, _ = rates
+    for i in prange(len(p)):
+        gi = g[i] * scale
+        m[i] += new_m * (gi - m[i])
+        v[i] += new_v * (gi * gi - v[i])
+        p[i] = p[i] * keep - rate * m[i] / (np.sqrt(v[i]) * unbias_v + eps)
+
+
+@kernel
+def _adamw_ema(p, g, m, v, ema, scale, rates):
+    keep, new_m, new_v, rate, unbias_v, eps, new_ema = rates
+    for i in prange(len(p)):
+        gi = g[i] * scale
+        m[i] += new_m * (gi - m[i])
+        v[i] += new_v * (gi * gi - v[i])
+        p[i] = p[i] * keep - rate * m[i] / (np.sqrt(v[i]) * unbias_v + eps)
+        ema[i] += new_ema * (p[i] - ema[i])

@@ -1,0 +1,178 @@
+"""What has to be said to LLVM itself: a register-tiled matrix product, block copies, a vector of exp.
+
+Numba turns a plain loop into vector code, but it cannot be told to hold a tile of results in registers, and
+that is what a fast matrix product is. So the innermost product is built as LLVM instructions here. Every
+product in this package, in convolution, linear layers and attention, is made of it.
+"""
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+from .jit import helper
+
+
+def _lanes() -> int:
+    """float32 numbers in a vector register: 16 with AVX-512, 8 with AVX, otherwise 4."""
+    if config.CPU_NAME:  # compiling for a named processor, not for this one
+        wide, middle = ("avx512", "znver4", "znver5"), ("haswell", "broadwell", "skylake", "znver")
+        name = config.CPU_NAME + (config.CPU_FEATURES or "")
+        return 16 if any(w in name for w in wide) else 8 if any(m in name for m in middle) else 4
+    features = llvm.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+
+
+LANES = _lanes()
+ROWS = 8 if LANES == 16 else 4  # a tile is ROWS x up to 3 vectors: 24 of 32 registers, or 12 of 16
+K_CHUNK = 128  # terms summed in registers at a time
+
+_F32, _I64 = ir.FloatType(), ir.IntType(64)
+_VECTOR = ir.VectorType(_F32, LANES)
+
+
+def _pointer(context, builder, array_type, array, offset):
+    """The address of element `offset` of a flat float32 array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [offset])
+
+
+def _vector_at(builder, pointer):
+    return builder.bitcast(pointer, _VECTOR.as_pointer())
+
+
+def _splat(builder, scalar):
+    """A vector whose every lane is the scalar."""
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _tile(vectors: int):
+    """The product of ROWS rows of A with `vectors` vectors of columns of B, added to C.
+
+        c[m, v] += sum over k of  a[a0 + m am + k ak]  *  b[b0 + v bv + k bk ...]
+
+    where [v] stands for LANES neighbouring numbers. All ROWS x vectors sums stay in registers while k runs;
+    each step loads `vectors` vectors of B, and ROWS numbers of A that are broadcast.
+    """
+
+    @intrinsic
+    def tile(typingctx, a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K):
+        signature = types.void(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K)
+
+        def generate(context, builder, signature, arguments):
+            a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K = arguments
+            multiply_add = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32"
+            )  # one instruction where the machine has it, two where not; llvm.fma would call libm there
+            a = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[0], a, a0))
+            b = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[4], b, b0))
+            c = _pointer(context, builder, signature.args[8], c, c0)
+            cells = [(m, v) for m in range(ROWS) for v in range(vectors)]
+            sums = {cell: cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES)) for cell in cells}
+            with cgutils.for_range(builder, K):
+                b_k, a_mk = builder.load(b), builder.load(a)
+                columns = []
+                for v in range(vectors):
+                    at = builder.gep(b_k, [builder.mul(bv, ir.Constant(_I64, v))])
+                    columns.append(builder.load(_vector_at(builder, at), align=4))
+                for m in range(ROWS):
+                    row = _splat(builder, builder.load(a_mk))
+                    for v in range(vectors):
+                        builder.store(builder.call(multiply_add, [row, columns[v], builder.load(sums[m, v])]), sums[m, v])
+                    a_mk = builder.gep(a_mk, [am])
+                builder.store(builder.gep(builder.load(a), [ak]), a)
+                builder.store(builder.gep(b_k, [bk]), b)
+            for m, v in cells:
+                offset = builder.add(builder.mul(cm, ir.Constant(_I64, m)), ir.Constant(_I64, v * LANES))
+                at = _vector_at(builder, builder.gep(c, [offset]))
+                builder.store(builder.fadd(builder.load(at, align=4), builder.load(sums[m, v])), at, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return tile
+
+
+_tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
+
+
+@helper
+def add_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
+    """c[m, v] += sum over k of a[m, k] b[k, v] for M rows (a multiple of ROWS) and V vectors of columns.
+
+    a, b, c are flat arrays; a0, b0, c0 where the matrices begin; am, ak, bk, cm how far it is to the next row
+    or column, and bv to the next vector of B. Neighbouring vectors of C lie side by side.
+    K_CHUNK terms are summed at a time and then added: rounding errors grow with the number of chunks, not of
+    terms, and a strip of B three vectors wide stays in the first-level cache while all rows pass by.
+    """
+    for k in range(0, K, K_CHUNK):
+        terms = min(K_CHUNK, K - k)
+        v = 0
+        while v < V:
+            width = 1 if V - v == 1 else 2 if V - v in (2, 4) else 3
+            for m in range(0, M, ROWS):
+                i, j, o = a0 + m * am + k * ak, b0 + v * bv + k * bk, c0 + m * cm + v * LANES
+                if width == 3:
+                    _tile3(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
+                elif width == 2:
+                    _tile2(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
+                else:
+                    _tile1(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
+            v += width
+
+
+@intrinsic
+def copy(typingctx, to, to0, source, source0, n):
+    """to[to0 : to0 + n] = source[source0 : source0 + n], for flat float32 arrays that do not overlap."""
+    signature = types.void(to, to0, source, source0, n)
+
+    def generate(context, builder, signature, arguments):
+        to, to0, source, source0, n = arguments
+        destination = _pointer(context, builder, signature.args[0], to, to0)
+        origin = _pointer(context, builder, signature.args[2], source, source0)
+        cgutils.raw_memcpy(builder, destination, origin, n, 4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def clear(typingctx, to, to0, n):
+    """to[to0 : to0 + n] = 0, for a flat float32 array."""
+    signature = types.void(to, to0, n)
+
+    def generate(context, builder, signature, arguments):
+        to, to0, n = arguments
+        destination = _pointer(context, builder, signature.args[0], to, to0)
+        cgutils.memset(builder, destination, builder.mul(n, ir.Constant(_I64, 4)), 0)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@helper
+def exp(x):
+    """e^x for x <= 0, to 1e-7 relative; 0 below -87, NaN for NaN. A polynomial, so that loops over it vectorise.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, times 2^n put together from bits.
+    """
+    f = np.float32
+    n = np.floor(x * f(1.4426950408889634) + f(0.5))
+    r = x - n * f(0.693145751953125) - n * f(1.428606765330187e-06)  # ln 2 in two parts: n r stays exact
+    p = f(1 / 5040)
+    for c in (f(1 / 720), f(1 / 120), f(1 / 24), f(1 / 6), f(0.5), f(1), f(1)):
+        p = p * r + c
+    power = np.int32((np.int32(max(n, f(-126))) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return f(0) if x < f(-87) else p * power
+
+
+@helper
+def sigmoid(x):
+    """1 / (1 + e^-x), without overflow on either side."""
+    f = np.float32
+    z = exp(-abs(x))
+    return (f(1) if x >= f(0) else z) / (f(1) + z)
