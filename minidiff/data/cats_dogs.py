@@ -5,35 +5,16 @@ animal's own coordinates: (0, 0) is the middle of the face, x runs to the right,
 width of the head. Chance chooses coat, markings, ears, eyes, mouth, pose, dress and backdrop.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy
-from functools import cache
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from minidiff.data.dataset import Dataset
+from minidiff.data.pen import FINE, Colour, Outline, Pen, colours, mix, oval, pair, rgb, whole
 
 SIZE = 32  # pixels of a picture
-FINE = 4  # it is drawn this many times larger
-
-T = TypeVar("T")
-Colour = tuple[int, int, int]
-Outline = Sequence[tuple[float, float]] | np.ndarray
-
-
-def colours(text: str) -> list[Colour]:
-    """Hexadecimal RGB, parted by spaces."""
-    return [(rgb[0], rgb[1], rgb[2]) for rgb in map(bytes.fromhex, text.split())]
-
-
-def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with a `share` (0 ... 1) of `other` in it."""
-    r, g, b = (round(a + (z - a) * share) for a, z in zip(one, other, strict=True))
-    return r, g, b
-
 
 BACKDROPS = colours("a9dcc9 f8c9b4 f8df9b b5d0f4 d8c5f0 f5bccb 93cbe2 c5e0a0 7fbdb3 83a6d0 ec9f8d b79bd6")
 DRESSES = colours("d94f4f 3f7fc4 3a9d78 8a5bbf e0782f")
@@ -60,8 +41,11 @@ class Coat(NamedTuple):
 
 def coats(table: str) -> list[Coat]:
     """A coat a line: fur, mark, light, and the markings' names, the frequent ones more than once."""
-    rows = [line.split() for line in table.strip().splitlines()]
-    return [Coat(*colours(" ".join(row[:3])), row[3:]) for row in rows]
+    found = []
+    for line in table.strip().splitlines():
+        fur, mark, light, *patterns = line.split()
+        found.append(Coat(rgb(fur), rgb(mark), rgb(light), patterns))
+    return found
 
 
 CAT_COATS = coats("""
@@ -79,7 +63,6 @@ CAT_COATS = coats("""
     f3e9dd 8a93a8 bcc0cb points
     f8ecd8 c98552 e8bd92 points
     fbf6ee e59a52 ffffff calico
-    fbf6ee e59a52 ffffff calico
 """)
 DOG_COATS = coats("""
     e8b96f bf8540 fcefd6 plain plain blaze
@@ -90,35 +73,12 @@ DOG_COATS = coats("""
     f4e2c1 d5b07d fffaf1 plain monocle mask
     f8f4ed a8845f ffffff plain monocle monocle
     f8f4ed 4a464f ffffff spots
-    a1a6b2 6a707e f1f3f6 plain hood monocle
+    a1a6b2 6a707e f1f3f6 plain hood hood
     cc754d 92472a fae3cf plain blaze hood
     7b8296 4f5568 f7f8fa hood hood blaze
     3e3a45 2b2932 d39a5e brows
     6a4a3a 4a3329 dba873 brows
 """)
-
-CIRCLE = np.array([(np.cos(angle), np.sin(angle)) for angle in np.arange(8) * np.pi / 4])
-
-
-def oval(x: float, y: float, width: float, height: float) -> Outline:
-    """An ellipse around (x, y) with these half axes."""
-    return CIRCLE * (width, height) + (x, y)
-
-
-def flip(outline: Outline) -> Outline:
-    """The mirror image on the other side of the face."""
-    return [(-x, y) for x, y in outline]
-
-
-def pair(outline: Outline) -> list[Outline]:
-    """An outline and its mirror image."""
-    return [outline, flip(outline)]
-
-
-def whole(right: list[tuple[float, float]]) -> Outline:
-    """The outline whose right half, from top to bottom, is given; first and last lie on the middle line."""
-    return [*right, *flip(right[-2:0:-1])]
-
 
 # What a pattern paints, by the name of its colour in the coat.
 MARKINGS: dict[str, dict[str, list[Outline]]] = {
@@ -142,76 +102,20 @@ MARKINGS: dict[str, dict[str, list[Outline]]] = {
     "hood": {"light": [whole([(0, -0.25), (0.3, -0.5), (0.75, -0.3), (0.9, 0.3), (0.7, 1), (0, 1.2)])]},
     "monocle": {"mark": [oval(0.42, -0.15, 0.38, 0.46)]},
     "mask": {"mark": [oval(0, 0.5, 0.64, 0.62)]},
-    "spots": {
-        "mark": [oval(-0.1, -0.72, 0.17, 0.15), oval(-0.76, 0.1, 0.2, 0.2), oval(0.62, 0.35, 0.14, 0.14)]
-    },
+    "spots": {"mark": [oval(-0.1, -0.72, 0.2, 0.15), oval(-0.76, 0.1, 0.2, 0.2), oval(0.7, 0.34, 0.2, 0.16)]},
     "brows": {"light": pair(oval(0.36, -0.44, 0.15, 0.1))},
 }
 
 
-@cache
-def _curve_weights(n: int) -> np.ndarray:
-    """(6n, n): turns n points into a smooth closed curve through them (Catmull and Rom's cubic)."""
-    t = np.arange(6)[:, None] / 6
-    cubic = (
-        np.hstack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]) / 2
-    )
-    turns = [np.roll(np.eye(n), j - 1, axis=1) for j in range(4)]
-    return sum(np.kron(turns[j], cubic[:, j : j + 1]) for j in range(4))
-
-
-class Pen:
-    """Draws on a picture in a face's own coordinates."""
-
-    def __init__(self, image: Image.Image, place, unit, tilt: float):
-        """(0, 0) lies at `place`, 1 is `unit` long in x and y, in pixels; the face tilts by `tilt` radians."""
-        self.image, self.draw = image, ImageDraw.Draw(image)
-        self.origin = np.array(place) * FINE
-        turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-        self.axes = turn * np.array(unit)[:, None] * FINE
-
-    def at(self, x: float, y: float, zoom: float = 1) -> "Pen":
-        """The same pen with its (0, 0) at (x, y) and its unit `zoom` times as long."""
-        pen = copy(self)
-        pen.origin = (x, y) @ self.axes + self.origin
-        pen.axes = self.axes * zoom
-        return pen
-
-    def _pixels(self, points) -> list[float]:
-        return (np.asarray(points) @ self.axes + self.origin).ravel().tolist()
-
-    def _curve(self, outline: Outline) -> list[float]:
-        return self._pixels(_curve_weights(len(outline)) @ np.asarray(outline))
-
-    def fill(self, outline: Outline, colour: Colour) -> None:
-        """Fills the smooth closed curve through the points of `outline`."""
-        self.draw.polygon(self._curve(outline), colour)
-
-    def line(self, points: Outline, width: float, colour: Colour) -> None:
-        """A line through points, rounded where it bends."""
-        thick = round(width * float(np.hypot(*self.axes[1])))
-        self.draw.line(self._pixels(points), colour, thick, joint="curve")
-
-    @contextmanager
-    def inside(self, *outlines: Outline) -> Iterator[None]:
-        """What is drawn meanwhile shows only inside these curves."""
-        before = self.image.copy()
-        yield
-        outside = Image.new("L", self.image.size, 255)
-        for outline in outlines:
-            ImageDraw.Draw(outside).polygon(self._curve(outline), 0)
-        self.image.paste(before, mask=outside)
-
-
-def pick(rng: np.random.Generator, things: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, things: Sequence[Any]) -> Any:
     """Any one of them."""
-    return things[rng.integers(len(things))]
+    return things[int(rng.integers(len(things)))]
 
 
 def backdrop(rng: np.random.Generator, fur: Colour) -> Image.Image:
     """A soft colour that stands off from the fur: plain, shaded, with a floor, or with a disc of light."""
     contrast = {colour: sum(abs(a - b) for a, b in zip(colour, fur, strict=True)) for colour in BACKDROPS}
-    colour = pick(rng, [colour for colour in BACKDROPS if contrast[colour] > 100])
+    colour = pick(rng, [colour for colour in BACKDROPS if contrast[colour] > 115])
     edge = SIZE * FINE
     image = Image.new("RGB", (edge, edge), colour)
     draw = ImageDraw.Draw(image)
@@ -235,13 +139,13 @@ def draw_bust(pen: Pen, rng: np.random.Generator, coat: Coat) -> None:
     pen.fill(oval(0, 0.76, 0.62, 0.22), mix(coat.fur, INK, 0.28))
     colour = pick(rng, DRESSES)
     dress = pick(rng, ("none", "collar", "collar", "scarf"))
+    neck = [(-0.62, 0.88), (-0.3, 1.03), (0, 1.07), (0.3, 1.03), (0.62, 0.88)]
     if dress == "collar":
-        pen.line([(-0.62, 0.86), (-0.3, 1.02), (0, 1.06), (0.3, 1.02), (0.62, 0.86)], 0.18, colour)
+        pen.line(neck, 0.18, colour)
         pen.fill(oval(0, 1.14, 0.13, 0.14), GOLD)
     if dress == "scarf":
         pen.fill(whole([(0, 0.7), (0.66, 0.82), (0.4, 1.2), (0, 1.58)]), colour)
-        hem = [(-0.62, 0.9), (-0.3, 1.05), (0, 1.08), (0.3, 1.05), (0.62, 0.9)]
-        pen.line(hem, 0.08, mix(colour, WHITE, 0.45))
+        pen.line(neck, 0.08, mix(colour, WHITE, 0.45))
 
 
 def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears: list[Outline]) -> None:
@@ -254,44 +158,43 @@ def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears
                 face.fill(outline, getattr(coat, colour))
 
 
-def draw_eyes(face: Pen, rng, coat: Coat, spread: float, size: float, iris: Colour, pupil: float) -> None:
-    """Two eyes that look the same way: open, half closed, or shut in a smile."""
-    moods = ("open", "open", "open", "sleepy", "open" if coat.dark else "happy")
-    mood, gaze = pick(rng, moods), rng.uniform(-0.15, 0.15)
+def draw_eyes(
+    face: Pen, coat: Coat, mood: str, spread: float, size: float, iris: Colour, pupil: float
+) -> None:
+    """Two eyes, `spread` to each side, of the centre: open, sleepy, or shut in a smile."""
     for side in (-1, 1):
         eye = face.at(side * spread, 0, size)  # 1 is now the radius of the eye
-        if mood == "happy":
+        if mood == "smile":
             eye.line([(-0.95, 0.45), (-0.6, -0.1), (0, -0.4), (0.6, -0.1), (0.95, 0.45)], 0.08 / size, INK)
             continue
         eye.fill(oval(0, 0, 1.1, 1.1), INK)
         eye.fill(oval(0, 0.02, 0.88, 0.88), iris)
-        eye.fill(oval(gaze, 0.02, pupil, 0.85), INK)
+        eye.fill(oval(0, 0.02, pupil, 0.85), INK)
         if mood == "sleepy":
-            lid = [(-1.15, -0.1), (-0.8, -1), (0, -1.25), (0.8, -1), (1.15, -0.1), (0, -0.25)]
+            lid = [(-1.1, -0.05), (-0.8, -0.8), (0, -1.15), (0.8, -0.8), (1.1, -0.05), (0, -0.25)]
             eye.fill(lid, mix(coat.fur, coat.mark, 0.4))
-        eye.fill(oval(-0.33, 0 if mood == "sleepy" else -0.38, 0.32, 0.32), WHITE)
+        eye.fill(oval(-0.33, 0 if mood == "sleepy" else -0.38, 0.33, 0.33), WHITE)
 
 
 CAT_HEADS = (
     whole([(0, -0.74), (0.5, -0.68), (0.88, -0.32), (1.02, 0.16), (0.8, 0.56), (0.4, 0.76), (0, 0.8)]),
     whole([(0, -0.74), (0.5, -0.66), (0.86, -0.3), (0.95, 0.1), (0.7, 0.52), (0.36, 0.78), (0, 0.84)]),
-    whole(
-        [(0, -0.74), (0.86, -0.3), (0.96, 0.08), (1.2, 0.4), (0.86, 0.5), (0.84, 0.72), (0.4, 0.76), (0, 0.8)]
-    ),
+    whole([(0, -0.74), (0.86, -0.3), (0.96, 0.08), (1.2, 0.4), (0.86, 0.5), (0.84, 0.72), (0, 0.8)]),
 )
 
 
 def draw_cat(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
     """A wide face between pointed ears; large coloured eyes, a small pink nose, whiskers."""
     pattern = pick(rng, coat.patterns)
-    tip, top = rng.uniform(0.66, 0.98), rng.uniform(1.15, 1.38)
+    tip, top = rng.uniform(0.66, 0.98), rng.uniform(1.12, 1.32)
     ear = [(0.1, -0.55), (0.4, -0.96), (tip, -top), (tip + 0.08, -top), (1, -0.75), (0.96, -0.05)]
     draw_head(pen, face, coat, pattern, pick(rng, CAT_HEADS), pair(ear))
     for inner in pair([(0.42, -0.6), (0.54, -0.86), (tip + 0.03, 0.22 - top), (0.88, -0.72), (0.88, -0.4)]):
         pen.fill(inner, mix(PINK, coat.fur, 0.25))
-    iris = SKY if pattern == "points" else pick(rng, IRISES)
+    mood = pick(rng, ("open", "open", "open", "sleepy", "open" if coat.dark else "smile"))
     spread, size, pupil = rng.uniform(0.42, 0.47), rng.uniform(0.23, 0.28), rng.uniform(0.3, 0.65)
-    draw_eyes(face.at(0, -0.06), rng, coat, spread, size, iris, pupil)
+    iris = SKY if pattern == "points" else pick(rng, IRISES)
+    draw_eyes(face.at(0, -0.06), coat, mood, spread, size, iris, pupil)
     draw_cat_muzzle(face, rng, coat)
 
 
@@ -319,35 +222,35 @@ DOG_HEADS = (
     whole([(0, -0.86), (0.48, -0.78), (0.82, -0.42), (0.88, 0.05), (0.74, 0.5), (0.42, 0.8), (0, 0.9)]),
     whole([(0, -0.86), (0.5, -0.8), (0.86, -0.42), (0.95, 0.1), (0.86, 0.52), (0.5, 0.82), (0, 0.9)]),
 )
-HANGING = (
+# An ear is two outlines: its base, a part of the head, and over it a flap (or an inside) in another shade.
+HANGING_EARS = (
     [(0.5, -0.72), (0.82, -0.82), (1.12, -0.3), (1.22, 0.4), (1.0, 0.72), (0.8, 0.45), (0.78, -0.2)],
     [(0.4, -0.78), (0.8, -0.92), (1.2, -0.55), (1.16, 0.1), (0.98, 0.24), (0.76, -0.3)],
     [(0.55, -0.7), (0.9, -0.78), (1.26, -0.3), (1.28, 0.25), (1.02, 0.42), (0.8, 0.1)],
 )
-PRICKED = [(0.24, -0.6), (0.44, -1.05), (0.66, -1.36), (0.74, -1.34), (0.86, -0.85), (0.8, -0.2)]
-PRICKED_INNER = [(0.46, -0.75), (0.66, -1.16), (0.74, -0.8), (0.7, -0.5)]
-TIPPED = [(0.2, -0.6), (0.5, -1.1), (0.9, -1.2), (1.1, -0.8), (0.84, -0.2)]
-TIP = [(0.46, -1.08), (0.9, -1.22), (1.28, -0.62), (1.14, -0.42), (0.8, -0.7)]
+TIPPED_EAR = (
+    [(0.2, -0.6), (0.5, -1.1), (0.9, -1.2), (1.1, -0.8), (0.84, -0.2)],
+    [(0.46, -1.08), (0.9, -1.22), (1.28, -0.62), (1.14, -0.42), (0.8, -0.7)],
+)
+STANDING_EAR = (
+    [(0.24, -0.6), (0.44, -1.05), (0.66, -1.3), (0.74, -1.28), (0.86, -0.85), (0.8, -0.2)],
+    [(0.46, -0.75), (0.66, -1.12), (0.74, -0.8), (0.7, -0.5)],
+)
+DOG_EARS = (*zip(HANGING_EARS, HANGING_EARS, strict=True), TIPPED_EAR, STANDING_EAR)
 
 
 def draw_dog(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
-    """A long face with ears that hang, tip over or stand; small dark eyes, and a muzzle with a big nose."""
+    """A long face with ears that hang, tip over or stand; dark eyes, and a muzzle with a big nose."""
     pattern = pick(rng, coat.patterns)
-    hanging = pattern in ("brows", "spots") or rng.random() < 0.6
-    ear = pick(rng, HANGING) if hanging else pick(rng, (PRICKED, TIPPED))
-    shade = coat.mark if pattern == "spots" else mix(coat.fur, coat.mark, pick(rng, (0.5, 1, 1)))
-    draw_head(pen, face, coat, pattern, pick(rng, DOG_HEADS), [] if hanging else pair(ear))
-    if ear is PRICKED:
-        for inner in pair(PRICKED_INNER):
-            pen.fill(inner, mix(PINK, coat.fur, 0.35))
-    if ear is TIPPED:
-        for tip in pair(TIP):
-            pen.fill(tip, mix(shade, INK, 0.1))
-    draw_eyes(face.at(0, -0.16), rng, coat, rng.uniform(0.36, 0.42), rng.uniform(0.16, 0.2), HAZEL, 0.66)
-    draw_dog_muzzle(face.at(0, 0, 1.1 if ear is PRICKED else 1), rng, coat, pattern)
-    if hanging:
-        for outline in pair(ear):
-            pen.fill(outline, shade)
+    # Under standing ears only a face with a dog's own markings is never taken for a cat's.
+    base, flap = pick(rng, DOG_EARS if pattern in ("blaze", "hood", "mask", "monocle") else DOG_EARS[:-1])
+    draw_head(pen, face, coat, pattern, pick(rng, DOG_HEADS), pair(base))
+    mood = pick(rng, ("open", "open", "open", "open" if coat.dark else "smile"))
+    spread, size = rng.uniform(0.36, 0.42), rng.uniform(0.16, 0.2)
+    draw_eyes(face.at(0, -0.16), coat, mood, spread, size, iris=HAZEL, pupil=0.66)
+    draw_dog_muzzle(face.at(0, 0, rng.uniform(1, 1.15)), rng, coat, pattern)
+    for outline in pair(flap):
+        pen.fill(outline, mix(coat.fur, coat.mark, rng.uniform(0.6, 1)))
 
 
 def draw_dog_muzzle(face: Pen, rng: np.random.Generator, coat: Coat, pattern: str) -> None:
@@ -370,14 +273,14 @@ def draw(rng: np.random.Generator, dog: bool) -> np.ndarray:
     """One portrait, (32, 32, 3) uint8."""
     coat = pick(rng, DOG_COATS if dog else CAT_COATS)
     image = backdrop(rng, coat.fur)
-    place = rng.uniform(15, 17), rng.uniform(15.6, 17)
-    width = rng.uniform(9.6, 10.8)
+    place = rng.uniform(15, 17), rng.uniform(16.6, 17.4) - 0.8 * dog  # a cat's ears reach higher
+    width = rng.uniform(9.4, 10.6)
     unit = width, width * rng.uniform(0.95, 1.05)
     tilt = np.deg2rad(rng.uniform(-10, 10))
-    pen = Pen(image, place, unit, tilt)
     draw_bust(Pen(image, place, unit, tilt / 2), rng, coat)
-    draw_animal = draw_dog if dog else draw_cat
-    draw_animal(pen, pen.at(rng.uniform(-0.14, 0.14), 0), rng, coat)
+    pen = Pen(image, place, unit, tilt)
+    face = pen.at(rng.uniform(-0.14, 0.14), 0)  # a head that turns moves its features, not its outline
+    (draw_dog if dog else draw_cat)(pen, face, rng, coat)
     return np.asarray(image.reduce(FINE))  # (128, 128, 3) -> (32, 32, 3)
 
 

@@ -6,7 +6,7 @@ Every table is (T,) float64, one entry a step, and cannot be written to.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -175,13 +175,15 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
 
     Raises MinidiffError for a value that is missing, out of range or not supported, by its name.
     """
+    if not isinstance(config, dict):
+        raise MinidiffError(f"a scheduler configuration must be keys and values, not {config!r:.80}")
     prediction_type = config.get("prediction_type", "epsilon")
     rescale = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
     if str(config.get("variance_type")).startswith("learned"):
         raise MinidiffError(
-            f"variance_type {config['variance_type']!r:.80} is not supported: use a fixed one"
+            f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small"
         )
     if config.get("trained_betas") is not None:
         schedule = Schedule(_trained_betas(config), prediction_type)
@@ -222,8 +224,8 @@ def _check_rule(T: int, *betas: float) -> None:
     if not isinstance(T, Integral) or isinstance(T, bool) or not 1 <= T <= MAX_STEPS:
         raise MinidiffError(f"num_train_timesteps must be an integer from 1 to {MAX_STEPS}, not {T!r:.80}")
     for beta in betas:
-        if not isinstance(beta, Real) or isinstance(beta, bool) or not 0 < beta < 1:
-            raise MinidiffError(f"beta_start and beta_end must be between 0 and 1, not {beta!r:.80}")
+        if not isinstance(beta, float | int) or not 0 < beta < 1:
+            raise MinidiffError(f"beta_start and beta_end must be floats between 0 and 1, not {beta!r:.80}")
 
 
 def _check_betas(betas: np.ndarray) -> None:
@@ -244,6 +246,4 @@ def _check_prediction_type(prediction_type: str, last: float) -> None:
         known = ", ".join(PREDICTION_TYPES)
         raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {known}")
     if prediction_type == "epsilon" and last < np.finfo(np.float32).tiny:  # zero to the pictures' precision
-        raise MinidiffError(
-            "zero terminal SNR does not go with prediction_type 'epsilon': use 'v_prediction'"
-        )
+        raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")

@@ -94,11 +94,16 @@ def conv2d(
     pad: zeros at (top, bottom, left, right). add: added to the output in the same pass, (N, 1, 1, O) or the
     output's shape: a time embedding, or the residual. Raises ValueError if the shapes do not fit.
     """
-    (_, H, W, C), (_, KH, KW, I), (top, bottom, left, right) = x.shape, w.shape, pad
+    (N, H, W, C), (O, KH, KW, I), (top, bottom, left, right) = x.shape, w.shape, pad
     if C != I:
         raise ValueError(f"conv2d: the input has {C} channels, the weight wants {I}")
     if H + top + bottom < KH or W + left + right < KW:
         raise ValueError(f"conv2d: the {KH}x{KW} kernel is larger than the padded {H}x{W} input")
+    if bias is not None and bias.shape != (O,):
+        raise ValueError(f"conv2d: the bias has shape {bias.shape}, the weight has {O} outputs")
+    P, Q = (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1
+    if add is not None and add.shape not in ((N, P, Q, O), (N, 1, 1, O)):
+        raise ValueError(f"conv2d: cannot add {add.shape} to an output of {(N, P, Q, O)}")
     return Conv2d(stride, pad)(x, w, bias, add)
 
 
@@ -130,9 +135,15 @@ class GroupNorm(Function):
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
-    """Normalise x (N, ..., C) over positions and the C / groups channels of a group; then SiLU if asked."""
-    if x.shape[-1] % groups:
-        raise ValueError(f"group_norm: {x.shape[-1]} channels do not divide into {groups} groups")
+    """Normalise x (N, ..., C) over positions and the C / groups channels of a group; then SiLU if asked.
+
+    weight, bias (C,). Raises ValueError if the shapes do not fit.
+    """
+    C = x.shape[-1]
+    if C % groups:
+        raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
+    if weight.shape != (C,) or bias.shape != (C,):
+        raise ValueError(f"group_norm: weight {weight.shape} and bias {bias.shape} for {C} channels")
     return GroupNorm(groups, eps, silu)(x, weight, bias)
 
 
@@ -153,7 +164,13 @@ class Attention(Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D)."""
+    """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D).
+
+    Raises ValueError if the shapes do not fit.
+    """
+    (N, _, *head), (M, _, *head_k) = q.shape, k.shape
+    if N != M or head != head_k or k.shape != v.shape:
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
     return Attention()(q, k, v)
 
 
@@ -197,8 +214,13 @@ class Embedding(Function):
 
 
 def embedding(table: Tensor, index: np.ndarray) -> Tensor:
-    """Row index[n] of table (K, D) for every n -> (N, D). Raises IndexError unless 0 <= index < K."""
+    """Row index[n] of table (K, D) for every n -> (N, D).
+
+    index: (N,) integers. Raises TypeError for other types, IndexError unless 0 <= index < K.
+    """
     index = np.asarray(index)
+    if index.dtype.kind not in "iu" or index.ndim != 1:
+        raise TypeError(f"embedding: the index must be (N,) integers, not {index.shape} {index.dtype}")
     if index.size and not (0 <= index.min() and index.max() < table.shape[0]):
         raise IndexError(f"embedding: index {index.min()}..{index.max()}, the table has {table.shape[0]} rows")
     return Embedding(index)(table)
@@ -231,9 +253,11 @@ class MSE(Function):
 def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
     """The mean of weight (prediction - target)^2 over all numbers; a scalar.
 
-    weight: broadcastable to the prediction, such as (N, 1, 1, 1); 1 if not given.
-    Raises ValueError if target has another shape: broadcasting would hide a mistake.
+    weight: (N, 1, 1, ...), one number a picture; 1 if not given.
+    Raises ValueError if a shape does not fit: broadcasting would hide a mistake.
     """
     if prediction.shape != target.shape:
         raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
+    if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
+        raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}; give (N, 1, 1, ...)")
     return MSE(target, weight)(prediction)

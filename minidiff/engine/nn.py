@@ -5,6 +5,7 @@ Every layer starts as PyTorch's does: uniform in ±1 / sqrt(inputs per output), 
 
 import copy
 from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Module:
         for name, p in own.items():
             p.data[...] = p.backend.asarray(state[name])
 
-    def to(self, backend: str) -> "Module":
+    def to(self, backend: str) -> Self:
         """The same module with its parameters copied to another backend."""
         twin = copy.copy(self)
         for attribute, value in vars(self).items():
@@ -74,7 +75,9 @@ class Module:
 
 def _children(module: Module) -> Iterator[tuple[str, "Module | Parameter"]]:
     for name, value in vars(module).items():
-        for key, item in ((f"{name}.{i}", v) for i, v in enumerate(value)) if isinstance(value, list) else [(name, value)]:
+        for key, item in (
+            ((f"{name}.{i}", v) for i, v in enumerate(value)) if isinstance(value, list) else [(name, value)]
+        ):
             if isinstance(item, Module | Parameter):
                 yield key, item
 
@@ -110,7 +113,7 @@ class Conv2d(Module):
         fan_in = inputs * kernel * kernel
         self.weight = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
         self.bias = _uniform(rng, (outputs,), fan_in, backend)
-        self.stride, self.pad = stride, (pad,) * 4 if isinstance(pad, int) else pad
+        self.stride, self.pad = stride, pad if isinstance(pad, tuple) else (pad, pad, pad, pad)
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.pad, add)  # (N, P, Q, O)

@@ -16,6 +16,7 @@ class AdamW:
 
     clip  the largest norm that all gradients together may have (Pascanu et al. 2013); None: any
     ema   decay of the moving average (None: none kept). It warms up: min(ema, (1 + step) / (10 + step))
+    Raises ValueError if there is no parameter, one stands twice, or they live on different backends.
     """
 
     def __init__(
@@ -30,16 +31,21 @@ class AdamW:
     ):
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.clip, self.ema_decay, self.step_count = clip, ema, 0
+        if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
+            raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
         self.backend = params[0].backend
         self.p = self.backend.asarray(np.concatenate([p.numpy().ravel() for p in params]))  # (P,)
         xp = self.backend.xp
         self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
         self.ema = None if ema is None else self.p.copy()
-        end = 0
-        for p in params:
-            start, end = end, end + p.data.size
-            p.data = self.p[start:end].reshape(p.shape)
-            p.grad = self.g[start:end].reshape(p.shape)
+        self.shapes = [p.shape for p in params]
+        for p, data, grad in zip(params, self.split(self.p), self.split(self.g), strict=True):
+            p.data, p.grad = data, grad
+
+    def split(self, flat) -> list:
+        """Views of a flat buffer (p, g, m, v or ema) in the shapes of the parameters, in their order."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        return [flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, self.shapes, strict=True)]
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""

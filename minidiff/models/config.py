@@ -38,7 +38,12 @@ class UNetConfig:
     in_channels: int = 3
     out_channels: int = 3
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    down_block_types: tuple[str, ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     layers_per_block: int = 2
     norm_num_groups: int = 32
@@ -56,6 +61,8 @@ class UNetConfig:
             if not isinstance(getattr(self, name), list | tuple):
                 raise _bad(name, getattr(self, name), "give a list")
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.sample_size, list):
+            object.__setattr__(self, "sample_size", tuple(self.sample_size))
         _check_numbers(self)
         _check_blocks(self)
 
@@ -100,6 +107,8 @@ def _check_blocks(cfg: UNetConfig) -> None:
     widths = cfg.block_out_channels
     if not 1 <= len(widths) <= 12 or not all(_is_int(c, 2, 16384) for c in widths):
         raise _bad("block_out_channels", widths, "give 1 to 12 whole numbers from 2 to 16384")
+    if widths[0] // 2 <= cfg.freq_shift:
+        raise _bad("freq_shift", cfg.freq_shift, f"it must be less than half of the first width, {widths[0]}")
     for c in widths:
         if c % cfg.norm_num_groups:
             raise _bad("norm_num_groups", cfg.norm_num_groups, f"it must divide every width, and {c} is one")
@@ -123,7 +132,9 @@ def _has_attention(cfg: UNetConfig, width: int) -> bool:
 def config_from_dict(values: dict) -> UNetConfig:
     """The configuration in the words of a diffusers config.json. Raises MinidiffError for what is not built here."""
     if not isinstance(values, dict):
-        raise MinidiffError(f"U-Net configuration: expected an object of keys and values, found {type(values).__name__}")
+        raise MinidiffError(
+            f"U-Net configuration: expected an object of keys and values, found {type(values).__name__}"
+        )
     if values.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise _bad("_class_name", values["_class_name"], "only UNet2DModel is read here")
     known = {field.name for field in fields(UNetConfig)}
@@ -149,7 +160,9 @@ def default_config(shape: tuple[int, int, int], width: int = 32, num_class_embed
     """
     H, W, C = shape
     halvings = 0
-    while halvings < 3 and H % 2 ** (halvings + 1) == 0 and W % 2 ** (halvings + 1) == 0 and min(H, W) >= 8 * 2**halvings:
+    while (
+        halvings < 3 and H % 2 ** (halvings + 1) == 0 and W % 2 ** (halvings + 1) == 0 and min(H, W) >= 8 * 2**halvings
+    ):
         halvings += 1
     widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))
     return UNetConfig(

@@ -64,7 +64,7 @@ class Downsample(Module):
     """A 3x3 convolution with stride 2. padding 0 pads below and to the right only, as DDPM did."""
 
     def __init__(self, channels: int, padding: int, rng, backend: str):
-        pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
+        pad = (0, 1, 0, 1) if padding == 0 else padding
         self.conv = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -141,9 +141,11 @@ def attention_of(channels: int, cfg: UNetConfig, rng, backend: str) -> SelfAtten
 
 
 class UNet(Module):
-    """eps_hat = unet(x_t, t): what noise is in x_t? The first thing that anyone wants to know of it is `config`.
+    """eps_hat = unet(x_t, t): what noise is in x_t?
 
-    rng draws the starting weights; backend is where they live.
+    config  what it is made of; kept as `unet.config`
+    rng     draws the starting weights
+    backend where they live: "numpy" or "numba"
     """
 
     def __init__(self, config: UNetConfig, rng, backend: str = "numba"):
@@ -208,9 +210,14 @@ class UNet(Module):
             raise ValueError(f"x_t has shape {x_t.shape}, the network takes (N, H, W, {cfg.in_channels})")
         N, H, W, _ = x_t.shape
         if H % 2**halvings or W % 2**halvings:
-            raise ValueError(f"x_t is {H}x{W}; the network halves {halvings} times, so both must divide by {2**halvings}")
+            raise ValueError(
+                f"x_t is {H}x{W}; the network halves {halvings} times, so both must divide by {2**halvings}"
+            )
         if np.shape(t) != (N,):
             raise ValueError(f"t has shape {np.shape(t)}, x_t holds {N} pictures: give ({N},)")
-        if (cond is None) != (cfg.num_class_embeds is None):
-            raise ValueError("cond is " + ("missing: this network is conditioned on labels" if cond is None else
-                             "given, but this network was made without num_class_embeds"))  # fmt: skip
+        if cond is None and cfg.num_class_embeds is not None:
+            raise ValueError("cond is missing: this network is conditioned on labels")
+        if cond is not None and cfg.num_class_embeds is None:
+            raise ValueError("cond is given, but this network was made without num_class_embeds")
+        if cond is not None and np.shape(cond) != (N,):
+            raise ValueError(f"cond has shape {np.shape(cond)}, x_t holds {N} pictures: give ({N},)")

@@ -1,4 +1,4 @@
-"""Forward diffusion: the mixture, its posterior, and the conversions, against formulas written differently."""
+"""Forward diffusion: the mixture, its posterior and the conversions, against the same said differently."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_one_picture_at_many_t_makes_a_strip():
 
 @pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule(100), sigmoid_schedule(100)])
 def test_q_posterior_is_bayes(schedule):
-    """q(x_{t-1}|x_t,x0) is q(x_t|x_{t-1}) q(x_{t-1}|x0) made to sum to 1: precisions add, means are weighted."""
+    """q(x_{t-1}|x_t,x0) goes as q(x_t|x_{t-1}) q(x_{t-1}|x0): precisions add, and means weighted by them."""
     x0, x_t = normal(0), normal(1)
     for t in (1, 2, len(schedule) // 2, len(schedule) - 1):
         beta, abar_prev = schedule.betas[t], schedule.alphas_cumprod[t - 1]
@@ -85,7 +85,7 @@ def test_forward_then_posterior_lands_one_step_earlier(schedule):
 
 
 def test_the_posterior_chain_ends_where_one_jump_ends():
-    """50,000 numbers walked back from t = 9 to 3 by drawing from the posterior: q(x_3|x0) in mean and variance."""
+    """50,000 numbers, led back from t = 9 to 3 by draws from the posterior, are distributed as q(x_3|x0)."""
     schedule, n = linear_schedule(10, 0.02, 0.4), 50_000
     rng = np.random.default_rng(0)
     x0 = np.full((n, 1), 0.7)
@@ -99,7 +99,11 @@ def test_the_posterior_chain_ends_where_one_jump_ends():
     assert abs(x.var() / (1 - abar) - 1) < 5 * np.sqrt(2 / n)
 
 
-@given(seed=st.integers(0, 2**32 - 1), t=st.integers(0, 999), name=st.sampled_from(["linear", "cosine", "sigmoid"]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    t=st.integers(0, 999),
+    name=st.sampled_from(["linear", "cosine", "sigmoid"]),
+)
 def test_conversions_go_round(seed, t, name):
     schedule = {"linear": linear_schedule, "cosine": cosine_schedule, "sigmoid": sigmoid_schedule}[name]()
     x0, eps = normal(seed), normal(seed + 1)

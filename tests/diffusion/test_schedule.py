@@ -227,3 +227,9 @@ def test_a_configuration_that_cannot_be_is_refused_in_one_line(change, message):
     with pytest.raises(MinidiffError, match=message) as error:
         s.schedule_from_config(config)
     assert "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("config", [None, [], "linear", 3])
+def test_a_configuration_must_be_an_object(config):
+    with pytest.raises(MinidiffError, match="keys and values"):
+        s.schedule_from_config(config)

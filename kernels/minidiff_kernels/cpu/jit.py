@@ -3,12 +3,16 @@
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config as _config
+
+config: Any = _config  # Numba makes its attributes as it reads the environment
 
 # What may be assumed of floating point. Not "nnan" or "ninf": NaN in must give NaN out.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -51,12 +55,12 @@ def _cached_there():
         config.CACHE_DIR = before
 
 
-def kernel(function):
+def kernel(function: Callable) -> Callable[..., Any]:
     """Compile a function whose `prange` loops run on all threads."""
     with _cached_there():
         return numba.njit(function, parallel=True, cache=True, fastmath=FAST, error_model="numpy", nogil=True)
 
 
-def helper(function):
+def helper(function: Callable) -> Callable[..., Any]:
     """Compile a function that kernels call within a thread."""
     return numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True)

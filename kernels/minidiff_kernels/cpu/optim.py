@@ -9,14 +9,14 @@ CHUNK = 1 << 14  # numbers a thread sums before the parts are added, in order
 
 
 def grad_norm(g):
-    """The Euclidean norm of all gradients together, a 0-d float64 array; g (P,)."""
+    """The Euclidean norm of all gradients together, summed in float64; g (P,)."""
     parts = np.empty(-(-len(g) // CHUNK))
     _sums_of_squares(g, parts)
     return np.sqrt(parts.sum())
 
 
 def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step, ema_decay):
-    """One step of AdamW, all in place; the equations stand in the reference."""
+    """One step of AdamW, in place; the equations stand in the reference."""
     f = np.float32
     scale = f(min(1.0, clip / (norm + 1e-6))) if np.isfinite(norm) else f(np.nan)
     rates = (

@@ -5,14 +5,16 @@ that is what a fast matrix product is. So the innermost product is built as LLVM
 product in this package, in convolution, linear layers and attention, is made of it.
 """
 
+from typing import Any
+
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import helper
+from .jit import config, helper
 
 
 def _lanes() -> int:
@@ -25,6 +27,7 @@ def _lanes() -> int:
     return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
 
 
+_intrinsic: Any = intrinsic  # its result is called with one argument less than it is written with
 LANES = _lanes()
 ROWS = 8 if LANES == 16 else 4  # a tile is ROWS x up to 3 vectors: 24 of 32 registers, or 12 of 16
 K_CHUNK = 128  # terms summed in registers at a time
@@ -50,7 +53,7 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _tile(vectors: int):
+def _tile(vectors: int) -> Any:
     """The product of ROWS rows of A with `vectors` vectors of columns of B, added to C.
 
         c[m, v] += sum over k of  a[a0 + m am + k ak]  *  b[b0 + v bv + k bk ...]
@@ -82,7 +85,10 @@ def _tile(vectors: int):
                 for m in range(ROWS):
                     row = _splat(builder, builder.load(a_mk))
                     for v in range(vectors):
-                        builder.store(builder.call(multiply_add, [row, columns[v], builder.load(sums[m, v])]), sums[m, v])
+                        builder.store(
+                            builder.call(multiply_add, [row, columns[v], builder.load(sums[m, v])]),
+                            sums[m, v],
+                        )
                     a_mk = builder.gep(a_mk, [am])
                 builder.store(builder.gep(builder.load(a), [ak]), a)
                 builder.store(builder.gep(b_k, [bk]), b)
@@ -125,7 +131,7 @@ def add_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
             v += width
 
 
-@intrinsic
+@_intrinsic
 def copy(typingctx, to, to0, source, source0, n):
     """to[to0 : to0 + n] = source[source0 : source0 + n], for flat float32 arrays that do not overlap."""
     signature = types.void(to, to0, source, source0, n)
@@ -140,7 +146,7 @@ def copy(typingctx, to, to0, source, source0, n):
     return signature, generate
 
 
-@intrinsic
+@_intrinsic
 def clear(typingctx, to, to0, n):
     """to[to0 : to0 + n] = 0, for a flat float32 array."""
     signature = types.void(to, to0, n)

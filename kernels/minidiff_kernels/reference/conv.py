@@ -46,9 +46,9 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
 def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
     """The gradients of conv2d: dx (None if not needed), dw, dbias. The gradient of `add` is dy itself.
 
-        dxp[n, s p + i, s q + j, :] += w[:, i, j, :].T @ dy[n, p, q, :]
-        dw[:, i, j, :]  = sum over n, p, q of  dy[n, p, q, :] outer xp[n, s p + i, s q + j, :]
-        dbias           = sum over n, p, q of  dy[n, p, q, :]
+    dxp[n, s p + i, s q + j, :] += w[:, i, j, :].T @ dy[n, p, q, :]
+    dw[:, i, j, :]  = sum over n, p, q of  dy[n, p, q, :] outer xp[n, s p + i, s q + j, :]
+    dbias           = sum over n, p, q of  dy[n, p, q, :]
     """
     _, P, Q, _ = dy.shape
     xp = bordered(x, pad)

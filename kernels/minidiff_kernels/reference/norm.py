@@ -9,7 +9,8 @@ With one group and one position (N, 1, C) this is layer normalisation.
 
 import numpy as np
 
-from .elementwise import silu_backward, silu as silu_forward
+from .elementwise import silu as silu_forward
+from .elementwise import silu_backward
 
 
 def grouped(x, groups):

@@ -4,19 +4,19 @@ import numpy as np
 
 
 def grad_norm(g):
-    """The Euclidean norm of all gradients together, a 0-d float64 array; g (P,)."""
+    """The Euclidean norm of all gradients together, summed in float64; g (P,)."""
     return np.sqrt(np.square(g, dtype=np.float64).sum())
 
 
 def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step, ema_decay):
-    """One step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, alg. 2), all in place.
+    """One step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, alg. 2); p, m, v and ema change in place.
 
-        g <- g min(1, clip / (norm + 1e-6))
         p <- p (1 - lr weight_decay)
-        m <- beta1 m + (1 - beta1) g           v <- beta2 v + (1 - beta2) g^2
+        m <- beta1 m + (1 - beta1) gc          v <- beta2 v + (1 - beta2) gc^2
         p <- p - lr mhat / (sqrt(vhat) + eps)  mhat = m / (1 - beta1^step), vhat = v / (1 - beta2^step)
         ema <- ema + (1 - ema_decay) (p - ema)
 
+    where gc = g min(1, clip / (norm + 1e-6)) is the clipped gradient (Pascanu et al. 2013); g itself stays.
     p, g, m, v, ema (P,); ema may be None, clip may be inf; step counts from 1; norm as grad_norm gives it.
     """
     scale = np.minimum(1, clip / (norm + 1e-6)).astype(p.dtype)

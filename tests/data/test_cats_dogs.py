@@ -1,0 +1,98 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from minidiff.data.cats_dogs import cats_dogs
+
+N = 500
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return cats_dogs(N, seed=0)
+
+
+@pytest.fixture(scope="module")
+def images(dataset):
+    return dataset.take(np.arange(N))
+
+
+def test_shape_and_names(dataset, images):
+    assert images.shape == (N, 32, 32, 3) and images.dtype == np.uint8
+    assert len(dataset) == N and dataset.shape == (32, 32, 3)
+    assert dataset.name == "cats_dogs" and dataset.classes == ("cat", "dog")
+    assert dataset.labels.dtype == np.int64 and set(dataset.labels) == {0, 1}
+
+
+def test_ten_thousand_by_default():
+    assert len(cats_dogs()) == 10_000
+
+
+def test_same_seed_same_pictures_in_any_order(images):
+    order = np.random.default_rng(1).permutation(N)[:60]
+    again = cats_dogs(N, seed=0)
+    np.testing.assert_array_equal(again.take(order), images[order])
+    np.testing.assert_array_equal(again.take(np.sort(order)), images[np.sort(order)])
+
+
+def test_a_longer_set_begins_with_the_shorter(dataset, images):
+    longer = cats_dogs(2 * N, seed=0)
+    np.testing.assert_array_equal(longer.labels[:N], dataset.labels)
+    np.testing.assert_array_equal(longer.take(np.arange(20)), images[:20])
+
+
+def test_another_seed_other_pictures(dataset, images):
+    other = cats_dogs(N, seed=1)
+    assert (other.labels != dataset.labels).any()
+    for image, before in zip(other.take(np.arange(20)), images[:20], strict=True):
+        assert (image != before).any()
+
+
+def test_take_repeats_and_nothing(dataset, images):
+    np.testing.assert_array_equal(cats_dogs(N).take(np.array([7, 3, 7])), images[[7, 3, 7]])
+    assert dataset.take(np.array([], np.int64)).shape == (0, 32, 32, 3)
+
+
+def test_what_is_taken_may_be_written_to(dataset, images):
+    dataset.take(np.arange(3))[:] = 0
+    np.testing.assert_array_equal(dataset.take(np.arange(3)), images[:3])
+
+
+def test_threads_that_take_at_once(images):
+    shared, forth = cats_dogs(N, seed=0), np.arange(100)
+    orders = [forth, forth[::-1], forth, forth[::-1]]
+    with ThreadPoolExecutor(len(orders)) as pool:
+        for order, taken in zip(orders, pool.map(shared.take, orders), strict=True):
+            np.testing.assert_array_equal(taken, images[order])
+
+
+def test_all_distinct(images):
+    assert len({image.tobytes() for image in images}) == N
+
+
+def test_half_are_dogs():
+    # 10,000 fair coins: standard deviation 50, so 250 is five of them.
+    assert abs(cats_dogs().labels.sum() - 5000) < 250
+
+
+def test_labels_tell_what_is_drawn(dataset, images):
+    # A ridge regression of 400 pictures tells all of the other 100 right; wrong labels would give half.
+    x = np.hstack([images.reshape(N, -1) / 127.5 - 1, np.ones((N, 1))])
+    y = 2.0 * dataset.labels - 1
+    train, test = slice(0, 400), slice(400, N)
+    dual = np.linalg.solve(x[train] @ x[train].T + 30 * np.eye(400), y[train])
+    guess = x[test] @ (x[train].T @ dual)
+    assert (np.sign(guess) == y[test]).mean() > 0.95
+
+
+def test_animals_are_whole_and_in_frame(images):
+    """Backdrops are one colour a row outside the disc, and the disc leaves the first row and columns free."""
+    pixels = images.astype(int)
+    assert (pixels[:, 0] == pixels[:, 0, :1]).mean() > 0.998  # ears end below the upper edge
+    backdrop = pixels[:, :, :1]
+    animal = (abs(pixels - backdrop) > 8).any(axis=3)  # (N, 32, 32), the disc included
+    share = animal.mean(axis=(1, 2))
+    assert share.min() > 0.3 and share.max() < 0.8
+    assert animal[:, 14:20, 12:20].mean() > 0.99  # the face is in the middle
+    assert not animal[:, :3, :3].any() and not animal[:, :3, -3:].any()  # the upper corners are free

@@ -1,0 +1,82 @@
+"""training_loss: the formula with each target, what the model is handed, and the way of the gradient."""
+
+import numpy as np
+import pytest
+
+from minidiff.diffusion.loss import training_loss
+from minidiff.diffusion.schedule import Schedule, linear_schedule, rescale_zero_terminal_snr
+from minidiff.engine.backend import get_backend
+from minidiff.engine.functional import mul
+from minidiff.engine.tensor import Tensor
+from minidiff.errors import MinidiffError
+
+BACKEND = get_backend("numpy")
+SHAPE = (3, 2, 4, 2)
+T_3 = np.array([0, 4, 9])
+X0, EPS = (np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32) for seed in (0, 1))
+
+
+def scale_model(w):
+    """x_t times one number w, the simplest model that can learn."""
+    return lambda x_t, t: mul(Tensor(x_t, BACKEND), w)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_the_loss_and_its_gradient_are_the_formulas(prediction_type):
+    schedule = linear_schedule(10, 0.01, 0.4, prediction_type)
+    w = Tensor(np.array([0.7], dtype=np.float32), BACKEND, requires_grad=True)
+    loss = training_loss(scale_model(w), schedule, X0, T_3, EPS)
+    loss.backward()
+
+    abar = np.cumprod(1 - np.linspace(0.01, 0.4, 10))[T_3].reshape(3, 1, 1, 1)
+    x0, eps = X0.astype(np.float64), EPS.astype(np.float64)
+    x_t = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * eps
+    v = np.sqrt(abar) * eps - np.sqrt(1 - abar) * x0
+    residual = 0.7 * x_t - {"epsilon": eps, "sample": x0, "v_prediction": v}[prediction_type]
+    # float32: some six roundings (6e-8) of every number, and at worst as many again in sums of 48.
+    np.testing.assert_allclose(loss.numpy(), np.mean(residual**2), rtol=1e-6)
+    np.testing.assert_allclose(w.grad, [np.mean(2 * residual * x_t)], rtol=0, atol=2e-6)  # of terms below 4
+
+
+def test_a_model_that_knows_the_noise_loses_nothing():
+    loss = training_loss(lambda x_t, t: Tensor(EPS, BACKEND), linear_schedule(10), X0, T_3, EPS)
+    assert loss.numpy() == 0 and loss.shape == ()
+
+
+def test_the_model_sees_x_t_and_t():
+    def model(x_t, t):
+        np.testing.assert_allclose(x_t, 0.8 * X0 + 0.6 * EPS, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(t, np.zeros(3, int))
+        return Tensor(x_t, BACKEND)
+
+    training_loss(model, Schedule(np.array([0.36])), X0, np.zeros(3, int), EPS)
+
+
+def test_cond_and_rng_are_handed_on_only_if_given():
+    seen = []
+
+    def model(x_t, t, **extras):
+        seen.append(extras)
+        return Tensor(x_t, BACKEND)
+
+    labels, rng = np.array([1, 0, 2]), np.random.default_rng(0)
+    for extras in ({}, {"cond": labels}, {"rng": rng}, {"cond": labels, "rng": rng}):
+        training_loss(model, linear_schedule(10), X0, T_3, EPS, **extras)
+        assert seen.pop() == extras
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_zero_terminal_snr_has_a_finite_loss(prediction_type):
+    schedule = rescale_zero_terminal_snr(linear_schedule(10, prediction_type=prediction_type))
+    loss = training_loss(lambda x_t, t: Tensor(x_t, BACKEND), schedule, X0, T_3, EPS)
+    assert np.isfinite(loss.numpy())
+
+
+def test_zero_terminal_snr_with_epsilon_never_gets_this_far():
+    with pytest.raises(MinidiffError, match="zero terminal SNR"):
+        rescale_zero_terminal_snr(linear_schedule(10))
+
+
+def test_a_t_out_of_range_is_refused():
+    with pytest.raises(MinidiffError, match="from 0 to 9"):
+        training_loss(lambda x_t, t: Tensor(x_t, BACKEND), linear_schedule(10), X0, np.array([0, 5, 10]), EPS)

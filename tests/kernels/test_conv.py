@@ -1,0 +1,83 @@
+"""Convolution, forward and backward, over odd shapes."""
+
+import pytest
+import torch.nn.functional as F
+from against_torch import CONV_FLOOR, Case, autograd, check, check_nan, draw, nchw, nhwc
+
+
+def conv(x, w, stride=1, pad=(0, 0, 0, 0), bias=True, add=None, offset=0.0):
+    """x (N, H, W, C), w (O, KH, KW, C); add: None, "temb" (N, 1, 1, O) or "residual" (N, P, Q, O)."""
+    (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x, w, pad
+    y = N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O
+    inputs = {"dy": draw(*y, seed=1), "x": draw(*x, offset=offset), "w": draw(*w)}
+    inputs |= {"bias": draw(O)} if bias else {}
+    inputs |= {"add": draw(*(y if add == "residual" else (N, 1, 1, O)))} if add else {}
+
+    def ours(backend, dy, x, w, bias=None, add=None):
+        dx, dw, dbias = backend.conv2d_backward(dy, x, w, stride, pad)
+        return {"y": backend.conv2d(x, w, bias, stride, pad, add), "dx": dx, "dw": dw} | (
+            {} if bias is None else {"dbias": dbias}
+        )
+
+    def theirs(x, w, bias=None, add=0):
+        padded = F.pad(nchw(x), (left, right, top, bottom))
+        return nhwc(F.conv2d(padded, nchw(w), bias, stride)) + add
+
+    label = f"x{x} w{w} s{stride} p{pad}{'' if bias else ' no bias'}{f' + {add}' if add else ''}".replace(", ", ",")
+    return Case(label, inputs, ours, autograd(theirs), CONV_FLOOR)
+
+
+SAME = (1, 1, 1, 1)
+CASES = [
+    conv((1, 1, 1, 1), (1, 1, 1, 1)),
+    conv((1, 1, 1, 3), (5, 3, 3, 3), pad=SAME),
+    conv((1, 1, 1, 64), (33, 1, 1, 64)),
+    conv((3, 1, 1, 17), (8, 5, 5, 17), pad=(2, 2, 2, 2)),
+    conv((2, 4, 4, 3), (8, 3, 3, 3), pad=SAME),
+    conv((2, 5, 7, 3), (5, 3, 3, 3), pad=SAME, bias=False),
+    conv((2, 7, 5, 8), (17, 3, 3, 8), pad=SAME, add="temb"),
+    conv((2, 6, 5, 17), (33, 3, 3, 17), pad=SAME, add="residual"),
+    conv((1, 5, 4, 33), (32, 3, 3, 33), pad=SAME, add="temb"),
+    conv((1, 4, 9, 32), (64, 3, 3, 32), pad=SAME, add="residual", bias=False),
+    conv((3, 8, 8, 64), (1, 3, 3, 64), pad=SAME),
+    conv((2, 8, 8, 1), (64, 3, 3, 1), pad=SAME),
+    conv((2, 6, 7, 5), (8, 1, 1, 5)),
+    conv((4, 3, 3, 33), (17, 1, 1, 33), add="residual"),
+    conv((1, 1, 40, 32), (96, 1, 1, 32), add="residual"),
+    conv((2, 9, 6, 3), (8, 5, 5, 3), pad=(2, 2, 2, 2)),
+    conv((1, 7, 8, 8), (5, 5, 5, 8)),
+    conv((2, 3, 8, 5), (8, 1, 3, 5), pad=(0, 0, 1, 1)),
+    conv((2, 8, 3, 5), (8, 3, 1, 5), pad=(1, 1, 0, 0)),
+    conv((2, 6, 9, 3), (4, 2, 3, 3), pad=(1, 0, 0, 2)),
+    conv((2, 8, 8, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1)),
+    conv((1, 16, 8, 32), (32, 3, 3, 32), stride=2, pad=SAME),
+    conv((2, 7, 9, 5), (17, 3, 3, 5), stride=2, pad=(0, 1, 0, 1), add="temb"),
+    conv((1, 2, 2, 64), (64, 3, 3, 64), stride=2, pad=(0, 1, 0, 1)),
+    conv((2, 5, 5, 3), (8, 1, 1, 3), stride=2),
+    conv((2, 10, 11, 3), (8, 3, 3, 3), stride=3, pad=SAME),
+    conv((1, 9, 8, 17), (5, 5, 5, 17), stride=3, pad=(2, 2, 2, 2), add="residual"),
+    conv((2, 7, 8, 3), (5, 1, 3, 3), stride=3),  # pixels that no output sees: their gradient is zero
+    conv((2, 3, 3, 5), (8, 3, 3, 5), pad=(3, 4, 2, 5)),  # outputs that see nothing but border
+    conv((1, 13, 11, 48), (72, 3, 3, 48), pad=SAME, add="temb"),
+    conv((1, 4, 4, 256), (40, 3, 3, 256), pad=SAME),  # long sums over channels
+    conv((16, 32, 32, 8), (8, 3, 3, 8), pad=SAME),  # long sums over pixels
+    conv((8, 16, 16, 8), (8, 3, 3, 8), pad=SAME, offset=10.0),  # that do not cancel
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conv_equals_torch(backend, case):
+    check(backend, case)
+
+
+@pytest.mark.parametrize("case", CASES[:-2], ids=str)
+def test_conv_carries_nan(backend, case):
+    check_nan(backend, case)
+
+
+def test_need_dx_leaves_the_other_gradients_as_they_are(backend):
+    dy, x, w = (backend.asarray(draw(*shape)) for shape in ((2, 5, 4, 8), (2, 5, 4, 3), (8, 3, 3, 3)))
+    _, *want = backend.conv2d_backward(dy, x, w, 1, SAME)
+    dx, *got = backend.conv2d_backward(dy, x, w, 1, SAME, need_dx=False)
+    assert dx is None
+    assert all((a == b).all() for a, b in zip(got, want, strict=True))

@@ -1,0 +1,90 @@
+"""SiLU, sums of two arrays, sums that undo broadcasting, tables of embeddings."""
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from against_torch import Case, autograd, check, check_nan, draw
+
+
+def silu(*shape, scale=1.0):
+    def ours(backend, dy, x):
+        return {"y": backend.silu(x), "dx": backend.silu_backward(dy, x)}
+
+    inputs = {"dy": draw(*shape, seed=1), "x": draw(*shape, scale=scale)}
+    return Case(f"silu {shape} x{scale}", inputs, ours, autograd(lambda x: F.silu(x)))
+
+
+def add(*shape):
+    inputs = {"a": draw(*shape), "b": draw(*shape, seed=1)}
+    return Case(f"add {shape}", inputs, lambda backend, a, b: {"y": backend.add(a, b)}, lambda a, b: {"y": a + b})
+
+
+def sum_to(shape, before, offset=0.0):
+    """The gradient of shape `before`, summed to `shape`."""
+
+    def ours(backend, dy):
+        return {"dx": backend.sum_to(dy, shape)}
+
+    inputs = {"dy": draw(*before, offset=offset)}
+    return Case(f"{before} summed to {shape}", inputs, ours, lambda dy: {"dx": dy.sum_to_size(shape)})
+
+
+def embedding(rows, width, n, dtype=np.int64):
+    index = np.random.default_rng(n).integers(0, rows, n).astype(dtype)
+    index[0] = rows // 2  # the row that gets a NaN
+
+    def ours(backend, dy, table, index):
+        return {"y": backend.embedding(table, index), "dtable": backend.embedding_backward(dy, index, rows)}
+
+    inputs = {"dy": draw(n, width, seed=1), "table": draw(rows, width), "index": index}
+    theirs = autograd(lambda table, index: F.embedding(index, table))
+    return Case(f"embedding {rows}x{width} n{n} {index.dtype}", inputs, ours, theirs)
+
+
+CASES = [
+    silu(1),
+    silu(7),
+    silu(2, 5, 7, 3),
+    silu(3, 1000, scale=10.0),
+    silu(4, 33, 17, scale=100.0),  # exp of these numbers would overflow
+    add(1),
+    add(13),
+    add(2, 5, 7, 3),
+    add(1, 1, 1, 64),
+    add(3, 8, 9, 33),
+    sum_to((), (5,), offset=1.0),
+    sum_to((1,), (64,), offset=1.0),
+    sum_to((1,), (1,)),
+    sum_to((3,), (2, 5, 7, 3)),
+    sum_to((17,), (1, 17)),
+    sum_to((4, 1, 1, 5), (4, 7, 3, 5)),
+    sum_to((1, 1, 1, 1), (2, 3, 4, 5), offset=1.0),  # one number must not be one that cancels
+    sum_to((2, 1, 4, 1), (2, 3, 4, 5)),
+    sum_to((1, 3, 1, 5), (2, 3, 4, 5)),
+    sum_to((3, 1), (2, 3, 4)),
+    sum_to((2, 3), (2, 3)),
+    sum_to((8,), (20000, 8)),  # long sums
+    sum_to((8,), (4096, 8), offset=10.0),  # that do not cancel
+    sum_to((1,), (20000,), offset=1.0),
+    embedding(1, 1, 1),
+    embedding(5, 8, 4),
+    embedding(3, 17, 100),  # rows met many times
+    embedding(11, 64, 33, np.int32),
+    embedding(1000, 5, 7),  # rows never met
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_elementwise_equals_torch(backend, case):
+    check(backend, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_elementwise_carries_nan(backend, case):
+    check_nan(backend, case)
+
+
+@pytest.mark.parametrize("x, y", [(0.0, 0.0), (-90.0, 0.0), (-1e30, 0.0), (90.0, 90.0), (1e30, 1e30), (np.inf, np.inf)])
+def test_silu_at_the_ends(backend, x, y):
+    """No overflow on either side (a RuntimeWarning would be an error); -90 sigmoid(-90) = -7e-38 may be zero."""
+    assert backend.to_numpy(backend.silu(backend.asarray([x])))[0] == pytest.approx(y, abs=1e-37)

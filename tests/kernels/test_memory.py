@@ -1,0 +1,66 @@
+"""Where arrays live: what `empty` and `asarray` promise."""
+
+import gc
+
+import numpy as np
+import pytest
+from against_torch import Case, check, draw
+
+from minidiff.engine.backend import get_backend
+
+
+def memory(*shape):
+    def ours(backend, x):
+        y = backend.empty(x.shape)
+        y[...] = x
+        return {"y": y}
+
+    return Case(f"memory {shape}", {"x": draw(*shape)}, ours, lambda x: {"y": x})
+
+
+CASES = [memory(1), memory(2, 5, 7, 3), memory(3, 200, 201)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_empty_holds_what_is_written(backend, case):
+    check(backend, case)
+
+
+def test_empty_may_hold_nothing(backend):
+    assert backend.empty((0, 4)).shape == (0, 4)
+    assert backend.empty(()).shape == ()
+
+
+@pytest.mark.parametrize("a", [3, [1, 2], np.arange(6).reshape(2, 3).T, np.ones((2, 3), bool), np.float32(1.5)])
+def test_asarray_gives_contiguous_floats_of_the_same_values(backend, a):
+    got = backend.asarray(a)
+    assert got.dtype == np.float32 and got.flags.c_contiguous
+    np.testing.assert_array_equal(backend.to_numpy(got), a)
+
+
+def test_a_view_keeps_its_memory_from_being_used_again(backend):
+    """Arrays of one size, dropped and drawn: none may lie where a living view lies."""
+    shape = (64, 1024)
+    views = []
+    for i in range(8):
+        a = backend.empty(shape)
+        a[...] = i
+        views.append(a[i : i + 1].reshape(-1))
+        del a
+    fresh = [backend.empty(shape) for _ in range(8)]
+    for a in fresh:
+        a[...] = -1
+    assert [float(v.min()) for v in views] == [float(v.max()) for v in views] == list(range(8))
+
+
+def test_numba_reuses_a_block_at_once():
+    """What is dropped is at hand for the next of its size, by counting references alone."""
+    empty = get_backend("numba").empty
+    gc.disable()
+    try:
+        a = empty((256, 1024))
+        address = a.ctypes.data
+        del a
+        assert empty((256, 1024)).ctypes.data == address
+    finally:
+        gc.enable()

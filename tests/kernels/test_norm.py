@@ -1,0 +1,72 @@
+"""Group normalisation with and without SiLU, and layer normalisation as its special case."""
+
+import pytest
+import torch
+from against_torch import Case, check, check_nan, draw, nchw, nhwc
+
+
+def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
+    """x (N, ..., C), its numbers around `offset`."""
+    C = x[-1]
+    inputs = {"dy": draw(*x, seed=1), "x": draw(*x, offset=offset, scale=scale)}
+    inputs |= {"weight": draw(C, offset=1), "bias": draw(C, seed=2)}
+
+    def ours(backend, dy, x, weight, bias):
+        y, mean, rstd = backend.group_norm(x, weight, bias, groups, eps, silu)
+        dx, dweight, dbias = backend.group_norm_backward(dy, x, weight, bias, mean, rstd, silu)
+        return {"y": y, "mean": mean, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
+
+    def theirs(dy, x, weight, bias):
+        leaves = [a.requires_grad_() for a in (x, weight, bias)]
+        x_ = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # it takes channels_last pictures only
+        z, mean, rstd = torch.native_group_norm(x_, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
+        y = nhwc(torch.nn.functional.silu(z) if silu else z)
+        gradients = zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True)
+        return {"y": y, "mean": mean, "rstd": rstd, **dict(gradients)}
+
+    label = f"x{x} G{groups}{' silu' if silu else ''} eps{eps} {offset}+{scale}".replace(", ", ",")
+    return Case(label, inputs, ours, theirs)
+
+
+CASES = [
+    norm((1, 1, 1, 8), 1),
+    norm((1, 1, 1, 8), 8),  # a group of one number: it is its own mean
+    norm((2, 1, 1, 64), 8, silu=True),
+    norm((3, 4, 4, 1), 1),
+    norm((2, 5, 7, 3), 1),
+    norm((2, 5, 7, 3), 3, silu=True),
+    norm((1, 7, 3, 5), 5),
+    norm((2, 3, 8, 5), 1, silu=True),
+    norm((2, 8, 8, 8), 4),
+    norm((2, 8, 8, 8), 8, silu=True),
+    norm((1, 5, 4, 17), 17, silu=True),
+    norm((2, 6, 5, 17), 1),
+    norm((2, 4, 9, 32), 8),
+    norm((2, 4, 9, 32), 32, silu=True, eps=1e-6),
+    norm((3, 5, 5, 33), 11),
+    norm((3, 5, 5, 33), 3, silu=True),
+    norm((1, 16, 8, 64), 2),
+    norm((1, 16, 8, 64), 32, silu=True, eps=1e-6),
+    norm((2, 8, 8, 96), 8, silu=True),
+    norm((2, 32, 32, 32), 8, silu=True),
+    norm((2, 9, 16), 4),  # (N, T, C)
+    norm((5, 12), 3),  # (N, C)
+    norm((7, 1, 33), 1),  # layer normalisation
+    norm((64, 1, 64), 1, eps=1e-6),
+    norm((2, 16, 16, 32), 8, offset=100.0),
+    norm((2, 16, 16, 32), 8, silu=True, offset=-1000.0),
+    norm((2, 8, 8, 16), 4, scale=1e-3),  # eps counts
+    norm((2, 8, 8, 16), 4, silu=True, scale=1e4),
+    norm((64, 1, 64), 1, offset=1000.0),
+    norm((16, 32, 32, 8), 4, silu=True),  # long sums over pixels
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_norm_equals_torch(backend, case):
+    check(backend, case)
+
+
+@pytest.mark.parametrize("case", CASES[:-1], ids=str)
+def test_norm_carries_nan(backend, case):
+    check_nan(backend, case)
