@@ -94,6 +94,12 @@ def taped(f: Callable[..., Tensor]) -> Callable[..., dict[str, Any]]:
     return ours
 
 
+def differentiable(label: str, ours: Callable, theirs: Callable, floor: float = FLOOR, **inputs: np.ndarray) -> Case:
+    """The case of a function of Tensors and the same function of torch: output and all gradients."""
+    y = theirs(**{k: torch.tensor(a) for k, a in inputs.items()})
+    return Case(label, {"dy": draw(*y.shape, seed=9), **inputs}, taped(ours), autograd(theirs), floor)
+
+
 def run_ours(backend: Backend, case: Case, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our results on the host. Holds them to be float32, contiguous and fresh, and the inputs to be as before."""
     given = {k: backend.asarray(a) if a.dtype.kind == "f" else a for k, a in inputs.items()}

@@ -1,7 +1,6 @@
 """Images in, pictures out. Every reader returns a `Dataset` of uint8 NHWC pictures with labels."""
 
 import os
-from collections.abc import Callable
 
 from minidiff.data import cats_dogs, cifar10, folder, idx
 from minidiff.data.dataset import Dataset
@@ -9,12 +8,11 @@ from minidiff.errors import MinidiffError
 
 __all__ = ["Dataset", "open_dataset"]
 
-Progress = Callable[[int, int], object]
 FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs or cifar10"
 
 
 def open_dataset(
-    data: str, size: int | None = None, split: str = "train", progress: Progress | None = None
+    data: str, size: int | None = None, split: str = "train", progress: cifar10.Progress | None = None
 ) -> Dataset:
     """Opens a built-in set by its name, or finds out what lies at a path.
 
@@ -26,17 +24,15 @@ def open_dataset(
     A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
     for data that is none of these and for all that its reader refuses.
     """
-    dataset = _built_in(data, split, progress) or _at_path(data, size, split)
+    dataset = _open(data, size, split, progress)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
-        raise MinidiffError(
-            f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out"
-        )
+        raise MinidiffError(f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out")
     return dataset
 
 
-def _built_in(data: str, split: str, progress: Progress | None) -> Dataset | None:
-    """The set of that name, if it is one."""
+def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None) -> Dataset:
+    """The built-in set of that name, else what lies at that path."""
     if data == "cats_dogs":
         _refuse_test(data, split)
         return cats_dogs.cats_dogs()
@@ -45,7 +41,7 @@ def _built_in(data: str, split: str, progress: Progress | None) -> Dataset | Non
         if not archive.is_file():
             cifar10.download_cifar10(archive.parent, progress)
         return cifar10.cifar10(archive, split)
-    return None
+    return _at_path(data, size, split)
 
 
 def _at_path(path: str, size: int | None, split: str) -> Dataset:
@@ -55,9 +51,7 @@ def _at_path(path: str, size: int | None, split: str) -> Dataset:
             return cifar10.cifar10(path, split)
         raise MinidiffError(f"{path}: is a file, but no .tar.gz; give {FORMS}")
     if not os.path.isdir(path):
-        raise MinidiffError(
-            f"{path}: no built-in set has this name, nor is a folder or file there; give {FORMS}"
-        )
+        raise MinidiffError(f"{path}: no built-in set has this name, nor is a folder or file there; give {FORMS}")
     if idx.is_idx(path):
         return idx.idx(path, split)
     if cifar10.is_cifar10(path):

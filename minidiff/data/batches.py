@@ -21,9 +21,7 @@ AHEAD = 2  # batches that are made before they are asked for
 Batch = TypeVar("Batch")
 
 
-def batch(
-    dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+def batch(dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of a step (1, 2, ...) -> x0 (B, H, W, C) float32 in [-1, 1], labels (B,) int64.
 
     Laid end to end, the batches run through one permutation of the set after another: each epoch has every
@@ -32,10 +30,7 @@ def batch(
     """
     epochs, places = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), len(dataset))
     index = np.concatenate(
-        [
-            _order(len(dataset), seed, epoch)[places[epochs == epoch]]
-            for epoch in range(epochs[0], epochs[-1] + 1)
-        ]
+        [_order(len(dataset), seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
     )  # (B,)
     images = dataset.take(index)  # (B, H, W, C)
     if flip:
@@ -47,9 +42,7 @@ def batch(
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     """An epoch's permutation of 0 ... n-1; a batch needs two where one epoch ends and the next begins."""
-    order = np.random.default_rng([seed, epoch, ORDER]).permutation(n)
-    order.flags.writeable = False  # all callers share it
-    return order
+    return np.random.default_rng([seed, epoch, ORDER]).permutation(n)
 
 
 def prefetch(make_batch: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:

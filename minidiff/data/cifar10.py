@@ -152,7 +152,7 @@ def _read_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
             if len(stream.read(MAX_PADDING)) == MAX_PADDING:  # to the end: gzip's checksum comes last
                 raise MinidiffError(f"{path}: goes on after its last file; get the archive again")
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise MinidiffError(f"{path}: is damaged or no .tar.gz ({error}); get the archive again") from error
+        raise MinidiffError(f"{path}: is damaged or no .tar.gz ({error}); delete it and get it again") from error
     return files
 
 

@@ -45,9 +45,7 @@ def _classes(root: Path) -> dict[str, list[Path]]:
         raise MinidiffError(f"{root}: cannot be read ({error}); give a folder that is yours") from error
     classes = {name: files for name, files in below.items() if files}
     if not own and not classes:
-        raise MinidiffError(
-            f"{root}: holds no picture ({' '.join(SUFFIXES)}), nor do its sub-folders; add some"
-        )
+        raise MinidiffError(f"{root}: holds no picture ({' '.join(SUFFIXES)}), nor do its sub-folders; add some")
     if own and classes:
         raise MinidiffError(
             f"{root}: has pictures ({own[0].name}) beside sub-folders of pictures ({min(classes)}); "
@@ -80,18 +78,20 @@ def _is_grey(file: Path) -> bool:
 def _load_all(files: Sequence[Path], channels: int, size: int | None) -> np.ndarray:
     """The pictures of the files, in their order -> (N, H, W, channels) uint8."""
     first = _load(files[0], channels, size)
-    shape = (len(files), *first.shape)
+    height, width, _ = first.shape
     try:
-        images = np.empty(shape, np.uint8)
+        images = np.empty((len(files), *first.shape), np.uint8)
     except MemoryError as error:
-        raise MinidiffError(f"{shape} pictures do not fit into memory; give a smaller --size") from error
+        raise MinidiffError(
+            f"{len(files)} pictures of {width}x{height} do not fit into memory; give a smaller --size"
+        ) from error
     images[0] = first
     for i, file in enumerate(files[1:], start=1):
         image = _load(file, channels, size)
         if image.shape != first.shape:
             raise MinidiffError(
-                f"{file} has {image.shape[1]}x{image.shape[0]} pixels, {files[0]} has "
-                f"{first.shape[1]}x{first.shape[0]}; give one size for all, such as --size 32"
+                f"{file} has {image.shape[1]}x{image.shape[0]} pixels, {files[0]} has {width}x{height}; "
+                "give one size for all, such as --size 32"
             )
         images[i] = image
     return images

@@ -50,9 +50,7 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
     images, labels = read_idx(images_path), read_idx(labels_path)  # (N, H, W), (N,)
 
     if images.ndim != 3:
-        raise MinidiffError(
-            f"{images_path}: has {images.ndim} dimensions, not 3 (N, H, W); get the file again"
-        )
+        raise MinidiffError(f"{images_path}: has {images.ndim} dimensions, not 3 (N, H, W); get the file again")
     if labels.shape != images.shape[:1]:
         raise MinidiffError(
             f"{labels_path}: has shape {labels.shape} beside {len(images)} pictures; get both files again"
@@ -95,9 +93,7 @@ def _parse(stream: io.BufferedIOBase, most: int, path: str | Path) -> np.ndarray
     """The array in a stream that holds `most` bytes at most."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
-        raise MinidiffError(
-            f"{path}: starts with {magic.hex(' ')!r}, which is no IDX of bytes; get the file again"
-        )
+        raise MinidiffError(f"{path}: starts with {magic.hex(' ')!r}, which is no IDX of bytes; get the file again")
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise MinidiffError(f"{path}: ends within its header; get the file again")

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from minidiff.errors import MinidiffError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # read here; some others run programs
 SHOWN = 96  # pixels that a small picture is enlarged to
 PAPER = (248, 246, 241)  # behind sheets and strips
 INK = (70, 66, 74)  # captions
@@ -31,9 +32,7 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def sheet(
-    images: np.ndarray, columns: int | None = None, scale: int | None = None, gap: int = 4
-) -> Image.Image:
+def sheet(images: np.ndarray, columns: int | None = None, scale: int | None = None, gap: int = 4) -> Image.Image:
     """Pictures (N, H, W, C) uint8 in a grid, row by row, near-square unless `columns` says otherwise.
 
     Each is enlarged `scale` times by its nearest pixel (to about 96 pixels by default); `gap` is in pixels
@@ -124,13 +123,11 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 raise
     except OSError as error:
         reason = error.strerror or error
-        raise MinidiffError(
-            f"cannot write {path}: {reason}; choose a folder that exists and is yours"
-        ) from error
+        raise MinidiffError(f"cannot write {path}: {reason}; choose a folder that exists and is yours") from error
 
 
 def load(path: str | Path, channels: int = 3) -> np.ndarray:
-    """Reads a picture file of any kind that Pillow knows -> (H, W, channels) uint8; channels is 1 or 3.
+    """Reads a picture file, one of FORMATS -> (H, W, channels) uint8; channels is 1 or 3.
 
     It is turned the way its EXIF orientation says; what is transparent becomes white; 16-bit grey is scaled
     to 8. Raises MinidiffError, which names the file, for one that is missing, damaged, truncated or not a
@@ -141,7 +138,7 @@ def load(path: str | Path, channels: int = 3) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(path, formats=FORMATS) as file:
                 image = _eight_bit(ImageOps.exif_transpose(file))
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -149,9 +146,7 @@ def load(path: str | Path, channels: int = 3) -> np.ndarray:
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # broken bytes lead a decoder to any error: OSError, SyntaxError, ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MinidiffError(
-            f"{path}: cannot be read as a picture ({reason}); replace or remove it"
-        ) from error
+        raise MinidiffError(f"{path}: cannot be read as a picture ({reason}); replace or remove it") from error
     return pixels.reshape(image.height, image.width, channels)  # (H, W, C)
 
 

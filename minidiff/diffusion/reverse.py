@@ -64,9 +64,9 @@ def ddim_step(
     if not -1 <= t_prev < t:
         raise MinidiffError(f"t_prev must be from -1 to t - 1 = {t - 1}, not {t_prev}")
     x0_hat, eps_hat = _guess(schedule, eps_hat, x_t, t, clip_x0)
-    abar = float(schedule.alphas_cumprod[t])
-    abar_prev = float(schedule.alphas_cumprod_prev[t_prev + 1])
-    sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))  # eq. 16
+    abar = schedule.alphas_cumprod[t]
+    abar_prev = schedule.alphas_cumprod_prev[t_prev + 1]
+    sigma = float(eta) * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))  # eq. 16
     kept = math.sqrt(max(0.0, 1 - abar_prev - sigma**2))  # below 0 by rounding only
     return math.sqrt(abar_prev) * x0_hat + kept * eps_hat + sigma * z  # eq. 12
 

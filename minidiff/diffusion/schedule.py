@@ -182,9 +182,7 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
     if str(config.get("variance_type")).startswith("learned"):
-        raise MinidiffError(
-            f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small"
-        )
+        raise MinidiffError(f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small")
     if config.get("trained_betas") is not None:
         schedule = Schedule(_trained_betas(config), prediction_type)
     else:

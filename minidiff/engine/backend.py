@@ -68,8 +68,11 @@ def get_backend(name: str) -> Backend:
     """
     if name not in PACKAGES:
         raise MinidiffError(f"unknown backend {name!r}: choose one of {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
+    if package == "cpu" and not importlib.import_module("minidiff_kernels.cpu.jit").ENABLED:
+        package = "reference"  # without the compiler there is no fast twin; `minidiff info` says so
     ops = {}
     for family, names in FAMILIES.items():
-        module = importlib.import_module(f"minidiff_kernels.{PACKAGES[name]}.{family}")
+        module = importlib.import_module(f"minidiff_kernels.{package}.{family}")
         ops |= {op: getattr(module, op) for op in names}
     return Backend(name, importlib.import_module("numpy"), **ops)

@@ -1,7 +1,8 @@
 """AdamW over flat buffers, the moving average of the weights, and learning rates over time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -46,6 +47,16 @@ class AdamW:
         """Views of a flat buffer (p, g, m, v or ema) in the shapes of the parameters, in their order."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         return [flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, self.shapes, strict=True)]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the parameters hold their moving average; in place, so that every view sees it."""
+        own = self.p.copy()
+        self.p[...] = self.ema
+        try:
+            yield
+        finally:
+            self.p[...] = own
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""

@@ -34,9 +34,7 @@ def test_positions_run_through_the_permutations_end_to_end():
     n, size, seed = 10, 4, 7
     order = np.concatenate([np.random.default_rng([seed, epoch, 1]).permutation(n) for epoch in range(4)])
     for step in range(1, 11):
-        np.testing.assert_array_equal(
-            batch(numbered(n), step, size, seed)[1], order[(step - 1) * size : step * size]
-        )
+        np.testing.assert_array_equal(batch(numbered(n), step, size, seed)[1], order[(step - 1) * size : step * size])
 
 
 def test_a_pure_function_of_seed_and_step():
@@ -67,9 +65,7 @@ def test_x0_is_the_picture_or_its_mirror_image_as_the_flips_say():
 
 
 def test_half_of_the_pictures_are_mirrored():
-    flips = np.concatenate(
-        [batch(numbered(64), step, 64, seed=0)[0][:, 1, 0, 0] > 0 for step in range(1, 101)]
-    )
+    flips = np.concatenate([batch(numbered(64), step, 64, seed=0)[0][:, 1, 0, 0] > 0 for step in range(1, 101)])
     # 6,400 fair coins: a standard deviation is 40, and six of them happen for one seed in 5e8.
     assert abs(int(flips.sum()) - 3200) < 240
 
@@ -138,25 +134,28 @@ def test_prefetch_hands_an_exception_to_its_step():
     assert prefetch_threads() == []
 
 
-@pytest.mark.parametrize(
-    "stop", [lambda stream: stream.close(), lambda stream: stream.throw(KeyboardInterrupt)]
-)
+@pytest.mark.parametrize("stop", [lambda stream: stream.close(), lambda stream: stream.throw(KeyboardInterrupt)])
 def test_a_consumer_may_stop_early(stop):
-    made = []
+    begun, release = [], threading.Event()
 
     def make(step):
-        time.sleep(0.02)
-        made.append(step)
+        begun.append(step)
+        assert step == 1 or release.wait(10)
         return step
 
     stream = prefetch(make, itertools.count(1))
     assert next(stream) == 1
+    while begun != [1, 2]:
+        time.sleep(0.001)
+    timer = threading.Timer(0.3, release.set)  # by then, the stop waits for step 2
+    timer.start()
     try:
         stop(stream)
     except KeyboardInterrupt:
         pass
+    timer.join()
     assert prefetch_threads() == []
-    assert made[-1] <= 3  # nothing was begun after the stop
+    assert begun == [1, 2]  # step 3 had been asked for, and was called off
 
 
 def test_a_prefetch_never_begun_starts_no_thread():

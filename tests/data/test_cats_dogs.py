@@ -86,6 +86,12 @@ def test_labels_tell_what_is_drawn(dataset, images):
     assert (np.sign(guess) == y[test]).mean() > 0.95
 
 
+def test_dogs_have_the_big_dark_noses(dataset, images):
+    middle = images[:, 15:22, 13:19].mean(axis=3).reshape(N, -1)  # (N, 42): brightness where a nose is
+    dark = (middle < 64).mean(axis=1)
+    assert dark[dataset.labels == 1].mean() > 3 * dark[dataset.labels == 0].mean()
+
+
 def test_animals_are_whole_and_in_frame(images):
     """Backdrops are one colour a row outside the disc, and the disc leaves the first row and columns free."""
     pixels = images.astype(int)

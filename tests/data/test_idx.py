@@ -1,4 +1,5 @@
 import gzip
+import re
 import struct
 
 import numpy as np
@@ -35,9 +36,11 @@ def read_bytes(tmp_path, data):
 
 
 def refused(tmp_path, data, match):
-    with pytest.raises(MinidiffError, match=match) as caught:
+    with pytest.raises(MinidiffError) as caught:
         read_bytes(tmp_path, data)
-    assert "\n" not in str(caught.value) and str(tmp_path / "file") in str(caught.value)
+    path, message = str(tmp_path / "file"), str(caught.value)
+    assert path in message and "\n" not in message
+    assert re.search(match, message.replace(path, "")), message
 
 
 @given(array=arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, max_side=6)), zipped=st.booleans())
@@ -93,9 +96,7 @@ def test_wrong_magic(tmp_path, magic):
     refused(tmp_path, magic + GOOD[4:], "no IDX of bytes")
 
 
-@pytest.mark.parametrize(
-    "shape", [(-1, 28, 28), (2**31 - 1, 2**31 - 1, 2**31 - 1), (2**31, 1, 2), (0, 28, 28)]
-)
+@pytest.mark.parametrize("shape", [(-1, 28, 28), (2**31 - 1, 2**31 - 1, 2**31 - 1), (2**31, 1, 2), (0, 28, 28)])
 def test_absurd_sizes(tmp_path, shape):
     header = b"\0\0\x08\3" + struct.pack(">3I", *(size % 2**32 for size in shape))
     refused(tmp_path, header + bytes(64), "absurd")

@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from minidiff.data.pictures import gif, load, loss_plot, save, sheet, strip, to_float, to_uint8
 from minidiff.errors import MinidiffError
@@ -277,6 +277,14 @@ def test_noise_is_not_a_picture(tmp_path, rng):
     path.write_bytes(rng.bytes(1000))
     with pytest.raises(MinidiffError, match=path.name):
         load(path)
+
+
+def test_only_plain_picture_formats_are_read(tmp_path, monkeypatch):
+    """EPS is a program: Pillow would have Ghostscript run it."""
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.eps")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: Image.new("RGB", (8, 8)).im)
+    with pytest.raises(MinidiffError, match="cannot be read as a picture"):
+        load(tmp_path / "a.eps")
 
 
 def test_damaged_bytes_give_a_picture_or_a_clear_error(tmp_path, rng):

@@ -134,9 +134,7 @@ def test_targets_by_name():
     betas = np.array([0.36])  # abar 0.64, the weights are 0.8 and 0.6
     assert f.target(Schedule(betas), x0, 0, eps) is eps
     assert f.target(Schedule(betas, "sample"), x0, 0, eps) is x0
-    np.testing.assert_allclose(
-        f.target(Schedule(betas, "v_prediction"), x0, 0, eps), 0.8 * eps - 0.6 * x0, atol=1e-14
-    )
+    np.testing.assert_allclose(f.target(Schedule(betas, "v_prediction"), x0, 0, eps), 0.8 * eps - 0.6 * x0, atol=1e-14)
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])

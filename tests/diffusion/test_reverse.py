@@ -94,6 +94,16 @@ def test_ddim_step_goes_anywhere_earlier_and_keeps_the_noise_level(eta):
         np.testing.assert_allclose(x_prev, expected, rtol=0, atol=2e-6 + 5e-7 / np.sqrt(abar))
 
 
+@pytest.mark.parametrize("T", [2, 3, 10, 100])
+def test_from_pure_noise_all_noise_becomes_fresh(T):
+    """With eta 1 at zero terminal SNR nothing of eps stays: 1 - abar_prev - sigma^2 is 0, or just below."""
+    schedule = rescale_zero_terminal_snr(linear_schedule(T, prediction_type="sample"))
+    x0, z = normal(0), normal(2)
+    x_prev = reverse.ddim_step(schedule, x0, normal(1), T - 1, T - 2, 1.0, z)
+    # What stays of eps is the root of a rounding error: 1e-8.
+    np.testing.assert_allclose(x_prev, forward.q_sample(schedule, x0, T - 2, z), rtol=0, atol=1e-6)
+
+
 def test_ddim_with_eta_1_is_ddpm():
     """The same mean and variance, so the same x_prev from the same z (DDIM section 4.1)."""
     eps_hat, x_t, z = normal(0), normal(1), normal(2)
@@ -116,7 +126,7 @@ def test_clipping_keeps_x0_hat_in_range(clip_x0):
 def test_steps_stay_float32():
     args = LINEAR, normal(0), normal(1), 500
     assert reverse.p_sample(*args, normal(2)).dtype == np.float32
-    assert reverse.ddim_step(*args, 400, 0.5, normal(2)).dtype == np.float32
+    assert reverse.ddim_step(*args, 400, np.float64(0.5), normal(2)).dtype == np.float32
 
 
 def test_what_a_step_refuses():
@@ -174,12 +184,14 @@ def test_an_oracle_is_led_back_to_the_very_picture(prediction_type, sampler, eta
     np.testing.assert_allclose(finish(walk), x0, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("sampler", reverse.SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 20, 1000])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-def test_an_oracle_is_led_back_from_pure_noise(prediction_type, sampler):
+def test_an_oracle_is_led_back_from_pure_noise(prediction_type, sampler, eta, steps):
     schedule = rescale_zero_terminal_snr(cosine_schedule(1000, prediction_type))
     x0 = normal(0).clip(-1, 1)
-    walk = reverse.sample(oracle(schedule, x0), schedule, SHAPE, np.random.default_rng(1), 20, sampler)
+    rng = np.random.default_rng(1)
+    walk = reverse.sample(oracle(schedule, x0), schedule, SHAPE, rng, steps, sampler, eta=eta)
     np.testing.assert_allclose(finish(walk), x0, rtol=0, atol=1e-6)
 
 
@@ -191,18 +203,14 @@ def test_sample_is_the_loop_over_single_steps(sampler, eta):
         assert t.shape == (2,) and t.dtype == np.int64
         return np.tanh(x_t) * (t[:, None, None, None] / 1000).astype(np.float32)
 
-    walk = list(reverse.sample(model, LINEAR, SHAPE, np.random.default_rng(0), 7, sampler, eta=eta))
-    rng = np.random.default_rng(0)
+    walks_rng, rng = np.random.default_rng(0), np.random.default_rng(0)
+    walk = list(reverse.sample(model, LINEAR, SHAPE, walks_rng, 7, sampler, eta=eta))
     ts = reverse.timesteps(1000, 7)
     x = rng.standard_normal(SHAPE, dtype=np.float32)
     for i, (t, t_prev) in enumerate(pairwise([*ts, -1])):
         eps_hat = model(x, np.full(2, t))
         x0_hat = forward.x0_from_eps(LINEAR, eps_hat, x, t).clip(-1, 1)
-        z = (
-            rng.standard_normal(SHAPE, dtype=np.float32)
-            if t_prev >= 0 and (sampler, eta) != ("ddim", 0)
-            else 0
-        )
+        z = rng.standard_normal(SHAPE, dtype=np.float32) if t_prev >= 0 and (sampler, eta) != ("ddim", 0) else 0
         if sampler == "ddpm":
             x = reverse.p_sample(respace(LINEAR, ts), eps_hat, x, 6 - i, z, clip_x0=True)
         else:
@@ -213,6 +221,7 @@ def test_sample_is_the_loop_over_single_steps(sampler, eta):
         np.testing.assert_allclose(x_t, x, rtol=0, atol=1e-5)
         np.testing.assert_allclose(guess, x0_hat, rtol=0, atol=1e-5 / np.sqrt(LINEAR.alphas_cumprod[t]))
     np.testing.assert_array_equal(walk[-1][1], walk[-1][2])  # the finished pictures are the last guess
+    assert walks_rng.bit_generator.state == rng.bit_generator.state  # and nothing more was drawn
 
 
 @pytest.mark.parametrize("sampler", reverse.SAMPLERS)
@@ -225,14 +234,6 @@ def test_any_shape_and_the_same_seed_the_same_pictures(sampler, shape):
     assert first.shape == shape and first.dtype == np.float32
     np.testing.assert_array_equal(first, again)
     assert np.all(first != other)
-
-
-def test_ddim_without_eta_draws_nothing_but_where_it_starts():
-    rng = np.random.default_rng(0)
-    finish(reverse.sample(zeros, LINEAR, SHAPE, rng, 5))
-    reference = np.random.default_rng(0)
-    reference.standard_normal(SHAPE, dtype=np.float32)
-    assert rng.bit_generator.state == reference.bit_generator.state
 
 
 def test_a_walk_may_start_from_given_noise():
@@ -252,11 +253,7 @@ def test_cond_reaches_the_model_only_if_there_is_one():
     seen = []
     rng = np.random.default_rng(0)
     finish(reverse.sample(lambda x_t, t: zeros(x_t, t), LINEAR, SHAPE, rng, 2))
-    finish(
-        reverse.sample(
-            lambda x_t, t, cond: seen.append(cond) or zeros(x_t, t), LINEAR, SHAPE, rng, 2, cond="cat"
-        )
-    )
+    finish(reverse.sample(lambda x_t, t, cond: seen.append(cond) or zeros(x_t, t), LINEAR, SHAPE, rng, 2, cond="cat"))
     assert seen == ["cat", "cat"]
 
 

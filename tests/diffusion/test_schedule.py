@@ -27,9 +27,7 @@ def test_tables_follow_from_the_betas(make, T):
     assert np.all(schedule.posterior_variance <= schedule.betas)
 
 
-@pytest.mark.parametrize(
-    "table", ["betas", "alphas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance"]
-)
+@pytest.mark.parametrize("table", ["betas", "alphas", "alphas_cumprod", "alphas_cumprod_prev", "posterior_variance"])
 def test_tables_are_float64_and_cannot_be_written_to(table):
     values = getattr(s.linear_schedule(10), table)
     assert values.dtype == np.float64 and values.shape == (10,)

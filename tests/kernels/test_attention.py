@@ -1,35 +1,8 @@
 """Scaled dot-product attention over one and several heads, as many keys as queries or not."""
 
 import pytest
-import torch
-import torch.nn.functional as F
-from against_torch import Case, check, check_nan, draw
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-
-def attend(N, T, S, heads, D, scale=1.0):
-    """q (N, T, heads, D) times `scale`, k and v (N, S, heads, D)."""
-    q, kv = (N, T, heads, D), (N, S, heads, D)
-    inputs = {"do": draw(*q, seed=1), "q": draw(*q, scale=scale), "k": draw(*kv, seed=2), "v": draw(*kv, seed=3)}
-
-    def ours(backend, do, q, k, v):
-        o, lse = backend.attention(q, k, v)
-        return {"o": o, "lse": lse} | dict(
-            zip(("dq", "dk", "dv"), backend.attention_backward(do, q, k, v, o, lse), strict=True)
-        )
-
-    def theirs(do, q, k, v):
-        leaves = [a.requires_grad_() for a in (q, k, v)]
-        by_head = [a.transpose(1, 2) for a in leaves]  # (N, heads, T, D)
-        fused = SDPBackend.FLASH_ATTENTION  # the rival; the truth comes from plain algebra, which keeps NaN
-        with sdpa_kernel(fused if q.dtype == torch.float32 else SDPBackend.MATH):
-            o = F.scaled_dot_product_attention(*by_head).transpose(1, 2)
-        lse = (by_head[0] @ by_head[1].mT * D**-0.5).logsumexp(-1)
-        gradients = zip(("dq", "dk", "dv"), torch.autograd.grad(o, leaves, do), strict=True)
-        return {"o": o, "lse": lse, **dict(gradients)}
-
-    return Case(f"N{N} T{T} S{S} heads{heads} D{D} x{scale}", inputs, ours, theirs)
-
+from against_torch import check, check_nan
+from kernel_cases import attend
 
 CASES = [
     attend(1, 1, 1, 1, 1),

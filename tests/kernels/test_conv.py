@@ -1,31 +1,8 @@
 """Convolution, forward and backward, over odd shapes."""
 
 import pytest
-import torch.nn.functional as F
-from against_torch import CONV_FLOOR, Case, autograd, check, check_nan, draw, nchw, nhwc
-
-
-def conv(x, w, stride=1, pad=(0, 0, 0, 0), bias=True, add=None, offset=0.0):
-    """x (N, H, W, C), w (O, KH, KW, C); add: None, "temb" (N, 1, 1, O) or "residual" (N, P, Q, O)."""
-    (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x, w, pad
-    y = N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O
-    inputs = {"dy": draw(*y, seed=1), "x": draw(*x, offset=offset), "w": draw(*w)}
-    inputs |= {"bias": draw(O)} if bias else {}
-    inputs |= {"add": draw(*(y if add == "residual" else (N, 1, 1, O)))} if add else {}
-
-    def ours(backend, dy, x, w, bias=None, add=None):
-        dx, dw, dbias = backend.conv2d_backward(dy, x, w, stride, pad)
-        return {"y": backend.conv2d(x, w, bias, stride, pad, add), "dx": dx, "dw": dw} | (
-            {} if bias is None else {"dbias": dbias}
-        )
-
-    def theirs(x, w, bias=None, add=0):
-        padded = F.pad(nchw(x), (left, right, top, bottom))
-        return nhwc(F.conv2d(padded, nchw(w), bias, stride)) + add
-
-    label = f"x{x} w{w} s{stride} p{pad}{'' if bias else ' no bias'}{f' + {add}' if add else ''}".replace(", ", ",")
-    return Case(label, inputs, ours, autograd(theirs), CONV_FLOOR)
-
+from against_torch import check, check_nan, draw
+from kernel_cases import conv
 
 SAME = (1, 1, 1, 1)
 CASES = [

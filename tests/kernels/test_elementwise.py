@@ -2,44 +2,8 @@
 
 import numpy as np
 import pytest
-import torch.nn.functional as F
-from against_torch import Case, autograd, check, check_nan, draw
-
-
-def silu(*shape, scale=1.0):
-    def ours(backend, dy, x):
-        return {"y": backend.silu(x), "dx": backend.silu_backward(dy, x)}
-
-    inputs = {"dy": draw(*shape, seed=1), "x": draw(*shape, scale=scale)}
-    return Case(f"silu {shape} x{scale}", inputs, ours, autograd(lambda x: F.silu(x)))
-
-
-def add(*shape):
-    inputs = {"a": draw(*shape), "b": draw(*shape, seed=1)}
-    return Case(f"add {shape}", inputs, lambda backend, a, b: {"y": backend.add(a, b)}, lambda a, b: {"y": a + b})
-
-
-def sum_to(shape, before, offset=0.0):
-    """The gradient of shape `before`, summed to `shape`."""
-
-    def ours(backend, dy):
-        return {"dx": backend.sum_to(dy, shape)}
-
-    inputs = {"dy": draw(*before, offset=offset)}
-    return Case(f"{before} summed to {shape}", inputs, ours, lambda dy: {"dx": dy.sum_to_size(shape)})
-
-
-def embedding(rows, width, n, dtype=np.int64):
-    index = np.random.default_rng(n).integers(0, rows, n).astype(dtype)
-    index[0] = rows // 2  # the row that gets a NaN
-
-    def ours(backend, dy, table, index):
-        return {"y": backend.embedding(table, index), "dtable": backend.embedding_backward(dy, index, rows)}
-
-    inputs = {"dy": draw(n, width, seed=1), "table": draw(rows, width), "index": index}
-    theirs = autograd(lambda table, index: F.embedding(index, table))
-    return Case(f"embedding {rows}x{width} n{n} {index.dtype}", inputs, ours, theirs)
-
+from against_torch import check, check_nan
+from kernel_cases import add, embedding, silu, sum_to
 
 CASES = [
     silu(1),

@@ -4,19 +4,10 @@ import gc
 
 import numpy as np
 import pytest
-from against_torch import Case, check, draw
+from against_torch import check
+from kernel_cases import memory
 
 from minidiff.engine.backend import get_backend
-
-
-def memory(*shape):
-    def ours(backend, x):
-        y = backend.empty(x.shape)
-        y[...] = x
-        return {"y": y}
-
-    return Case(f"memory {shape}", {"x": draw(*shape)}, ours, lambda x: {"y": x})
-
 
 CASES = [memory(1), memory(2, 5, 7, 3), memory(3, 200, 201)]
 

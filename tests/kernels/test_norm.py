@@ -1,32 +1,8 @@
 """Group normalisation with and without SiLU, and layer normalisation as its special case."""
 
 import pytest
-import torch
-from against_torch import Case, check, check_nan, draw, nchw, nhwc
-
-
-def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
-    """x (N, ..., C), its numbers around `offset`."""
-    C = x[-1]
-    inputs = {"dy": draw(*x, seed=1), "x": draw(*x, offset=offset, scale=scale)}
-    inputs |= {"weight": draw(C, offset=1), "bias": draw(C, seed=2)}
-
-    def ours(backend, dy, x, weight, bias):
-        y, mean, rstd = backend.group_norm(x, weight, bias, groups, eps, silu)
-        dx, dweight, dbias = backend.group_norm_backward(dy, x, weight, bias, mean, rstd, silu)
-        return {"y": y, "mean": mean, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
-
-    def theirs(dy, x, weight, bias):
-        leaves = [a.requires_grad_() for a in (x, weight, bias)]
-        x_ = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # it takes channels_last pictures only
-        z, mean, rstd = torch.native_group_norm(x_, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
-        y = nhwc(torch.nn.functional.silu(z) if silu else z)
-        gradients = zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True)
-        return {"y": y, "mean": mean, "rstd": rstd, **dict(gradients)}
-
-    label = f"x{x} G{groups}{' silu' if silu else ''} eps{eps} {offset}+{scale}".replace(", ", ",")
-    return Case(label, inputs, ours, theirs)
-
+from against_torch import check, check_nan
+from kernel_cases import norm
 
 CASES = [
     norm((1, 1, 1, 8), 1),

@@ -1,33 +1,8 @@
 """Upsampling and joining along the channels: numbers are moved, so the results are exact."""
 
 import pytest
-import torch
-import torch.nn.functional as F
-from against_torch import Case, autograd, check, check_nan, draw, nchw, nhwc
-
-
-def upsample(N, H, W, C):
-    def ours(backend, dy, x):
-        return {"y": backend.upsample_nearest(x), "dx": backend.upsample_nearest_backward(dy)}
-
-    def theirs(x):
-        return nhwc(F.interpolate(nchw(x), scale_factor=2, mode="nearest"))
-
-    inputs = {"dy": draw(N, 2 * H, 2 * W, C, seed=1), "x": draw(N, H, W, C)}
-    return Case(f"upsample {N, H, W, C}", inputs, ours, autograd(theirs))
-
-
-def concat(*lead, channels):
-    A, B = channels
-
-    def ours(backend, dy, a, b):
-        da, db = backend.concat_backward(dy, A)
-        return {"y": backend.concat(a, b), "da": da, "db": db}
-
-    inputs = {"dy": draw(*lead, A + B, seed=1), "a": draw(*lead, A), "b": draw(*lead, B, seed=2)}
-    theirs = autograd(lambda a, b: torch.cat((a, b), -1))
-    return Case(f"concat {lead} {A}+{B}", inputs, ours, theirs)
-
+from against_torch import check, check_nan
+from kernel_cases import concat, upsample
 
 CASES = [
     upsample(1, 1, 1, 1),

@@ -5,6 +5,7 @@ then our float64 ones replace diffusers' float32 ones, whose rounding (1e-6, and
 hide small mistakes in the steps. One walk is compared with diffusers as it is.
 """
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -60,9 +61,7 @@ def test_betas_and_alphas_cumprod(make, T):
     ours = make(T)
     numbers = {} if ours.beta_start is None else {"beta_start": ours.beta_start, "beta_end": ours.beta_end}
     scheduler = DDPMScheduler(T, beta_schedule=ours.name, **numbers)
-    np.testing.assert_allclose(
-        scheduler.betas.numpy(), ours.betas, rtol=8 * ULP
-    )  # a handful of roundings each
+    np.testing.assert_allclose(scheduler.betas.numpy(), ours.betas, rtol=8 * ULP)  # a handful of roundings each
     error = np.abs(scheduler.alphas_cumprod.numpy() / ours.alphas_cumprod - 1)
     assert np.all(error <= product_tolerance(ours))
 
@@ -79,10 +78,11 @@ def test_zero_terminal_snr(make):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_diffusers_reads_our_configuration_and_we_read_its(make):
+def test_diffusers_reads_our_configuration_and_we_read_its(make, tmp_path):
     ours = make(100, prediction_type="v_prediction")
     for schedule in (ours, rescale_zero_terminal_snr(ours)):
-        scheduler = DDPMScheduler.from_config(schedule_to_config(schedule))
+        (tmp_path / "scheduler_config.json").write_text(json.dumps(schedule_to_config(schedule)))
+        scheduler = DDPMScheduler.from_pretrained(tmp_path)
         np.testing.assert_allclose(scheduler.betas.numpy(), schedule.betas, rtol=8 * ULP)
         again = schedule_from_config(dict(scheduler.config))
         np.testing.assert_array_equal(again.betas, schedule.betas)
@@ -92,9 +92,7 @@ def test_diffusers_reads_our_configuration_and_we_read_its(make):
 @pytest.mark.parametrize("T", [1, 2, 10, 1000])
 def test_timesteps_are_those_of_linspace(T):
     scheduler = DDPMScheduler.from_config(schedule_to_config(linear_schedule(T)))
-    assert reverse.timesteps(T, 1).tolist() == [
-        T - 1
-    ]  # where diffusers would visit t = 0, which has no noise
+    assert reverse.timesteps(T, 1).tolist() == [T - 1]  # where diffusers would visit t = 0, which has no noise
     for steps in range(2, T + 1):
         scheduler.set_timesteps(steps)
         ours = reverse.timesteps(T, steps)

@@ -14,6 +14,8 @@ from numba.core import config as _config
 
 config: Any = _config  # Numba makes its attributes as it reads the environment
 
+ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debuggers
+
 # What may be assumed of floating point. Not "nnan" or "ninf": NaN in must give NaN out.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 

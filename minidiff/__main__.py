@@ -1,0 +1,5 @@
+"""`python -m minidiff` is `minidiff`."""
+
+from minidiff.cli import main
+
+main()

@@ -1,0 +1,101 @@
+"""A run from where it is to its last step: batches, log, checkpoints, pictures on the way."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import numpy as np
+
+from minidiff.data.batches import batch, prefetch
+from minidiff.data.dataset import Dataset
+from minidiff.data.pictures import loss_plot, save, sheet, to_uint8
+from minidiff.diffusion.reverse import sample
+from minidiff.errors import MinidiffError
+from minidiff.runs.state import Metrics, Run, read_metrics
+from minidiff.runs.state import save as save_state
+from minidiff.runs.train import StepStats, train
+
+PREVIEW = 36  # pictures on a sheet
+
+
+def fit(
+    run: Run,
+    dataset: Dataset,
+    checkpoint_every: int,
+    on_step: Callable[[StepStats], object],
+    on_checkpoint: Callable[[int], object],
+    stop: Callable[[], bool],
+) -> None:
+    """Train to run.config.steps, or until `stop()` after a step; then the state is saved in any case.
+
+    on_step and on_checkpoint are told of every step and every checkpoint; pictures come with a checkpoint.
+    Raises MinidiffError if the loss is no longer finite; the last checkpoint stays as it is.
+    """
+    config, saved = run.config, run.step
+
+    def make_batch(step: int) -> tuple[np.ndarray, None]:
+        x0, _ = batch(dataset, step, config.batch_size, config.seed, config.flip)
+        return x0, None  # labels are not asked for: the run is unconditional
+
+    batches = prefetch(make_batch, range(run.step + 1, config.steps + 1))
+    with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
+        try:
+            for stats in train(run.unet, run.schedule, run.optimizer, batches, config):
+                metrics.write(stats, run.optimizer.lr)
+                on_step(stats)
+                stopping = stop()
+                if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
+                    metrics.flush()
+                    save_state(run)
+                    saved = stats.step
+                    if stopping:
+                        return
+                    draw_progress(run)
+                    on_checkpoint(saved)
+        except MinidiffError as error:
+            raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
+
+
+def draw_progress(run: Run) -> None:
+    """The loss so far, and a sheet of samples from the averaged weights, always from the same noise."""
+    steps, losses = read_metrics(run.folder / "metrics.csv")
+    loss_plot(steps, losses, run.folder / "loss.png", f"{run.config.data}: loss")
+    samples = run.folder / "samples"
+    samples.mkdir(exist_ok=True)
+    with run.optimizer.averaged():
+        save(sheet(draw(run, PREVIEW, steps=25)), samples / f"step-{run.step:06d}.png")
+
+
+def draw(run: Run, n: int, steps: int) -> np.ndarray:
+    """n pictures (n, H, W, C) uint8 by DDIM, from noise that the run's seed alone decides."""
+    config = run.unet.config
+    size = config.sample_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    rng = np.random.default_rng([run.config.seed, 0])
+    x_t = np.empty(0)
+    for _, x_t, _ in sample(run.unet, run.schedule, (n, height, width, config.in_channels), rng, steps):
+        pass
+    return to_uint8(x_t)
+
+
+@contextmanager
+def stoppable(notice: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+    """Within this block Ctrl-C and SIGTERM ask instead of breaking off: yields a function that tells of it.
+
+    A second Ctrl-C breaks off at once. `notice` is called at the first.
+    """
+    asked = False
+
+    def ask(number, frame):
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        notice()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,191 @@
+"""A run's folder: the one state file that is the truth of it, its log, and what is exported from them.
+
+RUN/training/state.safetensors   weights, their average, moments; step and configuration: replaced by one rename
+RUN/metrics.csv                  step, loss, grad_norm, lr: each step once
+RUN/unet, RUN/scheduler, RUN/model_index.json      the averaged weights as a diffusers pipeline
+RUN/samples, RUN/loss.png        pictures on the way
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule_to_config
+from minidiff.engine.optim import AdamW
+from minidiff.errors import MinidiffError
+from minidiff.models import config as unet_config
+from minidiff.models.config import UNetConfig
+from minidiff.models.unet import UNet
+from minidiff.runs import train
+from minidiff.runs.checkpoint import read_safetensors, replace_file, save_pipeline, save_unet, write_safetensors
+from minidiff.runs.train import StepStats, TrainConfig
+
+BUFFERS = ("p", "ema", "m", "v")
+HEADER = "step,loss,grad_norm,lr\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network in training, with all that belongs to it."""
+
+    folder: Path
+    config: TrainConfig
+    unet: UNet
+    schedule: Schedule
+    optimizer: AdamW
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.optimizer.step_count
+
+    @property
+    def state_file(self) -> Path:
+        return state_file(self.folder)
+
+
+def state_file(folder: Path) -> Path:
+    """Where a run keeps its truth."""
+    return folder / "training" / "state.safetensors"
+
+
+def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
+    """A run at step 0, its state written. Raises MinidiffError if the folder holds a run already."""
+    if state_file(folder).exists():
+        raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
+    run = _build(folder, config, network, schedule)
+    (folder / "metrics.csv").unlink(missing_ok=True)
+    save(run)
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """The run of a folder at its last checkpoint; its log is cut back to that step.
+
+    Raises MinidiffError for a folder without a run and for a state file that is damaged.
+    """
+    path = state_file(folder)
+    if not path.is_file():
+        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one without --resume")
+    tensors, metadata = read_safetensors(path)
+    try:
+        config = train.config_from_dict(json.loads(metadata["config"]))
+        network = unet_config.config_from_dict(json.loads(metadata["unet"]))
+        schedule = schedule_from_config(json.loads(metadata["schedule"]))
+        step = int(metadata["step"])
+    except (KeyError, ValueError, RecursionError):
+        raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
+    run = _build(folder, config, network, schedule)
+    for name in BUFFERS:
+        buffer = getattr(run.optimizer, name)
+        if name not in tensors or tensors[name].shape != buffer.shape:
+            raise MinidiffError(f"{path}: {name} does not fit the network of its configuration; start a new run")
+        buffer[...] = run.unet.backend.asarray(tensors[name])
+    if not 0 <= step <= 10**9:
+        raise MinidiffError(f"{path}: step {step} makes no sense; start a new run")
+    run.optimizer.step_count = step
+    cut_metrics(folder / "metrics.csv", step)
+    return run
+
+
+def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
+    unet = UNet(network, np.random.default_rng(config.seed), config.backend)
+    optimizer = AdamW(unet.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, ema=config.ema)
+    return Run(folder, config, unet, schedule, optimizer)
+
+
+def save(run: Run) -> None:
+    """Replace the state by the present one, then export the averaged weights for the world outside."""
+    to_numpy = run.unet.backend.to_numpy
+    metadata = {
+        "step": str(run.step),
+        "config": json.dumps(train.config_to_dict(run.config)),
+        "unet": json.dumps(unet_config.config_to_dict(run.unet.config)),
+        "schedule": json.dumps(schedule_to_config(run.schedule)),
+    }
+    write_safetensors(run.state_file, {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}, metadata)
+    export(run, run.folder)
+
+
+def export(run: Run, folder: Path) -> None:
+    """Write the averaged weights and the schedule as a diffusers pipeline folder."""
+    names = [name for name, _ in run.unet.named_parameters()]
+    to_numpy = run.unet.backend.to_numpy
+    averages = (to_numpy(a) for a in run.optimizer.split(run.optimizer.ema))
+    save_unet(run.unet, folder / "unet", dict(zip(names, averages, strict=True)), step=str(run.step))
+    save_pipeline(folder, run.schedule)
+
+
+class Metrics:
+    """The log of a run, one line a step, appended as steps are done."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        new = not path.exists()
+        self.file = open(path, "a", encoding="ascii")
+        if new:
+            self.file.write(HEADER)
+
+    def write(self, stats: StepStats, lr: float) -> None:
+        """One step's line; numbers in full precision."""
+        self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r}\n")
+
+    def flush(self) -> None:
+        """Everything written so far is on the disk when this returns: before a state is saved, not after."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self.file.close()
+
+
+def read_metrics(path: Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of a log, as far as it is whole."""
+    steps, losses = [], []
+    if path.exists():
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)[1:]:
+            cells = line.split(",")
+            if not line.endswith("\n") or len(cells) != 4 or cells[0] != str(len(steps) + 1):
+                break
+            steps.append(int(cells[0]))
+            losses.append(float(cells[1]))
+    return steps, losses
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop every line behind `step`, a torn last one included. Raises MinidiffError if an earlier one is missing."""
+    steps, _ = read_metrics(path)
+    if len(steps) < step:
+        raise MinidiffError(f"{path}: ends at step {len(steps)}, the state is at {step}; restore it or start a new run")
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True) if path.exists() else []
+    replace_file(path, lambda part: part.write_text("".join(lines[: step + 1]) or HEADER, encoding="ascii"))
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds a run's folder, so that no second process trains in it. Raises MinidiffError if one does already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            _lock(file)
+        except OSError:
+            raise MinidiffError(f"{folder}: another process is training here; wait for it, or stop it") from None
+        yield
+
+
+def _lock(file) -> None:
+    """Lock an open file until it is closed; OSError if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

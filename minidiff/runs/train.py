@@ -1,0 +1,124 @@
+"""Training: one step, many steps, and the choices that make a run.
+
+Randomness goes by step, not by state: step k draws t, eps and dropout from default_rng([seed, k]), and its
+batch follows from (seed, k) too. So a resumed run is the very same run.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.loss import training_loss
+from minidiff.diffusion.schedule import Schedule
+from minidiff.engine.optim import AdamW, learning_rate
+from minidiff.errors import MinidiffError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a run is started with, and what its state file remembers.
+
+    steps         the total, not "more"
+    lr            the peak; it rises over `warmup` steps and falls along half a cosine over the second half
+    ema           decay of the moving average of the weights, which is what samples are drawn from
+    flip          mirror pictures at random
+    seed          of everything: weights, order, noise
+    Raises MinidiffError that names the first value that makes no sense.
+    """
+
+    data: str
+    size: int | None = None
+    steps: int = 2000
+    batch_size: int = 32
+    lr: float = 1e-3
+    warmup: int = 50
+    ema: float = 0.995
+    flip: bool = True
+    seed: int = 0
+    backend: str = "numba"
+    threads: int = 1
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("steps", 1, 10**9),
+            ("batch_size", 1, 65536),
+            ("warmup", 0, 10**9),
+            ("seed", 0, 2**63 - 1),
+            ("threads", 1, 4096),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")
+        for name, low, high in (("lr", 0.0, 1.0), ("ema", 0.0, 1.0)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low < value < high:
+                raise MinidiffError(f"{name} = {value!r}: give a number between {low:g} and {high:g}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step (1 ... steps)."""
+        return learning_rate(self.lr, step, self.steps, self.warmup, decay_from=0.5)
+
+
+def config_from_dict(values: Any) -> TrainConfig:
+    """The inverse of asdict, for what was read from a file. Raises MinidiffError if it is not one."""
+    names = {field.name for field in fields(TrainConfig)}
+    if not isinstance(values, dict) or set(values) != names or not isinstance(values["data"], str):
+        raise MinidiffError("the run's configuration is damaged: start a new run")
+    return TrainConfig(**values)
+
+
+config_to_dict = asdict
+
+
+class StepStats:
+    """What a step tells of itself: step (from 1), loss, grad_norm before clipping. Read when asked, not before."""
+
+    def __init__(self, step: int, loss: Any, grad_norm: Any):
+        self.step, self._loss, self._grad_norm = step, loss, grad_norm
+
+    @property
+    def loss(self) -> float:
+        return float(self._loss.numpy())
+
+    @property
+    def grad_norm(self) -> float:
+        return float(self._grad_norm)
+
+
+def train_step(
+    model: Callable[..., Any], schedule: Schedule, optimizer: AdamW, x0: np.ndarray, rng: Any, cond: Any = None
+) -> StepStats:
+    """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
+
+    x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
+    """
+    t = rng.integers(0, len(schedule), len(x0))  # (N,)
+    eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
+    optimizer.zero_grad()
+    loss = training_loss(model, schedule, x0, t, eps, cond, rng)
+    loss.backward()
+    return StepStats(optimizer.step_count + 1, loss, optimizer.step())
+
+
+def train(
+    model: Callable[..., Any],
+    schedule: Schedule,
+    optimizer: AdamW,
+    batches: Iterator[tuple[np.ndarray, Any]],
+    config: TrainConfig,
+) -> Iterator[StepStats]:
+    """Every step that is left until config.steps, one StepStats each. A progress bar and a log are loops over it.
+
+    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on.
+    Raises MinidiffError, with the step, if the loss or the gradient is no longer a finite number.
+    """
+    for x0, cond in batches:
+        step = optimizer.step_count + 1
+        optimizer.lr = config.rate(step)
+        stats = train_step(model, schedule, optimizer, x0, np.random.default_rng([config.seed, step]), cond)
+        if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
+            raise MinidiffError(f"step {step}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}")
+        yield stats

@@ -1,0 +1,153 @@
+"""Every differentiable operation against torch: output and all gradients, through the tape."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as T
+from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, nhwc
+
+from minidiff.engine import functional as F
+from minidiff.engine.tensor import Tensor
+
+SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
+TARGET, WEIGHT, INDEX = draw(2, 6, 5, 3, seed=7), draw(2, 1, 1, 1, seed=8) ** 2, np.array([4, 0, 4, 2])
+
+
+def conv(x, w, bias=None, add=0, stride=1, pad=(0, 0, 0, 0)):
+    top, bottom, left, right = pad
+    return nhwc(T.conv2d(T.pad(nchw(x), (left, right, top, bottom)), nchw(w), bias, stride)) + add
+
+
+def linear(x, w, bias=None, add=0):
+    return T.linear(x, w, bias) + add
+
+
+def norm(x, weight, bias, groups, silu=False):
+    z = nhwc(T.group_norm(nchw(x), groups, weight, bias, 1e-5))
+    return T.silu(z) if silu else z
+
+
+def attention(q, k, v):
+    return T.scaled_dot_product_attention(*(a.transpose(1, 2) for a in (q, k, v))).transpose(1, 2)
+
+
+def layer_norm(x, weight, bias):
+    return T.layer_norm(x, weight.shape, weight, bias)
+
+
+def mse(prediction, weight=None):
+    error = (prediction - torch.tensor(TARGET)) ** 2
+    return (error if weight is None else error * torch.tensor(weight)).mean()
+
+
+X, W, BIAS, TEMB, RESIDUAL = draw(2, 6, 5, 3), draw(8, 3, 3, 3), draw(8), draw(2, 1, 1, 8), draw(2, 6, 5, 8)
+ROWS, LINEAR, ROWS_OUT = draw(2, 4, 3), draw(8, 3), draw(2, 4, 8)
+Z, GAIN, SHIFT = draw(2, 4, 5, 6), draw(6, offset=1), draw(6, seed=1)
+Q, K, V = draw(2, 9, 2, 8), draw(2, 7, 2, 8), draw(2, 7, 2, 8, seed=1)
+groups3, groups2 = partial(F.group_norm, groups=3, eps=1e-5), partial(F.group_norm, groups=2, eps=1e-5, silu=True)
+
+# What it is called, ours, theirs, the inputs by name.
+LINES = [
+    ("add", F.add, lambda a, b: a + b, {"a": ROWS, "b": draw(2, 4, 3, seed=1)}),
+    ("add, broadcast", F.add, lambda a, b: a + b, {"a": ROWS, "b": draw(4, 1)}),
+    ("add, broadcast both", F.add, lambda a, b: a + b, {"a": draw(2, 1, 4), "b": draw(5, 1)}),
+    ("mul", F.mul, lambda a, b: a * b, {"a": ROWS, "b": draw(2, 4, 3, seed=1)}),
+    ("mul, broadcast", F.mul, lambda a, b: a * b, {"a": ROWS, "b": draw(3)}),
+    ("silu", F.silu, lambda x: T.silu(x), {"x": X}),
+    ("conv2d", F.conv2d, conv, {"x": X, "w": W}),
+    ("conv2d, bias", F.conv2d, conv, {"x": X, "w": W, "bias": BIAS}),
+    ("conv2d, temb", partial(F.conv2d, pad=SAME), partial(conv, pad=SAME), {"x": X, "w": W, "bias": BIAS, "add": TEMB}),
+    ("conv2d, residual", partial(F.conv2d, pad=SAME), partial(conv, pad=SAME), {"x": X, "w": W, "add": RESIDUAL}),
+    ("conv2d, halving", partial(F.conv2d, stride=2, pad=DOWN), partial(conv, stride=2, pad=DOWN), {"x": X, "w": W}),
+    ("linear", F.linear, linear, {"x": ROWS, "w": LINEAR}),
+    ("linear, one row", F.linear, linear, {"x": draw(3), "w": LINEAR, "bias": BIAS}),
+    ("linear, residual", F.linear, linear, {"x": ROWS, "w": LINEAR, "bias": BIAS, "add": ROWS_OUT}),
+    ("group_norm", groups3, partial(norm, groups=3), {"x": Z, "weight": GAIN, "bias": SHIFT}),
+    ("group_norm, silu", groups2, partial(norm, groups=2, silu=True), {"x": Z, "weight": GAIN, "bias": SHIFT}),
+    ("layer_norm", partial(F.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
+    ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
+    ("upsample_nearest", F.upsample_nearest, lambda x: nhwc(T.interpolate(nchw(x), scale_factor=2)), {"x": X}),
+    ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
+    ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
+    ("mse", partial(F.mse, target=TARGET), mse, {"prediction": X}),
+    ("mse, weighted", partial(F.mse, target=TARGET, weight=WEIGHT), partial(mse, weight=WEIGHT), {"prediction": X}),
+]  # fmt: skip
+CASES = [
+    differentiable(label, ours, theirs, CONV_FLOOR if label.startswith(("conv", "linear")) else FLOOR, **inputs)
+    for label, ours, theirs, inputs in LINES
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_function_equals_torch(backend, case):
+    check(backend, case)
+
+
+def test_every_function_stands_in_the_table():
+    """Those that are not compared with torch have a test of their own below."""
+    public = {name for name, f in vars(F).items() if getattr(f, "__module__", "") == F.__name__ and name[0].islower()}
+    assert public - {str(case).partition(",")[0] for case in CASES} == {"reshape", "dropout"}
+
+
+def test_reshape(backend):
+    x = Tensor(draw(2, 3, 4), backend, requires_grad=True)
+    y = F.reshape(x, (4, -1))
+    assert y.shape == (4, 6)
+    y.backward(dy := draw(4, 6))
+    np.testing.assert_array_equal(y.numpy(), draw(2, 3, 4).reshape(4, 6))
+    np.testing.assert_array_equal(backend.to_numpy(x.grad), dy.reshape(2, 3, 4))
+
+
+def test_dropout_without_rng_is_nothing(backend):
+    x = Tensor(draw(5), backend)
+    assert F.dropout(x, 0.5) is x
+    assert F.dropout(x, 0.0, np.random.default_rng(0)) is x
+
+
+def test_dropout_keeps_the_expectation(backend):
+    """Of n ones, each is kept with probability q and then 1/q: the mean strays by sqrt((1 - q) / (q n)); 5 of these."""
+    n, p = 100_000, 0.3
+    x = Tensor(np.ones(n), backend, requires_grad=True)
+    y = F.dropout(x, p, np.random.default_rng(0))
+    y.backward(np.ones(n))
+    values = y.numpy()
+    assert set(values.tolist()) == {0, np.float32(1 / 0.7)}
+    assert abs(values.mean() - 1) < 5 * np.sqrt(p / (1 - p) / n)
+    np.testing.assert_array_equal(backend.to_numpy(x.grad), values)
+
+
+def test_dropout_is_decided_by_the_rng_alone(backend):
+    x = Tensor(np.ones((3, 50)), backend)
+    a, b, c = (F.dropout(x, 0.5, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
+    assert (a == b).all() and (a != c).any()
+
+
+WRONG = {
+    "conv2d: the input has 4 channels": lambda t: F.conv2d(t(1, 5, 5, 4), t(8, 3, 3, 3)),
+    "conv2d: the 3x3 kernel is larger": lambda t: F.conv2d(t(1, 2, 5, 3), t(8, 3, 3, 3)),
+    "conv2d: the bias has shape": lambda t: F.conv2d(t(1, 5, 5, 3), t(8, 3, 3, 3), t(1)),
+    "conv2d: cannot add": lambda t: F.conv2d(t(2, 5, 5, 3), t(8, 3, 3, 3), add=t(1, 3, 3, 8)),
+    "group_norm: 6 channels": lambda t: F.group_norm(t(2, 3, 6), t(6), t(6), 4, 1e-5),
+    "group_norm: weight": lambda t: F.group_norm(t(2, 3, 6), t(1), t(6), 3, 1e-5),
+    "attention: q": lambda t: F.attention(t(2, 5, 2, 3), t(2, 4, 2, 3), t(2, 5, 2, 3)),
+    "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
+    "mse: prediction": lambda t: F.mse(t(2, 3), draw(1, 3)),
+    "mse: weight": lambda t: F.mse(t(2, 3), draw(2, 3), draw(4, 2, 1)),
+    "cannot reshape": lambda t: F.linear(t(2, 3), t(5, 4)),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_shapes_that_do_not_fit_are_refused(backend, message):
+    with pytest.raises(ValueError, match=message):
+        WRONG[message](lambda *shape: Tensor(draw(*shape), backend))
+
+
+@pytest.mark.parametrize(
+    "index, error", [([0, 5], IndexError), ([-1], IndexError), ([0.0], TypeError), ([[1]], TypeError)]
+)
+def test_an_index_that_is_none_is_refused(backend, index, error):
+    with pytest.raises(error, match="embedding"):
+        F.embedding(Tensor(draw(5, 2), backend), np.array(index))

@@ -1,0 +1,241 @@
+"""The tape: what is recorded, in which order it is walked, what it holds and when it lets go."""
+
+import gc
+import weakref
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from minidiff.engine import functional as F
+from minidiff.engine.backend import get_backend
+from minidiff.engine.tensor import Function, Tensor, no_grad
+
+
+def leaf(backend, values):
+    return Tensor(np.asarray(values, np.float32), backend, requires_grad=True)
+
+
+def grad(tensor):
+    return tensor.backend.to_numpy(tensor.grad).tolist()
+
+
+@contextmanager
+def counting_only():
+    """Within this block there is no garbage collector: what goes, goes by reference counting."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_a_diamond_adds_both_ways(backend):
+    x = leaf(backend, [2, 3])
+    y = F.mul(x, x)
+    F.add(F.mul(y, y), y).backward(np.ones(2))  # x^4 + x^2
+    assert grad(x) == [4 * 8 + 4, 4 * 27 + 6]
+
+
+def test_a_tensor_may_be_used_many_times(backend):
+    x = leaf(backend, [1, 2])
+    total = x
+    for _ in range(9):
+        total = F.add(total, x)
+    total.backward([1, 10])
+    assert grad(x) == [10, 100]
+
+
+def test_both_inputs_may_be_the_same_tensor(backend):
+    x = leaf(backend, [1, 2])
+    y = F.add(x, x)
+    F.add(y, y).backward([1, 1])
+    assert grad(x) == [4, 4]
+
+
+def test_one_gradient_array_may_go_to_two_places(backend):
+    """`add` hands its dy to both inputs; what is added to one of them later must not show in the other."""
+    x, y = leaf(backend, [1, 2]), leaf(backend, [3, 4])
+    a, b = F.mul(x, y), F.silu(y)
+    dy = backend.asarray([1.0, 1.0])
+    F.add(F.add(a, b), a).backward(dy)  # a gets dy twice, b once
+    assert grad(x) == [6, 8]
+    assert backend.to_numpy(dy).tolist() == [1, 1]
+    again = leaf(backend, [0, 0])
+    F.add(again, y).backward(dy)
+    again.grad += 1  # a leaf's gradient is its own array
+    assert backend.to_numpy(dy).tolist() == [1, 1]
+
+
+def test_gradients_of_leaves_add_up_in_place(backend):
+    x = leaf(backend, [1, 2])
+    F.mul(x, x).backward([1, 1])
+    first = x.grad
+    F.mul(x, x).backward([1, 1])
+    assert x.grad is first
+    assert grad(x) == [4, 8]
+
+
+@pytest.mark.parametrize("a, b", [((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2, 3)), ((2, 1, 4), (3, 1)), ((1,), (5,))])
+def test_broadcasting_is_undone(backend, a, b):
+    x, y = leaf(backend, np.full(a, 2)), leaf(backend, np.full(b, 3))
+    z = F.mul(x, y)
+    size = int(np.prod(z.shape))
+    z.backward(np.ones(z.shape))
+    assert x.grad.shape == a and y.grad.shape == b
+    assert (x.grad == 3 * size // np.prod(a)).all() and (y.grad == 2 * size // np.prod(b)).all()
+
+
+def test_the_latest_node_is_walked_first(backend):
+    """So that a node is walked once, when all of its gradient has arrived."""
+    walked = []
+
+    class Named(Function):
+        def __init__(self, name):
+            self.name = name
+
+        def forward(self, *arrays):
+            return sum(arrays[1:], arrays[0])
+
+        def backward(self, dy):
+            walked.append(self.name)
+            return (dy,) * len(self.inputs)
+
+    x = leaf(backend, [1])
+    a = Named("a")(x)
+    b = Named("b")(a)
+    c = Named("c")(a, b)
+    d = Named("d")(a)
+    Named("e")(d, c, b).backward([1])
+    assert walked == ["e", "d", "c", "b", "a"]
+    assert grad(x) == [4]
+
+
+def test_backward_consumes_the_tape(backend):
+    x = leaf(backend, [1, 2])
+    y = F.mul(x, x)
+    y.backward([1, 1])
+    with pytest.raises(RuntimeError, match="walked before"):
+        y.backward([1, 1])
+    with pytest.raises(RuntimeError, match="walked before"):
+        F.silu(y).backward([1, 1])
+
+
+def test_nothing_recorded_nothing_to_walk(backend):
+    x = leaf(backend, [1, 2])
+    for y in (x, Tensor([1.0], backend), F.silu(Tensor([1.0], backend))):
+        with pytest.raises(RuntimeError, match="no tape"):
+            y.backward(np.ones(y.shape))
+
+
+def test_no_grad_records_nothing_even_after_an_error(backend):
+    x = leaf(backend, [1, 2])
+    with no_grad():
+        with no_grad():
+            assert F.silu(x).node is None
+        assert F.silu(x).node is None and not F.silu(x).requires_grad
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert F.silu(x).requires_grad
+
+
+def test_only_what_wants_a_gradient_gets_one(backend):
+    x, fixed = leaf(backend, [1, 2]), Tensor([3.0, 4.0], backend)
+    F.mul(F.mul(fixed, fixed), x).backward([1, 1])
+    assert fixed.grad is None
+    assert grad(x) == [9, 16]
+
+
+def test_dy_must_fit(backend):
+    y = F.silu(leaf(backend, [[1, 2]]))
+    with pytest.raises(ValueError, match=r"dy has shape \(2,\), the tensor has \(1, 2\)"):
+        y.backward([1, 1])
+    with pytest.raises(ValueError, match="only scalars need none"):
+        y.backward()
+    y.backward([[1, 1]])  # a refused dy has spoilt nothing
+
+
+def test_a_scalar_needs_no_dy(backend):
+    x = leaf(backend, [1, 2])
+    F.mse(x, np.zeros(2, np.float32)).backward()
+    assert grad(x) == [1, 2]
+
+
+def test_backends_do_not_mix():
+    x, y = leaf(get_backend("numpy"), [1]), leaf(get_backend("numba"), [1])
+    with pytest.raises(TypeError, match="Add: inputs on numpy and numba"):
+        F.add(x, y)
+
+
+def test_backward_must_return_a_gradient_for_every_input(backend):
+    class Forgetful(Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, dy):
+            return (dy,)
+
+    with pytest.raises(ValueError, match="zip"):
+        Forgetful()(leaf(backend, [1]), leaf(backend, [1])).backward([1])
+
+
+def test_a_dropped_output_frees_its_tape(backend):
+    x = leaf(backend, [1, 2])
+    with counting_only():
+        y = F.silu(F.mul(x, x))
+        nodes = [weakref.ref(y.node), weakref.ref(y.node.inputs[0].node)]
+        assert all(node() for node in nodes)
+        del y
+        assert not any(node() for node in nodes)
+
+
+def test_backward_frees_what_the_forward_pass_kept(backend):
+    """Although the output is still there: arrays are let go node by node."""
+    x = leaf(backend, [1, 2])
+    with counting_only():
+        hidden = F.mul(x, x)
+        kept = weakref.ref(hidden.data)
+        y = F.silu(hidden)
+        del hidden
+        assert kept() is not None
+        y.backward([1, 1])
+        assert kept() is None
+
+
+def test_arrays_are_freed_while_backward_goes_on(backend):
+    """Once a node was walked, what it kept is free for the gradients of the next."""
+    alive = []
+
+    class Spy(Function):
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, dy):
+            alive.append(kept() is not None)
+            return (dy,)
+
+    with counting_only():
+        hidden = F.add(Spy()(leaf(backend, [1, 2])), leaf(backend, [1, 2]))
+        y = F.silu(hidden)
+        kept = weakref.ref(hidden.data)
+        del hidden
+        y.backward([1, 1])
+    assert alive == [False]
+
+
+def test_a_chain_of_20000_does_not_recurse(backend):
+    x = leaf(backend, [1])
+    y = x
+    for _ in range(20_000):
+        y = F.add(y, x)
+    y.backward([1])
+    assert grad(x) == [20_001]
+    for _ in range(20_000):
+        y = F.add(y, x)
+    del y  # nor when it is dropped without a walk
+
+
+def test_numpy_gives_the_values(backend):
+    assert leaf(backend, [[1, 2]]).numpy().tolist() == [[1, 2]]
+    assert repr(leaf(backend, [[1, 2]])) == f"Tensor((1, 2), {backend.name})"

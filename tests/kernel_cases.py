@@ -1,0 +1,181 @@
+"""One computation of every kernel as a `Case`: its inputs from a line of shapes, and the same asked of torch."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from against_torch import CONV_FLOOR, Case, autograd, draw, nchw, nhwc
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def conv(x, w, stride=1, pad=(0, 0, 0, 0), bias=True, add=None, offset=0.0):
+    """x (N, H, W, C), w (O, KH, KW, C); add: None, "temb" (N, 1, 1, O) or "residual" (N, P, Q, O)."""
+    (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x, w, pad
+    y = N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O
+    inputs = {"dy": draw(*y, seed=1), "x": draw(*x, offset=offset), "w": draw(*w)}
+    inputs |= {"bias": draw(O)} if bias else {}
+    inputs |= {"add": draw(*(y if add == "residual" else (N, 1, 1, O)))} if add else {}
+
+    def ours(backend, dy, x, w, bias=None, add=None):
+        dx, dw, dbias = backend.conv2d_backward(dy, x, w, stride, pad)
+        return {"y": backend.conv2d(x, w, bias, stride, pad, add), "dx": dx, "dw": dw} | (
+            {} if bias is None else {"dbias": dbias}
+        )
+
+    def theirs(x, w, bias=None, add=0):
+        padded = F.pad(nchw(x), (left, right, top, bottom))
+        return nhwc(F.conv2d(padded, nchw(w), bias, stride)) + add
+
+    label = f"x{x} w{w} s{stride} p{pad}{'' if bias else ' no bias'}{f' + {add}' if add else ''}".replace(", ", ",")
+    return Case(label, inputs, ours, autograd(theirs), CONV_FLOOR)
+
+
+def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
+    """x (N, ..., C), its numbers around `offset`."""
+    C = x[-1]
+    inputs = {"dy": draw(*x, seed=1), "x": draw(*x, offset=offset, scale=scale)}
+    inputs |= {"weight": draw(C, offset=1), "bias": draw(C, seed=2)}
+
+    def ours(backend, dy, x, weight, bias):
+        y, mean, rstd = backend.group_norm(x, weight, bias, groups, eps, silu)
+        dx, dweight, dbias = backend.group_norm_backward(dy, x, weight, bias, mean, rstd, silu)
+        return {"y": y, "mean": mean, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
+
+    def theirs(dy, x, weight, bias):
+        leaves = [a.requires_grad_() for a in (x, weight, bias)]
+        x_ = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # it takes channels_last pictures only
+        z, mean, rstd = torch.native_group_norm(x_, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
+        y = nhwc(torch.nn.functional.silu(z) if silu else z)
+        gradients = zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True)
+        return {"y": y, "mean": mean, "rstd": rstd, **dict(gradients)}
+
+    label = f"x{x} G{groups}{' silu' if silu else ''} eps{eps} {offset}+{scale}".replace(", ", ",")
+    return Case(label, inputs, ours, theirs)
+
+
+def attend(N, T, S, heads, D, scale=1.0):
+    """q (N, T, heads, D) times `scale`, k and v (N, S, heads, D)."""
+    q, kv = (N, T, heads, D), (N, S, heads, D)
+    inputs = {"do": draw(*q, seed=1), "q": draw(*q, scale=scale), "k": draw(*kv, seed=2), "v": draw(*kv, seed=3)}
+
+    def ours(backend, do, q, k, v):
+        o, lse = backend.attention(q, k, v)
+        return {"o": o, "lse": lse} | dict(
+            zip(("dq", "dk", "dv"), backend.attention_backward(do, q, k, v, o, lse), strict=True)
+        )
+
+    def theirs(do, q, k, v):
+        leaves = [a.requires_grad_() for a in (q, k, v)]
+        by_head = [a.transpose(1, 2) for a in leaves]  # (N, heads, T, D)
+        fused = SDPBackend.FLASH_ATTENTION  # the rival; the truth comes from plain algebra, which keeps NaN
+        with sdpa_kernel(fused if q.dtype == torch.float32 else SDPBackend.MATH):
+            o = F.scaled_dot_product_attention(*by_head).transpose(1, 2)
+        lse = (by_head[0] @ by_head[1].mT * D**-0.5).logsumexp(-1)
+        gradients = zip(("dq", "dk", "dv"), torch.autograd.grad(o, leaves, do), strict=True)
+        return {"o": o, "lse": lse, **dict(gradients)}
+
+    return Case(f"N{N} T{T} S{S} heads{heads} D{D} x{scale}", inputs, ours, theirs)
+
+
+def silu(*shape, scale=1.0):
+    def ours(backend, dy, x):
+        return {"y": backend.silu(x), "dx": backend.silu_backward(dy, x)}
+
+    inputs = {"dy": draw(*shape, seed=1), "x": draw(*shape, scale=scale)}
+    return Case(f"silu {shape} x{scale}", inputs, ours, autograd(lambda x: F.silu(x)))
+
+
+def add(*shape):
+    inputs = {"a": draw(*shape), "b": draw(*shape, seed=1)}
+    return Case(f"add {shape}", inputs, lambda backend, a, b: {"y": backend.add(a, b)}, lambda a, b: {"y": a + b})
+
+
+def sum_to(shape, before, offset=0.0):
+    """The gradient of shape `before`, summed to `shape`."""
+
+    def ours(backend, dy):
+        return {"dx": backend.sum_to(dy, shape)}
+
+    inputs = {"dy": draw(*before, offset=offset)}
+    return Case(f"{before} summed to {shape}", inputs, ours, lambda dy: {"dx": dy.sum_to_size(shape)})
+
+
+def embedding(rows, width, n, dtype=np.int64):
+    index = np.random.default_rng(n).integers(0, rows, n).astype(dtype)
+    index[0] = rows // 2  # the row that gets a NaN
+
+    def ours(backend, dy, table, index):
+        return {"y": backend.embedding(table, index), "dtable": backend.embedding_backward(dy, index, rows)}
+
+    inputs = {"dy": draw(n, width, seed=1), "table": draw(rows, width), "index": index}
+    theirs = autograd(lambda table, index: F.embedding(index, table))
+    return Case(f"embedding {rows}x{width} n{n} {index.dtype}", inputs, ours, theirs)
+
+
+def upsample(N, H, W, C):
+    def ours(backend, dy, x):
+        return {"y": backend.upsample_nearest(x), "dx": backend.upsample_nearest_backward(dy)}
+
+    def theirs(x):
+        return nhwc(F.interpolate(nchw(x), scale_factor=2, mode="nearest"))
+
+    inputs = {"dy": draw(N, 2 * H, 2 * W, C, seed=1), "x": draw(N, H, W, C)}
+    return Case(f"upsample {N, H, W, C}", inputs, ours, autograd(theirs))
+
+
+def concat(*lead, channels):
+    A, B = channels
+
+    def ours(backend, dy, a, b):
+        da, db = backend.concat_backward(dy, A)
+        return {"y": backend.concat(a, b), "da": da, "db": db}
+
+    inputs = {"dy": draw(*lead, A + B, seed=1), "a": draw(*lead, A), "b": draw(*lead, B, seed=2)}
+    theirs = autograd(lambda a, b: torch.cat((a, b), -1))
+    return Case(f"concat {lead} {A}+{B}", inputs, ours, theirs)
+
+
+def grad_norm(P, scale=1.0):
+    def ours(backend, g):
+        return {"norm": backend.grad_norm(g)}
+
+    inputs = {"g": draw(P, scale=scale)}
+    return Case(f"grad_norm {P} x{scale}", inputs, ours, lambda g: {"norm": torch.linalg.vector_norm(g)})
+
+
+def adamw(P, step=3, lr=0.5, weight_decay=0.1, clip=math.inf, beta1=0.9, beta2=0.99, eps=1e-8, ema_decay=0.7, g=1.0):
+    """From moments as after a few steps. The rate is large, so that an error in the update shows in p."""
+    norm_of = float(np.linalg.norm(draw(P, scale=g, seed=1).astype(np.float64)))
+
+    def ours(backend, p, g, m, v, ema=None):
+        new = {"p": p, "m": m, "v": v} | ({} if ema is None else {"ema": ema})
+        new = {k: a.copy() for k, a in new.items()}  # adamw works in place, and must leave g alone
+        norm = backend.xp.float64(norm_of)
+        backend.adamw(
+            new["p"], g, new["m"], new["v"], new.get("ema"), norm, clip, lr, beta1, beta2, eps, weight_decay,
+            step, 0.0 if ema is None else ema_decay,
+        )  # fmt: skip
+        return new
+
+    def theirs(p, g, m, v, ema=None):
+        p = p.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([p], lr, (beta1, beta2), eps, weight_decay)
+        optimizer.state[p] = {"step": torch.tensor(step - 1.0), "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+        p.grad = g * min(1.0, clip / (norm_of + 1e-6))
+        optimizer.step()
+        new = {"p": p, "m": optimizer.state[p]["exp_avg"], "v": optimizer.state[p]["exp_avg_sq"]}
+        return new if ema is None else new | {"ema": ema + (1 - ema_decay) * (p - ema)}
+
+    inputs = {"p": draw(P), "g": draw(P, scale=g, seed=1), "m": draw(P, seed=2), "v": draw(P, seed=3) ** 2}
+    inputs |= {} if ema_decay is None else {"ema": draw(P, seed=4)}
+    return Case(f"adamw {P} step{step} clip{clip} g{g} ema{ema_decay}", inputs, ours, theirs)
+
+
+def memory(*shape):
+    def ours(backend, x):
+        y = backend.empty(x.shape)
+        y[...] = x
+        return {"y": y}
+
+    return Case(f"memory {shape}", {"x": draw(*shape)}, ours, lambda x: {"y": x})
