@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from against_torch import CONV_FLOOR, check, differentiable, draw, nchw, nhwc, torch_layout
+from against_torch import CONV_FLOOR, Case, autograd, check, draw, nchw, nhwc, torch_layout
 from diffusers.models.attention_processor import Attention
 from torch.func import functional_call
 
-from minidiff.engine import functional as F
 from minidiff.engine import nn
 from minidiff.engine.backend import get_backend
 from minidiff.engine.tensor import Tensor
@@ -15,18 +14,170 @@ from minidiff.engine.tensor import Tensor
 RNG = np.random.default_rng(0)
 
 
+class HalvingConv(torch.nn.Conv2d):
+    def forward(self, x):
+        return super().forward(torch.nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class GroupNormSiLU(torch.nn.GroupNorm):
+    def forward(self, x):
+        return torch.nn.functional.silu(super().forward(x))
+
+
 def layer(label, make, net, x, **call):
-    """make(backend) gives our layer, net is torch's; both get the same drawn parameters, which are inputs like x."""
-    state = {name: 0.5 * draw(*a.shape, seed=1) for name, a in make("numpy").state_dict().items()}
+    """make(backend) gives our layer, net is torch's. Both get the same parameters, which are inputs like x."""
+    pictures = x.ndim == 4
 
-    def ours(x, **parameters):
-        module = make(x.backend.name)
-        for name, p in parameters.items():
-            *path, last = name.split(".")
-            owner = module
-            for step in path:
-                owner = owner[int(step)] if isinstance(owner, list) else getattr(owner, step)
-            setattr(owner, last, nn.Parameter(p.data, p.backend))
-        ...
+    def ours(backend, dy, x, **state):
+        module = make(backend.name)
+        module.load_state_dict({name: backend.to_numpy(a) for name, a in state.items()})
+        given = Tensor(x, backend, requires_grad=True) if x.dtype.kind == "f" else x
+        y = module(given, **call)
+        y.backward(dy)
+        gradients = {f"d{name}": p.grad for name, p in module.named_parameters()}
+        return {"y": y.data} | ({"dx": given.grad} if given is not x else {}) | gradients
 
-    return differentiable(label, ours, theirs, CONV_FLOOR, x=x, **state)
+    def theirs(x, **state):
+        y = functional_call(net, torch_layout(state), nchw(x) if pictures else x)
+        return nhwc(y) if pictures else y
+
+    state = {name: draw(*a.shape, scale=0.5, seed=1) for name, a in make("numpy").state_dict().items()}
+    y = theirs(torch.tensor(x), **{name: torch.tensor(a) for name, a in state.items()})
+    return Case(label, {"dy": draw(*y.shape, seed=9), "x": x, **state}, ours, autograd(theirs), CONV_FLOOR)
+
+
+def diffusers_attention(channels, heads, groups):
+    return Attention(
+        channels, heads=heads, dim_head=channels // heads, norm_num_groups=groups, eps=1e-6, bias=True,
+        residual_connection=True,
+    )  # fmt: skip
+
+
+CASES = [
+    layer("Linear", lambda b: nn.Linear(5, 7, RNG, b), torch.nn.Linear(5, 7), draw(2, 3, 5)),
+    layer("Linear, no bias", lambda b: nn.Linear(5, 7, RNG, b, bias=False), torch.nn.Linear(5, 7, False), draw(4, 5)),
+    layer("Conv2d", lambda b: nn.Conv2d(3, 8, 3, RNG, b, pad=1), torch.nn.Conv2d(3, 8, 3, padding=1), draw(2, 5, 4, 3)),
+    layer("Conv2d, 1x1", lambda b: nn.Conv2d(3, 8, 1, RNG, b), torch.nn.Conv2d(3, 8, 1), draw(1, 5, 4, 3)),
+    layer(
+        "Conv2d, stride 2",
+        lambda b: nn.Conv2d(3, 8, 3, RNG, b, stride=2, pad=1),
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        draw(2, 6, 8, 3),
+    ),
+    layer(
+        "Conv2d, stride 2 and uneven borders",
+        lambda b: nn.Conv2d(3, 8, 3, RNG, b, stride=2, pad=(0, 1, 0, 1)),
+        HalvingConv(3, 8, 3, stride=2),
+        draw(2, 6, 8, 3),
+    ),
+    layer("GroupNorm", lambda b: nn.GroupNorm(3, 6, 1e-5, b), torch.nn.GroupNorm(3, 6), draw(2, 4, 5, 6)),
+    layer("GroupNorm, SiLU", lambda b: nn.GroupNorm(2, 6, 1e-5, b), GroupNormSiLU(2, 6), draw(2, 4, 5, 6), silu=True),
+    layer("LayerNorm", lambda b: nn.LayerNorm(6, 1e-5, b), torch.nn.LayerNorm(6), draw(3, 4, 6)),
+    layer("Embedding", lambda b: nn.Embedding(5, 8, RNG, b), torch.nn.Embedding(5, 8), np.array([4, 0, 4, 2])),
+    layer(
+        "SelfAttention, one head",
+        lambda b: nn.SelfAttention(12, 1, 3, 1e-6, RNG, b),
+        diffusers_attention(12, 1, 3),
+        draw(2, 4, 5, 12),
+    ),
+    layer(
+        "SelfAttention, four heads",
+        lambda b: nn.SelfAttention(32, 4, 8, 1e-6, RNG, b),
+        diffusers_attention(32, 4, 8),
+        draw(2, 5, 3, 32),
+    ),
+    layer(
+        "SelfAttention of one pixel",
+        lambda b: nn.SelfAttention(8, 2, 2, 1e-6, RNG, b),
+        diffusers_attention(8, 2, 2),
+        draw(1, 1, 1, 8),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer_equals_torch(backend, case):
+    check(backend, case)
+
+
+class Net(nn.Module):
+    """Parameters, modules, lists of both, and things that are neither."""
+
+    def __init__(self, backend):
+        self.inner = nn.Linear(3, 2, np.random.default_rng(0), backend)
+        self.nothing = None
+        self.blocks = [nn.GroupNorm(1, 2, 1e-5, backend), nn.Embedding(4, 2, np.random.default_rng(1), backend)]
+        self.scale = nn.Parameter(np.ones(2, np.float32), get_backend(backend))
+        self.width = 2
+
+    def __call__(self, x):
+        return self.blocks[0](self.inner(x))
+
+
+NAMES = ["inner.weight", "inner.bias", "blocks.0.weight", "blocks.0.bias", "blocks.1.weight", "scale"]
+
+
+def test_parameters_are_named_in_the_order_of_definition(backend):
+    net = Net(backend.name)
+    assert [name for name, _ in net.named_parameters()] == NAMES == list(net.state_dict())
+    assert net.parameters() == [p for _, p in net.named_parameters()]
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert net.backend is backend
+
+
+def test_a_state_dict_is_a_copy(backend):
+    net = Net(backend.name)
+    net.state_dict()["scale"][...] = 7
+    assert net.scale.numpy().tolist() == [1, 1]
+
+
+def test_loading_copies_into_the_arrays_that_are_there(backend):
+    net, state = Net(backend.name), {name: draw(*a.shape) for name, a in Net("numpy").state_dict().items()}
+    arrays = [p.data for p in net.parameters()]
+    net.load_state_dict({name: a.astype(np.float64) for name, a in reversed(state.items())})
+    for (name, p), array in zip(net.named_parameters(), arrays, strict=True):
+        assert p.data is array and array.dtype == np.float32
+        np.testing.assert_array_equal(p.numpy(), state[name])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"inner.bias": None}, "missing inner.bias"),
+        ({"other": np.ones(2)}, "surplus other"),
+        ({"blocks.1.weight": np.ones((4, 3))}, r"blocks.1.weight has shape \(4, 3\), not \(4, 2\)"),
+        ({"scale": None, "inner.weight": None, "a": np.ones(1), "b": np.ones(1), "c": np.ones(1)}, "b and 1 more"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_change_nothing(backend, change, message):
+    net = Net(backend.name)
+    before = net.state_dict()
+    state = {name: np.full(a.shape, 7.0) for name, a in before.items()} | change
+    with pytest.raises(ValueError, match=f"weights do not fit: .*{message}"):
+        net.load_state_dict({name: a for name, a in state.items() if a is not None})
+    assert all((a == before[name]).all() for name, a in net.state_dict().items())
+
+
+@pytest.mark.parametrize("start", ["numpy", "numba"])
+def test_to_gives_a_new_module_on_the_other_backend(backend, start):
+    net = Net(start)
+    twin = net.to(backend.name)
+    assert type(twin) is Net and twin.width == 2 and net.backend is get_backend(start)
+    assert all(p.backend is backend for p in twin.parameters())
+    x = draw(3, 3)
+    y, y_twin = (n(Tensor(x, n.backend)).numpy() for n in (net, twin))
+    np.testing.assert_allclose(y_twin, y, rtol=1e-5, atol=1e-6)
+    twin.load_state_dict({name: a + 1 for name, a in twin.state_dict().items()})
+    np.testing.assert_array_equal(net(Tensor(x, net.backend)).numpy(), y)
+
+
+def test_layers_start_as_torch_s_do():
+    """Uniform between ±1 / sqrt(fan in): of n numbers the largest comes to within 10 / n of the bound but for e^-5."""
+    linear, conv = nn.Linear(400, 30, RNG, "numpy"), nn.Conv2d(16, 20, 5, RNG, "numpy")
+    for module in (linear, conv):
+        weight, bound = module.weight.numpy(), 400**-0.5
+        assert bound * (1 - 10 / weight.size) < abs(weight).max() <= np.float32(bound)
+        assert module.bias is not None and abs(module.bias.numpy()).max() <= np.float32(bound)
+    norm, table = nn.GroupNorm(2, 4, 1e-5, "numpy"), nn.Embedding(100, 100, RNG, "numpy").weight.numpy()
+    assert norm.weight.numpy().tolist() == [1] * 4 and norm.bias.numpy().tolist() == [0] * 4
+    assert abs(table.mean()) < 0.05 and abs(table.std() - 1) < 0.05  # five standard errors

@@ -10,12 +10,15 @@ into a scratch of (rows, KH KW C) numbers that stays in the second-level cache (
 
 Gathering costs a few percent of the product and takes care of stride, borders and every kernel size alike,
 so the product itself has no special case. Weights are packed into panels of LANES output channels.
+The 3x3 convolutions with stride 1 that most of a U-Net consists of go a faster way, in winograd.py.
 """
 
 import numpy as np
 from numba import get_num_threads, get_thread_id, prange
 
 from ..reference.conv import output_size
+from . import winograd
+from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
 from .simd import LANES, ROWS, add_product, clear, copy
@@ -45,6 +48,8 @@ def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
         panels = empty((-(-C // LANES), KH * KW * O, LANES))
         _pack_flipped(w, panels)
         _product(dy, panels, None, None, dx, (KH, KW, 1, stride, KH - 1 - pad[0], KW - 1 - pad[2]))
+    if winograd.fits(w.shape, stride, dy.shape[1:3]):
+        return dx, winograd.weight_gradient(dy, x, w.shape, (pad[0], pad[2])), sum_to(dy, (O,))
     dw, dbias = _weight_gradient(dy, x, w.shape, (KH, KW, stride, 1, pad[0], pad[2]))
     return dx, dw, dbias
 
@@ -62,10 +67,13 @@ def _block_rows(pixels, K, share=1):
 def _product(x, panels, bias, add, y, window):
     """y = patches(x) @ panels + bias + add; the result does not depend on how pixels are cut into blocks."""
     (N, P, Q, O), (V, K, _) = y.shape, panels.shape
-    pixels, threads = N * P * Q, get_num_threads()
-    rows = _block_rows(pixels, K, threads)
     bias = np.zeros(O, np.float32) if bias is None else bias
     add = np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
+    KH, KW, stride, spacing, top, left = window
+    if spacing == 1 and winograd.fits((O, KH, KW, x.shape[3]), stride, (P, Q)):
+        return winograd.product(x, panels, bias, add, y, (top, left))
+    pixels, threads = N * P * Q, get_num_threads()
+    rows = _block_rows(pixels, K, threads)
     patches = empty((threads, rows * _up(K, LANES)))
     block = empty((threads, rows * V * LANES))
     _product_kernel(x, panels.ravel(), bias, add, y.reshape(pixels, O), (P, Q), window, rows, patches, block)
@@ -128,8 +136,6 @@ def _product_kernel(x, panels, bias, add, y, size, window, rows, patches, block)
     K = window[0] * window[1] * x.shape[3]
     V = len(panels) // (K * LANES)
     width, every, flat = patches.shape[1] // rows, pixels // len(add), x.ravel()
-    if len(add) == 1:
-        every = pixels
     for b in prange((pixels + rows - 1) // rows):
         first = b * rows
         count = min(rows, pixels - first)
@@ -140,9 +146,9 @@ def _product_kernel(x, panels, bias, add, y, size, window, rows, patches, block)
         add_product(seen, 0, width, 1, panels, 0, K * LANES, LANES, out, 0, V * LANES, tall, V, K)
         results = out.reshape(rows, V * LANES)
         for r in range(count):
-            extra = add[(first + r) // every]
+            row = (first + r) // every
             for o in range(O):
-                y[first + r, o] = results[r, o] + bias[o] + extra[o]
+                y[first + r, o] = results[r, o] + bias[o] + add[row, o]
 
 
 @kernel

@@ -1,10 +1,11 @@
-"""What has to be said to LLVM itself: a register-tiled matrix product, block copies, a vector of exp.
+"""What has to be said to LLVM itself: a register-tiled matrix product, vectors as values, block copies, exp.
 
 Numba turns a plain loop into vector code, but it cannot be told to hold a tile of results in registers, and
 that is what a fast matrix product is. So the innermost product is built as LLVM instructions here. Every
 product in this package, in convolution, linear layers and attention, is made of it.
 """
 
+import operator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -12,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, overload, register_model
 
 from .jit import config, helper
 
@@ -129,6 +130,73 @@ def add_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
                 else:
                     _tile1(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
             v += width
+
+
+class Vector(types.Type):
+    """LANES float32 numbers as one value: `load` gives one; +, - and * work on two, or on one and a number."""
+
+    def __init__(self):
+        super().__init__(f"float32x{LANES}")
+
+
+_vector_type = Vector()
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, _VECTOR)
+
+
+@_intrinsic
+def load(typingctx, array, i):
+    """array[i : i + LANES] of a flat float32 array, as a vector."""
+    signature = _vector_type(array, i)
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature.args[0], *arguments)
+        return builder.load(_vector_at(builder, pointer), align=4)
+
+    return signature, generate
+
+
+@_intrinsic
+def store(typingctx, array, i, vector):
+    """array[i : i + LANES] = vector."""
+    signature = types.void(array, i, vector)
+
+    def generate(context, builder, signature, arguments):
+        array, i, vector = arguments
+        pointer = _pointer(context, builder, signature.args[0], array, i)
+        builder.store(vector, _vector_at(builder, pointer), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _arithmetic(operation, instruction: str) -> None:
+    """Teach Numba one operator on vectors; a number on either side stands for a vector full of it."""
+
+    @_intrinsic
+    def compute(typingctx, a, b):
+        def generate(context, builder, signature, arguments):
+            a, b = (
+                value if kind == _vector_type else _splat(builder, context.cast(builder, value, kind, types.float32))
+                for value, kind in zip(arguments, signature.args, strict=True)
+            )
+            return getattr(builder, instruction)(a, b, flags=("reassoc", "contract", "arcp", "nsz"))
+
+        return _vector_type(a, b), generate
+
+    @overload(operation)
+    def typed(a, b):
+        if _vector_type in (a, b) and all(kind == _vector_type or isinstance(kind, types.Float) for kind in (a, b)):
+            return lambda a, b: compute(a, b)
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
 
 
 @_intrinsic
