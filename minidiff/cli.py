@@ -46,12 +46,10 @@ def main() -> None:
         print("minidiff: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, MinidiffError):
-            message = str(error)
-        elif hasattr(error, "format_message"):  # what typer says of a wrong option
-            message = f"{error.format_message()} See minidiff --help."
-        else:
+        wrong_option = getattr(error, "format_message", None)  # typer has it, under a private name
+        if wrong_option is None and not isinstance(error, MinidiffError):
             raise
+        message = f"{wrong_option()} See minidiff --help." if wrong_option else str(error)
         print(f"minidiff: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -130,7 +128,7 @@ def sample_command(
 
     def draw(tick) -> None:
         for first in range(0, n, demo.BATCH):
-            shape = (min(demo.BATCH, n - first), *demo.picture_shape(unet))
+            shape = (min(demo.BATCH, n - first), *unet.picture_shape)
             x_t = np.empty(shape)
             for _, x_t, _ in sample(unet, schedule, shape, rng, steps, sampler, eta=eta):
                 if gif and first == 0:
@@ -194,7 +192,8 @@ def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: str) -> Non
     console.print(f"U-Net: {parameters / 1e6:.1f} million parameters, {run.config.threads} threads")
     if run.config.backend == "numba" and not machine.compiled():
         console.print("Compiling the kernels for this processor, once: about a minute.")
-    with _bar() as bar, stoppable(lambda: bar.console.print("Stopping after this step; Ctrl-C again breaks off.")) as stop:
+    notice = "Stopping after this step; Ctrl-C again breaks off."
+    with _bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
         rate = Rate(run.config.batch_size)
 

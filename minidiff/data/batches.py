@@ -5,7 +5,7 @@ may be made early, late, or twice.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
@@ -45,7 +45,7 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, ORDER]).permutation(n)
 
 
-def prefetch(make_batch: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+def prefetch(make_batch: Callable[[int], Batch], steps: Iterable[int]) -> Generator[Batch]:
     """Yields make_batch(step) for each step, in order, made up to two steps ahead in one other thread.
 
     make_batch is to run NumPy and Pillow only: Numba's threading layer allows no second thread that launches

@@ -158,9 +158,7 @@ def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears
                 face.fill(outline, getattr(coat, colour))
 
 
-def draw_eyes(
-    face: Pen, coat: Coat, mood: str, spread: float, size: float, iris: Colour, pupil: float
-) -> None:
+def draw_eyes(face: Pen, coat: Coat, mood: str, spread: float, size: float, iris: Colour, pupil: float) -> None:
     """Two eyes, `spread` to each side, of the centre: open, sleepy, or shut in a smile."""
     for side in (-1, 1):
         eye = face.at(side * spread, 0, size)  # 1 is now the radius of the eye

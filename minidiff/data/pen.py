@@ -74,9 +74,7 @@ class Pen:
     picture, FINE times fewer than the image's; `tilt` (radians) turns the x axis towards y.
     """
 
-    def __init__(
-        self, image: Image.Image, place: tuple[float, float], unit: tuple[float, float], tilt: float
-    ):
+    def __init__(self, image: Image.Image, place: tuple[float, float], unit: tuple[float, float], tilt: float):
         self.image, self.draw = image, ImageDraw.Draw(image)
         self.origin = np.array(place) * FINE
         turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])

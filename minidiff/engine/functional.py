@@ -86,7 +86,7 @@ def conv2d(
     w: Tensor,
     bias: Tensor | None = None,
     stride: int = 1,
-    pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+    pad: tuple[int, ...] = (0, 0, 0, 0),
     add: Tensor | None = None,
 ) -> Tensor:
     """Convolution (cross-correlation) of x (N, H, W, C) with w (O, KH, KW, C) -> (N, P, Q, O).

@@ -109,11 +109,11 @@ class Linear(Module):
 class Conv2d(Module):
     """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one number."""
 
-    def __init__(self, inputs, outputs, kernel, rng, backend, stride=1, pad=0):
+    def __init__(self, inputs, outputs, kernel, rng, backend, stride=1, pad: int | tuple[int, ...] = 0):
         fan_in = inputs * kernel * kernel
         self.weight = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
         self.bias = _uniform(rng, (outputs,), fan_in, backend)
-        self.stride, self.pad = stride, pad if isinstance(pad, tuple) else (pad, pad, pad, pad)
+        self.stride, self.pad = stride, pad if isinstance(pad, tuple) else (pad,) * 4
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.pad, add)  # (N, P, Q, O)

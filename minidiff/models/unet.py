@@ -64,7 +64,7 @@ class Downsample(Module):
     """A 3x3 convolution with stride 2. padding 0 pads below and to the right only, as DDPM did."""
 
     def __init__(self, channels: int, padding: int, rng, backend: str):
-        pad = (0, 1, 0, 1) if padding == 0 else padding
+        pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
         self.conv = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -197,6 +197,13 @@ class UNet(Module):
         for up in self.up_blocks:
             h = up(h, silu_temb, hs, rng)
         return self.conv_out(self.conv_norm_out(h, silu=True))
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the pictures it was made for; 32 x 32 if its configuration does not say."""
+        size = self.config.sample_size or 32
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return height, width, self.config.in_channels
 
     def _temb(self, t: np.ndarray, cond: np.ndarray | None) -> Tensor:
         cfg = self.config

@@ -14,13 +14,12 @@ from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import Schedule, cosine_schedule
 from minidiff.models.config import default_config
-from minidiff.models.unet import UNet
 from minidiff.runs import state
 from minidiff.runs.checkpoint import replace_file
 from minidiff.runs.state import Run
 from minidiff.runs.train import TrainConfig
 
-TRAINING_STEPS = 1200
+TRAINING_STEPS = 1600
 CHECKPOINT_EVERY = 400
 SAMPLES = 64
 STEPS = 50  # of reverse diffusion
@@ -40,12 +39,6 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
     config = TrainConfig("cats_dogs", steps=TRAINING_STEPS, seed=seed, threads=threads)
     schedule = cosine_schedule(prediction_type="v_prediction")
     return state.new_run(folder, config, default_config(dataset.shape), schedule), dataset
-
-
-def picture_shape(unet: UNet) -> tuple[int, int, int]:
-    """(H, W, C) of the pictures that a network draws."""
-    size = unet.config.sample_size or 32
-    return (*size, unet.config.in_channels) if isinstance(size, tuple) else (size, size, unet.config.in_channels)
 
 
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
@@ -78,18 +71,51 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
 
 def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
     """samples.png, and the way of the first of them: reverse.png, reverse.gif."""
-    walk, times = [], []
-    x_t = np.empty(0)
+    x_T = rng.standard_normal((SAMPLES, *run.unet.picture_shape), dtype=np.float32)
+    x_t, walk, times = x_T, [to_uint8(x_T[0])], [len(run.schedule) - 1]
     with run.optimizer.averaged():
-        for t, x_t, _ in sample(run.unet, run.schedule, (SAMPLES, *picture_shape(run.unet)), rng, STEPS):
+        for t, x_t, _ in sample(run.unet, run.schedule, x_T.shape, rng, STEPS, x_T=x_T):
             walk.append(to_uint8(x_t[0]))
             times.append(t)
             tick()
     save(sheet(to_uint8(x_t)), out / "samples.png")
     gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
-    stations = np.linspace(0, STEPS - 1, STATIONS).round().astype(int)
-    save(strip(np.stack([walk[i] for i in stations]), [f"t = {max(times[i], 0)}" for i in stations]), out / "reverse.png")
+    stations = np.linspace(0, STEPS, STATIONS).round().astype(int)
+    save(strip(np.stack([walk[i] for i in stations]), [f"t = {times[i] + 1}" for i in stations]), out / "reverse.png")
 
 
 PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>minidiff: a picture into noise, and back</title>
+<style>
+  body {{ max-width: 56rem; margin: 3rem auto; padding: 0 1rem; background: #f8f6f1; color: #46424a;
+         font: 1.05rem/1.6 system-ui, sans-serif; }}
+  h1, h2 {{ font-weight: 600; line-height: 1.25; }}
+  h2 {{ margin-top: 3rem; }}
+  img {{ display: block; max-width: 100%; margin: 1rem auto; border-radius: 8px; }}
+  .walk {{ width: 256px; image-rendering: pixelated; }}
+</style>
+<h1>A picture into noise, and back</h1>
+<h2>1. The pictures</h2>
+<p>Sixty-four of ten thousand drawn cats and dogs. The network never sees a label: it only sees pictures.</p>
+<img src="data.png" alt="sixty-four drawn cats and dogs">
+<h2>2. Forward diffusion</h2>
+<p>Noise is mixed into a picture, more with every step t, until nothing of the cat is left.
+   This needs no learning: it is one line of arithmetic, <code>q_sample</code>.</p>
+<img src="forward.png" alt="a cat drowning in noise">
+<h2>3. Training</h2>
+<p>A U-Net of {parameters:.1f} million parameters is shown noisy pictures and told to say what is noise in them.
+   In {steps} steps it learns to; the curve is its mean squared error.</p>
+<img src="loss.png" alt="the loss falling over the steps">
+<h2>4. Reverse diffusion</h2>
+<p>Now it starts from pure noise, and what it takes for noise is taken away, a little at a time.
+   An animal appears that was never in the set.</p>
+<img class="walk" src="reverse.gif" alt="noise turning into an animal">
+<img src="reverse.png" alt="the same walk at ten steps">
+<h2>5. Sixty-four of them</h2>
+<p>Every picture on this sheet began as noise of its own. Whether cat or dog, the noise decided.</p>
+<img src="samples.png" alt="sixty-four samples">
+</html>
 """

@@ -68,14 +68,9 @@ def draw_progress(run: Run) -> None:
 
 def draw(run: Run, n: int, steps: int) -> np.ndarray:
     """n pictures (n, H, W, C) uint8 by DDIM, from noise that the run's seed alone decides."""
-    config = run.unet.config
-    size = config.sample_size
-    height, width = size if isinstance(size, tuple) else (size, size)
     rng = np.random.default_rng([run.config.seed, 0])
-    x_t = np.empty(0)
-    for _, x_t, _ in sample(run.unet, run.schedule, (n, height, width, config.in_channels), rng, steps):
-        pass
-    return to_uint8(x_t)
+    *_, (_, x_0, _) = sample(run.unet, run.schedule, (n, *run.unet.picture_shape), rng, steps)
+    return to_uint8(x_0)
 
 
 @contextmanager

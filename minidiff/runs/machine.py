@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import threadpoolctl
 from minidiff_kernels.cpu import jit, simd
+from numba.np.ufunc.parallel import threading_layer
 
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
@@ -49,7 +50,9 @@ def describe() -> dict[str, Any]:
         "processor": f"{jit.config.CPU_NAME or llvm.get_host_cpu_name()}, {cores()} cores",
         "backends": "numpy (reference), numba (default)",
         "threads": numba.get_num_threads(),
-        "threading layer": numba.threading_layer() if jit.ENABLED else "none: NUMBA_DISABLE_JIT is set, so numba is the reference",
+        "threading layer": threading_layer()
+        if jit.ENABLED
+        else "none (NUMBA_DISABLE_JIT: numba is the reference)",
         "vector width": f"{simd.LANES} float32 ({32 * simd.LANES} bits)",
         "BLAS": ", ".join(f"{lib['internal_api']} {lib['version']}" for lib in blas),
         "kernel cache": str(jit.cache_dir()),

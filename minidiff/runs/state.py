@@ -127,7 +127,7 @@ class Metrics:
     def __init__(self, path: Path):
         self.path = path
         new = not path.exists()
-        self.file = open(path, "a", encoding="ascii")
+        self.file = open(path, "a", encoding="ascii", buffering=1)  # a line at a time, for those who watch
         if new:
             self.file.write(HEADER)
 

@@ -8,7 +8,8 @@ In scratch every row is rounded up to whole vectors: `wide` numbers for the D of
 """
 
 import numpy as np
-from numba import get_num_threads, get_thread_id, prange
+from numba import get_num_threads, prange
+from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty

@@ -14,7 +14,8 @@ The 3x3 convolutions with stride 1 that most of a U-Net consists of go a faster 
 """
 
 import numpy as np
-from numba import get_num_threads, get_thread_id, prange
+from numba import get_num_threads, prange
+from numba.np.ufunc.parallel import get_thread_id
 
 from ..reference.conv import output_size
 from . import winograd

@@ -35,7 +35,7 @@ def add(a, b):
 
 def sum_to(dy, shape):
     """dy summed over every axis along which `shape` had been broadcast; the result has that shape."""
-    want = (1,) * (dy.ndim - len(shape)) + tuple(shape)
+    want, summed = (1,) * (dy.ndim - len(shape)) + tuple(shape), None
     while dy.shape != want:  # one run of neighbouring axes at a time
         first = next(i for i in range(dy.ndim) if dy.shape[i] != want[i])
         last = first
@@ -45,7 +45,7 @@ def sum_to(dy, shape):
         before, after = prod(dy.shape[:first]), prod(dy.shape[last + 1 :])
         _sum_middle(dy.reshape(before, -1, after), summed.reshape(before, after))
         dy = summed
-    return dy.reshape(shape)
+    return dy.reshape(shape) if summed is not None else dy.reshape(shape).copy()
 
 
 def embedding(table, index):

@@ -16,7 +16,8 @@ choice is a, b = 1, 2; with 5/8 and 3/2 the matrices are smaller and the roundin
 """
 
 import numpy as np
-from numba import get_num_threads, get_thread_id, prange
+from numba import get_num_threads, prange
+from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty

@@ -29,7 +29,7 @@ def window(xp, i, j, stride, P, Q):
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     """y, as the head of this file says.
 
-    add: anything that broadcasts to y's shape; a time embedding (N, 1, 1, O) or the residual (N, P, Q, O).
+    add: a time embedding (N, 1, 1, O) or the residual (N, P, Q, O).
     """
     P, Q = output_size(x.shape, w.shape, stride, pad)
     xp = bordered(x, pad)

@@ -3,9 +3,9 @@
 import numpy as np
 
 
-def empty(shape, dtype=np.float32):
+def empty(shape):
     """An array of the given shape whose contents are arbitrary."""
-    return np.empty(shape, dtype)
+    return np.empty(shape, np.float32)
 
 
 def asarray(a):

@@ -19,8 +19,8 @@ def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step
     where gc = g min(1, clip / (norm + 1e-6)) is the clipped gradient (Pascanu et al. 2013); g itself stays.
     p, g, m, v, ema (P,); ema may be None, clip may be inf; step counts from 1; norm as grad_norm gives it.
     """
-    scale = np.minimum(1, clip / (norm + 1e-6)).astype(p.dtype)
-    g = g * scale
+    scale = min(1.0, clip / (norm + 1e-6)) if np.isfinite(norm) else np.nan
+    g = g * g.dtype.type(scale)
     p *= 1 - lr * weight_decay
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
