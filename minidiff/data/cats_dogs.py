@@ -2,7 +2,7 @@
 
 Every picture is drawn with Pillow at four times its size and averaged down, from smooth shapes in the
 animal's own coordinates: (0, 0) is the middle of the face, x runs to the right, y down, and 1 is half the
-width of the head. Chance chooses coat, markings, ears, eyes, mouth, pose, dress and backdrop.
+width of the head. Chance chooses coat, markings, ears, eyes, mouth, pose, pullover and backdrop.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,7 @@ BACKDROPS = colours("a9dcc9 f8c9b4 f8df9b b5d0f4 d8c5f0 f5bccb 93cbe2 c5e0a0 7fb
 DRESSES = colours("d94f4f 3f7fc4 3a9d78 8a5bbf e0782f")
 IRISES = colours("8ecb57 f2b53a 62b3ee dd8a3c 4fbda4 c9cf4d")
 SKY, HAZEL = colours("62b3ee 7a4a2c")
-INK, WHITE, PINK, BLUSH = colours("2b2530 ffffff f2a0a6 f4a29c")
-TONGUE, MOUTH, GOLD, SOOT = colours("ef7d8b 7c2f3b ffd35c 4a434c")
+INK, WHITE, PINK, BLUSH, TONGUE, SOOT = colours("2b2530 ffffff f2a0a6 f4a29c ef7d8b 4a434c")
 
 
 class Coat(NamedTuple):
@@ -85,10 +84,9 @@ MARKINGS: dict[str, dict[str, list[Outline]]] = {
     "plain": {},
     "tabby": {
         "mark": [
-            [(-0.09, -1), (0.09, -1), (0.05, -0.4), (-0.05, -0.4)],
-            *pair([(0.24, -1), (0.44, -1), (0.28, -0.46), (0.2, -0.46)]),
-            *pair([(1.2, -0.05), (1.2, 0.12), (0.74, 0.12)]),
-            *pair([(1.3, 0.32), (1.3, 0.52), (0.72, 0.42)]),
+            [(-0.1, -1), (0.1, -1), (0.06, -0.4), (-0.06, -0.4)],
+            *pair([(0.24, -1), (0.46, -1), (0.3, -0.46), (0.22, -0.46)]),
+            *pair([(1.3, 0.05), (1.3, 0.3), (0.72, 0.2)]),
         ]
     },
     "tuxedo": {"light": [whole([(0, -0.5), (0.12, -0.1), (0.5, 0.28), (0.8, 0.9), (0, 1.2)])]},
@@ -113,39 +111,27 @@ def pick(rng: np.random.Generator, things: Sequence[Any]) -> Any:
 
 
 def backdrop(rng: np.random.Generator, fur: Colour) -> Image.Image:
-    """A soft colour that stands off from the fur: plain, shaded, with a floor, or with a disc of light."""
+    """A soft colour that stands off from the fur: plain, shaded, or with a disc of light."""
     contrast = {colour: sum(abs(a - b) for a, b in zip(colour, fur, strict=True)) for colour in BACKDROPS}
     colour = pick(rng, [colour for colour in BACKDROPS if contrast[colour] > 115])
     edge = SIZE * FINE
     image = Image.new("RGB", (edge, edge), colour)
     draw = ImageDraw.Draw(image)
-    kind = pick(rng, ("plain", "shade", "floor", "disc"))
-    if kind == "shade":
+    kind = pick(rng, ("plain", "shaded", "disc"))
+    if kind == "shaded":
         for y in range(0, edge, FINE):
             shade = mix(mix(colour, WHITE, 0.35), mix(colour, INK, 0.06), y / edge)
             draw.rectangle((0, y, edge, y + FINE), shade)
-    if kind == "floor":
-        draw.rectangle((0, edge * 0.78, edge, edge), mix(colour, INK, 0.12))
     if kind == "disc":
         draw.ellipse((edge * 0.06, edge * 0.04, edge * 0.94, edge * 0.92), mix(colour, WHITE, 0.35))
     return image
 
 
-def draw_bust(pen: Pen, rng: np.random.Generator, coat: Coat) -> None:
-    """Shoulders, a light chest perhaps, the shadow of the chin; a collar or a scarf perhaps."""
-    pen.fill(whole([(0, 0.3), (0.6, 0.6), (0.84, 1.3), (0.95, 2.4), (0, 2.6)]), coat.fur)
-    if rng.random() < 0.6:
-        pen.fill(whole([(0, 0.5), (0.42, 0.8), (0.44, 1.2), (0.22, 1.7), (0, 1.85)]), coat.light)
-    pen.fill(oval(0, 0.76, 0.62, 0.22), mix(coat.fur, INK, 0.28))
-    colour = pick(rng, DRESSES)
-    dress = pick(rng, ("none", "collar", "collar", "scarf"))
-    neck = [(-0.62, 0.88), (-0.3, 1.03), (0, 1.07), (0.3, 1.03), (0.62, 0.88)]
-    if dress == "collar":
-        pen.line(neck, 0.18, colour)
-        pen.fill(oval(0, 1.14, 0.13, 0.14), GOLD)
-    if dress == "scarf":
-        pen.fill(whole([(0, 0.7), (0.66, 0.82), (0.4, 1.2), (0, 1.58)]), colour)
-        pen.line(neck, 0.08, mix(colour, WHITE, 0.45))
+def draw_shoulders(pen: Pen, rng: np.random.Generator, coat: Coat) -> None:
+    """Shoulders below the chin, bare or in a pullover."""
+    colour = pick(rng, (coat.fur, *DRESSES))
+    pen.fill(whole([(0, 0.3), (0.5, 0.62), (0.8, 0.95), (0.95, 1.8), (0, 2)]), colour)
+    pen.fill(oval(0, 0.72, 0.6, 0.22), mix(colour, INK, 0.25))
 
 
 def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears: list[Outline]) -> None:
@@ -158,55 +144,47 @@ def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears
                 face.fill(outline, getattr(coat, colour))
 
 
-def draw_eyes(face: Pen, coat: Coat, mood: str, spread: float, size: float, iris: Colour, pupil: float) -> None:
-    """Two eyes, `spread` to each side, of the centre: open, sleepy, or shut in a smile."""
+def draw_eyes(face: Pen, smiling: bool, spread: float, size: float, iris: Colour, pupil: float) -> None:
+    """Two eyes, `spread` to each side: open, or shut in a smile."""
     for side in (-1, 1):
         eye = face.at(side * spread, 0, size)  # 1 is now the radius of the eye
-        if mood == "smile":
+        if smiling:
             eye.line([(-0.95, 0.45), (-0.6, -0.1), (0, -0.4), (0.6, -0.1), (0.95, 0.45)], 0.08 / size, INK)
             continue
         eye.fill(oval(0, 0, 1.1, 1.1), INK)
         eye.fill(oval(0, 0.02, 0.88, 0.88), iris)
         eye.fill(oval(0, 0.02, pupil, 0.85), INK)
-        if mood == "sleepy":
-            lid = [(-1.1, -0.05), (-0.8, -0.8), (0, -1.15), (0.8, -0.8), (1.1, -0.05), (0, -0.25)]
-            eye.fill(lid, mix(coat.fur, coat.mark, 0.4))
-        eye.fill(oval(-0.33, 0 if mood == "sleepy" else -0.38, 0.33, 0.33), WHITE)
+        eye.fill(oval(-0.3, -0.36, 0.34, 0.34), WHITE)
 
 
 CAT_HEADS = (
     whole([(0, -0.74), (0.5, -0.68), (0.88, -0.32), (1.02, 0.16), (0.8, 0.56), (0.4, 0.76), (0, 0.8)]),
     whole([(0, -0.74), (0.5, -0.66), (0.86, -0.3), (0.95, 0.1), (0.7, 0.52), (0.36, 0.78), (0, 0.84)]),
-    whole([(0, -0.74), (0.86, -0.3), (0.96, 0.08), (1.2, 0.4), (0.86, 0.5), (0.84, 0.72), (0, 0.8)]),
 )
 
 
 def draw_cat(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
     """A wide face between pointed ears; large coloured eyes, a small pink nose, whiskers."""
     pattern = pick(rng, coat.patterns)
-    tip, top = rng.uniform(0.66, 0.98), rng.uniform(1.12, 1.32)
+    tip, top = rng.uniform(0.68, 0.9), rng.uniform(1.12, 1.26)
     ear = [(0.1, -0.55), (0.4, -0.96), (tip, -top), (tip + 0.08, -top), (1, -0.75), (0.96, -0.05)]
     draw_head(pen, face, coat, pattern, pick(rng, CAT_HEADS), pair(ear))
     for inner in pair([(0.42, -0.6), (0.54, -0.86), (tip + 0.03, 0.22 - top), (0.88, -0.72), (0.88, -0.4)]):
         pen.fill(inner, mix(PINK, coat.fur, 0.25))
-    mood = pick(rng, ("open", "open", "open", "sleepy", "open" if coat.dark else "smile"))
-    spread, size, pupil = rng.uniform(0.42, 0.47), rng.uniform(0.23, 0.28), rng.uniform(0.3, 0.65)
+    smiling = not coat.dark and rng.random() < 0.25
+    spread, size, pupil = rng.uniform(0.43, 0.47), rng.uniform(0.24, 0.28), rng.uniform(0.4, 0.6)
     iris = SKY if pattern == "points" else pick(rng, IRISES)
-    draw_eyes(face.at(0, -0.06), coat, mood, spread, size, iris, pupil)
+    draw_eyes(face.at(0, -0.06), smiling, spread, size, iris, pupil)
     draw_cat_muzzle(face, rng, coat)
 
 
 def draw_cat_muzzle(face: Pen, rng: np.random.Generator, coat: Coat) -> None:
-    """Cheeks, mouth, nose and whiskers."""
+    """Cheeks, mouth (with the tip of a tongue perhaps), nose and whiskers."""
     for side in (-1, 1):
         face.fill(oval(side * 0.17, 0.42, 0.26, 0.19), coat.light)
         if not coat.dark:
             face.fill(oval(side * 0.72, 0.32, 0.16, 0.11), mix(coat.fur, BLUSH, 0.6))
-    mouth = pick(rng, ("closed", "closed", "closed", "mew", "blep"))
-    if mouth == "mew":
-        face.fill(oval(0, 0.54, 0.15, 0.15), MOUTH)
-        face.fill(oval(0, 0.61, 0.1, 0.07), TONGUE)
-    if mouth == "blep":
+    if rng.random() < 0.3:
         face.fill(oval(0, 0.58, 0.12, 0.15), TONGUE)
     lips = [(-0.28, 0.38), (-0.2, 0.48), (-0.1, 0.5), (0, 0.42), (0.1, 0.5), (0.2, 0.48), (0.28, 0.38)]
     face.line(lips, 0.07, INK)
@@ -231,8 +209,8 @@ TIPPED_EAR = (
     [(0.46, -1.08), (0.9, -1.22), (1.28, -0.62), (1.14, -0.42), (0.8, -0.7)],
 )
 STANDING_EAR = (
-    [(0.24, -0.6), (0.44, -1.05), (0.66, -1.3), (0.74, -1.28), (0.86, -0.85), (0.8, -0.2)],
-    [(0.46, -0.75), (0.66, -1.12), (0.74, -0.8), (0.7, -0.5)],
+    [(0.24, -0.6), (0.44, -1.0), (0.66, -1.24), (0.74, -1.22), (0.86, -0.8), (0.8, -0.2)],
+    [(0.46, -0.75), (0.66, -1.06), (0.74, -0.78), (0.7, -0.5)],
 )
 DOG_EARS = (*zip(HANGING_EARS, HANGING_EARS, strict=True), TIPPED_EAR, STANDING_EAR)
 
@@ -243,23 +221,19 @@ def draw_dog(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
     # Under standing ears only a face with a dog's own markings is never taken for a cat's.
     base, flap = pick(rng, DOG_EARS if pattern in ("blaze", "hood", "mask", "monocle") else DOG_EARS[:-1])
     draw_head(pen, face, coat, pattern, pick(rng, DOG_HEADS), pair(base))
-    mood = pick(rng, ("open", "open", "open", "open" if coat.dark else "smile"))
+    smiling = not coat.dark and rng.random() < 0.25
     spread, size = rng.uniform(0.36, 0.42), rng.uniform(0.16, 0.2)
-    draw_eyes(face.at(0, -0.16), coat, mood, spread, size, iris=HAZEL, pupil=0.66)
+    draw_eyes(face.at(0, -0.16), smiling, spread, size, iris=HAZEL, pupil=0.66)
     draw_dog_muzzle(face.at(0, 0, rng.uniform(1, 1.15)), rng, coat, pattern)
     for outline in pair(flap):
         pen.fill(outline, mix(coat.fur, coat.mark, rng.uniform(0.6, 1)))
 
 
 def draw_dog_muzzle(face: Pen, rng: np.random.Generator, coat: Coat, pattern: str) -> None:
-    """The light (or masked) snout, its mouth and nose."""
+    """The light (or masked) snout, its mouth, with a tongue perhaps, and nose."""
     face.fill(oval(0, 0.42, 0.5, 0.42), mix(coat.mark, INK, 0.2) if pattern == "mask" else coat.light)
-    mouth = pick(rng, ("closed", "tongue", "laugh"))
-    if mouth == "tongue":
+    if rng.random() < 0.6:
         face.fill(oval(0, 0.74, 0.16, 0.24), TONGUE)
-    if mouth == "laugh":
-        face.fill(whole([(0, 0.56), (0.28, 0.5), (0.2, 0.74), (0, 0.86)]), MOUTH)
-        face.fill(oval(0, 0.76, 0.15, 0.12), TONGUE)
     lips = [(-0.33, 0.44), (-0.25, 0.56), (-0.13, 0.6), (0, 0.52), (0.13, 0.6), (0.25, 0.56), (0.33, 0.44)]
     face.line(lips, 0.075, INK)
     face.line([(0, 0.25), (0, 0.52)], 0.06, INK)
@@ -271,13 +245,13 @@ def draw(rng: np.random.Generator, dog: bool) -> np.ndarray:
     """One portrait, (32, 32, 3) uint8."""
     coat = pick(rng, DOG_COATS if dog else CAT_COATS)
     image = backdrop(rng, coat.fur)
-    place = rng.uniform(15, 17), rng.uniform(16.6, 17.4) - 0.8 * dog  # a cat's ears reach higher
-    width = rng.uniform(9.4, 10.6)
-    unit = width, width * rng.uniform(0.95, 1.05)
-    tilt = np.deg2rad(rng.uniform(-10, 10))
-    draw_bust(Pen(image, place, unit, tilt / 2), rng, coat)
+    place = rng.uniform(15.4, 16.6), rng.uniform(17.9, 18.7) - 0.8 * dog  # a cat's ears reach higher
+    width = rng.uniform(11, 12)
+    unit = width, width * rng.uniform(0.96, 1.04)
+    tilt = np.deg2rad(rng.uniform(-8, 8))
+    draw_shoulders(Pen(image, place, unit, tilt / 2), rng, coat)
     pen = Pen(image, place, unit, tilt)
-    face = pen.at(rng.uniform(-0.14, 0.14), 0)  # a head that turns moves its features, not its outline
+    face = pen.at(rng.uniform(-0.1, 0.1), 0)  # a head that turns moves its features, not its outline
     (draw_dog if dog else draw_cat)(pen, face, rng, coat)
     return np.asarray(image.reduce(FINE))  # (128, 128, 3) -> (32, 32, 3)
 

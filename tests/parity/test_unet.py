@@ -5,10 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from against_torch import draw, nchw, nhwc, rms, torch_layout
+from against_torch import FLOOR, draw, nchw, nhwc, rms, torch_layout
 from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
-from torch.func import functional_call
 
 from minidiff.engine.tensor import Tensor
 from minidiff.models.config import UNetConfig, config_to_dict, default_config
@@ -45,8 +44,8 @@ CONFIGS = {
     ),
     "three layers, no attention": (
         config(
-            "D", "D", block_out_channels=(15, 30), layers_per_block=3, norm_num_groups=5, add_attention=False,
-            downsample_padding=0, out_channels=6,
+            "D", "D", block_out_channels=(15, 30), dropout=0.1, layers_per_block=3, norm_num_groups=5,
+            add_attention=False, downsample_padding=0, out_channels=6,
         ),
         (2, 10, 6),
     ),
@@ -70,9 +69,9 @@ def inputs(name):
 
 
 def ours(name, backend):
-    cfg, _ = CONFIGS[name]
+    """y, dx, and the gradients by parameter."""
     x_t, t, cond, dy, state = inputs(name)
-    unet = UNet(cfg, np.random.default_rng(1), backend.name)
+    unet = UNet(CONFIGS[name][0], np.random.default_rng(1), backend.name)
     unet.load_state_dict(state)
     x = Tensor(x_t, backend, requires_grad=True)
     y = unet(x, t, cond)
@@ -82,17 +81,15 @@ def ours(name, backend):
 
 
 def diffusers_net(name, dtype):
-    cfg, _ = CONFIGS[name]
-    state = torch_layout({key: torch.tensor(a) for key, a in inputs(name)[-1].items()})
-    net = UNet2DModel.from_config(config_to_dict(cfg))
-    net.load_state_dict(state)
-    return net.to(dtype, memory_format=torch.channels_last)
+    net = UNet2DModel.from_config(config_to_dict(CONFIGS[name][0])).eval()
+    net.load_state_dict(torch_layout({key: torch.tensor(a) for key, a in inputs(name)[-1].items()}))
+    return torch.nn.Module.to(net, dtype=dtype, memory_format=torch.channels_last)
 
 
 @cache
 def theirs(name, dtype):
-    """The same of diffusers. Both precisions get our sinusoids: diffusers' are off by more than all the rest."""
-    cfg, _ = CONFIGS[name]
+    """The same of diffusers. It gets our sinusoids: its own are computed in float32 whatever the dtype."""
+    cfg = CONFIGS[name][0]
     x_t, t, cond, dy, _ = inputs(name)
     net = diffusers_net(name, dtype)
     sinusoids = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
@@ -104,3 +101,97 @@ def theirs(name, dtype):
     gradients = {key: p.grad.numpy() for key, p in net.named_parameters()}
     gradients = {key: np.moveaxis(a, 1, -1) if a.ndim == 4 else a for key, a in gradients.items()}
     return y.detach().numpy(), x.grad.numpy(), gradients
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_keys_and_shapes_are_diffusers_s(name):
+    ours = UNet(CONFIGS[name][0], np.random.default_rng(0), "numpy").state_dict()
+    theirs = UNet2DModel.from_config(config_to_dict(CONFIGS[name][0])).state_dict()
+    shapes = {key: tuple(np.moveaxis(a.numpy(), 1, -1).shape if a.ndim == 4 else a.shape) for key, a in theirs.items()}
+    assert {key: a.shape for key, a in ours.items()} == shapes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_output_is_diffusers_s(backend, name):
+    """Diffusers as it is, its own sinusoids and all."""
+    x_t, t, cond, _, _ = inputs(name)
+    with torch.no_grad():
+        labels = None if cond is None else torch.tensor(cond)
+        y = diffusers_net(name, torch.float32)(nchw(torch.tensor(x_t)), torch.tensor(t), class_labels=labels).sample
+    np.testing.assert_allclose(ours(name, backend)[0], nhwc(y).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_gradient_is_as_good_as_torch_s(backend, name):
+    """All together at most 1.5 times as far from float64 as torch's; each on its own within 5 times.
+
+    A gradient that is nothing but rounding (a constant added to all keys changes no attention) has no size to be
+    relative to; torch's rounding is then the measure. Rounding errors of a few numbers scatter: hence 5, not 1.5.
+    """
+    _, dx, got = ours(name, backend)
+    (_, dx_want, want), (_, dx_rival, rival) = (theirs(name, dtype) for dtype in (torch.float64, torch.float32))
+    assert got.keys() == want.keys()
+    for key, a in got.items():
+        error, bound = rms(a - want[key]), max(5 * rms(rival[key] - want[key]), FLOOR * rms(want[key]))
+        assert error <= bound, f"{key} is off by {error:.2e}, allowed are {bound:.2e}"
+    together = [np.concatenate([(g[key] - want[key]).ravel() for key in want]) for g in (got, rival)]
+    assert rms(together[0]) <= 1.5 * rms(together[1])
+    assert rms(dx - dx_want) <= 2 * rms(dx_rival - dx_want)
+
+
+@pytest.mark.parametrize("width", [2, 7, 32, 33])
+@pytest.mark.parametrize("flip_sin_to_cos", [True, False])
+@pytest.mark.parametrize("freq_shift", [0, 0.5])
+def test_sinusoids_are_diffusers_s(width, flip_sin_to_cos, freq_shift):
+    """Theirs are off by t e^-u (u + 2) 2^-24 at frequency e^-u, for the roundings of u, e^-u and t e^-u: t 2^-23."""
+    t = np.array([0, 1, 17, 999])
+    got = timestep_embedding(t, width, flip_sin_to_cos, freq_shift)
+    want = get_timestep_embedding(torch.tensor(t), width, flip_sin_to_cos, freq_shift).numpy()
+    assert got.shape == (4, width) and got.dtype == np.float32
+    assert (abs(got - want) <= t[:, None] * 2.0**-23 + 2.0**-23).all()
+
+
+def small(backend, **settings):
+    cfg = config("D", "A", block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, **settings)
+    return UNet(cfg, np.random.default_rng(0), backend.name)
+
+
+def test_dropout_happens_only_with_an_rng(backend):
+    unet, plain = small(backend, dropout=0.5), small(backend)
+    x_t, t = draw(2, 4, 4, 3), np.array([1, 2])
+    np.testing.assert_array_equal(unet(x_t, t).numpy(), plain(x_t, t).numpy())
+    first, again, other = (unet(x_t, t, rng=np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any() and (first != plain(x_t, t).numpy()).any()
+
+
+def test_arrays_and_tensors_are_taken(backend):
+    unet, t = small(backend), np.array([5])
+    y = unet(draw(1, 4, 4, 3), t)
+    np.testing.assert_array_equal(unet(Tensor(draw(1, 4, 4, 3), backend), t).numpy(), y.numpy())
+    assert y.backend is backend and y.shape == (1, 4, 4, 3)
+
+
+WRONG = {
+    "takes \\(N, H, W, 3\\)": lambda unet: unet(draw(1, 4, 4, 1), [5]),
+    "x_t has shape": lambda unet: unet(draw(4, 4, 3), [5]),
+    "x_t is 5x4; .* divide by 2": lambda unet: unet(draw(1, 5, 4, 3), [5]),
+    "t has shape \\(2,\\), x_t holds 1": lambda unet: unet(draw(1, 4, 4, 3), [5, 6]),
+    "t has shape \\(\\), x_t holds 1": lambda unet: unet(draw(1, 4, 4, 3), 5),
+    "made without num_class_embeds": lambda unet: unet(draw(1, 4, 4, 3), [5], [1]),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_does_not_fit_is_refused(backend, message):
+    with pytest.raises(ValueError, match=message):
+        WRONG[message](small(backend))
+
+
+def test_labels_that_do_not_fit_are_refused(backend):
+    unet, x_t = small(backend, num_class_embeds=3), draw(2, 4, 4, 3)
+    with pytest.raises(ValueError, match="cond is missing"):
+        unet(x_t, [5, 6])
+    with pytest.raises(ValueError, match=r"cond has shape \(1,\), x_t holds 2"):
+        unet(x_t, [5, 6], [1])
+    with pytest.raises(IndexError, match="the table has 3 rows"):
+        unet(x_t, [5, 6], [0, 3])

@@ -58,11 +58,15 @@ def _cached_there():
 
 
 def kernel(function: Callable) -> Callable[..., Any]:
-    """Compile a function whose `prange` loops run on all threads."""
+    """Compile a function whose `prange` loops run on all threads.
+
+    It keeps Python's lock: were it to let go of it at every launch, a second thread that prepares batches
+    would make it wait up to 5 ms each time to have it back, a thousand times a step.
+    """
     with _cached_there():
-        return numba.njit(function, parallel=True, cache=True, fastmath=FAST, error_model="numpy", nogil=True)
+        return numba.njit(function, parallel=True, cache=True, fastmath=FAST, error_model="numpy")
 
 
 def helper(function: Callable) -> Callable[..., Any]:
     """Compile a function that kernels call within a thread."""
-    return numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True)
+    return numba.njit(function, fastmath=FAST, error_model="numpy")

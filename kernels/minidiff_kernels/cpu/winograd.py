@@ -36,9 +36,13 @@ G0, GA, GB = _f(1 / P), _f(1 / (2 * A2 * (A2 - B2))), _f(1 / (2 * B2 * (B2 - A2)
 
 
 def fits(w_shape, stride, size) -> bool:
-    """Whether a convolution with output of that size (P, Q) goes this way: whole vectors of channels, whole tiles."""
+    """Whether a convolution with output of that size (P, Q) goes this way.
+
+    It takes whole vectors of channels. Of fewer than 32 channels the transforms cost what the products save.
+    """
     O, KH, KW, C = w_shape
-    return (KH, KW, stride) == (3, 3, 1) and C % LANES == 0 and O % LANES == 0 and min(size) >= 4
+    whole = C % LANES == 0 and O % LANES == 0 and min(C, O) >= 32
+    return (KH, KW, stride) == (3, 3, 1) and whole and min(size) >= 4
 
 
 @helper

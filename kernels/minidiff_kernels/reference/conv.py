@@ -8,6 +8,8 @@ xp: x with zero borders pad = (top, bottom, left, right), so P = (H + top + bott
 
 import numpy as np
 
+from .elementwise import precise_sum
+
 
 def output_size(x_shape, w_shape, stride, pad):
     """P, Q: height and width of the output."""
@@ -59,4 +61,4 @@ def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
             window(dxp, i, j, stride, P, Q)[...] += dy @ w[:, i, j]  # (N, P, Q, O) @ (O, C)
     (_, H, W, _), (top, _, left, _) = x.shape, pad
     dx = np.ascontiguousarray(dxp[:, top : top + H, left : left + W]) if need_dx else None
-    return dx, dw, dy.sum((0, 1, 2))
+    return dx, dw, precise_sum(dy, (0, 1, 2))

@@ -26,9 +26,14 @@ def add(a, b):
 
 def sum_to(dy, shape):
     """dy summed over every axis along which `shape` had been broadcast; the result has that shape."""
-    dy = dy.sum(tuple(range(dy.ndim - len(shape))))
-    axes = tuple(i for i, n in enumerate(shape) if n == 1 and dy.shape[i] != 1)
-    return dy.sum(axes, keepdims=True)
+    lead = dy.ndim - len(shape)
+    ones = tuple(i + lead for i, n in enumerate(shape) if n == 1)
+    return precise_sum(dy, (*range(lead), *ones)).reshape(shape)
+
+
+def precise_sum(a, axes):
+    """The sum over some axes, added up in float64: NumPy adds float32 one by one along a leading axis."""
+    return a.sum(axes, dtype=np.float64).astype(a.dtype)
 
 
 def embedding(table, index):

@@ -9,8 +9,8 @@ With one group and one position (N, 1, C) this is layer normalisation.
 
 import numpy as np
 
+from .elementwise import precise_sum, silu_backward
 from .elementwise import silu as silu_forward
-from .elementwise import silu_backward
 
 
 def grouped(x, groups):
@@ -48,4 +48,4 @@ def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
     mean_gx = (g * xg).mean((1, 3), keepdims=True)
     dx = (g - mean_g - xg * mean_gx) * rstd[:, None, :, None]
     positions = tuple(range(x.ndim - 1))
-    return dx.reshape(x.shape), (dz * xhat).sum(positions), dz.sum(positions)
+    return dx.reshape(x.shape), precise_sum(dz * xhat, positions), precise_sum(dz, positions)

@@ -1,0 +1,60 @@
+"""Twenty steps of the same training, here and in torch with diffusers' network: the same losses."""
+
+import numpy as np
+import torch
+from against_torch import draw, nchw, nhwc, torch_layout
+from diffusers import UNet2DModel
+
+from minidiff.diffusion.loss import training_loss
+from minidiff.diffusion.schedule import linear_schedule
+from minidiff.engine.optim import AdamW
+from minidiff.models.config import config_to_dict, default_config
+from minidiff.models.unet import UNet
+
+STEPS, SHAPE, LR = 20, (8, 8, 8, 3), 1e-3
+CONFIG = default_config(SHAPE[1:])
+
+
+def batches():
+    """x0, t and eps of every step."""
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        x0 = np.tanh(rng.standard_normal(SHAPE)).astype(np.float32)
+        yield x0, rng.integers(0, 1000, len(SHAPE) * 2), rng.standard_normal(SHAPE, dtype=np.float32)
+
+
+def our_losses(unet):
+    schedule = linear_schedule(1000, 1e-4, 0.02)
+    optimizer = AdamW(unet.parameters(), lr=LR, clip=1.0, ema=0.999)
+    for x0, t, eps in batches():
+        optimizer.zero_grad()
+        loss = training_loss(unet, schedule, x0, t, eps)
+        loss.backward()
+        optimizer.step()
+        yield float(loss.numpy())
+
+
+def torch_losses(state):
+    net = UNet2DModel.from_config(config_to_dict(CONFIG))
+    net.load_state_dict(torch_layout({key: torch.tensor(a) for key, a in state.items()}))
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
+    for x0, t, eps in batches():
+        x0, t, eps = nchw(torch.tensor(x0)), torch.tensor(t), nchw(torch.tensor(eps))
+        abar = alphas_cumprod[t].float()[:, None, None, None]
+        optimizer.zero_grad()
+        eps_hat = net(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t).sample
+        loss = torch.nn.functional.mse_loss(eps_hat, eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        yield loss.item()
+
+
+def test_twenty_losses_equal_torch_s(backend):
+    """To 1e-5, a hundred roundings: the steps feed their errors back, and a change of 1e-3 in any gradient shows."""
+    unet = UNet(CONFIG, np.random.default_rng(0), backend.name)
+    want = list(torch_losses(unet.state_dict()))
+    got = list(our_losses(unet))
+    assert want[-1] < 0.9 * want[0]  # something was learned
+    np.testing.assert_allclose(got, want, rtol=1e-5)
