@@ -157,7 +157,7 @@ def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> 
     config = TrainConfig(data, **given)
     dataset = _open(data, config.size)
     threads = machine.use_threads(threads, config.backend)
-    config = replace(config, flip=dataset.shape[2] == 3, threads=threads)  # digits and letters have a side
+    config = replace(config, flip=dataset.mirrors, threads=threads)
     schedule = cosine_schedule(prediction_type="v_prediction")
     return state.new_run(out, config, default_config(dataset.shape), schedule), dataset
 

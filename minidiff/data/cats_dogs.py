@@ -271,4 +271,4 @@ def cats_dogs(n: int = 10_000, seed: int = 0) -> Dataset:
             drawn[i] = True  # only now may another thread read it
         return images[indices]
 
-    return Dataset("cats_dogs", take, labels, ("cat", "dog"), (SIZE, SIZE, 3))
+    return Dataset("cats_dogs", take, labels, ("cat", "dog"), (SIZE, SIZE, 3), mirrors=False)

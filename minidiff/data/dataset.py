@@ -15,6 +15,7 @@ class Dataset:
     labels   (N,) int64, an index into `classes`
     classes  the names of the classes
     shape    (H, W, C) of one picture
+    mirrors  whether a picture's mirror image might be in the set too, as of photographs, but not of letters
     """
 
     name: str
@@ -22,11 +23,14 @@ class Dataset:
     labels: np.ndarray
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    mirrors: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def from_arrays(name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Dataset:
+def from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], mirrors: bool = True
+) -> Dataset:
     """A Dataset over pictures that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
-    return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:])
+    return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors)

@@ -60,7 +60,7 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
 
     name = os.path.basename(os.path.abspath(folder))
     classes = GARMENTS if "fashion" in name.lower() else DIGITS
-    return from_arrays(name, images[..., None], labels, classes)  # (N, H, W, 1)
+    return from_arrays(name, images[..., None], labels, classes, mirrors=False)  # (N, H, W, 1)
 
 
 def _find(folder: str | Path, name: str) -> Path:

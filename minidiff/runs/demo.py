@@ -36,7 +36,7 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
             return run, cats_dogs()
         shutil.rmtree(folder)
     dataset = cats_dogs()
-    config = TrainConfig("cats_dogs", steps=TRAINING_STEPS, seed=seed, threads=threads)
+    config = TrainConfig("cats_dogs", steps=TRAINING_STEPS, flip=dataset.mirrors, seed=seed, threads=threads)
     schedule = cosine_schedule(prediction_type="v_prediction")
     return state.new_run(folder, config, default_config(dataset.shape), schedule), dataset
 
