@@ -1,5 +1,8 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
+import io
+import shlex
+import math
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +20,7 @@ from minidiff.diffusion.reverse import SAMPLERS, sample
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
+from minidiff.models.unet import UNet
 from minidiff.runs import checkpoint, demo, machine, state
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.state import Run
@@ -25,12 +29,11 @@ from minidiff.runs.train import StepStats, TrainConfig
 app = typer.Typer(
     name="minidiff",
     help="Diffusion models from scratch: a picture into noise, and back.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path is printed as it is
 
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
@@ -40,14 +43,16 @@ Backend = Annotated[str, typer.Option(help="numba, or numpy, the reference.")]
 
 def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         print("minidiff: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         wrong_option = getattr(error, "format_message", None)  # typer has it, under a private name
-        if wrong_option is None and not isinstance(error, MinidiffError):
+        if wrong_option is None and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
         message = f"{wrong_option()} See minidiff --help." if wrong_option else str(error)
         print(f"minidiff: {' '.join(message.split())}", file=sys.stderr)
@@ -64,7 +69,7 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
     started = time.monotonic()
     with state.only_one(out):
         run, dataset = demo.open_demo(out, machine.use_threads(threads, "numba"), seed)
-        _train(run, dataset, demo.CHECKPOINT_EVERY, f"minidiff demo --out {out}")
+        _train(run, dataset, demo.CHECKPOINT_EVERY, ["minidiff", "demo", "--out", str(out)])
         _with_bar("drawing", demo.STEPS, lambda tick: demo.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")
@@ -104,8 +109,11 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     with state.only_one(out):
         run, dataset = (_resume if resume else _start)(out, data, given, threads)
-        _train(run, dataset, checkpoint_every, f"minidiff train {data} --out {out} --resume")
-    console.print(f"Done: step {run.step}. Samples: minidiff sample {out} --out sheet.png")
+        if run.step == run.config.steps:
+            console.print(f"{out}: all {run.step} steps are done already; to go on, give a larger --steps")
+        else:
+            _train(run, dataset, checkpoint_every, ["minidiff", "train", data, "--out", str(out), "--resume"])
+            console.print(f"Done: step {run.step}. Samples: {shlex.join(['minidiff', 'sample', str(out)])}")
 
 
 @app.command("sample")
@@ -123,7 +131,7 @@ def sample_command(
 ) -> None:
     """Reverse diffusion: pictures out of noise, on a sheet."""
     machine.use_threads(threads, backend)
-    unet, schedule = checkpoint.load_unet(run, backend), checkpoint.load_schedule(run)
+    unet, schedule = _load(run, backend), checkpoint.load_schedule(run)
     rng, images, frames = np.random.default_rng(seed), [], []
 
     def draw(tick) -> None:
@@ -152,6 +160,20 @@ def info() -> None:
     console.print(table)
 
 
+def _load(run: Path, backend: str) -> UNet:
+    """The network, if its pictures can be drawn without being told more."""
+    unet = checkpoint.load_unet(run, backend)
+    height, width, channels = unet.picture_shape
+    halvings = len(unet.config.block_out_channels) - 1
+    if unet.config.num_class_embeds is not None:
+        raise MinidiffError(f"{run}: its network wants labels; draw from it in Python with md.sample(..., cond=labels)")
+    if channels not in (1, 3):
+        raise MinidiffError(f"{run}: its pictures have {channels} channels; a sheet shows 1 or 3")
+    if height % 2**halvings or width % 2**halvings:
+        raise MinidiffError(f"{run}: sample_size is {height}x{width}, and the network halves {halvings} times")
+    return unet
+
+
 def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:
     """A new run of the given choices, every other at its default."""
     config = TrainConfig(data, **given)
@@ -168,17 +190,27 @@ def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) ->
     for name, value in {"data": data, **given}.items():
         if name != "steps" and value != getattr(run.config, name):
             was = getattr(run.config, name)
-            raise MinidiffError(f"{out}: was started with {name} {was}, not {value}; leave it out, or start a new run")
-    threads = machine.use_threads(threads or min(run.config.threads, machine.cores()), run.config.backend)
+            raise MinidiffError(f"{out}: was started with {name} {was}, not {value}; give that, or start a new run")
+    threads = min(run.config.threads, machine.cores()) if threads is None else threads
+    threads = machine.use_threads(threads, run.config.backend)
     config = replace(run.config, steps=given.get("steps", run.config.steps), threads=threads)
-    return replace(run, config=config), _open(data, config.size)
+    if config.steps < run.step:
+        raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
+    dataset = _open(data, config.size)
+    if dataset.shape != run.unet.picture_shape:
+        raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
+    return replace(run, config=config), dataset
 
 
 def _open(data: str, size: int | None) -> Dataset:
     """The set, with a bar if it has to be downloaded."""
-    with _bar() as bar:
-        task = bar.add_task("opening", total=None, note="")
-        dataset = open_dataset(data, size, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    with _bar(transient=True) as bar:
+        task = bar.add_task("downloading, bytes", total=None, note="", visible=False)
+
+        def downloaded(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        dataset = open_dataset(data, size, progress=downloaded)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
@@ -186,52 +218,37 @@ def _open(data: str, size: int | None) -> Dataset:
     return dataset
 
 
-def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: str) -> None:
+def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) -> None:
     """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
     parameters = sum(p.data.size for p in run.unet.parameters())
-    console.print(f"U-Net: {parameters / 1e6:.1f} million parameters, {run.config.threads} threads")
+    console.print(f"U-Net: {parameters / 1e6:.1f} million parameters; threads: {run.config.threads}")
     if run.config.backend == "numba" and not machine.compiled():
         console.print("Compiling the kernels for this processor, once: about a minute.")
     notice = "Stopping after this step; Ctrl-C again breaks off."
     with _bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
-        rate = Rate(run.config.batch_size)
+        loss = math.nan  # a running mean
 
         def on_step(stats: StepStats) -> None:
-            bar.update(task, advance=1, note=rate.note(stats))
+            nonlocal loss
+            loss = stats.loss if math.isnan(loss) else 0.95 * loss + 0.05 * stats.loss
+            speed = (bar.tasks[task].speed or 0) * run.config.batch_size
+            bar.update(task, advance=1, note=f"loss {loss:.4f}, {speed:.0f} images/s")
 
         def on_checkpoint(step: int) -> None:
-            bar.console.print(f"step {step}: {rate.last}; saved, see {run.folder / 'samples'}")
+            bar.console.print(f"step {step}: loss {loss:.4f}; saved, see {run.folder / 'samples'}")
 
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop)
     if run.step < run.config.steps:
-        console.print(f"Saved at step {run.step}. To go on: {go_on}")
+        console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
         sys.exit(130)
 
 
-class Rate:
-    """The running loss and the pictures a second, for the bar."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.loss, self.last = batch_size, None, ""
-        self.begin, self.steps = 0.0, -1
-
-    def note(self, stats: StepStats) -> str:
-        """What to write beside the bar. The first step compiles, so the clock starts after it."""
-        self.loss = stats.loss if self.loss is None else 0.95 * self.loss + 0.05 * stats.loss
-        self.steps += 1
-        if self.steps == 0:
-            self.begin = time.monotonic()
-        speed = self.steps * self.batch_size / max(time.monotonic() - self.begin, 1e-9)
-        self.last = f"loss {self.loss:.4f}, {speed:.0f} images/s" if self.steps else f"loss {self.loss:.4f}"
-        return self.last
-
-
-def _bar() -> Progress:
+def _bar(transient: bool = False) -> Progress:
     columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), TextColumn("{task.fields[note]}"))
     return Progress(
         TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=console,
+        console=console, transient=transient,
     )  # fmt: skip
 
 

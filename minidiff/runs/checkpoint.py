@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule_to_config
 from minidiff.errors import MinidiffError
-from minidiff.models.config import config_from_dict, config_to_dict
+from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -31,8 +31,9 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     """
     folder = _component(folder, "unet", "config.json")
     config = config_from_dict(read_json(folder / "config.json"))
-    unet = UNet(config, np.random.default_rng(0), backend)
     tensors, _ = read_safetensors(folder / WEIGHTS)
+    check_claim(config, sum(a.size for a in tensors.values()), folder / "config.json")
+    unet = UNet(config, np.random.default_rng(0), backend)
     try:
         unet.load_state_dict({name: _from_file(a) for name, a in tensors.items()})
     except ValueError as error:
@@ -40,11 +41,19 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     return unet
 
 
-def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | None = None, **metadata: str) -> None:
+def check_claim(config: UNetConfig, weights: int, path: Path) -> None:
+    """Raises MinidiffError if the network would be larger than the weights there are, before memory is asked for."""
+    least = config.layers_per_block * sum(9 * width**2 for width in config.block_out_channels)
+    least += config.time_embed_dim * (config.num_class_embeds or 0)
+    if least > weights:
+        raise MinidiffError(f"{path}: tells of {least} weights or more, but there are {weights}; copy both files again")
+
+
+def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | None = None) -> None:
     """Write the network as a UNet2DModel folder; `weights` in place of its own, such as their moving average."""
     folder = Path(folder)
     weights = unet.state_dict() if weights is None else weights
-    write_safetensors(folder / WEIGHTS, {k: _to_file(a) for k, a in weights.items()}, {"format": "pt", **metadata})
+    write_safetensors(folder / WEIGHTS, {k: _to_file(a) for k, a in weights.items()}, {"format": "pt"})
     write_json(folder / "config.json", config_to_dict(unet.config))
 
 
@@ -102,16 +111,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """All float32 arrays of a file by name, and its metadata. Raises MinidiffError if it is damaged."""
     try:
         with safe_open(path, "numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is not a dict
-            metadata = file.metadata() or {}
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118  it is not a dict
+                if (kind := file.get_slice(name).get_dtype()) != "F32":
+                    raise MinidiffError(f"{path}: {name} is {kind}, and only F32 is read; save it in float32")
+                tensors[name] = file.get_tensor(name)
+            return tensors, file.metadata() or {}
     except FileNotFoundError:
-        raise MinidiffError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, TypeError) as error:
+        raise MinidiffError(f"{path}: no such file; copy or train it again") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise MinidiffError(f"{path}: damaged or not safetensors ({error}); copy or train it again") from None
-    for name, a in tensors.items():
-        if a.dtype != np.float32:
-            raise MinidiffError(f"{path}: {name} is {a.dtype}, not float32")
-    return tensors, metadata
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -127,10 +136,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            part.unlink(missing_ok=True)
+            part.touch()
+            mode = part.stat().st_mode  # as all files of this user; safetensors would keep them from others
+            write(part)
+            part.chmod(mode)
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:  # Ctrl-C too must leave nothing half-written behind
+            part.unlink(missing_ok=True)
+            raise
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise MinidiffError(f"{path}: cannot be written: {error}") from None
+        raise MinidiffError(f"{path}: cannot be written ({error}); make room, or choose another folder") from None

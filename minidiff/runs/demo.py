@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from minidiff.data.pictures import gif, loss_plot, save, sheet, strip, to_float,
 from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import Schedule, cosine_schedule
+from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import state
 from minidiff.runs.checkpoint import replace_file
@@ -28,13 +30,19 @@ STATIONS = 10  # pictures on a strip
 
 
 def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
-    """The demo's run: the one that was stopped there, or a new one in place of a finished one."""
-    folder = out / "run"
+    """The demo's run: the one that was stopped there, or a new one in place of a finished one.
+
+    Raises MinidiffError if another run lies there.
+    """
+    folder, page = out / "run", out / "index.html"
     if state.state_file(folder).exists():
         run = state.open_run(folder)
-        if run.step < run.config.steps and run.config.seed == seed:
-            return run, cats_dogs()
+        if run.config.data != "cats_dogs":
+            raise MinidiffError(f"{folder}: is a run on {run.config.data}, not the demo's; choose another --out")
+        if run.config.seed == seed and not (run.step == run.config.steps and page.exists()):
+            return replace(run, config=replace(run.config, threads=threads)), cats_dogs()
         shutil.rmtree(folder)
+    page.unlink(missing_ok=True)  # it is written last: without it, a finished run still has to be drawn
     dataset = cats_dogs()
     config = TrainConfig("cats_dogs", steps=TRAINING_STEPS, flip=dataset.mirrors, seed=seed, threads=threads)
     schedule = cosine_schedule(prediction_type="v_prediction")

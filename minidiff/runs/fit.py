@@ -38,8 +38,8 @@ def fit(
         return x0, None  # labels are not asked for: the run is unconditional
 
     batches = prefetch(make_batch, range(run.step + 1, config.steps + 1))
-    with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
-        try:
+    try:
+        with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
             for stats in train(run.unet, run.schedule, run.optimizer, batches, config):
                 metrics.write(stats, run.optimizer.lr)
                 on_step(stats)
@@ -52,8 +52,8 @@ def fit(
                         return
                     draw_progress(run)
                     on_checkpoint(saved)
-        except MinidiffError as error:
-            raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
+    except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full
+        raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
 
 
 def draw_progress(run: Run) -> None:

@@ -48,11 +48,10 @@ def describe() -> dict[str, Any]:
         "NumPy": version("numpy"),
         "Numba": version("numba"),
         "processor": f"{jit.config.CPU_NAME or llvm.get_host_cpu_name()}, {cores()} cores",
-        "backends": "numpy (reference), numba (default)",
+        "backends": "numpy (reference), numba (default"
+        + (")" if jit.ENABLED else "; the reference without its compiler)"),
         "threads": numba.get_num_threads(),
-        "threading layer": threading_layer()
-        if jit.ENABLED
-        else "none (NUMBA_DISABLE_JIT: numba is the reference)",
+        "threading layer": threading_layer() if jit.ENABLED else "none: NUMBA_DISABLE_JIT is set",
         "vector width": f"{simd.LANES} float32 ({32 * simd.LANES} bits)",
         "BLAS": ", ".join(f"{lib['internal_api']} {lib['version']}" for lib in blas),
         "kernel cache": str(jit.cache_dir()),

@@ -9,7 +9,7 @@ RUN/samples, RUN/loss.png        pictures on the way
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,14 @@ from minidiff.models import config as unet_config
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.runs import train
-from minidiff.runs.checkpoint import read_safetensors, replace_file, save_pipeline, save_unet, write_safetensors
+from minidiff.runs.checkpoint import (
+    check_claim,
+    read_safetensors,
+    replace_file,
+    save_pipeline,
+    save_unet,
+    write_safetensors,
+)
 from minidiff.runs.train import StepStats, TrainConfig
 
 BUFFERS = ("p", "ema", "m", "v")
@@ -55,17 +62,19 @@ def state_file(folder: Path) -> Path:
 
 
 def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
-    """A run at step 0, its state written. Raises MinidiffError if the folder holds a run already."""
+    """A run at step 0, its state written. Raises MinidiffError if that would overwrite a run or a pipeline."""
     if state_file(folder).exists():
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
+    for name in ("metrics.csv", "unet", "scheduler", "model_index.json"):
+        if (folder / name).exists():
+            raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = _build(folder, config, network, schedule)
-    (folder / "metrics.csv").unlink(missing_ok=True)
     save(run)
     return run
 
 
 def open_run(folder: Path) -> Run:
-    """The run of a folder at its last checkpoint; its log is cut back to that step.
+    """The run of a folder at its last checkpoint; its log is cut back to that step, its export written anew.
 
     Raises MinidiffError for a folder without a run and for a state file that is damaged.
     """
@@ -80,6 +89,7 @@ def open_run(folder: Path) -> Run:
         step = int(metadata["step"])
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
+    check_claim(network, tensors["p"].size if "p" in tensors else 0, path)
     run = _build(folder, config, network, schedule)
     for name in BUFFERS:
         buffer = getattr(run.optimizer, name)
@@ -90,6 +100,7 @@ def open_run(folder: Path) -> Run:
         raise MinidiffError(f"{path}: step {step} makes no sense; start a new run")
     run.optimizer.step_count = step
     cut_metrics(folder / "metrics.csv", step)
+    export(run, folder)  # it may be older: the process may have ended between the state and it
     return run
 
 
@@ -117,7 +128,7 @@ def export(run: Run, folder: Path) -> None:
     names = [name for name, _ in run.unet.named_parameters()]
     to_numpy = run.unet.backend.to_numpy
     averages = (to_numpy(a) for a in run.optimizer.split(run.optimizer.ema))
-    save_unet(run.unet, folder / "unet", dict(zip(names, averages, strict=True)), step=str(run.step))
+    save_unet(run.unet, folder / "unet", dict(zip(names, averages, strict=True)))
     save_pipeline(folder, run.schedule)
 
 
@@ -153,8 +164,11 @@ def read_metrics(path: Path) -> tuple[list[int], list[float]]:
             cells = line.split(",")
             if not line.endswith("\n") or len(cells) != 4 or cells[0] != str(len(steps) + 1):
                 break
+            try:
+                losses.append(float(cells[1]))
+            except ValueError:
+                break
             steps.append(int(cells[0]))
-            losses.append(float(cells[1]))
     return steps, losses
 
 
@@ -163,20 +177,36 @@ def cut_metrics(path: Path, step: int) -> None:
     steps, _ = read_metrics(path)
     if len(steps) < step:
         raise MinidiffError(f"{path}: ends at step {len(steps)}, the state is at {step}; restore it or start a new run")
-    lines = path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True) if path.exists() else []
-    replace_file(path, lambda part: part.write_text("".join(lines[: step + 1]) or HEADER, encoding="ascii"))
+    lines = path.read_text(encoding="ascii").splitlines(keepends=True)[1 : step + 1] if step else []
+    replace_file(path, lambda part: part.write_text(HEADER + "".join(lines), encoding="ascii"))
 
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Holds a run's folder, so that no second process trains in it. Raises MinidiffError if one does already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    """Holds a run's folder, so that no second process trains in it; made if there is none.
+
+    Raises MinidiffError if one does already, or if the folder cannot be written. Where the block fails, folders
+    that were made for it and are still empty go again.
+    """
+    lock = folder / ".lock"
+    try:
+        made = [path for path in (lock, folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")
+    except OSError as error:
+        raise MinidiffError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
+    with file:
         try:
             _lock(file)
         except OSError:
             raise MinidiffError(f"{folder}: another process is training here; wait for it, or stop it") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                for path in made:
+                    path.unlink() if path == lock else path.rmdir()
+            raise
 
 
 def _lock(file) -> None:

@@ -43,6 +43,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for name, low, high in (
+            ("size", 1, 4096),
             ("steps", 1, 10**9),
             ("batch_size", 1, 65536),
             ("warmup", 0, 10**9),
@@ -50,6 +51,8 @@ class TrainConfig:
             ("threads", 1, 4096),
         ):
             value = getattr(self, name)
+            if name == "size" and value is None:
+                continue
             if type(value) is not int or not low <= value <= high:
                 raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")
         for name, low, high in (("lr", 0.0, 1.0), ("ema", 0.0, 1.0)):
@@ -65,7 +68,8 @@ class TrainConfig:
 def config_from_dict(values: Any) -> TrainConfig:
     """The inverse of asdict, for what was read from a file. Raises MinidiffError if it is not one."""
     names = {field.name for field in fields(TrainConfig)}
-    if not isinstance(values, dict) or set(values) != names or not isinstance(values["data"], str):
+    whole = isinstance(values, dict) and set(values) == names
+    if not whole or not all(isinstance(values[name], str) for name in ("data", "backend")):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)
 
@@ -120,5 +124,7 @@ def train(
         optimizer.lr = config.rate(step)
         stats = train_step(model, schedule, optimizer, x0, np.random.default_rng([config.seed, step]), cond)
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
-            raise MinidiffError(f"step {step}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}")
+            raise MinidiffError(
+                f"step {step}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}; try a smaller --lr"
+            )
         yield stats
