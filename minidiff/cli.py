@@ -1,8 +1,8 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
 import io
-import shlex
 import math
+import shlex
 import sys
 import time
 from dataclasses import replace

@@ -180,6 +180,8 @@ def loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, t
     axes.plot(steps, losses, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
     axes.plot(steps[window - 1 :], mean, color="#b5482f", linewidth=2, label=f"mean of {window}")
     axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")  # 0.2, where the default says 2 x 10^-1
+    axes.yaxis.set_minor_formatter(lambda y, position: f"{y:g}" if f"{y:e}"[0] in "235" else "")
     axes.grid(which="both", color="#e6e2da", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,8 @@ from minidiff.models.unet import UNet
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LARGEST_JSON = 16 << 20  # bytes
 
+T = TypeVar("T")
+
 
 def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     """The network of a UNet2DModel folder, of a pipeline folder (its `unet/`), or of a run.
@@ -30,7 +32,7 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     and for a configuration that is not built here.
     """
     folder = _component(folder, "unet", "config.json")
-    config = config_from_dict(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json", config_from_dict)
     tensors, _ = read_safetensors(folder / WEIGHTS)
     check_claim(config, sum(a.size for a in tensors.values()), folder / "config.json")
     unet = UNet(config, np.random.default_rng(0), backend)
@@ -60,7 +62,7 @@ def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | N
 def load_schedule(folder: str | Path) -> Schedule:
     """The schedule of a pipeline folder or run, or of a folder that holds scheduler_config.json itself."""
     folder = _component(folder, "scheduler", "scheduler_config.json")
-    return schedule_from_config(read_json(folder / "scheduler_config.json"))
+    return read_json(folder / "scheduler_config.json", schedule_from_config)
 
 
 def save_pipeline(folder: str | Path, schedule: Schedule) -> None:
@@ -90,16 +92,18 @@ def _to_file(a: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(a, -1, 1)) if a.ndim == 4 else a  # OHWI -> OIHW
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises MinidiffError if it cannot be read or is not JSON."""
+def read_json(path: Path, parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of a JSON file. Raises MinidiffError, with the file's name, if that is nothing."""
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise MinidiffError(f"{path}: larger than any configuration; is it the right file?")
-        return json.loads(path.read_text(encoding="utf-8"))
+            raise MinidiffError("larger than any configuration; is it the right file?")
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise MinidiffError(f"{path}: {error.strerror}") from None
+        raise MinidiffError(f"{path}: {error.strerror}; copy or write it again") from None
     except (ValueError, RecursionError):
-        raise MinidiffError(f"{path}: not JSON; write it again") from None
+        raise MinidiffError(f"{path}: not JSON; copy or write it again") from None
+    except MinidiffError as error:
+        raise MinidiffError(f"{path}: {error}") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -177,8 +177,8 @@ def cut_metrics(path: Path, step: int) -> None:
     steps, _ = read_metrics(path)
     if len(steps) < step:
         raise MinidiffError(f"{path}: ends at step {len(steps)}, the state is at {step}; restore it or start a new run")
-    lines = path.read_text(encoding="ascii").splitlines(keepends=True)[1 : step + 1] if step else []
-    replace_file(path, lambda part: part.write_text(HEADER + "".join(lines), encoding="ascii"))
+    lines = path.read_bytes().splitlines(keepends=True)[1 : step + 1] if step else []
+    replace_file(path, lambda part: part.write_bytes(b"".join([HEADER.encode(), *lines])))
 
 
 @contextmanager
