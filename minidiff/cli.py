@@ -43,18 +43,19 @@ Backend = Annotated[str, typer.Option(help="numba, or numpy, the reference.")]
 
 def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        print("minidiff: stopped", file=sys.stderr)
-        sys.exit(130)
+        code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
+        if code == 130:  # typer's word for KeyboardInterrupt
+            print("minidiff: stopped", file=sys.stderr)
+        sys.exit(code)
     except Exception as error:
         wrong_option = getattr(error, "format_message", None)  # typer has it, under a private name
         if wrong_option is None and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
-        message = f"{wrong_option()} See minidiff --help." if wrong_option else str(error)
+        message = f"{wrong_option().rstrip('.')}. See minidiff --help." if wrong_option else str(error)
         print(f"minidiff: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -89,7 +90,7 @@ def noise(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help="cats_dogs, cifar10, or a path: IDX, CIFAR-10 binary, a folder.")],
+    data: Annotated[str, typer.Argument(help="cats_dogs, cifar10, or a path: IDX, CIFAR-10, a folder.")],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     size: Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all, not more.  [default: 2000]")] = None,
@@ -98,7 +99,7 @@ def train(
     backend: Annotated[str | None, typer.Option(help="numba, or numpy, the reference.  [default: numba]")] = None,
     threads: Threads = None,
     seed: Annotated[int | None, typer.Option(help="Decides weights, order and noise.  [default: 0]")] = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 500,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
@@ -131,6 +132,9 @@ def sample_command(
 ) -> None:
     """Reverse diffusion: pictures out of noise, on a sheet."""
     machine.use_threads(threads, backend)
+    pictures.check_place(out)
+    if gif:
+        pictures.check_place(gif, animated=True)
     unet, schedule = _load(run, backend), checkpoint.load_schedule(run)
     rng, images, frames = np.random.default_rng(seed), [], []
 
@@ -145,9 +149,9 @@ def sample_command(
             images.append(pictures.to_uint8(x_t))
 
     _with_bar("drawing", steps * -(-n // demo.BATCH), draw)
-    pictures.save(pictures.sheet(np.concatenate(images)), out)
     if gif:
         pictures.gif(frames, gif)
+    pictures.save(pictures.sheet(np.concatenate(images)), out)
     console.print(f"Wrote {out}" + (f" and {gif}" if gif else ""))
 
 
@@ -199,6 +203,7 @@ def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) ->
     dataset = _open(data, config.size)
     if dataset.shape != run.unet.picture_shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
+    state.settle(run)
     return replace(run, config=config), dataset
 
 

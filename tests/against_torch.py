@@ -66,7 +66,7 @@ def torch_layout(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def draw(*shape: int, scale: float = 1, offset: float = 0, seed: int = 0) -> np.ndarray:
-    """Normal float32 numbers; the same ones for the same shape."""
+    """Normal float32 numbers; the same ones for the same shape and seed."""
     rng = np.random.default_rng([seed, *shape])
     return (offset + scale * rng.standard_normal(shape)).astype(np.float32)
 

@@ -13,9 +13,9 @@ def conv(x, w, stride=1, pad=(0, 0, 0, 0), bias=True, add=None, offset=0.0):
     """x (N, H, W, C), w (O, KH, KW, C); add: None, "temb" (N, 1, 1, O) or "residual" (N, P, Q, O)."""
     (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x, w, pad
     y = N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O
-    inputs = {"dy": draw(*y, seed=1), "x": draw(*x, offset=offset), "w": draw(*w)}
-    inputs |= {"bias": draw(O)} if bias else {}
-    inputs |= {"add": draw(*(y if add == "residual" else (N, 1, 1, O)))} if add else {}
+    inputs = {"dy": draw(*y, seed=1), "x": draw(*x, offset=offset), "w": draw(*w, seed=2)}
+    inputs |= {"bias": draw(O, seed=3)} if bias else {}
+    inputs |= {"add": draw(*(y if add == "residual" else (N, 1, 1, O)), seed=4)} if add else {}
 
     def ours(backend, dy, x, w, bias=None, add=None):
         dx, dw, dbias = backend.conv2d_backward(dy, x, w, stride, pad)
@@ -44,9 +44,9 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
 
     def theirs(dy, x, weight, bias):
         leaves = [a.requires_grad_() for a in (x, weight, bias)]
-        x_ = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # it takes channels_last pictures only
-        z, mean, rstd = torch.native_group_norm(x_, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
-        y = nhwc(torch.nn.functional.silu(z) if silu else z)
+        planes = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # channels_last is for pictures only
+        z, mean, rstd = torch.native_group_norm(planes, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
+        y = nhwc(F.silu(z) if silu else z)
         gradients = zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True)
         return {"y": y, "mean": mean, "rstd": rstd, **dict(gradients)}
 

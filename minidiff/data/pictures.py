@@ -85,8 +85,7 @@ def gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int
     Every frame has 256 colours of its own and no dithering, which would tear enlarged pixels apart.
     Raises MinidiffError as `save` does, and for a suffix other than .gif.
     """
-    if Path(path).suffix.lower() != ".gif":
-        raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
+    check_place(path, animated=True)
     first, *rest = [frame.convert("RGB").quantize(256) for frame in frames]
     durations = [ms] * len(rest) + [hold]
     _write_whole(
@@ -103,10 +102,24 @@ def save(image: Image.Image, path: str | Path) -> None:
     Raises MinidiffError for a suffix that Pillow cannot write, and for a folder that does not exist or may
     not be written.
     """
-    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    kind = check_place(path)
+    _write_whole(Path(path), lambda file: image.save(file, kind))
+
+
+def check_place(path: str | Path, animated: bool = False) -> str:
+    """The format, "PNG" say, that a picture at this path will have; to ask before there is anything to write.
+
+    Raises MinidiffError for a suffix that Pillow cannot write, for one that is not .gif if `animated`, and
+    for a folder that does not exist or may not be written.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
+    if animated and kind != "GIF":
+        raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
     if kind not in Image.SAVE:
         raise MinidiffError(f"{path}: no picture format ends so; give a name that ends in .png or .jpg")
-    _write_whole(Path(path), lambda file: image.save(file, kind))
+    if not os.access(Path(path).parent, os.W_OK):
+        raise MinidiffError(f"cannot write {path}: no such folder, or not yours; choose one that exists and is yours")
+    return kind
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -179,7 +192,8 @@ def loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, t
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
     axes.plot(steps[window - 1 :], mean, color="#b5482f", linewidth=2, label=f"mean of {window}")
-    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.set_title(title, parse_math=False)
     axes.yaxis.set_major_formatter("{x:g}")  # 0.2, where the default says 2 x 10^-1
     axes.yaxis.set_minor_formatter(lambda y, position: f"{y:g}" if f"{y:e}"[0] in "235" else "")
     axes.grid(which="both", color="#e6e2da", linewidth=0.6)

@@ -223,7 +223,7 @@ def embedding(table: Tensor, index: np.ndarray) -> Tensor:
         raise TypeError(f"embedding: the index must be (N,) integers, not {index.shape} {index.dtype}")
     if index.size and not (0 <= index.min() and index.max() < table.shape[0]):
         raise IndexError(f"embedding: index {index.min()}..{index.max()}, the table has {table.shape[0]} rows")
-    return Embedding(index)(table)
+    return Embedding(index.astype(np.int64))(table)
 
 
 def dropout(x: Tensor, p: float, rng=None) -> Tensor:

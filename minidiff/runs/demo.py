@@ -40,6 +40,7 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
         if run.config.data != "cats_dogs":
             raise MinidiffError(f"{folder}: is a run on {run.config.data}, not the demo's; choose another --out")
         if run.config.seed == seed and not (run.step == run.config.steps and page.exists()):
+            state.settle(run)
             return replace(run, config=replace(run.config, threads=threads)), cats_dogs()
         shutil.rmtree(folder)
     page.unlink(missing_ok=True)  # it is written last: without it, a finished run still has to be drawn

@@ -59,7 +59,7 @@ def fit(
 def draw_progress(run: Run) -> None:
     """The loss so far, and a sheet of samples from the averaged weights, always from the same noise."""
     steps, losses = read_metrics(run.folder / "metrics.csv")
-    loss_plot(steps, losses, run.folder / "loss.png", f"{run.config.data}: loss")
+    loss_plot(steps, losses, run.folder / "loss.png", "What the network still gets wrong")
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
     with run.optimizer.averaged():

@@ -74,7 +74,7 @@ def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Sc
 
 
 def open_run(folder: Path) -> Run:
-    """The run of a folder at its last checkpoint; its log is cut back to that step, its export written anew.
+    """The run of a folder at its last checkpoint; `settle` it before it goes on.
 
     Raises MinidiffError for a folder without a run and for a state file that is damaged.
     """
@@ -99,9 +99,16 @@ def open_run(folder: Path) -> Run:
     if not 0 <= step <= 10**9:
         raise MinidiffError(f"{path}: step {step} makes no sense; start a new run")
     run.optimizer.step_count = step
-    cut_metrics(folder / "metrics.csv", step)
-    export(run, folder)  # it may be older: the process may have ended between the state and it
     return run
+
+
+def settle(run: Run) -> None:
+    """Take log and export back to the state's step, wherever the last process ended.
+
+    Raises MinidiffError if the log does not reach that step.
+    """
+    cut_metrics(run.folder / "metrics.csv", run.step)
+    export(run, run.folder)
 
 
 def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:

@@ -41,7 +41,8 @@ def layer(label, make, net, x, **call):
         y = functional_call(net, torch_layout(state), nchw(x) if pictures else x)
         return nhwc(y) if pictures else y
 
-    state = {name: draw(*a.shape, scale=0.5, seed=1) for name, a in make("numpy").state_dict().items()}
+    shapes = {name: a.shape for name, a in make("numpy").state_dict().items()}
+    state = {name: draw(*shape, scale=0.5, seed=i) for i, (name, shape) in enumerate(shapes.items(), 1)}
     y = theirs(torch.tensor(x), **{name: torch.tensor(a) for name, a in state.items()})
     return Case(label, {"dy": draw(*y.shape, seed=9), "x": x, **state}, ours, autograd(theirs), CONV_FLOOR)
 
@@ -76,9 +77,9 @@ CASES = [
     layer("Embedding", lambda b: nn.Embedding(5, 8, RNG, b), torch.nn.Embedding(5, 8), np.array([4, 0, 4, 2])),
     layer(
         "SelfAttention, one head",
-        lambda b: nn.SelfAttention(12, 1, 3, 1e-6, RNG, b),
-        diffusers_attention(12, 1, 3),
-        draw(2, 4, 5, 12),
+        lambda b: nn.SelfAttention(48, 1, 3, 1e-6, RNG, b),
+        diffusers_attention(48, 1, 3),
+        draw(2, 4, 5, 48),
     ),
     layer(
         "SelfAttention, four heads",

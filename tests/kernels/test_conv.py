@@ -1,5 +1,6 @@
 """Convolution, forward and backward, over odd shapes."""
 
+import numpy as np
 import pytest
 from against_torch import check, check_nan, draw
 from kernel_cases import conv
@@ -50,7 +51,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def drawn(seed):
+    """Any shape: what nobody thought of. Two output channels at least, lest dbias be one number that cancels."""
+    rng = np.random.default_rng(seed)
+    N, H, W, KH, KW, stride = rng.integers(1, [4, 12, 12, 4, 4, 4]).tolist()
+    C, O = rng.choice([2, 3, 5, 8, 15, 16, 17, 32, 48], 2).tolist()
+    pad = tuple(rng.integers(KH // 2, 4, 2).tolist() + rng.integers(KW // 2, 4, 2).tolist())
+    add = (None, "temb", "residual")[seed % 3]
+    return conv((N, H, W, C), (O, KH, KW, C), stride, pad, bias=seed % 2 == 0, add=add)
+
+
+@pytest.mark.parametrize("case", CASES + [drawn(seed) for seed in range(30)], ids=str)
 def test_conv_equals_torch(backend, case):
     check(backend, case)
 

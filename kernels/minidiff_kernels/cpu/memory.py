@@ -72,9 +72,8 @@ def empty(shape):
 
 
 def asarray(a):
-    """A contiguous float32 array with the values of `a`."""
-    a = np.asarray(a)
-    return np.ascontiguousarray(a, np.float32).reshape(a.shape)
+    """A contiguous float32 array with the values of `a`; writable, or kernels would be compiled once more for it."""
+    return np.require(a, np.float32, ("C", "W"))
 
 
 def to_numpy(a):

@@ -1,0 +1,153 @@
+"""The demo's pictures and the page that shows them."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import contents, network, tree
+
+from minidiff.data.cats_dogs import cats_dogs
+from minidiff.data.pictures import strip
+from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.errors import MinidiffError
+from minidiff.runs import demo, fit, state
+from minidiff.runs.demo import fitted, forward_strip, open_demo, write_pages
+
+SCHEDULE = cosine_schedule(1000, "v_prediction")
+SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png"}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A net, a training and pictures so few that they show nothing."""
+    tiny = network(in_channels=3, out_channels=3, sample_size=32)
+    monkeypatch.setattr(demo, "default_config", lambda shape: tiny)
+    for name, value in dict(TRAINING_STEPS=2, SAMPLES=3, STEPS=12).items():
+        monkeypatch.setattr(demo, name, value)
+
+
+def train(run, dataset, steps=0):
+    """To the end, or for some steps."""
+    done = iter(range(1, 100))
+    fit.fit(run, dataset, 100, lambda stats: None, lambda step: None, lambda: next(done) == steps)
+
+
+class Page(HTMLParser):
+    """The pictures of a page; its tags must be balanced and every picture described."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.shown = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            assert dict(attrs)["alt"]
+            self.shown.append(dict(attrs)["src"])
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "draw_progress", lambda run: None)
+    run, dataset = open_demo(tmp_path, 1, seed=0)
+    train(run, dataset)
+    before = contents(tmp_path / "run")
+    ticks = []
+    write_pages(run, dataset, tmp_path, lambda: ticks.append(1))
+
+    assert len(ticks) == 12
+    assert {name for name in tree(tmp_path) if not name.startswith("run")} == SHOWN | {"index.html"}
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert set(page.shown) == SHOWN and len(page.shown) == len(SHOWN)
+    assert "In 2 steps" in text and "{" not in text.split("</style>")[1]
+    assert contents(tmp_path / "run") == before, "drawing changed the run"
+    for name in SHOWN - {"reverse.gif"}:
+        with Image.open(tmp_path / name) as picture:
+            assert len(np.unique(np.asarray(picture))) > 5, f"{name} is empty"
+    with Image.open(tmp_path / "reverse.gif") as walk:
+        assert walk.n_frames == 12 + 1  # the noise, and what each step made of it
+
+
+def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "draw_progress", lambda run: None)
+    pages = {}
+    for name, seed in {"one": 0, "two": 0, "other": 1}.items():
+        run, dataset = open_demo(tmp_path / name, 1, seed)
+        train(run, dataset)
+        write_pages(run, dataset, tmp_path / name, lambda: None)
+        pages[name] = {file: (tmp_path / name / file).read_bytes() for file in SHOWN - {"data.png"}}
+    assert pages["one"] == pages["two"]
+    assert all(pages["one"][file] != pages["other"][file] for file in pages["one"])
+
+
+def test_open_demo(tmp_path, monkeypatch):
+    """New; stopped: goes on; finished but not shown: goes on; shown, or of another seed: new."""
+    monkeypatch.setattr(fit, "draw_progress", lambda run: None)
+    run, dataset = open_demo(tmp_path, 1, seed=0)
+    assert (run.step, run.config.steps, run.config.data, len(dataset)) == (0, 2, "cats_dogs", len(cats_dogs()))
+    train(run, dataset, steps=1)
+    run, dataset = open_demo(tmp_path, 2, seed=0)
+    assert (run.step, run.config.threads) == (1, 2)
+    train(run, dataset)
+    run, dataset = open_demo(tmp_path, 1, seed=0)
+    assert run.step == 2
+    (tmp_path / "index.html").write_text("shown")
+    assert open_demo(tmp_path, 1, seed=0)[0].step == 0
+    assert not (tmp_path / "index.html").exists()
+    train(run, dataset, steps=1)
+    assert open_demo(tmp_path, 1, seed=7)[0].step == 0
+
+
+def test_another_run_is_left_alone(tmp_path):
+    config = state.TrainConfig("mine", steps=3, backend="numpy")
+    state.new_run(tmp_path / "run", config, network(), SCHEDULE)
+    before = tree(tmp_path)
+    with pytest.raises(MinidiffError, match="run: is a run on mine, not the demo's; choose another --out"):
+        open_demo(tmp_path, 1, seed=0)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 3), (9, 5, 3), (8, 8, 1), (1, 1, 3), (64, 48, 1)])
+def test_forward_strip(shape):
+    """Ten pictures from the picture itself to noise; the first differs by almost nothing."""
+    image = np.full(shape, 200, np.uint8)
+    drawn = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "strip", lambda images, labels: drawn.append((images, labels)) or strip(images, labels))
+        picture = forward_strip(SCHEDULE, image, np.random.default_rng(0))
+    ((images, labels),) = drawn
+    assert images.shape == (10, *shape) and images.dtype == np.uint8
+    assert labels[0] == "t = 0" and labels[-1] == "t = 999" and len(labels) == 10
+    # x_0 has (1 - abar_0) = 4e-5 of noise, a deviation of 0.0064 or 0.8 grey values; five deviations are 4
+    assert np.abs(images[0].astype(int) - 200).max() <= 4
+    assert picture.mode == "RGB" and picture.size[0] > picture.size[1]
+
+
+def test_forward_strip_ends_in_noise_and_keeps_the_same_noise():
+    """At the end nothing of the picture is left, whatever it was; between, the same eps throughout."""
+    drawn = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "strip", lambda images, labels: drawn.append(images))
+        for value in (0, 255):
+            forward_strip(SCHEDULE, np.full((16, 16, 3), value, np.uint8), np.random.default_rng(0))
+    black, white = drawn
+    # abar_999 = 2.4e-9: the picture's share of the last one is 5e-5, which is no grey value
+    np.testing.assert_allclose(black[-1].astype(int), white[-1], atol=1)
+    late, last = (white[i].astype(float).ravel() for i in (-2, -1))
+    assert np.corrcoef(late, last)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    "before, after", [((300, 200), (256, 171)), ((100, 50), (100, 50)), ((1, 4000), (1, 256)), ((256, 256), (256, 256))]
+)
+def test_fitted(before, after):
+    image = np.zeros((before[1], before[0], 3), np.uint8)
+    assert fitted(image, 256).shape == (after[1], after[0], 3)

@@ -1,0 +1,120 @@
+"""SIGKILL at any moment, in saving too: what came after the last checkpoint is done again, and nothing else is lost.
+
+A process of its own trains, is killed, and another continues, until the run is done. Its files are then those of
+a run that was never killed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import small_runs
+from small_runs import contents, go_on, new_run, rows
+
+from minidiff.runs import state
+from minidiff.runs.checkpoint import read_safetensors
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+
+STEPS, EVERY = 12, 3
+EVENTS = ["fsync", "replace"] * 5  # a checkpoint's: state, weights, config.json, scheduler_config.json, model_index
+EVENTS = EVENTS + (["fsync metrics"] + EVENTS) * (STEPS // EVERY)
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("never") / "run"
+    go_on(new_run(folder, STEPS), EVERY)
+    return folder
+
+
+def process(folder, event=0, backend="numpy", steps=STEPS):
+    command = [sys.executable, small_runs.__file__, folder, str(steps), str(EVERY), backend, str(event)]
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(child):
+    """Wait for its end; whether it was killed. Any other end than that and the good one is a failure."""
+    out, _ = child.communicate(timeout=300)
+    assert child.returncode in (0, -signal.SIGKILL), out
+    return child.returncode != 0
+
+
+def check_whole(folder, reference):
+    """What must hold of a run between its processes, whatever happened to the last one."""
+    step = 0
+    if state.state_file(folder).exists():
+        _, metadata = read_safetensors(state.state_file(folder))
+        step = int(metadata["step"])
+    if (folder / "metrics.csv").exists():
+        assert rows(folder) == rows(reference)[: len(rows(folder))]
+        assert len(rows(folder)) >= step
+
+
+def without_leftovers(folder):
+    """Its contents, less the lock, and the halves of files that were in the making."""
+    return {name: a for name, a in contents(folder).items() if not name.endswith((".lock", ".part"))}
+
+
+def killed_at(folder, event, reference):
+    assert finish(process(folder, event))
+    check_whole(folder, reference)
+    assert not finish(process(folder))
+    assert without_leftovers(folder) == contents(reference)
+
+
+# The first state before its rename, between it and the export, in the export; at a checkpoint: after the log was
+# flushed, before the state's rename, after it, before the weights' rename, before the last file; at the last step.
+MOMENTS = [2, 3, 4, 12, 13, 14, 15, 21, len(EVENTS) - 9, len(EVENTS)]
+
+
+@pytest.mark.parametrize("event", MOMENTS)
+def test_killed_on_the_way_to_the_disk(tmp_path, event, never_killed):
+    killed_at(tmp_path / "run", event, never_killed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("event", range(1, len(EVENTS) + 1))
+def test_killed_anywhere_on_the_way_to_the_disk(tmp_path, event, never_killed):
+    killed_at(tmp_path / "run", event, never_killed)
+
+
+def test_there_are_no_other_moments(tmp_path):
+    """The list above is what a run does."""
+    out, _ = process(tmp_path / "run").communicate(timeout=300)
+    calls = [line.split()[0] for line in out.splitlines() if not line.startswith("step")]
+    assert calls == [event.split()[0] for event in EVENTS]
+
+
+def kill_at_random(folder, rng, backend, steps, reference):
+    """One life: killed within three milliseconds after some event or step, if it is not done before."""
+    child = process(folder, backend=backend, steps=steps)
+    for _ in range(rng.integers(1, 40)):
+        child.stdout.readline()
+    time.sleep(rng.uniform(0, 0.003))
+    child.kill()
+    finish(child)
+    check_whole(folder, reference)
+
+
+@pytest.mark.parametrize(
+    "backend, steps, kills",
+    [
+        ("numpy", 24, 3),
+        pytest.param("numpy", 500, 100, marks=pytest.mark.soak),
+        pytest.param("numba", 250, 50, marks=pytest.mark.soak),
+    ],
+)
+def test_killed_at_random_moments(tmp_path, backend, steps, kills):
+    rng = np.random.default_rng(0)
+    assert not finish(process(tmp_path / "never", backend=backend, steps=steps))
+    for _ in range(kills):
+        kill_at_random(tmp_path / "run", rng, backend, steps, tmp_path / "never")
+    assert not finish(process(tmp_path / "run", backend=backend, steps=steps))
+    assert [int(row.split(",")[0]) for row in rows(tmp_path / "run")] == list(range(1, steps + 1))
+    assert without_leftovers(tmp_path / "run") == without_leftovers(tmp_path / "never")

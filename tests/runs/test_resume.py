@@ -1,0 +1,187 @@
+"""A run that was stopped goes on as if it had not been: every loss to the last bit, every step once in the log."""
+
+import os
+import signal
+
+import numba
+import numpy as np
+import pytest
+from small_runs import contents, go_on, new_run, pictures, reopen, rows, tree
+
+from minidiff.errors import MinidiffError
+from minidiff.runs import fit, machine, state
+from minidiff.runs.fit import stoppable
+from minidiff.runs.state import read_metrics
+
+STEPS = 12
+
+
+class Lost(Exception):
+    """The process ended, and with it all that was in memory."""
+
+
+def lose_at(step):
+    def on_step(stats):
+        if stats.step == step:
+            raise Lost
+
+    return on_step
+
+
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def uninterrupted(request, tmp_path_factory):
+    """The backend's name, and the folder of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    go_on(new_run(folder, STEPS, request.param))
+    assert [int(row.split(",")[0]) for row in rows(folder)] == list(range(1, STEPS + 1))
+    return request.param, folder
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [5], [11], [12], list(range(1, 12))])
+def test_stopped_and_resumed(uninterrupted, tmp_path, stops):
+    backend, whole = uninterrupted
+    run = new_run(tmp_path / "run", STEPS, backend)
+    for stop in stops:
+        go_on(run, stop_at=stop)
+        assert run.step == stop
+        run = reopen(tmp_path / "run")
+    go_on(run)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+@pytest.mark.parametrize("losses", [[1], [3], [4], [5], [8], [11], [7, 7, 10, 12]])
+def test_lost_and_resumed(uninterrupted, tmp_path, losses):
+    """Checkpoints are at 4 and 8: what came after the last one is done again, and stands in the log once."""
+    backend, whole = uninterrupted
+    new_run(tmp_path / "run", STEPS, backend)
+    for lost in losses:
+        with pytest.raises(Lost):
+            go_on(reopen(tmp_path / "run"), on_step=lose_at(lost))
+        assert rows(tmp_path / "run")[:lost] == rows(whole)[:lost]
+        assert reopen(tmp_path / "run").step == (lost - 1) // 4 * 4
+    go_on(reopen(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+@pytest.mark.skipif(machine.cores() < 2, reason="needs two cores")
+def test_two_threads(tmp_path):
+    numba.set_num_threads(2)
+    for name in ("whole", "run"):
+        new_run(tmp_path / name, 4, "numba")
+    go_on(reopen(tmp_path / "whole"))
+    go_on(reopen(tmp_path / "run"), stop_at=2)
+    go_on(reopen(tmp_path / "run"))
+    numba.set_num_threads(1)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_colours_flips_and_dropout(tmp_path):
+    """Every use of randomness there is."""
+    changes = dict(in_channels=3, out_channels=3, dropout=0.3, sample_size=(4, 2))
+    whole = new_run(tmp_path / "whole", STEPS, **changes)
+    go_on(whole)
+    go_on(new_run(tmp_path / "run", STEPS, **changes), stop_at=5)
+    go_on(reopen(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_torn_line(tmp_path):
+    go_on(new_run(tmp_path / "run"), stop_at=4)
+    good = rows(tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.csv", "a") as file:
+        file.write("5,0.123,4.5,0.1\n6,0.4")
+    go_on(reopen(tmp_path / "run"), stop_at=5)
+    assert rows(tmp_path / "run")[:4] == good
+    assert [row.split(",")[0] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4", "5"]
+
+
+def test_checkpoints_change_nothing(uninterrupted, tmp_path):
+    """However often it is saved, a run is the same."""
+    backend, whole = uninterrupted
+    go_on(new_run(tmp_path / "run", STEPS, backend), checkpoint_every=1)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_pictures_change_nothing(tmp_path):
+    """Sheets are drawn from the averaged weights, in place; the training goes on with its own."""
+    go_on(new_run(tmp_path / "whole", 4))
+    fit.fit(new_run(tmp_path / "run", 4), pictures(), 2, lambda stats: None, lambda step: None, lambda: False)
+    after = contents(tmp_path / "run")
+    drawn = {name: after.pop(name) for name in [name for name in after if name.endswith(".png") or name == "samples"]}
+    assert after == contents(tmp_path / "whole")
+    assert set(drawn) == {"loss.png", "samples", "samples/step-000002.png", "samples/step-000004.png"}
+
+
+def test_sheets_show_the_same_noise(tmp_path):
+    """Two sheets of the same weights are the same, so what changes between sheets is the network."""
+    run = new_run(tmp_path)
+    first, second = (fit.draw(run, 3, steps=2) for _ in range(2))
+    assert first.shape == (3, 4, 4, 1)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_finished_run_has_nothing_left(tmp_path):
+    go_on(new_run(tmp_path / "run", 4))
+    before = tree(tmp_path / "run")
+    go_on(reopen(tmp_path / "run"))
+    assert tree(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 100])
+def test_a_loss_that_is_no_number(tmp_path, checkpoint_every):
+    """The log ends before it, and the state is that of the last checkpoint."""
+    run = new_run(tmp_path / "run")
+    kept = 4 if checkpoint_every == 2 else 0
+
+    def poison(stats):
+        if stats.step == 5:
+            run.optimizer.p[...] = np.nan
+
+    with pytest.raises(MinidiffError, match=f"step 6: the loss is nan.*the checkpoint of step {kept} is kept in .*run"):
+        go_on(run, checkpoint_every, on_step=poison)
+    assert [row.split(",")[0] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4", "5"]
+    assert np.isfinite(read_metrics(tmp_path / "run" / "metrics.csv")[1]).all()
+    again = reopen(tmp_path / "run")
+    assert again.step == kept
+    assert all(np.isfinite(getattr(again.optimizer, name)).all() for name in state.BUFFERS)
+
+
+def test_the_state_precedes_its_export(tmp_path, monkeypatch):
+    """Where the process ends between the two, the export is behind, and settling the run writes it anew."""
+    go_on(new_run(tmp_path / "run"), stop_at=4)
+    before = tree(tmp_path / "run" / "unet")
+    run = reopen(tmp_path / "run")
+
+    def lost(run, folder):
+        raise Lost
+
+    with monkeypatch.context() as patched, pytest.raises(Lost):
+        patched.setattr(state, "export", lost)
+        go_on(run, stop_at=5)
+    assert tree(tmp_path / "run" / "unet") == before
+    assert reopen(tmp_path / "run").step == 5
+    assert tree(tmp_path / "run" / "unet") != before
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_and_the_second_breaks_off(number):
+    notices = []
+    before = signal.getsignal(number)
+    with stoppable(lambda: notices.append(number)) as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop() and notices == [number]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert notices == [number]
+    assert signal.getsignal(number) is before
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Lost), stoppable(lambda: None):
+        raise Lost
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,127 @@
+"""Runs so small that a test can make dozens: 4x4 pictures, a network of one narrow level.
+
+As a script it is a process that trains one and can be killed at any event on the way to the disk:
+python small_runs.py FOLDER STEPS CHECKPOINT_EVERY BACKEND [EVENT]
+"""
+
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+
+from minidiff.data.dataset import Dataset, from_arrays
+from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.models.config import UNetConfig
+from minidiff.runs import fit, state
+from minidiff.runs.checkpoint import read_safetensors
+from minidiff.runs.state import Run
+from minidiff.runs.train import TrainConfig
+
+
+def network(**changes) -> UNetConfig:
+    """One level of 8 channels for grey pictures, or what is changed of that."""
+    settings = dict(
+        sample_size=4, in_channels=1, out_channels=1, block_out_channels=(8,), down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), layers_per_block=1, norm_num_groups=4, add_attention=False,
+    )  # fmt: skip
+    return UNetConfig(**{**settings, **changes})
+
+
+def pictures(n: int = 10, shape: tuple[int, int, int] = (4, 4, 1)) -> Dataset:
+    """Noise to learn from; not a multiple of the batch, so that epochs end within one."""
+    rng = np.random.default_rng(1)
+    return from_arrays("noise", rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.zeros(n, int), ("noise",))
+
+
+def idx_set(folder: Path, n: int = 10, height: int = 4, width: int = 4) -> Path:
+    """A folder of IDX files, which is the smallest set that the command line takes."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for name, a in {
+        "images-idx3": rng.integers(0, 256, (n, height, width), dtype=np.uint8),
+        "labels-idx1": rng.integers(0, 10, n, dtype=np.uint8),
+    }.items():
+        header = bytes([0, 0, 8, a.ndim]) + struct.pack(f">{a.ndim}I", *a.shape)
+        (folder / f"train-{name}-ubyte").write_bytes(header + a.tobytes())
+    return folder
+
+
+def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> Run:
+    """A run at step 0 whose rate warms up and decays within its few steps."""
+    config = TrainConfig("noise", steps=steps, batch_size=4, warmup=3, seed=5, backend=backend)
+    return state.new_run(folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
+
+
+def reopen(folder: Path) -> Run:
+    """The run of a folder, ready to go on."""
+    run = state.open_run(folder)
+    state.settle(run)
+    return run
+
+
+def go_on(run: Run, checkpoint_every: int = 4, stop_at: int = 0, on_step=lambda stats: None) -> None:
+    """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
+    dataset = pictures(shape=run.unet.picture_shape)
+    with patch.object(fit, "draw_progress"):
+        fit.fit(run, dataset, checkpoint_every, on_step, lambda step: None, lambda: run.step == stop_at)
+
+
+def rows(folder: Path) -> list[str]:
+    """The lines of a run's log behind the header, which must be there."""
+    header, *lines = (folder / "metrics.csv").read_text().splitlines()
+    assert header == "step,loss,grad_norm,lr"
+    return lines
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All that lies in a folder, by name; None for a folder within."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def contents(run: Path) -> dict[str, object]:
+    """The same of a run's folder, its state read: the order of the metadata in the file is not fixed."""
+    tensors, metadata = read_safetensors(state.state_file(run))
+    numbers = {name: a.tobytes() for name, a in tensors.items()}
+    return {**tree(run), "training/state.safetensors": (numbers, metadata)}
+
+
+def kill_at(event: int) -> None:
+    """End this process by SIGKILL just before the event-th fsync or rename; print the name of each before."""
+    count = 0
+
+    def watched(name: str):
+        original = getattr(os, name)
+
+        def call(*args):
+            nonlocal count
+            count += 1
+            print(name, Path(args[-1]).name if name == "replace" else "", flush=True)
+            if count == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        setattr(os, name, watched(name))
+
+
+def main(folder: Path, steps: int, checkpoint_every: int, backend: str, event: int) -> None:
+    """Start a run, or continue the one that is there."""
+    kill_at(event)
+    with state.only_one(folder):
+        there = state.state_file(folder).exists()
+        run = reopen(folder) if there else new_run(folder, steps, backend)
+        go_on(run, checkpoint_every, on_step=lambda stats: print("step", stats.step, flush=True))
+
+
+if __name__ == "__main__":
+    folder, steps, checkpoint_every, backend, *event = sys.argv[1:]
+    main(Path(folder), int(steps), int(checkpoint_every), backend, int(*event))

@@ -1,0 +1,733 @@
+"""The command line: every command does what it says, and wrong input gets one line and leaves nothing behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from one_thread import one_thread  # noqa: F401  for all tests of this module
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from small_runs import contents, idx_set, network, rows, tree
+
+import minidiff as md
+from minidiff import cli
+from minidiff.runs import checkpoint, demo, fit
+from minidiff.runs.state import only_one, state_file
+
+QUICK = ("--backend", "numpy", "--threads", 1)
+SMALL = (*QUICK, "--batch-size", 3)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run(*arguments) -> exit code, what was printed, what was printed on stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minidiff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def done(run):
+    """done(*arguments) -> what was printed, when all went well."""
+
+    def done(*arguments):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    return done
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """refused(*arguments, match=...): one line, exit code 2, and no file is other than before."""
+
+    def refused(*arguments, match):
+        before = tree(tmp_path)
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert err.startswith("minidiff: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        assert re.search(match, err), err
+        assert tree(tmp_path) == before
+
+    return refused
+
+
+@pytest.fixture(autouse=True)
+def quick_previews(monkeypatch):
+    monkeypatch.setattr(fit, "PREVIEW", 2)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def _trained(tmp_path_factory):
+    """A folder with data, an IDX set, and run, three steps of training on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    idx_set(folder / "data")
+    arguments = ["train", "data", "--out", "run", "--steps", "3", *map(str, SMALL)]
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as caught:
+        patched.chdir(folder)
+        patched.setattr(sys, "argv", ["minidiff", *arguments])
+        patched.setattr(fit, "PREVIEW", 2)
+        cli.main()
+    assert caught.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def trained(_trained, tmp_path):
+    """The same in this test's own folder."""
+    return shutil.copytree(_trained, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return idx_set(tmp_path / "data")
+
+
+def process(*arguments, code=None, **options):
+    """The command line in a process of its own; `code` runs before it."""
+    start = ["-c", f"{code}\nfrom minidiff.cli import main; main()"] if code else ["-m", "minidiff"]
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-W", "error", *start, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+# Help and info
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("noise",), ("train",), ("sample",), ("info",)])
+def test_help(done, command, monkeypatch):
+    """At the usual width of 80 every option has one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    out = done(*command, "--help")
+    assert out.startswith(f"Usage: minidiff {' '.join(command)}")
+    options = out.split("Options:\n")[1].split("\n\nCommands:")[0]
+    assert all(line.startswith("  --") for line in options.splitlines()), options
+    assert "Trace" not in out and "\x1b" not in out
+
+
+def test_nothing_to_do_is_help(done):
+    assert done() == done("--help")
+    assert all(f"\n  {name} " in done() for name in ("demo", "noise", "train", "sample", "info"))
+
+
+def test_info(done):
+    out = done("info")
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(("threading", "vector")))
+    assert facts["threads"].strip() == "1"
+    assert re.search(r"^threading layer +(omp|tbb|workqueue) *$", out, re.M)
+    assert re.search(r"^vector width +\d+ float32 \(\d+ bits\) *$", out, re.M)
+
+
+def test_as_a_module():
+    child = process("info")
+    out, err = child.communicate(timeout=100)
+    assert (child.returncode, err) == (0, "") and "threading layer" in out
+
+
+# Wrong words and numbers
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["fly"], "No such command 'fly'"), (["--version"], "--version"), (["train"], "Missing argument 'data'"),
+        (["train", "cats_dogs"], "Missing option '--out'"), (["train", "cats_dogs", "--out"], "requires an argument"),
+        (["train", "cats_dogs", "--out", "run", "--momentum", "1"], "--momentum"),
+        (["sample", "run", "surplus"], "surplus"), (["sample", "run", "--n", "many"], "'--n'.*valid integer"),
+    ],
+)  # fmt: skip
+def test_wrong_words(refused, arguments, match):
+    refused(*arguments, match=f"{match}.*See minidiff --help")
+
+
+NUMBERS = {
+    "steps": ("0", "-5", "x", "1.5", "1e3", "99999999999"), "batch-size": ("0", "-1", "100000", "nan"),
+    "lr": ("0", "-0.1", "1", "nan", "inf", "big"), "threads": ("0", "-1", "4097", "1000000"),
+    "seed": ("-1", "1.5", "99999999999999999999"), "checkpoint-every": ("0", "-1", "x"),
+    "size": ("0", "-32", "5000", "8", "big"), "backend": ("cuda", "", "numba "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option, value", [(option, value) for option, values in NUMBERS.items() for value in values])
+def test_numbers_for_train(refused, data, option, value):
+    name = "|".join({option, option.replace("-", "_")})
+    refused("train", data, "--out", "run", f"--{option}", value, match=name)
+
+
+@pytest.mark.parametrize(
+    "option, value, match",
+    [
+        ("n", "0", "'--n'"), ("n", "-3", "'--n'"), ("n", "100001", "'--n'"), ("steps", "0", "steps"),
+        ("steps", "-1", "steps"), ("steps", "1001", "steps must be .* 1 to the schedule's 1000"), ("eta", "2", "eta"),
+        ("eta", "-0.1", "eta"), ("eta", "nan", "eta"), ("seed", "-1", "'--seed'"), ("threads", "0", "0 threads"),
+        ("threads", "9999", "9999 threads"), ("backend", "tpu", "unknown backend 'tpu'"),
+        ("sampler", "euler", "sampler 'euler' is unknown: use one of ddpm, ddim"),
+    ],
+)  # fmt: skip
+def test_numbers_for_sample(refused, trained, option, value, match):
+    refused("sample", "run", "--out", "sheet.png", f"--{option}", value, match=match)
+
+
+def test_eta_is_for_ddim(refused, trained):
+    refused("sample", "run", "--sampler", "ddpm", "--eta", "0.5", match="eta = 0.5 is for the ddim sampler")
+
+
+@pytest.mark.parametrize("command", ["demo", "noise"])
+def test_numbers_for_the_others(refused, command):
+    arguments = ["noise", "picture.png"] if command == "noise" else ["demo", "--threads", "0"]
+    refused(*arguments, "--seed", "-1", match="'--seed'")
+    if command == "demo":
+        refused(*arguments, match="0 threads")
+
+
+# Wrong data
+
+
+def test_no_data(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing_fits").mkdir()
+    (tmp_path / "nothing_fits" / "a.txt").write_text("x")
+    (tmp_path / "file.tar").write_text("x")
+    for name, match in {
+        "missing": "missing: no built-in set has this name", "empty": "empty: holds no picture",
+        "nothing_fits": "holds no picture", "file.tar": "file.tar: is a file", "": "no built-in set",
+    }.items():  # fmt: skip
+        refused("train", name, "--out", "run", match=match)
+
+
+def test_damaged_data(refused, data, tmp_path):
+    images = data / "train-images-idx3-ubyte"
+    good = images.read_bytes()
+    for content in (b"", good[:10], good[:-1], good + b"x"):
+        images.write_bytes(content)
+        refused("train", data, "--out", "run", match="train-images-idx3-ubyte")
+    images.write_bytes(good)
+    (data / "train-labels-idx1-ubyte").unlink()
+    refused("train", data, "--out", "run", match="train-labels-idx1-ubyte")
+
+
+def test_damaged_pictures(refused, tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.effect_noise((8, 8), 50).save(tmp_path / "data" / "a.png")
+    good = (tmp_path / "data" / "a.png").read_bytes()
+    for content in (b"", b"not a picture", good[:-30]):
+        (tmp_path / "data" / "b.png").write_bytes(content)
+        refused("train", "data", "--out", "run", match="b.png: cannot be read")
+    Image.new("L", (8, 9)).save(tmp_path / "data" / "b.png")
+    refused("train", "data", "--out", "run", match="b.png has 8x9 pixels.*--size")
+
+
+# Training
+
+
+def test_train(done, data, tmp_path):
+    out = done("train", "data", "--out", "deep/er/run", "--steps", 4, "--checkpoint-every", 2, "--seed", 3, *SMALL)
+    folder = tmp_path / "deep" / "er" / "run"
+    assert "data: 10 pictures, 4x4 grey, 10 classes" in out
+    assert "step 2: loss " in out and "step 4: loss " in out
+    assert out.splitlines()[-1].endswith("minidiff sample deep/er/run")
+    assert [row.split(",")[0] for row in rows(folder)] == ["1", "2", "3", "4"]
+    assert set(tree(folder)) == {
+        ".lock", "loss.png", "metrics.csv", "model_index.json", "samples", "samples/step-000002.png",
+        "samples/step-000004.png", "scheduler", "scheduler/scheduler_config.json", "training",
+        "training/state.safetensors", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+
+
+def test_the_same_choices_give_the_same_run(done, data, tmp_path):
+    losses = {}
+    for name, seed in {"one": 0, "two": 0, "other": 1}.items():
+        done("train", "data", "--out", name, "--steps", 2, "--seed", seed, *SMALL)
+        losses[name] = rows(tmp_path / name)
+    assert losses["one"] == losses["two"] != losses["other"]
+
+
+def test_a_folder_of_pictures(done, tmp_path):
+    """Two classes of colour pictures, of odd sizes and not square, cut to 8 pixels."""
+    rng = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (9 + i, 13, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / kind / f"{i}.png")
+    out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
+    assert "pets: 6 pictures, 8x8 RGB, 2 classes" in out
+    assert md.load_unet("run", "numpy").picture_shape == (8, 8, 3)
+
+
+def test_resume_goes_on(done, data, tmp_path):
+    done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli, "stoppable", stop_after(3))
+        patched.setattr(sys, "argv", "minidiff train data --out run --steps 6".split() + [str(a) for a in SMALL])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == 130
+    assert len(rows(tmp_path / "run")) == 3
+    out = done("train", "data", "--out", "run", "--resume", "--checkpoint-every", 2)
+    assert "Done: step 6" in out
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert (
+        contents(tmp_path / "run")["training/state.safetensors"]
+        == contents(tmp_path / "whole")["training/state.safetensors"]
+    )
+
+
+def stop_after(steps):
+    """In place of `stoppable`: as if Ctrl-C came in that step."""
+
+    @contextmanager
+    def stoppable(notice):
+        asked = iter([False] * (steps - 1) + [True])
+        yield lambda: next(asked)
+
+    return stoppable
+
+
+def test_resuming_a_finished_run_changes_nothing(done, trained):
+    before = tree(trained)
+    out = done("train", "data", "--out", "run", "--resume")
+    assert "all 3 steps are done already; to go on, give a larger --steps" in out
+    assert tree(trained) == before
+
+
+def test_resuming_a_finished_run_mends_its_export(done, trained):
+    before = tree(trained)
+    weights = trained / "run" / "unet" / checkpoint.WEIGHTS
+    save_file({name: 0 * a for name, a in load_file(weights).items()}, weights)
+    done("train", "data", "--out", "run", "--resume")
+    assert tree(trained) == before
+
+
+def test_a_larger_total_goes_on(done, trained):
+    before = rows(trained / "run")
+    done("train", "data", "--out", "run", "--resume", "--steps", 5)
+    assert rows(trained / "run")[:3] == before and len(rows(trained / "run")) == 5
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--steps", 2], "is at step 3 already, beyond --steps 2"), (["--batch-size", 4], "batch_size 3, not 4"),
+        (["--lr", 0.5], "lr 0.001, not 0.5"), (["--seed", 1], "seed 0, not 1"), (["--size", 4], "size None, not 4"),
+        (["--backend", "numba"], "backend numpy, not numba"), (["--threads", 0], "0 threads"),
+        (["--threads", 9999], "9999 threads"), (["--steps", 0], "beyond --steps 0|steps = 0"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_the_run_is_refused(refused, trained, arguments, match):
+    refused("train", "data", "--out", "run", "--resume", *arguments, match=match)
+
+
+def test_what_agrees_with_the_run_is_not(done, trained):
+    done("train", "data", "--out", "run", "--resume", "--steps", 3, "--seed", 0, "--lr", 0.001, *SMALL)
+
+
+def test_other_data(refused, trained):
+    shutil.copytree("data", "copy")
+    refused("train", "copy", "--out", "run", "--resume", match="was started with data data, not copy")
+    shutil.rmtree("data")
+    refused("train", "data", "--out", "run", "--resume", match="data: no built-in set has this name")
+    idx_set(trained / "data", height=8)
+    refused("train", "data", "--out", "run", "--resume", match=r"data: its pictures are not the run's, \(4, 4, 1\)")
+
+
+def test_a_run_is_there(refused, trained):
+    refused("train", "data", "--out", "run", match="run: holds a run already; continue it with --resume")
+
+
+def test_no_run_is_there(refused, data, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    for name in ("run", "mine", "data"):
+        refused("train", "data", "--out", name, "--resume", match=f"{name}: holds no run")
+
+
+def test_a_pipeline_is_not_overwritten(refused, trained):
+    shutil.rmtree(trained / "run" / "training")
+    refused("train", "data", "--out", "run", match="run: holds a .* that is not of a run; choose another folder")
+
+
+def test_another_process_trains_here(refused, trained):
+    with only_one(trained / "run"):
+        for more in ((), ("--resume",)):
+            refused("train", "data", "--out", "run", *more, match="run: another process is training here")
+
+
+@pytest.mark.parametrize("out", ["data/train-images-idx3-ubyte", "data/train-images-idx3-ubyte/run", "x" * 300])
+def test_a_place_that_cannot_be_written(refused, data, out):
+    refused("train", "data", "--out", out, match="choose a folder that can be written")
+
+
+def test_a_damaged_state(refused, trained):
+    path = state_file(trained / "run")
+    path.write_bytes(path.read_bytes()[:-100])
+    refused("train", "data", "--out", "run", "--resume", match="state.safetensors: damaged or not safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_a_loss_that_is_no_number(run, data, tmp_path, monkeypatch):
+    def spoilt(*arguments):
+        stats = train_step(*arguments)
+        if stats.step == 3:
+            stats._loss.data[...] = np.nan
+        return stats
+
+    train_step = md.train_step
+    monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
+    code, _, err = run("train", "data", "--out", "run", "--steps", 5, "--checkpoint-every", 2, *SMALL)
+    assert code == 2
+    assert re.fullmatch("minidiff: step 3: the loss is nan.*; the checkpoint of step 2 is kept in run\n", err)
+    assert len(rows(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("name", ["[bold] [x]", ":smile: a", "é ☃ 猫", "-x", "100% {0}", "$a_b^$", "l\nine", "x" * 150])
+def test_odd_names(done, tmp_path, name):
+    idx_set(tmp_path / "data").rename(tmp_path / name)
+    given = f"./{name}"
+    out = done("train", given, "--out", f"./run {name}", "--steps", 1, *SMALL)
+    assert f"{name}: 10 pictures" in out
+    out = done("sample", f"./run {name}", "--out", f"./{name}.png", "--n", 1, "--steps", 2, *QUICK)
+    assert f"Wrote {name}.png\n" in out
+    assert (tmp_path / f"{name}.png").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are any bytes")
+def test_a_name_that_is_no_text(done, refused, tmp_path):
+    name = os.fsdecode(b"\xff\xfe")
+    refused("sample", name, match="no unet/config.json")
+    idx_set(tmp_path / "data").rename(tmp_path / name)
+    done("train", name, "--out", f"run {name}", "--steps", 1, *SMALL)
+    done("sample", f"run {name}", "--out", f"{name}.png", "--n", 1, "--steps", 2, *QUICK)
+
+
+# Ctrl-C
+
+
+def interrupted(child, folder, number, lines=5):
+    """Send the signal once some steps are in the log."""
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.csv").exists() or len(rows(folder)) < lines:
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()
+        time.sleep(0.01)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=200)
+    return child.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
+    steps = ("--steps", 60)
+    child = process("train", "data", "--out", "my run", *steps, *SMALL)
+    code, out, err = interrupted(child, tmp_path / "my run", number)
+    assert (code, err) == (130, "")
+    assert "Stopping after this step; Ctrl-C again breaks off." in out
+    step = len(rows(tmp_path / "my run"))
+    assert f"Saved at step {step}. To go on: minidiff train data --out 'my run' --resume\n" in out
+    done("train", "data", "--out", "my run", "--resume")
+    done("train", "data", "--out", "whole", *steps, *SMALL)
+    assert rows(tmp_path / "my run") == rows(tmp_path / "whole")
+    assert 5 <= step < 60
+
+
+def test_ctrl_c_twice_breaks_off_at_once(done, data, tmp_path):
+    """The second comes while the first one's checkpoint is being written."""
+    hang = """
+import os, time
+from minidiff.runs import fit
+save_state, fsync = fit.save_state, os.fsync
+def slow(file):
+    print("saving", flush=True)
+    time.sleep(100)
+def slow_save(run):
+    os.fsync = slow
+    save_state(run)
+fit.save_state = slow_save
+"""
+    child = process("train", "data", "--out", "run", "--steps", 500, *SMALL, code=hang)
+    folder = tmp_path / "run"
+    while not (folder / "metrics.csv").exists() or len(rows(folder)) < 3:
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    while "saving" not in child.stdout.readline():
+        assert child.poll() is None, child.communicate()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=50)  # of the hundred seconds that it sleeps
+    assert (child.returncode, err) == (130, "minidiff: stopped\n")
+    assert not list(folder.rglob("*.part"))
+    done("train", "data", "--out", "run", "--resume", "--steps", 2)
+    assert len(rows(folder)) == 2
+
+
+def test_ctrl_c_before_the_first_step(data, tmp_path):
+    """While the data is opened there is nothing to save yet."""
+    wait = """
+import time
+import minidiff.cli as cli
+def slow(*_, **__):
+    print("opening", flush=True)
+    time.sleep(100)
+cli.open_dataset = slow
+"""
+    child = process("train", "data", "--out", "run", code=wait)
+    assert child.stdout.readline() == "opening\n"
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=50)
+    assert (child.returncode, err) == (130, "minidiff: stopped\n")
+    assert not (tmp_path / "run").exists()
+
+
+# Sampling
+
+
+def bytes_of(name):
+    return Path(name).read_bytes()
+
+
+def test_sample(done, trained):
+    """Nine pictures of 4x4, drawn four at a time, on a sheet three wide."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "BATCH", 4)
+        out = done("sample", "run", "--out", "sheet.png", "--n", 9, "--steps", 3, "--gif", "walk.gif", *QUICK)
+    assert out.endswith("Wrote sheet.png and walk.gif\n")
+    with Image.open("sheet.png") as sheet, Image.open("walk.gif") as walk:
+        assert sheet.size[0] == sheet.size[1]
+        assert walk.n_frames == 3
+        pixels = np.asarray(sheet)
+    assert len(np.unique(pixels)) > 9
+
+
+@pytest.mark.parametrize("more", [(), ("--sampler", "ddpm"), ("--eta", 1)])
+def test_the_seed_decides(done, trained, more):
+    for name, seed in (("one.png", 0), ("two.png", 0), ("other.png", 1)):
+        done("sample", "run", "--out", name, "--n", 3, "--steps", 3, "--seed", seed, *QUICK, *more)
+    assert bytes_of("one.png") == bytes_of("two.png") != bytes_of("other.png")
+
+
+def test_both_backends_draw_the_same(done, trained):
+    for backend in ("numpy", "numba"):
+        done("sample", "run", "--out", f"{backend}.png", "--n", 2, "--steps", 2, "--backend", backend, "--threads", 1)
+    with Image.open("numpy.png") as one, Image.open("numba.png") as two:
+        difference = np.abs(np.asarray(one, int) - np.asarray(two, int))
+    assert difference.max() <= 1  # a float32's last bits may fall on either side of a rounding
+
+
+def pipeline(folder, **changes):
+    """A network that was never trained, as a diffusers folder."""
+    md.save_unet(md.UNet(network(**changes), np.random.default_rng(0), "numpy"), Path(folder) / "unet")
+    checkpoint.save_pipeline(folder, md.linear_schedule(50))
+    return folder
+
+
+COLOURS = dict(in_channels=3, out_channels=3)
+
+
+@pytest.mark.parametrize("changes", [{}, COLOURS, {"sample_size": (2, 6)}, {**COLOURS, "sample_size": (5, 3)}])
+def test_pictures_of_any_kind(done, tmp_path, changes):
+    pipeline("net", **changes)
+    done("sample", "net", "--n", 2, "--steps", 2, "--gif", "walk.gif", *QUICK)
+    assert {"sheet.png", "walk.gif"} <= set(tree(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"num_class_embeds": 3}, "net: its network wants labels"),
+        ({"in_channels": 4, "out_channels": 4}, "net: its pictures have 4 channels; a sheet shows 1 or 3"),
+        ({"out_channels": 2}, "the model makes .* both shapes must be equal"),
+        (
+            {
+                "sample_size": 5, "block_out_channels": (8, 8), "down_block_types": ["DownBlock2D"] * 2,
+                "up_block_types": ["UpBlock2D"] * 2,
+            },
+            "net: sample_size is 5x5, and the network halves 1 times",
+        ),
+    ],
+)  # fmt: skip
+def test_networks_that_cannot_be_drawn_from(refused, changes, match):
+    pipeline("net", **changes)
+    refused("sample", "net", "--n", 2, "--steps", 2, *QUICK, match=match)
+
+
+def test_no_run_to_sample(refused, tmp_path, data):
+    (tmp_path / "file").write_text("")
+    for name in ("missing", "data", "file", "x" * 300, ""):
+        refused("sample", name, match="give a run or a diffusers folder|File name too long")
+
+
+def test_damaged_runs(refused, trained):
+    unet = trained / "run" / "unet"
+    weights, config = (unet / checkpoint.WEIGHTS).read_bytes(), json.loads((unet / "config.json").read_text())
+    (unet / checkpoint.WEIGHTS).write_bytes(weights[:-1])
+    refused("sample", "run", *QUICK, match=f"{checkpoint.WEIGHTS}: damaged or not safetensors")
+    (unet / checkpoint.WEIGHTS).write_bytes(weights)
+    for changes, match in (
+        ({"act_fn": "gelu"}, "act_fn = 'gelu' is not supported"),
+        ({"layers_per_block": 60}, "tells of"),
+        ({"sample_size": 10**9}, "sample_size = 1000000000 is not supported"),
+        ({"in_channels": 2}, "weights do not fit"),
+    ):
+        (unet / "config.json").write_text(json.dumps({**config, **changes}))
+        refused("sample", "run", *QUICK, match=match)
+    (unet / "config.json").write_text(json.dumps(config))
+    (trained / "run" / "scheduler" / "scheduler_config.json").write_text("{}")
+    refused("sample", "run", *QUICK, match="scheduler_config.json: beta_schedule None is not supported")
+
+
+@pytest.mark.parametrize(
+    "option, name, match",
+    [
+        ("out", "sheet.txt", "sheet.txt: no picture format ends so"), ("out", "sheet", "no picture format"),
+        ("out", "missing/sheet.png", "cannot write missing/sheet.png"), ("out", "run", "no picture format"),
+        ("gif", "walk.png", "walk.png: an animation is a GIF"), ("gif", "missing/walk.gif", "missing/walk.gif"),
+    ],
+)  # fmt: skip
+def test_places_that_cannot_be_written(refused, trained, option, name, match):
+    refused("sample", "run", f"--{option}", name, "--n", 1, "--steps", 1, *QUICK, match=match)
+
+
+def test_more_than_the_memory_holds(refused, trained, monkeypatch):
+    def too_large(*_, **__):
+        raise MemoryError("Unable to allocate 3.00 TiB for an array with shape (1, 2)")
+
+    monkeypatch.setattr(cli, "sample", too_large)
+    refused("sample", "run", *QUICK, match="Unable to allocate 3.00 TiB")
+
+
+# Noise
+
+
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("RGB", "jpg"), ("L", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "bmp"), ("CMYK", "jpg"),
+        ("I;16", "png"), ("RGBA", "webp"),
+    ],
+)  # fmt: skip
+def test_noise(done, mode, suffix):
+    Image.effect_noise((40, 24), 80).convert("L").convert(mode).save(f"picture.{suffix}")
+    assert done("noise", f"picture.{suffix}", "--out", "strip.png") == "Wrote strip.png\n"
+    with Image.open("strip.png") as strip:
+        assert strip.size[0] > 10 * 40 and strip.size[1] > 24
+
+
+def test_noise_comes_from_the_seed(done):
+    Image.new("RGB", (8, 8), "red").save("picture.png")
+    for name, seed in (("one.png", 0), ("two.png", 0), ("other.png", 1)):
+        done("noise", "picture.png", "--out", name, "--seed", seed)
+    assert bytes_of("one.png") == bytes_of("two.png") != bytes_of("other.png")
+
+
+def test_noise_for_large_and_thin_pictures(done):
+    for name, size in {"large": (3000, 2000), "wide": (4000, 1), "high": (1, 4000), "tiny": (1, 1)}.items():
+        Image.new("RGB", size, "teal").save(f"{name}.png")
+        done("noise", f"{name}.png", "--out", "strip.png")
+        with Image.open("strip.png") as strip:
+            assert strip.size[0] < 10_000 and strip.size[1] < 1000
+
+
+def test_no_picture(refused, tmp_path):
+    Image.effect_noise((40, 40), 50).save("good.png")
+    good = bytes_of("good.png")
+    for name, content in {"empty.png": b"", "text.png": b"hello", "half.png": good[: len(good) // 2]}.items():
+        Path(name).write_bytes(content)
+        refused("noise", name, match=f"{name}: cannot be read as a picture")
+    refused("noise", "missing.png", match="missing.png: no such picture file")
+    refused("noise", ".", match="no such picture file")
+    refused("noise", "good.png", "--out", "strip.xyz", match="strip.xyz: no picture format ends so")
+    refused("noise", "good.png", "--out", "missing/strip.png", match="cannot write missing/strip.png")
+
+
+def test_a_picture_bomb(refused):
+    """A few kilobytes that claim 900 million pixels."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    Path("bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        + chunk(b"IEND", b"")
+    )
+    refused("noise", "bomb.png", match="bomb.png: cannot be read as a picture.*decompression bomb")
+    Path("data").mkdir()
+    shutil.move("bomb.png", "data/bomb.png")
+    refused("train", "data", "--out", "run", "--size", 32, match="bomb.png: cannot be read as a picture")
+
+
+# The demo
+
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    """The demo with a net, a training and pictures so small that they show nothing."""
+    monkeypatch.setattr(demo, "default_config", lambda shape: network(**COLOURS, sample_size=shape[0]))
+    for name, value in dict(TRAINING_STEPS=3, SAMPLES=2, STEPS=10, CHECKPOINT_EVERY=2).items():
+        monkeypatch.setattr(demo, name, value)
+
+
+PAGES = {"index.html", "forward.png", "data.png", "loss.png", "samples.png", "reverse.png", "reverse.gif"}
+
+
+def test_demo(done, small_demo, tmp_path):
+    out = done("demo", "--threads", 1)
+    assert re.search(r"Done in \d+ min \d+ s\. Open demo/index\.html\n$", out)
+    assert PAGES | {"run"} <= set(tree(tmp_path / "demo"))
+    assert len(rows(tmp_path / "demo" / "run")) == 3
+    first = tree(tmp_path / "demo")
+    done("demo", "--threads", 1)  # from the start, in place of the finished one
+    assert {name: first[name] for name in PAGES} == {name: tree(tmp_path / "demo")[name] for name in PAGES}
+
+
+def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch):
+    done("demo", "--out", "whole", "--threads", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "stoppable", stop_after(1))
+        code, out, _ = run("demo", "--out", "my demo", "--threads", 1)
+    assert code == 130
+    assert out.endswith("Saved at step 1. To go on: minidiff demo --out 'my demo'\n")
+    assert not (tmp_path / "my demo" / "index.html").exists()
+    done("demo", "--out", "my demo", "--threads", 1)
+    assert rows(tmp_path / "my demo" / "run") == rows(tmp_path / "whole" / "run")
+    assert (tmp_path / "my demo" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
+
+
+def test_demo_draws_what_was_left_undrawn(done, small_demo, tmp_path):
+    """Stopped in drawing, after the last step of training, it does not train again."""
+    done("demo", "--threads", 1)
+    (tmp_path / "demo" / "index.html").unlink()
+    before = contents(tmp_path / "demo" / "run")
+    done("demo", "--threads", 1)
+    assert contents(tmp_path / "demo" / "run") == before
+    assert PAGES <= set(tree(tmp_path / "demo"))
+
+
+def test_demo_leaves_other_runs_alone(refused, trained):
+    refused("demo", "--out", ".", "--threads", 1, match="run: is a run on data, not the demo's; choose another --out")
