@@ -1,10 +1,15 @@
 """How the documentation is built: pages in MyST that run their code, formulas as MathML, nothing from a network."""
 
+import os
 import re
 from importlib.metadata import version as version_of
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+
+# The cells compute little, and threads that share cores with other programs mostly wait for one another.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 project = "minidiff"
 author = "the minidiff authors"
@@ -15,16 +20,20 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_co
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
+myst_update_mathjax = False
 
 # Every figure and every number on a page comes from the code of today, and an error in a cell ends the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300  # seconds a cell; the first one that launches kernels may have to compile them
+nb_execution_timeout = 900  # seconds a cell; the first one that trains may have to compile the kernels
 nb_output_stderr = "warn"
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
 
+highlight_language = "none"  # of what does not say: plain text
+
 html_theme = "furo"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["minidiff.css"]
 html_math_renderer = "mathml"
@@ -34,7 +43,10 @@ html_theme_options = {
 }
 copybutton_prompt_text = "$ "
 
+nitpicky = True  # a link to a function that is not there is a warning; other libraries' pages are out of reach
+nitpick_ignore_regex = [("py:.*", r"(numpy|collections|pathlib|PIL|types)\..*"), ("py:class", r".*\.Batch")]
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
@@ -43,7 +55,10 @@ python_maximum_signature_line_length = 84
 
 def write_mathml(translator, node):
     """A formula as MathML, which browsers draw themselves."""
-    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    # docutils takes the index of an accented letter for something to be set under it; an empty group parts the two
+    tex = re.sub(r"\\(bar|hat|tilde) ?(\\?\w+?)_", r"\\\1{\2}{}_", node.astext())
+    mathml = tex2mathml(tex, as_block=isinstance(node, nodes.math_block))
+    translator.body.append(mathml.replace(' accent="true"', ""))  # Chromium lets a bar touch its letter
     raise nodes.SkipNode
 
 

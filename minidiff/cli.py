@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import shlex
 import sys
 import time
@@ -181,8 +182,8 @@ def _load(run: Path, backend: str) -> UNet:
 def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:
     """A new run of the given choices, every other at its default."""
     config = TrainConfig(data, **given)
-    dataset = _open(data, config.size)
     threads = machine.use_threads(threads, config.backend)
+    dataset = _open(data, config.size)
     config = replace(config, flip=dataset.mirrors, threads=threads)
     schedule = cosine_schedule(prediction_type="v_prediction")
     return state.new_run(out, config, default_config(dataset.shape), schedule), dataset
@@ -191,9 +192,11 @@ def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> 
 def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:
     """The run as it was; only its total of steps may change, and the threads."""
     run = state.open_run(out)
-    for name, value in {"data": data, **given}.items():
-        if name != "steps" and value != getattr(run.config, name):
-            was = getattr(run.config, name)
+    choices = {name: value for name, value in given.items() if name != "steps"}
+    if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
+        choices["data"] = data
+    for name, value in choices.items():
+        if value != (was := getattr(run.config, name)):
             raise MinidiffError(f"{out}: was started with {name} {was}, not {value}; give that, or start a new run")
     threads = min(run.config.threads, machine.cores()) if threads is None else threads
     threads = machine.use_threads(threads, run.config.backend)

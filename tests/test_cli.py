@@ -345,6 +345,14 @@ def test_what_contradicts_the_run_is_refused(refused, trained, arguments, match)
 
 def test_what_agrees_with_the_run_is_not(done, trained):
     done("train", "data", "--out", "run", "--resume", "--steps", 3, "--seed", 0, "--lr", 0.001, *SMALL)
+    for same in ("./data/", trained / "data"):
+        done("train", same, "--out", "run", "--resume")
+
+
+def test_choices_are_checked_before_the_data_is_fetched(refused, monkeypatch):
+    monkeypatch.setattr(cli, "open_dataset", None)
+    for option, value in {"threads": 9999, "backend": "tpu", "steps": 0, "size": 0}.items():
+        refused("train", "cifar10", "--out", "run", f"--{option}", value, match=option)
 
 
 def test_other_data(refused, trained):

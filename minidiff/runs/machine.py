@@ -26,8 +26,10 @@ def use_threads(threads: int | None, backend: str) -> int:
     """Let the kernels run on that many threads, all cores if None; returns how many those are.
 
     BLAS gets them under "numpy", which is made of it, and one under "numba": its threads spin after every
-    small product and would fight the kernels' own. Raises MinidiffError for more threads than there are.
+    small product and would fight the kernels' own. Raises MinidiffError for more threads than there are, and for
+    an unknown backend.
     """
+    get_backend(backend)
     most = min(cores(), jit.config.NUMBA_NUM_THREADS)
     threads = most if threads is None else threads
     if not 1 <= threads <= most:

@@ -47,6 +47,11 @@ def test_no_other_number_of_threads(threads):
     assert (numba.get_num_threads(), blas_threads()) == before
 
 
+def test_an_unknown_backend():
+    with pytest.raises(MinidiffError, match="unknown backend 'tpu'"):
+        machine.use_threads(1, "tpu")
+
+
 def test_describe():
     facts = machine.describe()
     assert facts["NumPy"] == __import__("numpy").__version__ and facts["Numba"] == numba.__version__
