@@ -21,8 +21,8 @@ from minidiff.runs.checkpoint import replace_file
 from minidiff.runs.state import Run
 from minidiff.runs.train import TrainConfig
 
-TRAINING_STEPS = 1600
-CHECKPOINT_EVERY = 400
+TRAINING_STEPS = 1400
+CHECKPOINT_EVERY = 350
 SAMPLES = 64
 STEPS = 50  # of reverse diffusion
 BATCH = 64  # pictures drawn at a time
