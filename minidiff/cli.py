@@ -18,14 +18,13 @@ from rich.table import Table
 
 from minidiff.data import Dataset, open_dataset, pictures
 from minidiff.diffusion.reverse import SAMPLERS, sample
-from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.models.unet import UNet
 from minidiff.runs import checkpoint, demo, machine, state
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.state import Run
-from minidiff.runs.train import StepStats, TrainConfig
+from minidiff.runs.train import SCHEDULE, StepStats, TrainConfig
 
 app = typer.Typer(
     name="minidiff",
@@ -85,7 +84,7 @@ def noise(
 ) -> None:
     """Forward diffusion: a picture drowning in noise, as a strip of ten steps."""
     x0 = demo.fitted(pictures.load(image), 256)
-    pictures.save(demo.forward_strip(cosine_schedule(), x0, np.random.default_rng(seed)), out)
+    pictures.save(demo.forward_strip(SCHEDULE, x0, np.random.default_rng(seed)), out)
     console.print(f"Wrote {out}")
 
 
@@ -185,8 +184,7 @@ def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> 
     threads = machine.use_threads(threads, config.backend)
     dataset = _open(data, config.size)
     config = replace(config, flip=dataset.mirrors, threads=threads)
-    schedule = cosine_schedule(prediction_type="v_prediction")
-    return state.new_run(out, config, default_config(dataset.shape), schedule), dataset
+    return state.new_run(out, config, default_config(dataset.shape), SCHEDULE), dataset
 
 
 def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:

@@ -141,11 +141,11 @@ def attention_of(channels: int, cfg: UNetConfig, rng, backend: str) -> SelfAtten
 
 
 class UNet(Module):
-    """eps_hat = unet(x_t, t): what noise is in x_t?
+    """eps_hat = unet(x_t, t): what noise is in x_t? (Or x0, or v, if that is what it was trained to say.)
 
-    config  what it is made of; kept as `unet.config`
-    rng     draws the starting weights
-    backend where they live: "numpy" or "numba"
+    config   what it is made of; kept as `unet.config`
+    rng      draws the starting weights
+    backend  where they live: "numpy" or "numba"
     """
 
     def __init__(self, config: UNetConfig, rng, backend: str = "numba"):

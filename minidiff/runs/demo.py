@@ -13,13 +13,13 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import gif, loss_plot, save, sheet, strip, to_float, to_uint8
 from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.schedule import Schedule, cosine_schedule
+from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import state
 from minidiff.runs.checkpoint import replace_file
 from minidiff.runs.state import Run
-from minidiff.runs.train import TrainConfig
+from minidiff.runs.train import SCHEDULE, TrainConfig
 
 TRAINING_STEPS = 1400
 CHECKPOINT_EVERY = 350
@@ -46,8 +46,7 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
     page.unlink(missing_ok=True)  # it is written last: without it, a finished run still has to be drawn
     dataset = cats_dogs()
     config = TrainConfig("cats_dogs", steps=TRAINING_STEPS, flip=dataset.mirrors, seed=seed, threads=threads)
-    schedule = cosine_schedule(prediction_type="v_prediction")
-    return state.new_run(folder, config, default_config(dataset.shape), schedule), dataset
+    return state.new_run(folder, config, default_config(dataset.shape), SCHEDULE), dataset
 
 
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
@@ -90,7 +89,8 @@ def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
     save(sheet(to_uint8(x_t)), out / "samples.png")
     gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
     stations = np.linspace(0, STEPS, STATIONS).round().astype(int)
-    save(strip(np.stack([walk[i] for i in stations]), [f"t = {times[i] + 1}" for i in stations]), out / "reverse.png")
+    captions = [f"t = {times[i]}" if times[i] >= 0 else "clean" for i in stations]
+    save(strip(np.stack([walk[i] for i in stations]), captions), out / "reverse.png")
 
 
 PAGE = """<!doctype html>

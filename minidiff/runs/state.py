@@ -113,7 +113,7 @@ def settle(run: Run) -> None:
 
 def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
     unet = UNet(network, np.random.default_rng(config.seed), config.backend)
-    optimizer = AdamW(unet.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, ema=config.ema)
+    optimizer = train.make_optimizer(unet.parameters(), config)
     return Run(folder, config, unet, schedule, optimizer)
 
 

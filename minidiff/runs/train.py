@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.loss import training_loss
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.schedule import Schedule, cosine_schedule
+from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, learning_rate
 from minidiff.errors import MinidiffError
+
+SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of every run that the command line starts
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class TrainConfig:
     def rate(self, step: int) -> float:
         """The learning rate at a step (1 ... steps)."""
         return learning_rate(self.lr, step, self.steps, self.warmup, decay_from=0.5)
+
+
+def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
+    """AdamW as every run has it: a short memory (beta2 = 0.99), no weight decay, gradients clipped to a norm of 1."""
+    return AdamW(params, config.lr, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, ema=config.ema)
 
 
 def config_from_dict(values: Any) -> TrainConfig:
