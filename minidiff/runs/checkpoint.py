@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as safetensors_bytes
 
 from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule_to_config
 from minidiff.errors import MinidiffError
@@ -129,7 +129,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write arrays and metadata as a whole or not at all."""
-    replace_file(path, lambda part: save_file(tensors, part, metadata))
+    data = safetensors_bytes(tensors, metadata)  # its save_file would leave a file of its own behind where it is killed
+    replace_file(path, lambda part: part.write_bytes(data))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -141,16 +142,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.unlink(missing_ok=True)
-            part.touch()
-            mode = part.stat().st_mode  # as all files of this user; safetensors would keep them from others
             write(part)
-            part.chmod(mode)
             with open(part, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
         except BaseException:  # Ctrl-C too must leave nothing half-written behind
             part.unlink(missing_ok=True)
             raise
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise MinidiffError(f"{path}: cannot be written ({error}); make room, or choose another folder") from None
