@@ -23,10 +23,7 @@ def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step
         f(1 - lr * weight_decay), f(1 - beta1), f(1 - beta2),
         f(lr / (1 - beta1**step)), f((1 - beta2**step) ** -0.5), f(eps), f(1 - ema_decay),
     )  # fmt: skip
-    if ema is None:
-        _adamw(p, g, m, v, scale, rates)
-    else:
-        _adamw_ema(p, g, m, v, ema, scale, rates)
+    _adamw(p, g, m, v, p if ema is None else ema, scale, rates)  # the average of p with itself is p
 
 
 @kernel
@@ -39,17 +36,7 @@ def _sums_of_squares(g, parts):
 
 
 @kernel
-def _adamw(p, g, m, v, scale, rates):
-    keep, new_m, new_v, rate, unbias_v, eps, _ = rates
-    for i in prange(len(p)):
-        gi = g[i] * scale
-        m[i] += new_m * (gi - m[i])
-        v[i] += new_v * (gi * gi - v[i])
-        p[i] = p[i] * keep - rate * m[i] / (np.sqrt(v[i]) * unbias_v + eps)
-
-
-@kernel
-def _adamw_ema(p, g, m, v, ema, scale, rates):
+def _adamw(p, g, m, v, ema, scale, rates):
     keep, new_m, new_v, rate, unbias_v, eps, new_ema = rates
     for i in prange(len(p)):
         gi = g[i] * scale
