@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,11 +211,14 @@ def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) ->
 
 def _open(data: str, size: int | None) -> Dataset:
     """The set, with a bar if it has to be downloaded."""
-    with _bar(transient=True) as bar:
-        task = bar.add_task("downloading, bytes", total=None, note="", visible=False)
+    with ExitStack() as shown:
+        bar = _bar(transient=True)
+        task = bar.add_task("downloading, bytes", total=None, note="")
 
         def downloaded(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
+            if not bar.live.is_started:
+                shown.enter_context(bar)
+            bar.update(task, completed=done, total=total)
 
         dataset = open_dataset(data, size, progress=downloaded)
     height, width, channels = dataset.shape
