@@ -87,6 +87,17 @@ def test_train_does_every_step_that_is_left():
     np.testing.assert_array_equal(state.p, optimizer.p)
 
 
+def test_every_step_has_noise_of_its_own():
+    """It follows from the seed and the number of the step, whatever came before."""
+    unet, optimizer = fresh()
+    stats = list(train(unet, SCHEDULE, optimizer, batches(range(1, 5)), CONFIG))
+    twin, own = fresh()
+    for step, (x0, _) in enumerate(batches(range(1, 5)), start=1):
+        own.lr = CONFIG.rate(step)
+        rng = np.random.default_rng([CONFIG.seed, step])
+        assert train_step(twin, SCHEDULE, own, x0, rng).loss == stats[step - 1].loss
+
+
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_seed_decides_the_noise(seed):
     unet, optimizer = fresh()
@@ -124,16 +135,13 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(value):
     assert done == [1, 2]
 
 
-def test_a_gradient_that_is_no_number_stops_too(monkeypatch):
+@pytest.mark.parametrize("loss, norm", [(0.5, math.inf), (0.5, math.nan), (math.nan, 2.0), (math.inf, 2.0)])
+def test_either_of_them_stops(monkeypatch, loss, norm):
     """The loss may still be finite when its gradient has overflowed."""
     unet, optimizer = fresh()
-
-    def spoilt(model, schedule, optimizer, *rest):
-        stats = train_step(model, schedule, optimizer, *rest)
-        return training.StepStats(stats.step, Tensor(np.float32(stats.loss), unet.backend), np.float64("inf"))
-
-    monkeypatch.setattr(training, "train_step", spoilt)
-    with pytest.raises(MinidiffError, match="step 1: .*norm inf"):
+    spoilt = training.StepStats(1, Tensor(np.float32(loss), unet.backend), np.float64(norm))
+    monkeypatch.setattr(training, "train_step", lambda *_: spoilt)
+    with pytest.raises(MinidiffError, match=f"step 1: the loss is {loss}, the gradient's norm {norm};"):
         next(train(unet, SCHEDULE, optimizer, batches([1]), CONFIG))
 
 
