@@ -71,8 +71,8 @@ def go_on(run: Run, checkpoint_every: int = 4, stop_at: int = 0, on_step=lambda 
 
 
 def rows(folder: Path) -> list[str]:
-    """The lines of a run's log behind the header, which must be there."""
-    header, *lines = (folder / "metrics.csv").read_text().splitlines()
+    """The lines of a run's log behind the header; none of both if nothing was written yet."""
+    header, *lines = (folder / "metrics.csv").read_text().splitlines() or [state.HEADER.strip()]
     assert header == "step,loss,grad_norm,lr"
     return lines
 

@@ -111,6 +111,8 @@ def process(*arguments, code=None, **options):
     start = ["-c", f"{code}\nfrom minidiff.cli import main; main()"] if code else ["-m", "minidiff"]
     environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-W", "error", *start, *map(str, arguments)]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -436,23 +438,22 @@ def test_a_name_that_is_no_text(done, refused, tmp_path):
 # Ctrl-C
 
 
-def interrupted(child, folder, number, lines=5):
-    """Send the signal once some steps are in the log."""
-    deadline = time.monotonic() + 200
-    while not (folder / "metrics.csv").exists() or len(rows(folder)) < lines:
+def send_after(steps, child, folder, number):
+    """Send the signal once that many steps are in the log."""
+    log, deadline = folder / "metrics.csv", time.monotonic() + 200
+    while not log.exists() or log.read_bytes().count(b"\n") <= steps:  # the header is a line too
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.01)
     child.send_signal(number)
-    out, err = child.communicate(timeout=200)
-    return child.returncode, out, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     steps = ("--steps", 150)
     child = process("train", "data", "--out", "my run", *steps, *SMALL)
-    code, out, err = interrupted(child, tmp_path / "my run", number)
-    assert (code, err) == (130, "")
+    send_after(5, child, tmp_path / "my run", number)
+    out, err = child.communicate(timeout=200)
+    assert (child.returncode, err) == (130, "")
     assert "Stopping after this step; Ctrl-C again breaks off." in out
     step = len(rows(tmp_path / "my run"))
     assert f"Saved at step {step}. To go on: minidiff train data --out 'my run' --resume\n" in out
@@ -478,10 +479,7 @@ fit.save_state = slow_save
 """
     child = process("train", "data", "--out", "run", "--steps", 500, *SMALL, code=hang)
     folder = tmp_path / "run"
-    while not (folder / "metrics.csv").exists() or len(rows(folder)) < 3:
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
+    send_after(3, child, folder, signal.SIGINT)
     while "saving" not in child.stdout.readline():
         assert child.poll() is None, child.communicate()
     child.send_signal(signal.SIGINT)

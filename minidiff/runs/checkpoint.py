@@ -116,7 +116,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     try:
         with safe_open(path, "numpy") as file:
             tensors = {}
-            for name in file.keys():  # it is not a dict
+            for name in file.keys():
                 if (kind := file.get_slice(name).get_dtype()) != "F32":
                     raise MinidiffError(f"{path}: {name} is {kind}, and only F32 is read; save it in float32")
                 tensors[name] = file.get_tensor(name)

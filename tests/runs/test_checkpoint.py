@@ -239,7 +239,7 @@ def test_a_scheduler_value_that_is_not_supported_is_named(folder, name, value):
 
 def test_a_huge_config_is_not_read(folder):
     with open(folder / "unet" / "config.json", "wb") as file:
-        file.truncate(2**34)  # a hole: it takes no room
+        file.truncate(checkpoint.LARGEST_JSON + 1)
     refused(load_unet, folder, match="config.json: larger than any configuration")
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import contents, network, tree
+from small_runs import contents, network, rows, tree
 
 from minidiff.data.cats_dogs import cats_dogs
 from minidiff.data.pictures import strip
@@ -94,8 +94,10 @@ def test_open_demo(tmp_path, monkeypatch):
     run, dataset = open_demo(tmp_path, 1, seed=0)
     assert (run.step, run.config.steps, run.config.data, len(dataset)) == (0, 2, "cats_dogs", len(cats_dogs()))
     train(run, dataset, steps=1)
+    with open(tmp_path / "run" / "metrics.csv", "a") as log:
+        log.write("2,0.1")
     run, dataset = open_demo(tmp_path, 2, seed=0)
-    assert (run.step, run.config.threads) == (1, 2)
+    assert (run.step, run.config.threads, len(rows(tmp_path / "run"))) == (1, 2, 1)
     train(run, dataset)
     run, dataset = open_demo(tmp_path, 1, seed=0)
     assert run.step == 2
