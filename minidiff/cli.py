@@ -71,7 +71,8 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
     started = time.monotonic()
     with state.only_one(out):
         run, dataset = demo.open_demo(out, machine.use_threads(threads, "numba"), seed)
-        _train(run, dataset, demo.CHECKPOINT_EVERY, ["minidiff", "demo", "--out", str(out)])
+        go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # of another seed it would begin anew
+        _train(run, dataset, demo.CHECKPOINT_EVERY, go_on)
         _with_bar("drawing", demo.STEPS, lambda tick: demo.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")

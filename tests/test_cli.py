@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -713,14 +714,15 @@ def test_demo(done, small_demo, tmp_path):
 
 
 def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch):
-    done("demo", "--out", "whole", "--threads", 1)
+    done("demo", "--out", "whole", "--threads", 1, "--seed", 3)
     with monkeypatch.context() as patched:
         patched.setattr(cli, "stoppable", stop_after(1))
-        code, out, _ = run("demo", "--out", "my demo", "--threads", 1)
+        code, out, _ = run("demo", "--out", "my demo", "--threads", 1, "--seed", 3)
     assert code == 130
-    assert out.endswith("Saved at step 1. To go on: minidiff demo --out 'my demo'\n")
+    assert out.endswith("Saved at step 1. To go on: minidiff demo --out 'my demo' --seed 3\n")
     assert not (tmp_path / "my demo" / "index.html").exists()
-    done("demo", "--out", "my demo", "--threads", 1)
+    monkeypatch.setattr(demo.state, "new_run", None)  # it must not begin anew
+    done(*shlex.split(out.partition("To go on: minidiff ")[2]))  # the very command that was printed
     assert rows(tmp_path / "my demo" / "run") == rows(tmp_path / "whole" / "run")
     assert (tmp_path / "my demo" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +50,6 @@ class Run:
     def step(self) -> int:
         """Steps done."""
         return self.optimizer.step_count
-
-    @property
-    def state_file(self) -> Path:
-        return state_file(self.folder)
 
 
 def state_file(folder: Path) -> Path:
@@ -108,7 +104,7 @@ def settle(run: Run) -> None:
     Raises MinidiffError if the log does not reach that step.
     """
     cut_metrics(run.folder / "metrics.csv", run.step)
-    export(run, run.folder)
+    export(run)
 
 
 def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
@@ -122,21 +118,23 @@ def save(run: Run) -> None:
     to_numpy = run.unet.backend.to_numpy
     metadata = {
         "step": str(run.step),
-        "config": json.dumps(train.config_to_dict(run.config)),
+        "config": json.dumps(asdict(run.config)),
         "unet": json.dumps(unet_config.config_to_dict(run.unet.config)),
         "schedule": json.dumps(schedule_to_config(run.schedule)),
     }
-    write_safetensors(run.state_file, {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}, metadata)
-    export(run, run.folder)
+    write_safetensors(
+        state_file(run.folder), {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}, metadata
+    )
+    export(run)
 
 
-def export(run: Run, folder: Path) -> None:
-    """Write the averaged weights and the schedule as a diffusers pipeline folder."""
+def export(run: Run) -> None:
+    """Make the run's folder a diffusers pipeline folder: the averaged weights and the schedule."""
     names = [name for name, _ in run.unet.named_parameters()]
     to_numpy = run.unet.backend.to_numpy
     averages = (to_numpy(a) for a in run.optimizer.split(run.optimizer.ema))
-    save_unet(run.unet, folder / "unet", dict(zip(names, averages, strict=True)))
-    save_pipeline(folder, run.schedule)
+    save_unet(run.unet, run.folder / "unet", dict(zip(names, averages, strict=True)))
+    save_pipeline(run.folder, run.schedule)
 
 
 class Metrics:

@@ -6,7 +6,7 @@ batch follows from (seed, k) too. So a resumed run is the very same run.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -80,9 +80,6 @@ def config_from_dict(values: Any) -> TrainConfig:
     if not whole or not all(isinstance(values[name], str) for name in ("data", "backend")):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)
-
-
-config_to_dict = asdict
 
 
 class StepStats:

@@ -152,7 +152,7 @@ def test_the_state_precedes_its_export(tmp_path, monkeypatch):
     before = tree(tmp_path / "run" / "unet")
     run = reopen(tmp_path / "run")
 
-    def lost(run, folder):
+    def lost(run):
         raise Lost
 
     with monkeypatch.context() as patched, pytest.raises(Lost):

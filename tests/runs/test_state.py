@@ -64,7 +64,7 @@ def test_everything_comes_back(trained):
 
 def test_the_state_is_written_before_step_1(tmp_path):
     run = new_run(tmp_path / "run")
-    _, metadata = read_safetensors(run.state_file)
+    _, metadata = read_safetensors(state_file(run.folder))
     assert metadata["step"] == "0"
     assert json.loads(metadata["config"])["seed"] == 5
     assert rows_or_none(tmp_path / "run") is None

@@ -15,7 +15,7 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
 from minidiff.runs import train as training
-from minidiff.runs.train import TrainConfig, config_from_dict, config_to_dict, train, train_step
+from minidiff.runs.train import TrainConfig, config_from_dict, train, train_step
 
 SCHEDULE = cosine_schedule(20, "v_prediction")
 CONFIG = TrainConfig("noise", steps=6, batch_size=4, lr=0.01, warmup=2, seed=3, backend="numpy")
@@ -146,10 +146,10 @@ def test_either_of_them_stops(monkeypatch, loss, norm):
 
 
 def test_config_round_trip():
-    assert config_from_dict(config_to_dict(CONFIG)) == CONFIG
+    assert config_from_dict(dataclasses.asdict(CONFIG)) == CONFIG
 
 
-GOOD = config_to_dict(CONFIG)
+GOOD = dataclasses.asdict(CONFIG)
 
 
 @pytest.mark.parametrize(

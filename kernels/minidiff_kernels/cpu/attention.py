@@ -13,7 +13,7 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, add_product, clear, exp
+from .simd import LANES, ROWS, add_product, clear, exp, round_up
 
 BLOCK = 64  # queries at a time, a multiple of ROWS
 
@@ -22,7 +22,7 @@ def attention(q, k, v):
     """o (N, T, heads, D) and lse (N, heads, T)."""
     N, T, heads, D = q.shape
     o, lse = empty(q.shape), empty((N, heads, T))
-    wide, long = _up(D), _up(k.shape[1])
+    wide, long = round_up(D), round_up(k.shape[1])
     scratch = empty((get_num_threads(), 2 * long * wide + BLOCK * (long + 2 * wide)))
     _forward(q, k, v, o, lse, scratch, wide, long)
     return o, lse
@@ -31,15 +31,10 @@ def attention(q, k, v):
 def attention_backward(do, q, k, v, o, lse):
     """The gradients dq, dk, dv."""
     dq, dk, dv = empty(q.shape), empty(k.shape), empty(v.shape)
-    wide, long = _up(q.shape[3]), _up(k.shape[1])
+    wide, long = round_up(q.shape[3]), round_up(k.shape[1])
     scratch = empty((get_num_threads(), 5 * long * wide + BLOCK * (2 * long + 3 * wide)))
     _backward((do, q, k, v, o), lse, (dq, dk, dv), scratch, wide, long)
     return dq, dk, dv
-
-
-def _up(n):
-    """n rounded up to whole vectors."""
-    return -(-n // LANES) * LANES
 
 
 @helper

@@ -22,7 +22,7 @@ from . import winograd
 from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, add_product, clear, copy
+from .simd import LANES, ROWS, add_product, clear, copy, round_up
 
 PATCH_FLOATS = 96 * 1024  # a block's patches: 384 KB of a second-level cache of at least 512
 MOST_ROWS = 128
@@ -55,14 +55,10 @@ def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
     return dx, dw, dbias
 
 
-def _up(n, multiple):
-    return -(-n // multiple) * multiple
-
-
 def _block_rows(pixels, K, share=1):
     """Pixels in a block: as many as their patches fit in cache, fewer if threads would go without."""
-    rows = min(PATCH_FLOATS // _up(K, LANES), MOST_ROWS, -(-pixels // share))
-    return max(_up(rows + 1, ROWS) - ROWS, ROWS)
+    rows = min(PATCH_FLOATS // round_up(K), MOST_ROWS, -(-pixels // share))
+    return max(rows // ROWS * ROWS, ROWS)
 
 
 def _product(x, panels, bias, add, y, window):
@@ -75,7 +71,7 @@ def _product(x, panels, bias, add, y, window):
         return winograd.product(x, panels, bias, add, y, (top, left))
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
-    patches = empty((threads, rows * _up(K, LANES)))
+    patches = empty((threads, rows * round_up(K)))
     block = empty((threads, rows * V * LANES))
     _product_kernel(x, panels.ravel(), bias, add, y.reshape(pixels, O), (P, Q), window, rows, patches, block)
 
@@ -86,7 +82,7 @@ def _weight_gradient(dy, x, w_shape, window):
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K)
     chunks = min(CHUNKS, -(-pixels // rows))
-    tall, wide = _up(O, ROWS), _up(K, LANES)
+    tall, wide = round_up(O, ROWS), round_up(K)
     parts, sums = empty((chunks, tall * wide)), np.zeros((chunks, O), np.float32)
     patches, block = empty((threads, rows * wide)), empty((threads, rows * tall))
     _weight_gradient_kernel(dy.reshape(pixels, O), x, (P, Q), window, rows, parts, sums, patches, block)

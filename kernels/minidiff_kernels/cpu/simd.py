@@ -104,6 +104,11 @@ def _tile(vectors: int) -> Any:
     return tile
 
 
+def round_up(n: int, multiple: int = LANES) -> int:
+    """The least multiple of `multiple` that is not below n: scratch is laid out in whole vectors and tiles."""
+    return -(-n // multiple) * multiple
+
+
 _tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
 
 
