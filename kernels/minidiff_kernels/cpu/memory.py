@@ -10,6 +10,14 @@ from math import prod
 import numpy as np
 
 SMALLEST = 1 << 16  # bytes; below that NumPy's own allocator is as good
+LINE = 64  # bytes of a cache line; a vector that straddles two lines costs twice as much to load or store
+
+
+def _aligned(size: int) -> np.ndarray:
+    """That many bytes of new memory, beginning with a cache line."""
+    block = np.empty(size + LINE, np.uint8)
+    start = -block.ctypes.data % LINE
+    return block[start : start + size]
 
 
 class Pool:
@@ -28,7 +36,7 @@ class Pool:
         else:
             if self.live + self.idle + size > 2 * self.peak:
                 self.clear()
-            block = np.empty(size, np.uint8)
+            block = _aligned(size)
         self.live += size
         self.peak = max(self.peak, self.live)
         return block
