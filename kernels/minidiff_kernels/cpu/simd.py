@@ -33,7 +33,7 @@ LANES = _lanes()
 ROWS = 8 if LANES == 16 else 4  # a tile is ROWS x up to 3 vectors: 24 of 32 registers, or 12 of 16
 K_CHUNK = 128  # terms summed in registers at a time
 
-_F32, _I64 = ir.FloatType(), ir.IntType(64)
+_F32, _I64, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(8)
 _VECTOR = ir.VectorType(_F32, LANES)
 
 
@@ -55,20 +55,20 @@ def _splat(builder, scalar):
 
 
 def _tile(vectors: int) -> Any:
-    """The product of ROWS rows of A with `vectors` vectors of columns of B, added to C.
+    """The product of ROWS rows of A with `vectors` vectors of columns of B, to C if it is fresh, else added to it.
 
-        c[m, v] += sum over k of  a[a0 + m am + k ak]  *  b[b0 + v bv + k bk ...]
+        c[m, v] (+)= sum over k of  a[a0 + m am + k ak]  *  b[b0 + v bv + k bk ...]
 
     where [v] stands for LANES neighbouring numbers. All ROWS x vectors sums stay in registers while k runs;
     each step loads `vectors` vectors of B, and ROWS numbers of A that are broadcast.
     """
 
     @intrinsic
-    def tile(typingctx, a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K):
-        signature = types.void(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K)
+    def tile(typingctx, a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K, fresh):
+        signature = types.void(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K, fresh)
 
         def generate(context, builder, signature, arguments):
-            a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K = arguments
+            a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K, fresh = arguments
             multiply_add = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32"
             )  # one instruction where the machine has it, two where not; llvm.fma would call libm there
@@ -93,10 +93,17 @@ def _tile(vectors: int) -> Any:
                     a_mk = builder.gep(a_mk, [am])
                 builder.store(builder.gep(builder.load(a), [ak]), a)
                 builder.store(builder.gep(b_k, [bk]), b)
+            places = {}
             for m, v in cells:
                 offset = builder.add(builder.mul(cm, ir.Constant(_I64, m)), ir.Constant(_I64, v * LANES))
-                at = _vector_at(builder, builder.gep(c, [offset]))
-                builder.store(builder.fadd(builder.load(at, align=4), builder.load(sums[m, v])), at, align=4)
+                places[m, v] = _vector_at(builder, builder.gep(c, [offset]))
+            with builder.if_else(context.is_true(builder, types.boolean, fresh)) as (put, add):
+                with put:
+                    for cell, at in places.items():
+                        builder.store(builder.load(sums[cell]), at, align=4)
+                with add:
+                    for cell, at in places.items():
+                        builder.store(builder.fadd(builder.load(at, align=4), builder.load(sums[cell])), at, align=4)
             return context.get_dummy_value()
 
         return signature, generate
@@ -113,28 +120,39 @@ _tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
 
 
 @helper
-def add_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
-    """c[m, v] += sum over k of a[m, k] b[k, v] for M rows (a multiple of ROWS) and V vectors of columns.
-
-    a, b, c are flat arrays; a0, b0, c0 where the matrices begin; am, ak, bk, cm how far it is to the next row
-    or column, and bv to the next vector of B. Neighbouring vectors of C lie side by side.
-    K_CHUNK terms are summed at a time and then added: rounding errors grow with the number of chunks, not of
-    terms, and a strip of B three vectors wide stays in the first-level cache while all rows pass by.
-    """
+def _product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K, fresh):
     for k in range(0, K, K_CHUNK):
-        terms = min(K_CHUNK, K - k)
+        terms, first = min(K_CHUNK, K - k), fresh and k == 0
         v = 0
         while v < V:
             width = 1 if V - v == 1 else 2 if V - v in (2, 4) else 3
             for m in range(0, M, ROWS):
                 i, j, o = a0 + m * am + k * ak, b0 + v * bv + k * bk, c0 + m * cm + v * LANES
                 if width == 3:
-                    _tile3(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
+                    _tile3(a, i, am, ak, b, j, bv, bk, c, o, cm, terms, first)
                 elif width == 2:
-                    _tile2(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
+                    _tile2(a, i, am, ak, b, j, bv, bk, c, o, cm, terms, first)
                 else:
-                    _tile1(a, i, am, ak, b, j, bv, bk, c, o, cm, terms)
+                    _tile1(a, i, am, ak, b, j, bv, bk, c, o, cm, terms, first)
             v += width
+
+
+@helper
+def set_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
+    """c[m, v] = sum over k of a[m, k] b[k, v] for M rows (a multiple of ROWS), V vectors of columns and K > 0 terms.
+
+    a, b, c are flat arrays; a0, b0, c0 where the matrices begin; am, ak, bk, cm how far it is to the next row
+    or column, and bv to the next vector of B. Neighbouring vectors of C lie side by side.
+    K_CHUNK terms are summed at a time and then added: rounding errors grow with the number of chunks, not of
+    terms, and a strip of B three vectors wide stays in the first-level cache while all rows pass by.
+    """
+    _product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K, True)
+
+
+@helper
+def add_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
+    """c[m, v] += the same sum."""
+    _product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K, False)
 
 
 class Vector(types.Type):
@@ -174,6 +192,22 @@ def store(typingctx, array, i, vector):
         array, i, vector = arguments
         pointer = _pointer(context, builder, signature.args[0], array, i)
         builder.store(vector, _vector_at(builder, pointer), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@_intrinsic
+def prepare(typingctx, array, i):
+    """Ask the first-level cache for the line of array[i], soon to be written."""
+    signature = types.void(array, i)
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), _BYTE.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[ir.IntType(32)] * 3])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        write, soon, data = 1, 3, 1
+        builder.call(fetch, [pointer, *(ir.Constant(ir.IntType(32), n) for n in (write, soon, data))])
         return context.get_dummy_value()
 
     return signature, generate

@@ -21,11 +21,12 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, add_product, clear, copy, load, store
+from .simd import K_CHUNK, LANES, ROWS, add_product, clear, copy, load, prepare, round_up, set_product, store
 
 SCRATCH_FLOATS = 160 * 1024  # transformed tiles of one thread: 640 KB of a second-level cache of at least 1 MB
 MOST_TILES = 48
-CHUNKS = 8  # parts into which the sum over tiles of a weight gradient is cut, whatever the threads
+RUN = 8  # tiles that a thread transforms at a time, in a weight gradient
+SHARED_FLOATS = 2 * 1024 * 1024  # transformed tiles that threads share, in a weight gradient: 8 MB of the last cache
 SKEW = 5 * 16  # floats between the 36 planes, lest they all fall on the same lines of the first-level cache
 
 _f = np.float32
@@ -61,17 +62,19 @@ def _input(source, s, step, to, t, to_step):
 
 
 @helper
-def _output(source, s, step, to, t, to_step):
-    """A^T m: six vectors become four."""
+def _output(source, s, step):
+    """A^T m: of six vectors, four."""
     m0, m5 = load(source, s), load(source, s + 5 * step)
     m1, m2, m3, m4 = (
         load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),
     )  # fmt: skip
     sum_a, sum_b, difference_a, difference_b = m1 + m2, m3 + m4, m1 - m2, m3 - m4
-    store(to, t, m0 + sum_a + sum_b)
-    store(to, t + to_step, A * difference_a + B * difference_b)
-    store(to, t + 2 * to_step, A2 * sum_a + B2 * sum_b)
-    store(to, t + 3 * to_step, A3 * difference_a + B3 * difference_b + m5)
+    return (
+        m0 + sum_a + sum_b,
+        A * difference_a + B * difference_b,
+        A2 * sum_a + B2 * sum_b,
+        A3 * difference_a + B3 * difference_b + m5,
+    )
 
 
 @helper
@@ -133,29 +136,55 @@ def transform_weights(panels, U):
 
 
 @helper
-def _take_tile(x, flat, n, top, left, scratch, tile, side):
-    """Copy side x side pixels of picture n from (top, left) on to scratch[tile:]; zeros beyond the border."""
+def _strip(x, flat, n, top, left, rows, columns, strip):
+    """Copy rows x columns pixels of picture n from (top, left) on to strip; zeros beyond the border."""
     _, H, W, C = x.shape
-    before, after = max(-left, 0), max(left + side - W, 0)
-    for i in range(side):
-        to = tile + i * side * C
-        if top + i < 0 or top + i >= H or before + after >= side:
-            clear(scratch, to, side * C)
+    before = min(max(-left, 0), columns)
+    inside = max(min(left + columns, W) - max(left, 0), 0)
+    for i in range(rows):
+        to = i * columns * C
+        if top + i < 0 or top + i >= H:
+            clear(strip, to, columns * C)
         else:
-            clear(scratch, to, before * C)
-            start = ((n * H + top + i) * W + left + before) * C
-            copy(scratch, to + before * C, flat, start, (side - before - after) * C)
-            clear(scratch, to + (side - after) * C, after * C)
+            clear(strip, to, before * C)
+            copy(strip, to + before * C, flat, ((n * H + top + i) * W + left + before) * C, inside * C)
+            clear(strip, to + (before + inside) * C, (columns - before - inside) * C)
 
 
 @helper
-def _input_tile(scratch, tile, C, at, plane):
-    """From scratch[tile:], a tile (6, 6, C), its transform: (B^T d B)[i, j] goes to `at` in the plane of (i, j)."""
-    for e in range(tile, tile + 6 * C, LANES):
-        _input(scratch, e, 6 * C, scratch, e, 6 * C)
+def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, tile, vector):
+    """Transform what tiles (p, q) to (p, q + run - 1) of picture n see, into planes[at:].
+
+    (B^T d B)[i, j] goes to plane (i, j), where it is `tile` floats to the next tile and `vector` to the next vector
+    of channels. Down first, for all columns of the strip at once: neighbouring tiles share two of their six.
+    """
+    C, columns = x.shape[3], 4 * run + 2
+    _strip(x, flat, n, 4 * p - pad[0], 4 * q - pad[1], 6, columns, strip)
+    for e in range(0, columns * C, LANES):
+        _input(strip, e, columns * C, strip, e, columns * C)
     for i in range(6):
-        for c in range(0, C, LANES):
-            _input(scratch, tile + 6 * i * C + c, C, scratch, at + 6 * i * plane + c, plane)
+        for t in range(run):
+            for v in range(C // LANES):
+                to = at + 6 * i * plane + t * tile + v * vector
+                for j in range(6):
+                    prepare(planes, to + tile + j * plane)
+                _input(strip, (i * columns + 4 * t) * C + v * LANES, C, planes, to, plane)
+
+
+@helper
+def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, tile, vector):
+    """The same for the gradients of these tiles: (A dy A^T)[i, j]."""
+    O, columns = dy.shape[3], 4 * run
+    _strip(dy, flat, n, 4 * p, 4 * q, 4, columns, strip)
+    for e in range(0, columns * O, LANES):
+        _output_gradient(strip, e, columns * O, strip, e, columns * O)
+    for i in range(6):
+        for t in range(run):
+            for v in range(O // LANES):
+                to = at + 6 * i * plane + t * tile + v * vector
+                for j in range(6):
+                    prepare(planes, to + tile + j * plane)
+                _output_gradient(strip, (i * columns + 4 * t) * O + v * LANES, O, planes, to, plane)
 
 
 def tiles_of(size):
@@ -179,114 +208,118 @@ def product(x, panels, bias, add, y, pad):
     U = empty((36, V, K, LANES))
     transform_weights(panels.reshape(V, 3, 3, K, LANES), U)
     (down, across), threads = tiles_of((height, width)), get_num_threads()
-    tiles = _block_tiles(N * down * across, K + O, threads)
-    seen = empty((threads, 36 * (tiles * K + SKEW) + 36 * K))
-    results = empty((threads, 36 * (tiles * O + SKEW) + 40 * O))
-    geometry = (down, across, height, width)
-    _product_kernel(x, U.ravel(), bias, add.ravel(), y.ravel(), geometry, pad, tiles, seen, results)
+    tiles = _block_tiles(N * down * across, max(K, O), threads)
+    planes = empty((threads, 37 * (tiles * max(K, O) + SKEW)))
+    strips = empty((threads, max(6 * (4 * min(across, tiles) + 2) * K, 24 * O)))
+    _product_kernel(x, U.ravel(), bias, add.ravel(), y, (down, across), pad, tiles, planes, strips)
 
 
 @kernel
-def _product_kernel(x, U, bias, add, y, geometry, pad, tiles, seen, results):
-    N, _, _, K = x.shape
-    O = len(bias)
-    (down, across, height, width), (top, left) = geometry, pad
-    total, flat, V = N * down * across, x.ravel(), O // LANES
-    every = len(y) // len(add)  # pixels that share a row of add
-    plane_in, plane_out = tiles * K + SKEW, tiles * O + SKEW
-    tile, half, finished = 36 * plane_in, 36 * plane_out, 36 * plane_out + 24 * O  # where these lie in scratch
+def _product_kernel(x, U, bias, add, y, size, pad, tiles, planes, strips):
+    """Of 37 planes in scratch, the transformed input takes 1 to 36; product i goes to plane i, free by then."""
+    (N, _, _, K), (_, height, width, O), (down, across) = x.shape, y.shape, size
+    total, flat, flat_y, V = N * down * across, x.ravel(), y.ravel(), O // LANES
+    every = N * height * width // (len(add) // O)  # pixels that share a row of add
+    plane = planes.shape[1] // 37
     for block in prange((total + tiles - 1) // tiles):
         first = np.int64(block) * tiles
         count = min(tiles, total - first)
-        d, m = seen[get_thread_id()], results[get_thread_id()]
-        for t in range(count):
+        scratch, strip = planes[get_thread_id()], strips[get_thread_id()]
+        t = 0
+        while t < count:
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
-            _take_tile(x, flat, n, 4 * p - top, 4 * q - left, d, tile, 6)
-            _input_tile(d, tile, K, t * K, plane_in)
-        clear(m, 0, 36 * plane_out)
+            run = min(across - q, count - t)
+            _see(x, flat, n, p, q, run, pad, strip, scratch, plane + t * K, plane, K, LANES)
+            t += run
         tall = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
-            add_product(d, i * plane_in, K, 1, U, i * V * K * LANES, K * LANES, LANES, m, i * plane_out, O, tall, V, K)
+            set_product(
+                scratch, (i + 1) * plane, K, 1, U, i * V * K * LANES, K * LANES, LANES, scratch, i * plane, O, tall, V, K
+            )
         for t in range(count):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
             for j in range(6):
                 for o in range(0, O, LANES):
-                    _output(m, j * plane_out + t * O + o, 6 * plane_out, m, half + j * O + o, 6 * O)
-            for i in range(4):
-                for o in range(0, O, LANES):
-                    _output(m, half + 6 * i * O + o, O, m, finished + 4 * i * O + o, O)
+                    values = _output(scratch, j * plane + t * O + o, 6 * plane)
+                    for i in range(4):
+                        store(strip, (6 * i + j) * O + o, values[i])
+            inside = min(4, width - 4 * q)
             for i in range(min(4, height - 4 * p)):
-                for j in range(min(4, width - 4 * q)):
-                    pixel, done = (n * height + 4 * p + i) * width + 4 * q + j, finished + (4 * i + j) * O
-                    for o in range(0, O, LANES):
-                        extra = load(bias, o) + load(add, pixel // every * O + o)
-                        store(y, pixel * O + o, load(m, done + o) + extra)
+                pixel = (n * height + 4 * p + i) * width + 4 * q
+                for o in range(0, O, LANES):
+                    values, own = _output(strip, 6 * i * O + o, O), load(bias, o)
+                    for j in range(4):
+                        if j < inside:
+                            extra = own + load(add, (pixel + j) // every * O + o)
+                            store(flat_y, (pixel + j) * O + o, values[j] + extra)
 
 
 def weight_gradient(dy, x, w_shape, pad):
-    """dw (O, 3, 3, C)."""
+    """dw (O, 3, 3, C).
+
+    The sum over tiles is long and its result large, so threads do not each keep one: all tiles that fit in the
+    last-level cache are transformed, then every thread takes some of the 36 positions, and so on.
+    """
     (N, height, width, O), C = dy.shape, x.shape[3]
-    (down, across), threads = tiles_of((height, width)), get_num_threads()
-    total = N * down * across
-    tiles = _block_tiles(total, C + O)
-    chunks = min(CHUNKS, -(-total // tiles))
-    dU = empty((chunks, 36 * O * C))
-    seen = empty((threads, 36 * (tiles * C + SKEW) + 36 * C))
-    errors = empty((threads, 36 * (tiles * O + SKEW) + 40 * O))
-    _weight_gradient_kernel(dy, x, dU, (down, across), pad, tiles, seen, errors)
-    dw = empty(w_shape)
-    _transform_gradient(dU, dw.ravel(), O, C)
+    size = tiles_of((height, width))
+    total, threads = N * size[0] * size[1], get_num_threads()
+    tiles = min(total, round_up(SHARED_FLOATS // (36 * (C + O)), K_CHUNK))
+    length = tiles + SKEW // LANES
+    seen, errors = empty((36 * (C // LANES), length, LANES)), empty((36 * (O // LANES), length, LANES))
+    strips = empty((threads, 6 * (4 * RUN + 2) * max(C, O)))
+    dU, dw = empty((36 * O, C)), empty(w_shape)
+    for first in range(0, total, tiles):
+        count = min(tiles, total - first)
+        _transform_block(dy, x, size, pad, first, count, seen, errors, strips)
+        _add_block(seen, errors, count, dU, first == 0)
+    _transform_gradient(dU.ravel(), dw.ravel(), O, C)
     return dw
 
 
 @kernel
-def _weight_gradient_kernel(dy, x, dU, geometry, pad, tiles, seen, errors):
-    """dU[chunk] (36, O, C) = the chunk's sum over tiles of (A dy A^T) * (B^T d B)."""
-    (N, _, _, C), O = x.shape, dy.shape[3]
-    (down, across), (top, left) = geometry, pad
-    total, chunks, flat, flat_dy = N * down * across, len(dU), x.ravel(), dy.ravel()
-    blocks = (total + tiles - 1) // tiles
-    plane_in, plane_out = tiles * C + SKEW, tiles * O + SKEW
-    tile, error, half = 36 * plane_in, 36 * plane_out, 36 * plane_out + 16 * O  # where these lie in scratch
-    for chunk in prange(chunks):
-        d, e, total_dU = seen[get_thread_id()], errors[get_thread_id()], dU[chunk]
-        clear(total_dU, 0, 36 * O * C)
-        for block in range(blocks * np.int64(chunk) // chunks, blocks * (np.int64(chunk) + 1) // chunks):
-            first = block * tiles
-            count = min(tiles, total - first)
-            for t in range(count):
-                n, position = divmod(first + t, down * across)
-                p, q = divmod(position, across)
-                _take_tile(x, flat, n, 4 * p - top, 4 * q - left, d, tile, 6)
-                _input_tile(d, tile, C, t * C, plane_in)
-                _take_tile(dy, flat_dy, n, 4 * p, 4 * q, e, error, 4)
-                for v in range(0, 4 * O, LANES):
-                    _output_gradient(e, error + v, 4 * O, e, half + v, 4 * O)
-                for i in range(6):
-                    for o in range(0, O, LANES):
-                        _output_gradient(e, half + 4 * i * O + o, O, e, 6 * i * plane_out + t * O + o, plane_out)
-            for i in range(36):
-                add_product(
-                    e, i * plane_out, 1, O, d, i * plane_in, LANES, C, total_dU, i * O * C, C, O, C // LANES, count
-                )
+def _transform_block(dy, x, size, pad, first, count, seen, errors, strips):
+    """Of tiles first, first + 1, ...: seen[(i, j, vector of C), tile] and errors[(i, j, vector of O), tile]."""
+    down, across = size
+    vector = seen.shape[1] * LANES
+    flat, flat_dy, flat_seen, flat_errors = x.ravel(), dy.ravel(), seen.ravel(), errors.ravel()
+    plane_in, plane_out = len(flat_seen) // 36, len(flat_errors) // 36
+    for r in prange((count + RUN - 1) // RUN):
+        strip, t, stop = strips[get_thread_id()], np.int64(r) * RUN, min(np.int64(r) * RUN + RUN, count)
+        while t < stop:
+            n, position = divmod(first + t, down * across)
+            p, q = divmod(position, across)
+            run = min(across - q, stop - t)
+            _see(x, flat, n, p, q, run, pad, strip, flat_seen, t * LANES, plane_in, LANES, vector)
+            _see_errors(dy, flat_dy, n, p, q, run, strip, flat_errors, t * LANES, plane_out, LANES, vector)
+            t += run
+
+
+@kernel
+def _add_block(seen, errors, count, dU, fresh):
+    """dU[(i, j, o), c] (+)= the sum over tiles of errors[(i, j, o), tile] seen[(i, j, c), tile]."""
+    tiles, C = seen.shape[1], dU.shape[1]
+    V = C // LANES
+    flat, a, b = dU.ravel(), errors.ravel(), seen.ravel()
+    panels = len(errors) // 36
+    for task in prange(len(errors)):
+        at, here, there = task * tiles * LANES, task * LANES * C, task // panels * V * tiles * LANES
+        if fresh:
+            set_product(a, at, 1, LANES, b, there, tiles * LANES, LANES, flat, here, C, LANES, V, count)
+        else:
+            add_product(a, at, 1, LANES, b, there, tiles * LANES, LANES, flat, here, C, LANES, V, count)
 
 
 @kernel
 def _transform_gradient(dU, dw, O, C):
-    """dw (O, 3, 3, C) = G^T (sum of dU over chunks) G."""
-    plane, chunks = O * C, len(dU)
+    """dw (O, 3, 3, C) = G^T dU G, dU (36, O, C)."""
+    plane = O * C
     for o in prange(O):
-        scratch = np.empty((36 + 18) * LANES, np.float32)  # the sum, 6 x 6, and G^T of it, 3 x 6
+        half = np.empty(18 * LANES, np.float32)  # G^T dU, 3 x 6
         for c in range(0, C, LANES):
             at = np.int64(o) * C + c
-            for i in range(36):
-                u = load(dU[0], i * plane + at)
-                for chunk in range(1, chunks):
-                    u = u + load(dU[chunk], i * plane + at)
-                store(scratch, i * LANES, u)
             for j in range(6):
-                _kernel_gradient(scratch, j * LANES, 6 * LANES, scratch, (36 + j) * LANES, 6 * LANES)
+                _kernel_gradient(dU, j * plane + at, 6 * plane, half, j * LANES, 6 * LANES)
             for i in range(3):
-                _kernel_gradient(scratch, (36 + 6 * i) * LANES, LANES, dw, (np.int64(o) * 9 + 3 * i) * C + c, C)
+                _kernel_gradient(half, 6 * i * LANES, LANES, dw, (np.int64(o) * 9 + 3 * i) * C + c, C)
