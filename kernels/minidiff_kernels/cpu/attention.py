@@ -1,10 +1,11 @@
-"""Attention, one head of one picture at a time, the scores of a block of queries at once.
+"""Attention, one head of one picture at a time; a lane of a vector is a query.
 
-Keys and values of a head are packed into scratch; then for BLOCK queries after another: scores, softmax and
-the weighted sum of values, while the scores lie in cache. The backward pass computes the probabilities again
-from the scores and lse (Dao et al. 2022, arXiv:2205.14135, section 3.1), so no T x S matrix is ever stored.
-
-In scratch every row is rounded up to whole vectors: `wide` numbers for the D of a head, `long` for the S keys.
+Keys and values of a head are packed into panels (simd.py). Then a block of queries after another: the scores,
+turned so that queries lie side by side, S^T = K Q^T, are a few panels that stay in cache. Softmax runs down the
+panels: its maximum, its sum and its exponentials are those of LANES queries at once, and no vector is ever
+summed across. The output, O^T = V^T P^T, is turned back as it is stored. The backward pass computes the
+probabilities again from the scores and lse (Dao et al. 2022, arXiv:2205.14135, section 3.1), so no T x S
+matrix is ever stored.
 """
 
 import numpy as np
@@ -13,142 +14,175 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, add_product, clear, exp, round_up
+from .simd import LANES, ROWS, exp, load, maximum, product, product_transposed, round_up, store
 
-BLOCK = 64  # queries at a time, a multiple of ROWS
+MOST_VECTORS = 6  # of queries in a block: two tiles of the product wide
+SCORE_FLOATS = 64 * 1024  # scores of a block: 256 KB of the second-level cache
 
 
 def attention(q, k, v):
     """o (N, T, heads, D) and lse (N, heads, T)."""
     N, T, heads, D = q.shape
     o, lse = empty(q.shape), empty((N, heads, T))
-    wide, long = round_up(D), round_up(k.shape[1])
-    scratch = empty((get_num_threads(), 2 * long * wide + BLOCK * (long + 2 * wide)))
-    _forward(q, k, v, o, lse, scratch, wide, long)
+    keys, width = round_up(k.shape[1], ROWS), round_up(D)
+    vectors = _vectors(T, keys)
+    scratch = empty((get_num_threads(), 2 * keys * width + vectors * LANES * (keys + 2 * width + 1)))
+    _forward(q, k, v, o, lse, scratch, vectors)
     return o, lse
 
 
 def attention_backward(do, q, k, v, o, lse):
     """The gradients dq, dk, dv."""
     dq, dk, dv = empty(q.shape), empty(k.shape), empty(v.shape)
-    wide, long = round_up(q.shape[3]), round_up(k.shape[1])
-    scratch = empty((get_num_threads(), 5 * long * wide + BLOCK * (2 * long + 3 * wide)))
-    _backward((do, q, k, v, o), lse, (dq, dk, dv), scratch, wide, long)
+    keys, width = round_up(k.shape[1], ROWS), round_up(q.shape[3])
+    vectors = _vectors(q.shape[1], keys)
+    scratch = empty((get_num_threads(), 4 * keys * width + vectors * LANES * (2 * keys + 5 * width + 2)))
+    _backward((do, q, k, v, o), lse, (dq, dk, dv), scratch, vectors)
     return dq, dk, dv
 
 
+def _vectors(T, keys):
+    """Vectors of queries in a block."""
+    return max(1, min(MOST_VECTORS, SCORE_FLOATS // (keys * LANES), -(-T // LANES)))
+
+
 @helper
-def _load(x, n, h, first, to, to0, rows, wide):
-    """Rows first, first + 1, ... of a head into scratch, (rows, wide); zeros behind the last and behind D."""
-    T, D = x.shape[1], x.shape[3]
-    clear(to, to0, rows * wide)
-    for r in range(min(rows, T - first)):
+def _load(x, n, h, first, count, scale, to, to0, rows):
+    """Rows first, first + 1, ... of a head, times scale, into panels (D / LANES, rows, LANES)."""
+    _, T, heads, D = x.shape
+    flat = x.ravel()
+    for r in range(count):
+        start = ((n * T + first + r) * heads + h) * D
+        for d in range(0, D // LANES * LANES, LANES):
+            store(to, to0 + d * rows + r * LANES, load(flat, start + d) * scale)
+        for d in range(D // LANES * LANES, D):
+            to[to0 + d // LANES * LANES * rows + r * LANES + d % LANES] = flat[start + d] * scale
+
+
+@helper
+def _store(x, n, h, source, source0, rows):
+    """The way back: panels (D / LANES, rows, LANES) into all rows of a head."""
+    _, T, heads, D = x.shape
+    for r in range(T):
         for d in range(D):
-            to[to0 + r * wide + d] = x[n, first + r, h, d]
+            x[n, r, h, d] = source[source0 + d // LANES * LANES * rows + r * LANES + d % LANES]
 
 
 @helper
-def _load_transposed(x, n, h, to, to0, wide, long):
-    """All rows of a head into scratch, as columns: (wide, long), zeros behind them."""
-    S, D = x.shape[1], x.shape[3]
-    clear(to, to0, wide * long)
+def _load_turned(x, n, h, first, count, scale, to, to0):
+    """The same rows as columns, side by side: panels (rows / LANES, D, LANES)."""
+    D = x.shape[3]
+    for r in range(count):
+        at = to0 + r // LANES * LANES * D + r % LANES
+        for d in range(D):
+            to[at + d * LANES] = x[n, first + r, h, d] * scale
+
+
+@helper
+def _store_turned(x, n, h, first, count, scales, scales0, source, source0, rows):
+    """Columns of panels (count / LANES, rows, LANES), each times its scale, into rows of a head."""
+    D = x.shape[3]
+    for r in range(count):
+        at, scale = source0 + r // LANES * LANES * rows + r % LANES, scales[scales0 + r]
+        for d in range(D):
+            x[n, first + r, h, d] = source[at + d * LANES] * scale
+
+
+@helper
+def _softmax(a, at, S, sums, largest):
+    """s <- exp(s - the largest) for LANES queries, whose scores begin at a[at]; their sums and the largest."""
+    most = load(a, at)
+    for s in range(1, S):
+        most = maximum(most, load(a, at + s * LANES))
+    total = most * np.float32(0)
     for s in range(S):
-        for d in range(D):
-            to[to0 + d * long + s] = x[n, s, h, d]
-
-
-@helper
-def _store(x, n, h, first, source, source0, rows, wide):
-    """The way back: rows of scratch into a head."""
-    T, D = x.shape[1], x.shape[3]
-    for r in range(min(rows, T - first)):
-        for d in range(D):
-            x[n, first + r, h, d] = source[source0 + r * wide + d]
-
-
-@helper
-def _softmax(s, scale):
-    """s <- exp(scale s - lse) in place, for one row; returns lse."""
-    largest = s[0]
-    for i in range(len(s)):
-        largest = s[i] if s[i] > largest else largest
-    total = np.float32(0)
-    for i in range(len(s)):
-        s[i] = exp((s[i] - largest) * scale)
-        total += s[i]
-    for i in range(len(s)):
-        s[i] /= total
-    return largest * scale + np.log(total)
+        e = exp(load(a, at + s * LANES) - most)
+        store(a, at + s * LANES, e)
+        total = total + e
+    store(a, sums, total)
+    store(a, largest, most)
 
 
 @kernel
-def _forward(q, k, v, o, lse, scratch, wide, long):
+def _forward(q, k, v, o, lse, scratch, vectors):
     (N, T, heads, D), S = q.shape, k.shape[1]
-    scale = np.float32(1 / np.sqrt(D))
+    scale, one, block = np.float32(1 / np.sqrt(D)), np.float32(1), vectors * LANES
+    high, deep = (S + ROWS - 1) // ROWS * ROWS, (D + ROWS - 1) // ROWS * ROWS
+    size = high * ((D + LANES - 1) // LANES * LANES)
     # where things lie in scratch
-    keys, values, queries = 0, long * wide, 2 * long * wide
-    p, out = queries + BLOCK * wide, queries + BLOCK * (wide + long)
+    keys, values, queries, p = 0, size, 2 * size, 2 * size + block * D
+    out = p + block * high
+    sums, largest = out + block * deep, queries  # the queries are not needed any more by then
     for task in prange(N * heads):
         n, h = divmod(np.int64(task), heads)  # an unsigned index would turn the division into floats
         a = scratch[get_thread_id()]
-        _load_transposed(k, n, h, a, keys, wide, long)
-        _load(v, n, h, 0, a, values, long, wide)
-        for first in range(0, T, BLOCK):
-            rows = min(BLOCK, (T - first + ROWS - 1) // ROWS * ROWS)
-            _load(q, n, h, first, a, queries, rows, wide)
-            clear(a, p, rows * long)
-            add_product(a, queries, wide, 1, a, keys, LANES, long, a, p, long, rows, long // LANES, D)
-            for r in range(min(rows, T - first)):
-                lse[n, h, first + r] = _softmax(a[p + r * long : p + r * long + S], scale)
-            clear(a, out, rows * wide)
-            add_product(a, p, long, 1, a, values, LANES, wide, a, out, wide, rows, wide // LANES, S)
-            _store(o, n, h, first, a, out, rows, wide)
+        _load(k, n, h, 0, S, one, a, keys, high)
+        _load(v, n, h, 0, S, one, a, values, high)
+        for first in range(0, T, block):
+            count = min(block, T - first)
+            wide = (count + LANES - 1) // LANES
+            _load_turned(q, n, h, first, count, scale, a, queries)
+            product(a, keys, high * LANES, a, queries, D * LANES, a, p, high * LANES, high, wide, D, True)
+            for i in range(wide):
+                _softmax(a, p + i * high * LANES, S, sums + i * LANES, largest + i * LANES)
+            product_transposed(
+                a, values, high * LANES, a, p, high * LANES, a, out, deep * LANES, deep, wide, S, True
+            )  # fmt: skip
+            for r in range(count):
+                lse[n, h, first + r] = a[largest + r] + np.log(a[sums + r])
+                a[sums + r] = one / a[sums + r]
+            _store_turned(o, n, h, first, count, a, sums, a, out, deep)
 
 
 @helper
-def _score_gradients(p, dp, do, o, lse, scale):
-    """For one query: p <- probabilities from raw scores, dp <- ds = p (dp - do . o) scale; see the reference."""
-    delta = np.float32(0)
-    for d in range(len(o)):
-        delta += do[d] * o[d]
-    for i in range(len(p)):
-        p[i] = exp(p[i] * scale - lse)
-        dp[i] = p[i] * (dp[i] - delta) * scale
+def _score_gradients(a, p, ds, S, lse, delta):
+    """For LANES queries: p <- probabilities from scores, ds <- p (dp - do . o), where dp lies; see the reference."""
+    own_lse, own_delta = load(a, lse), load(a, delta)
+    for s in range(0, S * LANES, LANES):
+        probability = exp(load(a, p + s) - own_lse)
+        store(a, p + s, probability)
+        store(a, ds + s, probability * (load(a, ds + s) - own_delta))
 
 
 @kernel
-def _backward(inputs, lse, gradients, scratch, wide, long):
+def _backward(inputs, lse, gradients, scratch, vectors):
     (do, q, k, v, o), (dq, dk, dv) = inputs, gradients
     (N, T, heads, D), S = q.shape, k.shape[1]
-    scale = np.float32(1 / np.sqrt(D))
-    # where things lie in scratch; five matrices of all keys, then those of a block of queries
-    size = long * wide
-    keys, keys_t, values_t, dkeys, dvalues = 0, size, 2 * size, 3 * size, 4 * size
-    queries, dout, dqueries = 5 * size, 5 * size + BLOCK * wide, 5 * size + 2 * BLOCK * wide
-    p = dqueries + BLOCK * wide
-    ds = p + BLOCK * long
-    vectors, vectors_long = wide // LANES, long // LANES
+    scale, one, block = np.float32(1 / np.sqrt(D)), np.float32(1), vectors * LANES
+    high, deep = (S + ROWS - 1) // ROWS * ROWS, (D + ROWS - 1) // ROWS * ROWS
+    V = (D + LANES - 1) // LANES
+    size, some, tall = high * V * LANES, block * V * LANES, high * LANES
+    # where things lie in scratch: four matrices of all keys, then those of a block of queries
+    keys, values, dkeys, dvalues, queries = 0, size, 2 * size, 3 * size, 4 * size
+    dout, queries_t, dout_t, dqueries_t = queries + some, queries + 2 * some, queries + 3 * some, queries + 4 * some
+    p = queries + 5 * some
+    ds, rows_lse, delta = p + block * high, p + 2 * block * high, p + 2 * block * high + block
     for task in prange(N * heads):
         n, h = divmod(np.int64(task), heads)  # an unsigned index would turn the division into floats
         a = scratch[get_thread_id()]
-        _load(k, n, h, 0, a, keys, long, wide)
-        _load_transposed(k, n, h, a, keys_t, wide, long)
-        _load_transposed(v, n, h, a, values_t, wide, long)
-        clear(a, dkeys, 2 * size)
-        for first in range(0, T, BLOCK):
-            count = min(BLOCK, T - first)
-            rows = (count + ROWS - 1) // ROWS * ROWS
-            _load(q, n, h, first, a, queries, rows, wide)
-            _load(do, n, h, first, a, dout, rows, wide)
-            clear(a, dqueries, BLOCK * (wide + 2 * long))
-            add_product(a, queries, wide, 1, a, keys_t, LANES, long, a, p, long, rows, vectors_long, D)
-            add_product(a, dout, wide, 1, a, values_t, LANES, long, a, ds, long, rows, vectors_long, D)
+        _load(k, n, h, 0, S, one, a, keys, high)
+        _load(v, n, h, 0, S, one, a, values, high)
+        for first in range(0, T, block):
+            count, fresh = min(block, T - first), first == 0
+            wide = (count + LANES - 1) // LANES
+            _load(q, n, h, first, count, scale, a, queries, block)
+            _load(do, n, h, first, count, one, a, dout, block)
+            _load_turned(q, n, h, first, count, scale, a, queries_t)
+            _load_turned(do, n, h, first, count, one, a, dout_t)
             for r in range(count):
-                i, j, t = p + r * long, ds + r * long, first + r
-                _score_gradients(a[i : i + S], a[j : j + S], do[n, t, h], o[n, t, h], lse[n, h, t], scale)
-            add_product(a, p, 1, long, a, dout, LANES, wide, a, dvalues, wide, long, vectors, count)
-            add_product(a, ds, 1, long, a, queries, LANES, wide, a, dkeys, wide, long, vectors, count)
-            add_product(a, ds, long, 1, a, keys, LANES, wide, a, dqueries, wide, rows, vectors, S)
-            _store(dq, n, h, first, a, dqueries, rows, wide)
-        _store(dk, n, h, 0, a, dkeys, long, wide)
-        _store(dv, n, h, 0, a, dvalues, long, wide)
+                total = np.float32(0)
+                for d in range(D):
+                    total += do[n, first + r, h, d] * o[n, first + r, h, d]
+                a[delta + r], a[rows_lse + r] = total, lse[n, h, first + r]
+            product(a, keys, tall, a, queries_t, D * LANES, a, p, tall, high, wide, D, True)
+            product(a, values, tall, a, dout_t, D * LANES, a, ds, tall, high, wide, D, True)
+            for i in range(wide):
+                _score_gradients(a, p + i * tall, ds + i * tall, S, rows_lse + i * LANES, delta + i * LANES)
+            product(a, p, tall, a, dout, block * LANES, a, dvalues, tall, high, V, count, fresh)
+            product(a, ds, tall, a, queries, block * LANES, a, dkeys, tall, high, V, count, fresh)
+            product_transposed(a, keys, tall, a, ds, tall, a, dqueries_t, deep * LANES, deep, wide, S, True)
+            for r in range(count):
+                a[delta + r] = scale
+            _store_turned(dq, n, h, first, count, a, delta, a, dqueries_t, deep)
+        _store(dk, n, h, a, dkeys, high)
+        _store(dv, n, h, a, dvalues, high)

@@ -9,7 +9,7 @@ into a scratch of (rows, KH KW C) numbers that stays in the second-level cache (
     weight gradient  dw       += dy[block]^T @ patches(x)[block]
 
 Gathering costs a few percent of the product and takes care of stride, borders and every kernel size alike,
-so the product itself has no special case. Weights are packed into panels of LANES output channels.
+so the product itself has no special case. All that is multiplied lies in panels, LANES columns wide (simd.py).
 The 3x3 convolutions with stride 1 that most of a U-Net consists of go a faster way, in winograd.py.
 """
 
@@ -22,7 +22,7 @@ from . import winograd
 from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, add_product, clear, copy, round_up
+from .simd import LANES, ROWS, clear, load, product, product_transposed, round_up, store
 
 PATCH_FLOATS = 96 * 1024  # a block's patches: 384 KB of a second-level cache of at least 512
 MOST_ROWS = 128
@@ -34,25 +34,42 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     O, KH, KW, C = w.shape
     P, Q = output_size(x.shape, w.shape, stride, pad)
     y = empty((len(x), P, Q, O))
-    panels = empty((-(-O // LANES), KH * KW * C, LANES))
-    _pack(w.reshape(O, -1), panels)
-    _product(x, panels, bias, add, y, (KH, KW, stride, 1, pad[0], pad[2]))
+    weights = empty((-(-O // LANES), KH * KW * C, LANES))
+    _pack(w.reshape(O, -1), weights)
+    _convolve(x, weights, bias, add, y, (KH, KW, stride, 1, pad[0], pad[2]))
     return y
 
 
 def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
     """The gradients dx (None if not needed), dw, dbias."""
+    dx = input_gradient(dy, x.shape, w, stride, pad) if need_dx else None
+    return dx, *weight_gradient(dy, x, w.shape, stride, pad)
+
+
+def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
+    """dx: the convolution of dy, its pixels stride apart, with the kernel turned round."""
     O, KH, KW, C = w.shape
-    dx = None
-    if need_dx:
-        dx = empty(x.shape)
-        panels = empty((-(-C // LANES), KH * KW * O, LANES))
-        _pack_flipped(w, panels)
-        _product(dy, panels, None, None, dx, (KH, KW, 1, stride, KH - 1 - pad[0], KW - 1 - pad[2]))
-    if winograd.fits(w.shape, stride, dy.shape[1:3]):
-        return dx, winograd.weight_gradient(dy, x, w.shape, (pad[0], pad[2])), sum_to(dy, (O,))
-    dw, dbias = _weight_gradient(dy, x, w.shape, (KH, KW, stride, 1, pad[0], pad[2]))
-    return dx, dw, dbias
+    dx, weights = empty(x_shape), empty((-(-C // LANES), KH * KW * O, LANES))
+    _pack_flipped(w, weights)
+    _convolve(dy, weights, None, None, dx, (KH, KW, 1, stride, KH - 1 - pad[0], KW - 1 - pad[2]))
+    return dx
+
+
+def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
+    """dw and dbias."""
+    (O, KH, KW, C), (N, P, Q, _) = w_shape, dy.shape
+    if winograd.fits(w_shape, stride, (P, Q)):
+        return winograd.weight_gradient(dy, x, w_shape, (pad[0], pad[2])), sum_to(dy, (O,))
+    pixels, threads, K = N * P * Q, get_num_threads(), KH * KW * C
+    rows = _block_rows(pixels, K)
+    chunks = min(CHUNKS, -(-pixels // rows))
+    patches, errors = (empty((threads, -(-width // LANES), rows + 1, LANES)) for width in (K, O))
+    parts, sums = empty((chunks, patches.shape[1], round_up(O, ROWS), LANES)), np.zeros((chunks, O), np.float32)
+    window = (KH, KW, stride, 1, pad[0], pad[2])
+    _multiply_chunks(dy.reshape(pixels, O), x, (P, Q), window, rows, parts, sums, patches, errors)
+    dw = empty((O, K))
+    _add_parts(parts, dw)
+    return dw.reshape(w_shape), sums.sum(0)
 
 
 def _block_rows(pixels, K, share=1):
@@ -61,42 +78,41 @@ def _block_rows(pixels, K, share=1):
     return max(rows // ROWS * ROWS, ROWS)
 
 
-def _product(x, panels, bias, add, y, window):
-    """y = patches(x) @ panels + bias + add; the result does not depend on how pixels are cut into blocks."""
-    (N, P, Q, O), (V, K, _) = y.shape, panels.shape
+def _convolve(x, weights, bias, add, y, window):
+    """y = patches(x) @ weights + bias + add; the result does not depend on how pixels are cut into blocks."""
+    (N, P, Q, O), (V, K, _) = y.shape, weights.shape
     bias = np.zeros(O, np.float32) if bias is None else bias
     add = np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
     KH, KW, stride, spacing, top, left = window
     if spacing == 1 and winograd.fits((O, KH, KW, x.shape[3]), stride, (P, Q)):
-        return winograd.product(x, panels, bias, add, y, (top, left))
+        return winograd.convolve(x, weights, bias, add, y, (top, left))
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
-    patches = empty((threads, rows * round_up(K)))
-    block = empty((threads, rows * V * LANES))
-    _product_kernel(x, panels.ravel(), bias, add, y.reshape(pixels, O), (P, Q), window, rows, patches, block)
-
-
-def _weight_gradient(dy, x, w_shape, window):
-    O, KH, KW, C = w_shape
-    (N, P, Q, _), K = dy.shape, KH * KW * C
-    pixels, threads = N * P * Q, get_num_threads()
-    rows = _block_rows(pixels, K)
-    chunks = min(CHUNKS, -(-pixels // rows))
-    tall, wide = round_up(O, ROWS), round_up(K)
-    parts, sums = empty((chunks, tall * wide)), np.zeros((chunks, O), np.float32)
-    patches, block = empty((threads, rows * wide)), empty((threads, rows * tall))
-    _weight_gradient_kernel(dy.reshape(pixels, O), x, (P, Q), window, rows, parts, sums, patches, block)
-    dw = empty((O, K))
-    _add_parts(parts, dw, wide)
-    return dw.reshape(w_shape), sums.sum(0)
+    patches, out = empty((threads, -(-K // LANES), rows + 1, LANES)), empty((threads, V, rows + 1, LANES))
+    _multiply_blocks(x, weights, bias, add, y.reshape(pixels, O), (P, Q), window, rows, patches, out)
 
 
 @helper
-def _gather(x, flat, window, P, Q, first, rows, patches, width):
-    """Fill patches[r, :] with what the kernel sees from output pixel first + r; zeros beyond the border.
+def _put(run, start, n, patches, row, k, panel):
+    """patches[row, k : k + n] = run[start : start + n], or zeros if start < 0; a row goes across the panels."""
+    if n % LANES == 0 and k % LANES == 0:
+        for v in range(0, n, LANES):
+            at = (k + v) // LANES * panel + row * LANES
+            if start < 0:
+                clear(patches, at, LANES)
+            else:
+                store(patches, at, load(run, start + v))
+    else:
+        for i in range(n):
+            at = (k + i) // LANES * panel + row * LANES + (k + i) % LANES
+            patches[at] = np.float32(0) if start < 0 else run[start + i]
+
+
+@helper
+def _gather(x, flat, window, P, Q, first, rows, patches, panel):
+    """Fill row r of patches with what the kernel sees from output pixel first + r; zeros beyond the border.
 
     window: KH, KW, stride of the kernel, spacing of the pixels of x (stride - 1 zeros lie between them), top, left.
-    A row of the kernel is one run of memory, since neighbouring pixels are neighbours there too.
     """
     _, H, W, C = x.shape
     KH, KW, stride, spacing, top, left = window
@@ -104,79 +120,61 @@ def _gather(x, flat, window, P, Q, first, rows, patches, width):
         n, position = divmod(first + r, P * Q)
         p, q = divmod(position, Q)
         for i in range(KH):
-            to = r * width + i * KW * C
-            u = p * stride + i - top
-            v = q * stride - left
-            if u < 0 or u % spacing or u // spacing >= H:
-                clear(patches, to, KW * C)
-            elif spacing == 1:
-                before, after = max(-v, 0), max(v + KW - W, 0)  # taps beyond the left and the right border
-                inside = KW - before - after
-                if before > 0:
-                    clear(patches, to, min(before, KW) * C)
-                if inside > 0:
-                    copy(patches, to + before * C, flat, ((n * H + u) * W + v + before) * C, inside * C)
-                if after > 0:
-                    clear(patches, to + max(KW - after, 0) * C, min(after, KW) * C)
-            else:
-                for j in range(KW):
-                    s = v + j
-                    if s < 0 or s % spacing or s // spacing >= W:
-                        clear(patches, to + j * C, C)
-                    else:
-                        copy(patches, to + j * C, flat, ((n * H + u // spacing) * W + s // spacing) * C, C)
+            u, inside_u = divmod(p * stride + i - top, spacing)
+            for j in range(KW):
+                v, inside_v = divmod(q * stride + j - left, spacing)
+                seen = inside_u == 0 and inside_v == 0 and 0 <= u < H and 0 <= v < W
+                _put(flat, ((n * H + u) * W + v) * C if seen else -1, C, patches, r, (i * KW + j) * C, panel)
 
 
 @kernel
-def _product_kernel(x, panels, bias, add, y, size, window, rows, patches, block):
-    (pixels, O), (P, Q) = y.shape, size
-    K = window[0] * window[1] * x.shape[3]
-    V = len(panels) // (K * LANES)
-    width, every, flat = patches.shape[1] // rows, pixels // len(add), x.ravel()
+def _multiply_blocks(x, weights, bias, add, y, size, window, rows, patches, out):
+    (pixels, O), (P, Q), (V, K, _) = y.shape, size, weights.shape
+    every, flat, panel = pixels // len(add), x.ravel(), (rows + 1) * LANES
     for b in prange((pixels + rows - 1) // rows):
         first = b * rows
         count = min(rows, pixels - first)
-        seen, out = patches[get_thread_id()], block[get_thread_id()]
-        _gather(x, flat, window, P, Q, first, count, seen, width)
-        clear(out, 0, rows * V * LANES)
+        seen, results = patches[get_thread_id()].ravel(), out[get_thread_id()].ravel()
+        _gather(x, flat, window, P, Q, first, count, seen, panel)
         tall = (count + ROWS - 1) // ROWS * ROWS
-        add_product(seen, 0, width, 1, panels, 0, K * LANES, LANES, out, 0, V * LANES, tall, V, K)
-        results = out.reshape(rows, V * LANES)
+        product(seen, 0, panel, weights.ravel(), 0, K * LANES, results, 0, panel, tall, V, K, True)
         for r in range(count):
             row = (first + r) // every
-            for o in range(O):
-                y[first + r, o] = results[r, o] + bias[o] + add[row, o]
+            for v in range(V):
+                for lane in range(min(LANES, O - v * LANES)):
+                    o = v * LANES + lane
+                    y[first + r, o] = results[v * panel + r * LANES + lane] + bias[o] + add[row, o]
 
 
 @kernel
-def _weight_gradient_kernel(dy, x, size, window, rows, parts, sums, patches, block):
-    """parts[chunk] = its share of dw, (O rounded up to ROWS, K rounded up to LANES); sums[chunk] of dbias."""
-    (pixels, O), (P, Q), chunks = dy.shape, size, len(parts)
-    tall, wide = block.shape[1] // rows, patches.shape[1] // rows
-    blocks, flat, flat_dy = (pixels + rows - 1) // rows, x.ravel(), dy.ravel()
+def _multiply_chunks(dy, x, size, window, rows, parts, sums, patches, errors):
+    """parts[chunk] = its share of dw, (K / LANES, O rounded up to ROWS, LANES); sums[chunk] of dbias."""
+    (pixels, O), (P, Q) = dy.shape, size
+    chunks, V, tall, _ = parts.shape
+    blocks, flat, flat_dy, panel = (pixels + rows - 1) // rows, x.ravel(), dy.ravel(), (rows + 1) * LANES
     for chunk in prange(chunks):
-        seen, errors, total = patches[get_thread_id()], block[get_thread_id()], sums[chunk]
-        clear(parts[chunk], 0, tall * wide)
-        for b in range(blocks * chunk // chunks, blocks * (chunk + 1) // chunks):
+        seen, error = patches[get_thread_id()].ravel(), errors[get_thread_id()].ravel()
+        part, total, start = parts[chunk].ravel(), sums[chunk], blocks * chunk // chunks
+        for b in range(start, blocks * (chunk + 1) // chunks):
             first = b * rows
             count = min(rows, pixels - first)
-            _gather(x, flat, window, P, Q, first, count, seen, wide)
+            _gather(x, flat, window, P, Q, first, count, seen, panel)
             for r in range(count):
-                copy(errors, r * tall, flat_dy, (first + r) * O, O)
+                _put(flat_dy, (first + r) * O, O, error, r, 0, panel)
                 for o in range(O):
                     total[o] += dy[first + r, o]
-            add_product(errors, 0, 1, tall, seen, 0, LANES, wide, parts[chunk], 0, wide, tall, wide // LANES, count)
+            product_transposed(error, 0, panel, seen, 0, panel, part, 0, tall * LANES, tall, V, count, b == start)
 
 
 @kernel
-def _add_parts(parts, dw, wide):
-    O, K = dw.shape
+def _add_parts(parts, dw):
+    (O, K), (chunks, V, tall, _) = dw.shape, parts.shape
     for o in prange(O):
         for k in range(K):
-            dw[o, k] = parts[0, o * wide + k]
-        for chunk in range(1, len(parts)):
-            for k in range(K):
-                dw[o, k] += parts[chunk, o * wide + k]
+            total = parts[0, k // LANES, o, k % LANES]
+            for chunk in range(1, chunks):
+                total += parts[chunk, k // LANES, o, k % LANES]
+            dw[o, k] = total
 
 
 @kernel

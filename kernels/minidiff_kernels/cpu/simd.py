@@ -54,56 +54,64 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _tile(vectors: int) -> Any:
-    """The product of ROWS rows of A with `vectors` vectors of columns of B, to C if it is fresh, else added to it.
+def _tile(vectors: int, transposed: bool) -> Any:
+    """ROWS rows of a product in panels, `vectors` vectors wide; see `_product_of`. Put into C if fresh, else added.
 
-        c[m, v] (+)= sum over k of  a[a0 + m am + k ak]  *  b[b0 + v bv + k bk ...]
-
-    where [v] stands for LANES neighbouring numbers. All ROWS x vectors sums stay in registers while k runs;
-    each step loads `vectors` vectors of B, and ROWS numbers of A that are broadcast.
+    All ROWS x vectors sums stay in registers while k runs. Each step loads `vectors` vectors of B, and ROWS numbers
+    of A that are broadcast; since a row or a column of a panel is a fixed distance away, no address is computed.
     """
 
     @intrinsic
-    def tile(typingctx, a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K, fresh):
-        signature = types.void(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K, fresh)
+    def tile(typingctx, a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh):
+        signature = types.void(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh)
+        row, step = (1, LANES) if transposed else (LANES, 1)  # from one row of A to the next, and from k to k + 1
 
         def generate(context, builder, signature, arguments):
-            a, a0, am, ak, b, b0, bv, bk, c, c0, cm, K, fresh = arguments
+            a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh = arguments
+            a = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[0], a, a0))
+            b = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[3], b, b0))
+            c = _pointer(context, builder, signature.args[6], c, c0)
             multiply_add = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32"
             )  # one instruction where the machine has it, two where not; llvm.fma would call libm there
-            a = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[0], a, a0))
-            b = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[4], b, b0))
-            c = _pointer(context, builder, signature.args[8], c, c0)
             cells = [(m, v) for m in range(ROWS) for v in range(vectors)]
             sums = {cell: cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES)) for cell in cells}
-            with cgutils.for_range(builder, K):
-                b_k, a_mk = builder.load(b), builder.load(a)
-                columns = []
-                for v in range(vectors):
-                    at = builder.gep(b_k, [builder.mul(bv, ir.Constant(_I64, v))])
-                    columns.append(builder.load(_vector_at(builder, at), align=4))
-                for m in range(ROWS):
-                    row = _splat(builder, builder.load(a_mk))
-                    for v in range(vectors):
-                        builder.store(
-                            builder.call(multiply_add, [row, columns[v], builder.load(sums[m, v])]),
-                            sums[m, v],
-                        )
-                    a_mk = builder.gep(a_mk, [am])
-                builder.store(builder.gep(builder.load(a), [ak]), a)
-                builder.store(builder.gep(b_k, [bk]), b)
-            places = {}
-            for m, v in cells:
-                offset = builder.add(builder.mul(cm, ir.Constant(_I64, m)), ir.Constant(_I64, v * LANES))
-                places[m, v] = _vector_at(builder, builder.gep(c, [offset]))
+
+            def at(pointer, v, panel, offset):
+                """The vector `offset` numbers on, in the v-th panel from here."""
+                along = builder.add(builder.mul(panel, ir.Constant(_I64, v)), ir.Constant(_I64, offset))
+                return _vector_at(builder, builder.gep(pointer, [along]))
+
+            def add_terms(count):
+                with cgutils.for_range(builder, count):
+                    a_k, b_k = builder.load(a), builder.load(b)
+                    columns = [builder.load(at(b_k, v, b_panel, 0), align=4) for v in range(vectors)]
+                    for m in range(ROWS):
+                        number = _splat(builder, builder.load(builder.gep(a_k, [ir.Constant(_I64, m * row)])))
+                        for v in range(vectors):
+                            total = builder.call(multiply_add, [number, columns[v], builder.load(sums[m, v])])
+                            builder.store(total, sums[m, v])
+                    builder.store(builder.gep(a_k, [ir.Constant(_I64, step)]), a)
+                    builder.store(builder.gep(b_k, [ir.Constant(_I64, LANES)]), b)
+
+            lanes = ir.Constant(_I64, LANES)
+            if transposed:
+                add_terms(K)
+            else:
+                to_next = builder.sub(a_panel, lanes)
+                with cgutils.for_range(builder, builder.sdiv(K, lanes)):
+                    add_terms(lanes)
+                    builder.store(builder.gep(builder.load(a), [to_next]), a)
+                add_terms(builder.srem(K, lanes))
+            places = {(m, v): at(c, v, c_panel, m * LANES) for m, v in cells}
             with builder.if_else(context.is_true(builder, types.boolean, fresh)) as (put, add):
                 with put:
-                    for cell, at in places.items():
-                        builder.store(builder.load(sums[cell]), at, align=4)
+                    for cell, place in places.items():
+                        builder.store(builder.load(sums[cell]), place, align=4)
                 with add:
-                    for cell, at in places.items():
-                        builder.store(builder.fadd(builder.load(at, align=4), builder.load(sums[cell])), at, align=4)
+                    for cell, place in places.items():
+                        total = builder.fadd(builder.load(place, align=4), builder.load(sums[cell]))
+                        builder.store(total, place, align=4)
             return context.get_dummy_value()
 
         return signature, generate
@@ -116,43 +124,44 @@ def round_up(n: int, multiple: int = LANES) -> int:
     return -(-n // multiple) * multiple
 
 
-_tile1, _tile2, _tile3 = _tile(1), _tile(2), _tile(3)
+def _product_of(transposed: bool):
+    tile1, tile2, tile3 = (_tile(vectors, transposed) for vectors in (1, 2, 3))
+
+    @helper
+    def product(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, M, V, K, fresh):
+        for k in range(0, K, K_CHUNK):
+            terms, first = min(K_CHUNK, K - k), fresh and k == 0
+            v = 0
+            while v < V:
+                width = 1 if V - v == 1 else 2 if V - v in (2, 4) else 3
+                for m in range(0, M, ROWS):
+                    if transposed:
+                        i = a0 + m // LANES * a_panel + m % LANES + k * LANES
+                    else:
+                        i = a0 + k // LANES * a_panel + m * LANES
+                    j, o = b0 + v * b_panel + k * LANES, c0 + v * c_panel + m * LANES
+                    if width == 3:
+                        tile3(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first)
+                    elif width == 2:
+                        tile2(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first)
+                    else:
+                        tile1(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first)
+                v += width
+
+    return product
 
 
-@helper
-def _product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K, fresh):
-    for k in range(0, K, K_CHUNK):
-        terms, first = min(K_CHUNK, K - k), fresh and k == 0
-        v = 0
-        while v < V:
-            width = 1 if V - v == 1 else 2 if V - v in (2, 4) else 3
-            for m in range(0, M, ROWS):
-                i, j, o = a0 + m * am + k * ak, b0 + v * bv + k * bk, c0 + m * cm + v * LANES
-                if width == 3:
-                    _tile3(a, i, am, ak, b, j, bv, bk, c, o, cm, terms, first)
-                elif width == 2:
-                    _tile2(a, i, am, ak, b, j, bv, bk, c, o, cm, terms, first)
-                else:
-                    _tile1(a, i, am, ak, b, j, bv, bk, c, o, cm, terms, first)
-            v += width
-
-
-@helper
-def set_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
-    """c[m, v] = sum over k of a[m, k] b[k, v] for M rows (a multiple of ROWS), V vectors of columns and K > 0 terms.
-
-    a, b, c are flat arrays; a0, b0, c0 where the matrices begin; am, ak, bk, cm how far it is to the next row
-    or column, and bv to the next vector of B. Neighbouring vectors of C lie side by side.
-    K_CHUNK terms are summed at a time and then added: rounding errors grow with the number of chunks, not of
-    terms, and a strip of B three vectors wide stays in the first-level cache while all rows pass by.
-    """
-    _product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K, True)
-
-
-@helper
-def add_product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K):
-    """c[m, v] += the same sum."""
-    _product(a, a0, am, ak, b, b0, bv, bk, c, c0, cm, M, V, K, False)
+# C = A B, or A^T B, or added to what C holds (fresh = False). A matrix of R rows lies in panels, LANES columns wide:
+# (columns / LANES, R, LANES), so that a vector of columns is one load and the rows of a panel follow each other.
+#
+#     product(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, M, V, K, fresh)
+#
+# a, b, c are flat arrays; a0, b0, c0 where the matrices begin; a_panel, b_panel, c_panel how far it is from one panel
+# to the next. M: rows of C, a multiple of ROWS; V: panels of C; K: terms of the sum. A is (M, K), transposed (K, M).
+# K_CHUNK terms are summed at a time and then added: rounding errors grow with the number of chunks, not of terms,
+# and a strip of B three vectors wide stays in the first-level cache while all rows pass by.
+product = _product_of(transposed=False)
+product_transposed = _product_of(transposed=True)
 
 
 class Vector(types.Type):
@@ -236,6 +245,7 @@ def _arithmetic(operation, instruction: str) -> None:
 _arithmetic(operator.add, "fadd")
 _arithmetic(operator.sub, "fsub")
 _arithmetic(operator.mul, "fmul")
+_arithmetic(operator.truediv, "fdiv")
 
 
 @_intrinsic
@@ -267,20 +277,66 @@ def clear(typingctx, to, to0, n):
     return signature, generate
 
 
+def _like(kind) -> ir.Type:
+    """The LLVM type of a Vector or of a float32."""
+    return _VECTOR if kind == _vector_type else _F32
+
+
+def _constant(kind, value: float) -> ir.Constant:
+    return ir.Constant(_VECTOR, [value] * LANES) if kind == _vector_type else ir.Constant(_F32, value)
+
+
+@_intrinsic
+def _floor(typingctx, x):
+    def generate(context, builder, signature, arguments):
+        kind = _like(signature.args[0])
+        name = f"llvm.floor.v{LANES}f32" if kind == _VECTOR else "llvm.floor.f32"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(function, arguments)
+
+    return x(x), generate
+
+
+@_intrinsic
+def _times_power_of_two(typingctx, p, n):
+    """p 2^n for whole n <= 0, put together from bits; 0 where n is below -126."""
+
+    def generate(context, builder, signature, arguments):
+        (p, n), kind = arguments, signature.args[0]
+        whole = ir.VectorType(ir.IntType(32), LANES) if kind == _vector_type else ir.IntType(32)
+        bias, place = (ir.Constant(whole, [i] * LANES if kind == _vector_type else i) for i in (127, 23))
+        bits = builder.shl(builder.add(builder.fptosi(n, whole), bias), place)
+        power = builder.bitcast(bits, _like(kind))
+        tiny = builder.fcmp_ordered("<", n, _constant(kind, -126.0))
+        return builder.select(tiny, _constant(kind, 0.0), builder.fmul(p, power))
+
+    return p(p, n), generate
+
+
+@_intrinsic
+def maximum(typingctx, a, b):
+    """The larger of two vectors, lane by lane; a where one is NaN."""
+
+    def generate(context, builder, signature, arguments):
+        a, b = arguments
+        return builder.select(builder.fcmp_ordered("<", a, b), b, a)
+
+    return a(a, b), generate
+
+
 @helper
 def exp(x):
-    """e^x for x <= 0, to 1e-7 relative; 0 below -87, NaN for NaN. A polynomial, so that loops over it vectorise.
+    """e^x for x <= 0, a float32 or a vector, to 1e-7 relative; 0 below -87, NaN for NaN.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, times 2^n put together from bits.
+    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, times 2^n. A polynomial: loops over it vectorise.
     """
     f = np.float32
-    n = np.floor(x * f(1.4426950408889634) + f(0.5))
+    n = _floor(x * f(1.4426950408889634) + f(0.5))
     r = x - n * f(0.693145751953125) - n * f(1.428606765330187e-06)  # ln 2 in two parts: n r stays exact
-    p = f(1 / 5040)
-    for c in (f(1 / 720), f(1 / 120), f(1 / 24), f(1 / 6), f(0.5), f(1), f(1)):
+    p = r * f(1 / 5040) + f(1 / 720)
+    for c in (f(1 / 120), f(1 / 24), f(1 / 6), f(0.5), f(1), f(1)):
         p = p * r + c
-    power = np.int32((np.int32(max(n, f(-126))) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return f(0) if x < f(-87) else p * power
+    return _times_power_of_two(p, n)
 
 
 @helper

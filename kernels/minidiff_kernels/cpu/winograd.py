@@ -21,7 +21,7 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty
-from .simd import K_CHUNK, LANES, ROWS, add_product, clear, copy, load, prepare, round_up, set_product, store
+from .simd import K_CHUNK, LANES, ROWS, clear, copy, load, prepare, product, product_transposed, round_up, store
 
 SCRATCH_FLOATS = 160 * 1024  # transformed tiles of one thread: 640 KB of a second-level cache of at least 1 MB
 MOST_TILES = 48
@@ -152,11 +152,11 @@ def _strip(x, flat, n, top, left, rows, columns, strip):
 
 
 @helper
-def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, tile, vector):
+def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel):
     """Transform what tiles (p, q) to (p, q + run - 1) of picture n see, into planes[at:].
 
-    (B^T d B)[i, j] goes to plane (i, j), where it is `tile` floats to the next tile and `vector` to the next vector
-    of channels. Down first, for all columns of the strip at once: neighbouring tiles share two of their six.
+    (B^T d B)[i, j] goes to plane (i, j), which consists of panels: (channels / LANES, tiles, LANES).
+    Down first, for all columns of the strip at once: neighbouring tiles share two of their six.
     """
     C, columns = x.shape[3], 4 * run + 2
     _strip(x, flat, n, 4 * p - pad[0], 4 * q - pad[1], 6, columns, strip)
@@ -165,14 +165,14 @@ def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, tile, vector):
     for i in range(6):
         for t in range(run):
             for v in range(C // LANES):
-                to = at + 6 * i * plane + t * tile + v * vector
+                to = at + 6 * i * plane + v * panel + t * LANES
                 for j in range(6):
-                    prepare(planes, to + tile + j * plane)
+                    prepare(planes, to + LANES + j * plane)
                 _input(strip, (i * columns + 4 * t) * C + v * LANES, C, planes, to, plane)
 
 
 @helper
-def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, tile, vector):
+def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, panel):
     """The same for the gradients of these tiles: (A dy A^T)[i, j]."""
     O, columns = dy.shape[3], 4 * run
     _strip(dy, flat, n, 4 * p, 4 * q, 4, columns, strip)
@@ -181,10 +181,30 @@ def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, tile, vector):
     for i in range(6):
         for t in range(run):
             for v in range(O // LANES):
-                to = at + 6 * i * plane + t * tile + v * vector
+                to = at + 6 * i * plane + v * panel + t * LANES
                 for j in range(6):
-                    prepare(planes, to + tile + j * plane)
+                    prepare(planes, to + LANES + j * plane)
                 _output_gradient(strip, (i * columns + 4 * t) * O + v * LANES, O, planes, to, plane)
+
+
+@helper
+def _put_tile(planes, at, plane, panel, half, bias, add, every, y, y_shape, n, p, q):
+    """A^T m A of one tile, with bias and add, to tile (p, q) of picture n; half is scratch for A^T m (4, 6, O)."""
+    _, height, width, O = y_shape
+    for j in range(6):
+        for v in range(O // LANES):
+            values = _output(planes, at + j * plane + v * panel, 6 * plane)
+            for i in range(4):
+                store(half, (6 * i + j) * O + v * LANES, values[i])
+    inside = min(4, width - 4 * q)
+    for i in range(min(4, height - 4 * p)):
+        pixel = (n * height + 4 * p + i) * width + 4 * q
+        row, step = pixel // every * O, O if every == 1 else 0  # of add, and from one pixel to the next
+        for o in range(0, O, LANES):
+            values, own = _output(half, 6 * i * O + o, O), load(bias, o)
+            for j in range(4):
+                if j < inside:
+                    store(y, (pixel + j) * O + o, values[j] + own + load(add, row + j * step + o))
 
 
 def tiles_of(size):
@@ -198,7 +218,7 @@ def _block_tiles(tiles, channels, share=1):
     return max(fitting // ROWS * ROWS, ROWS)
 
 
-def product(x, panels, bias, add, y, pad):
+def convolve(x, panels, bias, add, y, pad):
     """y = the convolution of x with the weights in panels (V, 9 K, LANES), + bias + add; pad: zeros above, left.
 
     bias (O,), add (1, O) or (N, O) or (pixels, O).
@@ -209,18 +229,18 @@ def product(x, panels, bias, add, y, pad):
     transform_weights(panels.reshape(V, 3, 3, K, LANES), U)
     (down, across), threads = tiles_of((height, width)), get_num_threads()
     tiles = _block_tiles(N * down * across, max(K, O), threads)
-    planes = empty((threads, 37 * (tiles * max(K, O) + SKEW)))
+    planes = empty((threads, 37 * ((tiles + 1) * max(K, O) + SKEW)))
     strips = empty((threads, max(6 * (4 * min(across, tiles) + 2) * K, 24 * O)))
-    _product_kernel(x, U.ravel(), bias, add.ravel(), y, (down, across), pad, tiles, planes, strips)
+    _convolve(x, U.ravel(), bias, add.ravel(), y, (down, across), pad, tiles, planes, strips)
 
 
 @kernel
-def _product_kernel(x, U, bias, add, y, size, pad, tiles, planes, strips):
+def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
     """Of 37 planes in scratch, the transformed input takes 1 to 36; product i goes to plane i, free by then."""
     (N, _, _, K), (_, height, width, O), (down, across) = x.shape, y.shape, size
     total, flat, flat_y, V = N * down * across, x.ravel(), y.ravel(), O // LANES
     every = N * height * width // (len(add) // O)  # pixels that share a row of add
-    plane = planes.shape[1] // 37
+    panel, plane = (tiles + 1) * LANES, planes.shape[1] // 37
     for block in prange((total + tiles - 1) // tiles):
         first = np.int64(block) * tiles
         count = min(tiles, total - first)
@@ -230,30 +250,16 @@ def _product_kernel(x, U, bias, add, y, size, pad, tiles, planes, strips):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
             run = min(across - q, count - t)
-            _see(x, flat, n, p, q, run, pad, strip, scratch, plane + t * K, plane, K, LANES)
+            _see(x, flat, n, p, q, run, pad, strip, scratch, plane + t * LANES, plane, panel)
             t += run
         tall = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
-            set_product(
-                scratch, (i + 1) * plane, K, 1, U, i * V * K * LANES, K * LANES, LANES, scratch, i * plane, O, tall, V, K
-            )
+            seen, weights, out = (i + 1) * plane, i * V * K * LANES, i * plane
+            product(scratch, seen, panel, U, weights, K * LANES, scratch, out, panel, tall, V, K, True)
         for t in range(count):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
-            for j in range(6):
-                for o in range(0, O, LANES):
-                    values = _output(scratch, j * plane + t * O + o, 6 * plane)
-                    for i in range(4):
-                        store(strip, (6 * i + j) * O + o, values[i])
-            inside = min(4, width - 4 * q)
-            for i in range(min(4, height - 4 * p)):
-                pixel = (n * height + 4 * p + i) * width + 4 * q
-                for o in range(0, O, LANES):
-                    values, own = _output(strip, 6 * i * O + o, O), load(bias, o)
-                    for j in range(4):
-                        if j < inside:
-                            extra = own + load(add, (pixel + j) // every * O + o)
-                            store(flat_y, (pixel + j) * O + o, values[j] + extra)
+            _put_tile(scratch, t * LANES, plane, panel, strip, bias, add, every, flat_y, y.shape, n, p, q)
 
 
 def weight_gradient(dy, x, w_shape, pad):
@@ -266,15 +272,14 @@ def weight_gradient(dy, x, w_shape, pad):
     size = tiles_of((height, width))
     total, threads = N * size[0] * size[1], get_num_threads()
     tiles = min(total, round_up(SHARED_FLOATS // (36 * (C + O)), K_CHUNK))
-    length = tiles + SKEW // LANES
-    seen, errors = empty((36 * (C // LANES), length, LANES)), empty((36 * (O // LANES), length, LANES))
+    seen, errors = (empty((36 * (channels // LANES), tiles + 1, LANES)) for channels in (C, O))
     strips = empty((threads, 6 * (4 * RUN + 2) * max(C, O)))
-    dU, dw = empty((36 * O, C)), empty(w_shape)
+    dU, dw = empty((36, C // LANES, O, LANES)), empty(w_shape)
     for first in range(0, total, tiles):
         count = min(tiles, total - first)
         _transform_block(dy, x, size, pad, first, count, seen, errors, strips)
-        _add_block(seen, errors, count, dU, first == 0)
-    _transform_gradient(dU.ravel(), dw.ravel(), O, C)
+        _multiply_block(seen, errors, count, dU, first == 0)
+    _transform_gradient(dU, dw.ravel())
     return dw
 
 
@@ -282,7 +287,7 @@ def weight_gradient(dy, x, w_shape, pad):
 def _transform_block(dy, x, size, pad, first, count, seen, errors, strips):
     """Of tiles first, first + 1, ...: seen[(i, j, vector of C), tile] and errors[(i, j, vector of O), tile]."""
     down, across = size
-    vector = seen.shape[1] * LANES
+    panel = seen.shape[1] * LANES
     flat, flat_dy, flat_seen, flat_errors = x.ravel(), dy.ravel(), seen.ravel(), errors.ravel()
     plane_in, plane_out = len(flat_seen) // 36, len(flat_errors) // 36
     for r in prange((count + RUN - 1) // RUN):
@@ -291,35 +296,33 @@ def _transform_block(dy, x, size, pad, first, count, seen, errors, strips):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
             run = min(across - q, stop - t)
-            _see(x, flat, n, p, q, run, pad, strip, flat_seen, t * LANES, plane_in, LANES, vector)
-            _see_errors(dy, flat_dy, n, p, q, run, strip, flat_errors, t * LANES, plane_out, LANES, vector)
+            _see(x, flat, n, p, q, run, pad, strip, flat_seen, t * LANES, plane_in, panel)
+            _see_errors(dy, flat_dy, n, p, q, run, strip, flat_errors, t * LANES, plane_out, panel)
             t += run
 
 
 @kernel
-def _add_block(seen, errors, count, dU, fresh):
-    """dU[(i, j, o), c] (+)= the sum over tiles of errors[(i, j, o), tile] seen[(i, j, c), tile]."""
-    tiles, C = seen.shape[1], dU.shape[1]
-    V = C // LANES
-    flat, a, b = dU.ravel(), errors.ravel(), seen.ravel()
-    panels = len(errors) // 36
-    for task in prange(len(errors)):
-        at, here, there = task * tiles * LANES, task * LANES * C, task // panels * V * tiles * LANES
-        if fresh:
-            set_product(a, at, 1, LANES, b, there, tiles * LANES, LANES, flat, here, C, LANES, V, count)
-        else:
-            add_product(a, at, 1, LANES, b, there, tiles * LANES, LANES, flat, here, C, LANES, V, count)
+def _multiply_block(seen, errors, count, dU, fresh):
+    """dU[(i, j), c, o] = or += the sum over tiles of errors[(i, j), o, tile] seen[(i, j), c, tile]."""
+    _, V, O, _ = dU.shape
+    panels, panel = O // LANES, seen.shape[1] * LANES
+    a, b, c = errors.ravel(), seen.ravel(), dU.ravel()
+    for task in prange(36 * panels):
+        i, o = divmod(np.int64(task), panels)
+        here, there, out = task * panel, i * V * panel, (i * V * O + o * LANES) * LANES
+        product_transposed(a, here, panel, b, there, panel, c, out, O * LANES, LANES, V, count, fresh)
 
 
 @kernel
-def _transform_gradient(dU, dw, O, C):
-    """dw (O, 3, 3, C) = G^T dU G, dU (36, O, C)."""
-    plane = O * C
+def _transform_gradient(dU, dw):
+    """dw (O, 3, 3, C) = G^T dU G."""
+    _, V, O, _ = dU.shape
+    flat, plane, C = dU.ravel(), V * O * LANES, V * LANES
     for o in prange(O):
         half = np.empty(18 * LANES, np.float32)  # G^T dU, 3 x 6
-        for c in range(0, C, LANES):
-            at = np.int64(o) * C + c
+        for v in range(V):
+            at = (v * O + np.int64(o)) * LANES
             for j in range(6):
-                _kernel_gradient(dU, j * plane + at, 6 * plane, half, j * LANES, 6 * LANES)
+                _kernel_gradient(flat, j * plane + at, 6 * plane, half, j * LANES, 6 * LANES)
             for i in range(3):
-                _kernel_gradient(half, 6 * i * LANES, LANES, dw, (np.int64(o) * 9 + 3 * i) * C + c, C)
+                _kernel_gradient(half, 6 * i * LANES, LANES, dw, (np.int64(o) * 9 + 3 * i) * C + v * LANES, C)
