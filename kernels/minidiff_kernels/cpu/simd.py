@@ -54,6 +54,15 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
+def _fetch(builder, pointer, write: int, level: int) -> None:
+    """Ask a cache (3: the first, 2: the second) for the line at an address, to read it soon or to write it."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[ir.IntType(32)] * 3])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    is_data = 1
+    hints = (ir.Constant(ir.IntType(32), n) for n in (write, level, is_data))
+    builder.call(fetch, [builder.bitcast(pointer, _BYTE.as_pointer()), *hints])
+
+
 def _tile(vectors: int, transposed: bool) -> Any:
     """ROWS rows of a product in panels, `vectors` vectors wide; see `_product_of`. Put into C if fresh, else added.
 
@@ -62,12 +71,12 @@ def _tile(vectors: int, transposed: bool) -> Any:
     """
 
     @intrinsic
-    def tile(typingctx, a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh):
-        signature = types.void(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh)
+    def tile(typingctx, a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh, ahead):
+        signature = types.void(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh, ahead)
         row, step = (1, LANES) if transposed else (LANES, 1)  # from one row of A to the next, and from k to k + 1
 
         def generate(context, builder, signature, arguments):
-            a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh = arguments
+            a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh, ahead = arguments
             a = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[0], a, a0))
             b = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[3], b, b0))
             c = _pointer(context, builder, signature.args[6], c, c0)
@@ -86,6 +95,7 @@ def _tile(vectors: int, transposed: bool) -> Any:
                 with cgutils.for_range(builder, count):
                     a_k, b_k = builder.load(a), builder.load(b)
                     columns = [builder.load(at(b_k, v, b_panel, 0), align=4) for v in range(vectors)]
+                    _fetch(builder, builder.gep(b_k, [ahead]), write=0, level=2)
                     for m in range(ROWS):
                         number = _splat(builder, builder.load(builder.gep(a_k, [ir.Constant(_I64, m * row)])))
                         for v in range(vectors):
@@ -140,12 +150,13 @@ def _product_of(transposed: bool):
                     else:
                         i = a0 + k // LANES * a_panel + m * LANES
                     j, o = b0 + v * b_panel + k * LANES, c0 + v * c_panel + m * LANES
+                    ahead = (width + m // ROWS) * b_panel if m // ROWS < width else 0
                     if width == 3:
-                        tile3(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first)
+                        tile3(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first, ahead)
                     elif width == 2:
-                        tile2(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first)
+                        tile2(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first, ahead)
                     else:
-                        tile1(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first)
+                        tile1(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first, ahead)
                 v += width
 
     return product
@@ -212,11 +223,7 @@ def prepare(typingctx, array, i):
     signature = types.void(array, i)
 
     def generate(context, builder, signature, arguments):
-        pointer = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), _BYTE.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[ir.IntType(32)] * 3])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        write, soon, data = 1, 3, 1
-        builder.call(fetch, [pointer, *(ir.Constant(ir.IntType(32), n) for n in (write, soon, data))])
+        _fetch(builder, _pointer(context, builder, signature.args[0], *arguments), write=1, level=3)
         return context.get_dummy_value()
 
     return signature, generate
