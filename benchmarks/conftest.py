@@ -8,7 +8,6 @@ import pytest
 from minidiff.bench import measure
 from minidiff.bench.cases import choose
 from minidiff.engine.backend import get_backend
-from minidiff.runs import machine
 
 
 def pytest_generate_tests(metafunc):
@@ -18,7 +17,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def torch():
-    return measure.open_rival("torch", machine.use_threads(None, "numba"))
+    return measure.open_rival("torch", threads=None)
 
 
 @pytest.fixture

@@ -184,9 +184,9 @@ def bench_command(
     """
     chosen = cases.choose(names or [], against, batch)
     report.check_place(json_to)
-    around, threads = report.surroundings(), machine.use_threads(threads, "numba")
+    around, compiled_before = report.surroundings(), machine.compiled()
     rival = measure.open_rival(against, threads)
-    if not machine.compiled():
+    if not compiled_before:
         errors.print("Compiling the kernels for this processor, once: about a minute.")
     facts, peaks, rows = {**rival.facts, **around}, measure.peaks(), []
     try:

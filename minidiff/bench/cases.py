@@ -83,14 +83,15 @@ def conv(batch: int | None) -> Iterator[Case]:
     """Convolutions, and each of their gradients."""
     sides = [(32, 64), (32, 128), (32, 256), (16, 64), (16, 128), (16, 256), (8, 128), (8, 256), (4, 128), (4, 256)]
     for side, channels in sides:
-        yield from _conv(batch or BATCH, side, channels, channels, 3)
+        yield from convolution(batch or BATCH, side, channels, channels, 3)
     for side, channels in ((32, 64), (16, 128)):
-        yield from _conv(batch or BATCH, side, channels, channels, 3, stride=2)
+        yield from convolution(batch or BATCH, side, channels, channels, 3, stride=2)
     for side, inputs, outputs in ((32, 192, 64), (16, 256, 128)):
-        yield from _conv(batch or BATCH, side, inputs, outputs, 1)
+        yield from convolution(batch or BATCH, side, inputs, outputs, 1)
 
 
-def _conv(N: int, side: int, C: int, O: int, kernel: int, stride: int = 1) -> Iterator[Case]:
+def convolution(N: int, side: int, C: int, O: int, kernel: int, stride: int = 1) -> Iterator[Case]:
+    """One of them: forward, and each gradient on its own where the rival has that."""
     after, pad = side // stride, kernel // 2
     x, w, dy = (N, side, side, C), (O, kernel, kernel, C), (N, after, after, O)
     shape = f"{kernel}x{kernel} {f'/{stride} ' if stride > 1 else ''}{side}px {C}->{O}"
@@ -185,7 +186,8 @@ def _judged(config: UNetConfig, N: int) -> Case:
 
 def _noisy(config: UNetConfig, N: int, *names: str) -> Callable[[], dict[str, np.ndarray]]:
     """Of x_t, t and eps those that are named, for a network."""
-    shape = (N, config.sample_size, config.sample_size, config.in_channels)
+    side: Any = config.sample_size
+    shape = (N, side, side, config.in_channels)
 
     def inputs():
         drawn = _draw(x_t=shape, eps=shape)() | {"t": np.random.default_rng(1).integers(0, 1000, N)}

@@ -35,24 +35,27 @@ class Rival:
     kinds      (op, compiled) -> the configurations in which it has an operation, the compiled one only if asked for
     prepare    (kind, case, inputs) -> a side; the kind "float64" is the truth
     facts      the machine and what is installed, to be told beside every number
+    pause      seconds before each run, in which threads that spin go to sleep
     """
 
     name: str
     kinds: Callable[[str, bool], list[str]]
     prepare: Callable[[str, Case, dict[str, np.ndarray]], Side]
     facts: Mapping[str, Any]
+    pause: float = 0
 
 
-def open_rival(name: str, threads: int) -> Rival:
-    """torch on that many threads, or "numpy", our own reference.
+def open_rival(name: str, threads: int | None) -> Rival:
+    """torch, or "numpy", our own reference, on as many threads as we: all cores if None.
 
-    Raises MinidiffError for another name, and if torch or diffusers is not installed.
+    Raises MinidiffError for another name, for more threads than there are, if torch or diffusers is not installed.
     """
+    if name not in ("torch", "numpy"):
+        raise MinidiffError(f"nothing called {name!r} to compare with: choose torch or numpy")
+    threads = machine.use_threads(threads, "numpy" if name == "numpy" else "numba")  # BLAS has them in the first case
     facts = machine.describe()  # it launches a kernel: Numba must have started its threads before torch is set up
     if name == "numpy":
-        return Rival(name, lambda op, compiled: ["numpy"], _reference, facts)
-    if name != "torch":
-        raise MinidiffError(f"there is no rival {name!r}: choose torch or numpy")
+        return Rival(name, lambda op, compiled: ["numpy"], _reference, facts, pause=0.05)
     try:
         from minidiff.bench import rival
     except ImportError as error:
@@ -107,7 +110,7 @@ def measure(
     backend = backend or get_backend("numba")
     found = errors(case.judged or case, rival, backend)
     runs = {name: side.run for name, side in sides(case, rival, backend, compiled)}
-    return Row(case, in_turn(runs, rounds), found)
+    return Row(case, in_turn(runs, rounds, rival.pause), found)
 
 
 @cache
@@ -131,7 +134,9 @@ def sides(case: Case, rival: Rival, backend: Backend, compiled: bool = False) ->
         yield kind, rival.prepare(kind, case, inputs)
 
 
-def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int | None = None) -> dict[str, list[float]]:
+def in_turn(
+    runs: Mapping[str, Callable[[], Any]], rounds: int | None = None, pause: float = 0
+) -> dict[str, list[float]]:
     """Seconds of every round: A B A B, so that what else the machine does hits all alike. A first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
@@ -139,6 +144,7 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int | None = None) ->
     started, done = time.perf_counter(), 0
     while done < (rounds or LEAST) or (not rounds and done < MOST and time.perf_counter() < started + SECONDS):
         for name, run in runs.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -16,7 +16,7 @@ import numpy as np
 import threadpoolctl
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 
 from minidiff.bench import ours
 from minidiff.engine.backend import get_backend
@@ -183,7 +183,7 @@ def _update(optimizer, parameters, average) -> None:
     torch.nn.utils.clip_grad_norm_(parameters, ours.CLIP)
     optimizer.step()
     with torch.no_grad():
-        torch._foreach_lerp_(average, parameters, 1 - ours.EMA)
+        torch._foreach_lerp_(average, parameters, 1 - ours.EMA)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def network(kind, x_t, t, config):
@@ -228,26 +228,26 @@ def training_step(kind, x_t, t, eps, config):
     return run
 
 
-def _forward(kind: Kind, net: torch.nn.Module) -> Callable:
+def _forward(kind: Kind, net: Any) -> Callable:
     """The network, under autocast if in bfloat16; its output is float32 or float64."""
-    net = kind.compile(net)
+    call = kind.compile(net)
 
     def forward(x_t, t):
         half = kind.dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
-            y = net(x_t, t).sample
+            y = call(x_t, t).sample
         return y.float() if half else y
 
     return forward
 
 
-def _unet(kind: Kind, x_t: torch.Tensor, config) -> torch.nn.Module:
+def _unet(kind: Kind, x_t: torch.Tensor, config) -> Any:
     """diffusers' network with our weights, in the precision of x_t."""
     values = {key: value for key, value in config_to_dict(config).items() if not key.startswith("_")}
-    net = UNet2DModel(**values)
+    net: Any = UNet2DModel(**values)
     state = {name: torch.tensor(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
     net.load_state_dict({name: a.movedim(-1, 1) if a.ndim == 4 else a for name, a in state.items()})
-    return torch.nn.Module.to(net, dtype=x_t.dtype, memory_format=kind.layout)
+    return net.to(dtype=x_t.dtype).to(memory_format=kind.layout)
 
 
 OPS: dict[str, Callable] = {
