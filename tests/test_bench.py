@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minidiff import cli
 from minidiff.bench import cases, measure, ours, report
 from minidiff.engine.backend import get_backend
+from minidiff.errors import MinidiffError
 from minidiff.models.config import config_to_dict
 
 NUMBA = get_backend("numba")
@@ -161,6 +162,12 @@ def test_the_rival_is_the_fastest_in_float32():
 
 def test_peaks():
     assert all(math.isfinite(rate) and rate > 0 for rate in measure.peaks().values())
+
+
+def test_without_the_compiler_there_is_nothing_to_measure(monkeypatch):
+    monkeypatch.setattr(measure.jit, "ENABLED", False)
+    with pytest.raises(MinidiffError, match="NUMBA_DISABLE_JIT is set"):
+        measure.peaks()
 
 
 # The command

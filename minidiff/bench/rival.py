@@ -247,7 +247,8 @@ def _unet(kind: Kind, x_t: torch.Tensor, config) -> Any:
     net: Any = UNet2DModel(**values)
     state = {name: torch.tensor(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
     net.load_state_dict({name: a.movedim(-1, 1) if a.ndim == 4 else a for name, a in state.items()})
-    return net.to(dtype=x_t.dtype).to(memory_format=kind.layout)
+    torch.nn.Module.to(net, x_t.dtype)  # in place; diffusers' own `to` warns of nothing
+    return net.to(memory_format=kind.layout)
 
 
 OPS: dict[str, Callable] = {
