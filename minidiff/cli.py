@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from minidiff.bench import cases, measure, report
 from minidiff.data import Dataset, open_dataset, pictures
 from minidiff.diffusion.reverse import SAMPLERS, sample
 from minidiff.errors import MinidiffError
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path is printed as it is
+errors = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
@@ -166,6 +168,36 @@ def info() -> None:
     console.print(table)
 
 
+@app.command("bench")
+def bench_command(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(cases.FAMILIES)}; or all.")] = None,
+    against: Annotated[str, typer.Option(help="torch, or numpy, our own reference.")] = "torch",
+    batch: Annotated[int | None, typer.Option(help="Pictures at a time.  [default: 64]", min=1, max=65536)] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of each.  [default: 5, or a second]", min=1)] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes minutes.")] = False,
+    json_to: Annotated[str | None, typer.Option("--json", help="Write all numbers to a file; - is stdout.")] = None,
+    threads: Threads = None,
+) -> None:
+    """How fast and how exact: kernels, network and training step beside PyTorch's, in turn, on the same cores.
+
+    Takes about five minutes; Ctrl-C shows what is measured by then. Times are in milliseconds, of the best round.
+    """
+    chosen = cases.choose(names or [], against, batch)
+    report.check_place(json_to)
+    around, compiled_before = report.surroundings(), machine.compiled()
+    rival = measure.open_rival(against, threads)
+    if not compiled_before:
+        errors.print("Compiling the kernels for this processor, once: about a minute.")
+    facts, peaks, rows = {**rival.facts, **around}, measure.peaks(), []
+    try:
+        with _bar(transient=True, on=errors if json_to == "-" else console) as bar:
+            bar.console.print(report.head(facts, peaks))
+            for row in report.follow(chosen, lambda case: measure.measure(case, rival, compiled, rounds), peaks, bar):
+                rows.append(row)
+    finally:
+        report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
+
+
 def _load(run: Path, backend: str) -> UNet:
     """The network, if its pictures can be drawn without being told more."""
     unet = checkpoint.load_unet(run, backend)
@@ -255,11 +287,11 @@ def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) 
         sys.exit(130)
 
 
-def _bar(transient: bool = False) -> Progress:
+def _bar(transient: bool = False, on: Console = console) -> Progress:
     columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), TextColumn("{task.fields[note]}"))
     return Progress(
         TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=console, transient=transient,
+        console=on, transient=transient,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def process(*arguments, code=None, **options):
 # Help and info
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("noise",), ("train",), ("sample",), ("info",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("noise",), ("train",), ("sample",), ("info",), ("bench",)])
 def test_help(done, command, monkeypatch):
     """At the usual width of 80 every option has one line."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -135,7 +135,7 @@ def test_help(done, command, monkeypatch):
 
 def test_nothing_to_do_is_help(done):
     assert done() == done("--help")
-    assert all(f"\n  {name} " in done() for name in ("demo", "noise", "train", "sample", "info"))
+    assert all(f"\n  {name} " in done() for name in ("demo", "noise", "train", "sample", "info", "bench"))
 
 
 def test_info(done):

@@ -1,0 +1,7 @@
+"""SiLU and sums of arrays."""
+
+FAMILY = "elementwise"
+
+
+def test_elementwise(in_turn, case):
+    in_turn(case)

@@ -1,0 +1,157 @@
+"""Each operation on a backend of ours. Every function makes all ready and returns `run`, which is what is timed.
+
+run() -> its results by name: the output "y", the gradients "dx", "dw", ... On the backend "numpy" all of it also works
+in float64, which makes it the truth where there is no torch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from minidiff_kernels.cpu import conv as cpu_conv
+
+from minidiff.engine.backend import Backend
+from minidiff.engine.functional import mse
+from minidiff.engine.optim import AdamW
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.models.unet import UNet, timestep_embedding
+
+RATE, CLIP, EMA = 1e-4, 1.0, 0.999  # of every training step; the rival takes them from here
+
+
+def conv(backend, x, w, bias, stride, pad):
+    return lambda: {"y": backend.conv2d(x, w, bias, stride, (pad,) * 4)}
+
+
+def conv_gradients(backend, dy, x, w, stride, pad):
+    return lambda: dict(zip(("dx", "dw", "dbias"), backend.conv2d_backward(dy, x, w, stride, (pad,) * 4), strict=True))
+
+
+def input_gradient(backend, dy, x, w, stride, pad):
+    """On its own it is in `cpu` only."""
+    return lambda: {"dx": cpu_conv.input_gradient(dy, x.shape, w, stride, (pad,) * 4)}
+
+
+def weight_gradient(backend, dy, x, w, stride, pad):
+    def run():
+        _, dw, dbias = backend.conv2d_backward(dy, x, w, stride, (pad,) * 4, need_dx=False)
+        return {"dw": dw, "dbias": dbias}
+
+    return run
+
+
+def group_norm_silu(backend, dy, x, weight, bias, groups, eps):
+    def run():
+        y, mean, rstd = backend.group_norm(x, weight, bias, groups, eps, True)
+        dx, dweight, dbias = backend.group_norm_backward(dy, x, weight, bias, mean, rstd, True)
+        return {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}
+
+    return run
+
+
+def attention(backend, do, q, k, v):
+    def run():
+        o, lse = backend.attention(q, k, v)
+        dq, dk, dv = backend.attention_backward(do, q, k, v, o, lse)
+        return {"o": o, "dq": dq, "dk": dk, "dv": dv}
+
+    return run
+
+
+def silu(backend, dy, x):
+    return lambda: {"y": backend.silu(x), "dx": backend.silu_backward(dy, x)}
+
+
+def add(backend, x, z):
+    return lambda: {"y": backend.add(x, z)}
+
+
+def upsample(backend, dy, x):
+    return lambda: {"y": backend.upsample_nearest(x), "dx": backend.upsample_nearest_backward(dy)}
+
+
+def concat(backend, dy, x, z):
+    def run():
+        dx, dz = backend.concat_backward(dy, x.shape[-1])
+        return {"y": backend.concat(x, z), "dx": dx, "dz": dz}
+
+    return run
+
+
+def adamw(backend, p, g, m, v, ema, step, shapes):
+    """Everything behind the gradient: its norm, clipping, the update, the moving average; all flat."""
+
+    def run():
+        norm = backend.grad_norm(g)
+        backend.adamw(p, g, m, v, ema, norm, CLIP, RATE, 0.9, 0.999, 1e-8, 0.01, step, EMA)
+        return {"p": p, "m": m, "v": v, "ema": ema}
+
+    return run
+
+
+def network(backend, x_t, t, config):
+    """One evaluation without a tape, of which a walk from noise to a picture is made."""
+    net = unet(backend, config)
+
+    def run():
+        with no_grad():
+            return {"y": net(x_t, t).data}
+
+    return run
+
+
+def network_and_gradient(backend, x_t, t, eps, config):
+    """What a network is judged by: its output, and the gradient of the loss, all parameters one after the other."""
+    net = unet(backend, config, x_t.dtype)
+    given = Tensor(sinusoids(config, t).astype(x_t.dtype), backend)
+    net._temb = lambda t, cond: net.time_embedding(given)  # of itself it would take them in float32
+
+    def run():
+        for p in net.parameters():
+            p.grad = None
+        y = net(x_t, t)
+        mse(y, eps).backward()
+        return {"y": y.data, "gradient": np.concatenate([backend.to_numpy(p.grad).ravel() for p in net.parameters()])}
+
+    return run
+
+
+def training_step(backend, x_t, t, eps, config):
+    """Forward, backward, clipping, AdamW, moving average."""
+    net = unet(backend, config)
+    optimizer = AdamW(net.parameters(), RATE, clip=CLIP, ema=EMA)
+
+    def run():
+        optimizer.zero_grad()
+        mse(net(x_t, t), eps).backward()
+        optimizer.step()
+
+    return run
+
+
+def unet(backend, config, dtype=np.float32) -> UNet:
+    """The network with the weights that both sides start from."""
+    net = UNet(config, np.random.default_rng(0), "numpy")
+    for p in net.parameters():
+        p.backend, p.data = backend, backend.asarray(p.data.astype(dtype))
+    return net
+
+
+def sinusoids(config, t) -> np.ndarray:
+    """What goes into the network in place of t, float32 (N, width)."""
+    return timestep_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+
+
+OPS: dict[str, Callable] = {
+    f.__name__: f
+    for f in (
+        conv, conv_gradients, input_gradient, weight_gradient, group_norm_silu, attention, silu, add, upsample, concat,
+        adamw, network, network_and_gradient, training_step,
+    )
+}  # fmt: skip
+
+
+def prepare(backend: Backend, op: str, inputs: dict[str, np.ndarray], settings: dict[str, Any]) -> Callable[[], Any]:
+    """run, for that operation on copies of the inputs in the backend's memory."""
+    own = {name: backend.asarray(a.copy()) if a.dtype.kind == "f" else a for name, a in inputs.items()}
+    return OPS[op](backend, **own, **settings)

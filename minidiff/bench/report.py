@@ -1,0 +1,131 @@
+"""What was measured, as tables for people and as JSON for programs."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from minidiff.bench.cases import Case
+from minidiff.bench.measure import Row
+from minidiff.errors import MinidiffError
+
+TUNED = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
+UNITS = {"FLOP": "GFLOP/s", "B": "GB/s"}
+TELLING = ("OMP_", "OPENBLAS_", "MKL_")  # variables that change what libraries do
+
+
+def surroundings() -> dict[str, str]:
+    """What of the environment bears on the times: glibc's allocator, and what is set for OpenMP and BLAS."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    allocator = f"tuned: {tunables}" if tunables == TUNED else tunables or "default"
+    return {"allocator": allocator} | {k: v for k, v in sorted(os.environ.items()) if k.startswith(TELLING)}
+
+
+def head(facts: Mapping[str, Any], peaks: Mapping[str, float]) -> Table:
+    """What it was measured on."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    most = ", ".join(f"{rate / 1e9:.0f} {UNITS[unit]}" for unit, rate in peaks.items())
+    for name, value in {**facts, "peak, measured": most}.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def follow(cases: Sequence[Case], measured: Callable[[Case], Row], peaks: Mapping[str, float], bar) -> Iterator[Row]:
+    """Measure one case after the other with a bar; print the table of a family when it is done, or is broken off."""
+    task = bar.add_task("measuring", total=len(cases), note="")
+    for _, family in groupby(cases, key=lambda case: case.family):
+        rows = []
+        try:
+            for case in family:
+                bar.update(task, note=str(case))
+                rows.append(measured(case))
+                bar.advance(task)
+                yield rows[-1]
+        finally:
+            if rows:
+                bar.console.print("", table(rows, peaks), sep="\n")
+
+
+def table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Table:
+    """The cases of one family. Times, ratio and rate are of the best rounds; "median" is the ratio of the medians."""
+    sides = [side for side in rows[0].seconds if side != "ours"]
+    table = Table(title=f"{rows[0].case.family}, ms", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for column in (
+        "ours",
+        *sides,
+        "ratio",
+        "median",
+        UNITS[rows[0].case.unit],
+        "peak",
+        "error",
+        f"{_judge(rows[0])}'s",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        times = [_milliseconds(min(row.seconds[side])) for side in ("ours", *sides)]
+        share = row.rate / peaks[row.case.unit]
+        ratios = [f"{row.ratio(statistic):.2f}" for statistic in (min, statistics.median)]
+        table.add_row(row.case.label, *times, *ratios, f"{row.rate / 1e9:.0f}", f"{share:.0%}", *_errors(row))
+    table.width = Console(width=1000).measure(table).maximum  # numbers are not to be cut where the window is narrow
+    return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+
+
+def _judge(row: Row) -> str:
+    """The side whose errors stand beside ours."""
+    return next(side for side in ("channels_last", "float32", "numpy") if side in row.seconds)
+
+
+def _errors(row: Row) -> tuple[str, str]:
+    """A line for every result, ours and the rival's."""
+    ours = (f"{result} {by_side['ours']:.1e}" for result, by_side in row.errors.items())
+    return "\n".join(ours), "\n".join(f"{by_side[_judge(row)]:.1e}" for by_side in row.errors.values())
+
+
+def check_place(place: str | None) -> None:
+    """Raises MinidiffError, before minutes of measuring, for a file that cannot be written; None and "-" can."""
+    if place not in (None, "-") and not os.access(Path(place).parent, os.W_OK):
+        raise MinidiffError(f"cannot write {place}: no such folder, or not yours; choose one that exists and is yours")
+
+
+def write(place: str | None, numbers: dict) -> None:
+    """The numbers as JSON to a file, to stdout ("-") or nowhere (None)."""
+    text = json.dumps(numbers, indent=1)
+    if place == "-":
+        print(text)
+    elif place is not None:
+        Path(place).write_text(text + "\n")
+
+
+def as_dict(rows: Sequence[Row], facts: Mapping[str, Any], peaks: Mapping[str, float], finished: bool) -> dict:
+    """Everything, for json.dump: each round's seconds, and each side's error of each result."""
+    return {
+        "machine": dict(facts),
+        "peaks": {f"{unit}/s": rate for unit, rate in peaks.items()},
+        "finished": finished,
+        "rows": [
+            {
+                "family": row.case.family,
+                "case": row.case.label,
+                "seconds": row.seconds,
+                "rival": row.rival,
+                "ratio_of_minima": row.ratio(min),
+                "ratio_of_medians": row.ratio(statistics.median),
+                "unit": f"{row.case.unit}/s",
+                "rate": row.rate,
+                "share_of_peak": row.rate / peaks[row.case.unit],
+                "errors": row.errors,
+            }
+            for row in rows
+        ],
+    }

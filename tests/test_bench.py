@@ -1,0 +1,270 @@
+"""minidiff bench: it measures what it says, its errors are real, and its numbers reach the table and the file."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from one_thread import one_thread  # noqa: F401  for all tests of this module
+from small_runs import network
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from minidiff import cli
+from minidiff.bench import cases, measure, ours, report
+from minidiff.engine.backend import get_backend
+from minidiff.errors import MinidiffError
+from minidiff.models.config import config_to_dict
+
+NUMBA = get_backend("numba")
+FAST = 1e-5  # above what float32 leaves of the sums here, and below any mistake worth the name
+
+
+def tiny_network(**changes):
+    return network(sample_size=8, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                   up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8, **changes)  # fmt: skip
+
+
+TINY = {
+    "step": lambda batch: [cases.training_step("tiny", tiny_network(), batch or 2)],
+    "conv": lambda batch: list(cases.convolution(batch or 2, 8, 8, 8, 3)),
+}
+
+
+@pytest.fixture(scope="module", params=["torch", "numpy"])
+def rival(request):
+    return measure.open_rival(request.param, 1)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run(*arguments) -> exit code, what was printed, what was printed on stderr; of two tiny families."""
+    monkeypatch.setattr(cases, "FAMILIES", TINY)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minidiff", "bench", *map(str, arguments), "--threads", "1"])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return run
+
+
+# What is measured
+
+
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_both_sides_compute_the_same(family, rival, monkeypatch):
+    """Every case, one picture at a time, and small networks; float32 is near float64 on either side, bfloat16 far."""
+    monkeypatch.setattr(cases, "UNET", tiny_network())
+    monkeypatch.setattr(cases, "DEMO", network())
+    for case in cases.choose([family], rival.name, batch=1):
+        for result, by_side in measure.errors(case.judged or case, rival, NUMBA).items():
+            assert set(by_side) == {"ours", *rival.kinds(case.op, False)}
+            for side, error in by_side.items():
+                assert error < (0.05 if side == "bfloat16" else FAST), f"{case}: {result} of {side}"
+
+
+def test_a_network_without_a_tape(rival, monkeypatch):
+    """The operation that is timed gives what the one that is judged gives."""
+    monkeypatch.setattr(cases, "UNET", tiny_network())
+    (case,) = cases.network(2)
+    assert measure.errors(case, rival, NUMBA)["y"]["ours"] < 1e-4  # torch makes the sinusoids of t in float32
+
+
+def test_a_wrong_kernel_shows(rival):
+    """One tap of the weights that is 0.1 % too large."""
+
+    def wrong(x, w, *rest):
+        w = w.copy()
+        w[:, 1, 2] *= np.float32(1.001)
+        return NUMBA.conv2d(x, w, *rest)
+
+    case = next(cases.convolution(2, 8, 8, 8, 3))
+    assert measure.errors(case, rival, NUMBA)["y"]["ours"] < FAST
+    spoilt = measure.errors(case, rival, replace(NUMBA, conv2d=wrong))["y"]
+    assert spoilt.pop("ours") > 1e-4 > min(spoilt.values())
+
+
+def test_a_wrong_gradient_of_a_network_shows(rival):
+    """The weight gradient of every convolution is 1 % too large."""
+
+    def wrong(*args):
+        dx, dw, dbias = NUMBA.conv2d_backward(*args)
+        return dx, dw * np.float32(1.01), dbias
+
+    case = cases.training_step("tiny", tiny_network(), 2).judged
+    found = measure.errors(case, rival, replace(NUMBA, conv2d_backward=wrong))
+    assert found["gradient"]["ours"] > 1e-3 and found["y"]["ours"] < FAST
+
+
+def test_the_step_of_both_sides_moves_the_weights_alike(monkeypatch):
+    """Two steps from the same weights; where a gradient is near zero, AdamW goes by its sign, which may differ."""
+    from minidiff.bench import rival
+
+    made = []
+
+    def remember(module, name):
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: made.append(make(*args)) or made[-1])
+
+    remember(ours, "unet")
+    remember(rival, "_unet")
+    case = cases.training_step("tiny", tiny_network(), 2)
+    steps = (
+        ours.prepare(NUMBA, case.op, case.inputs(), case.settings),
+        rival.prepare("channels_last", case.op, case.inputs(), case.settings),
+    )
+    mine, theirs = made[0], made[-1]
+    before = mine.state_dict()
+    for step in 2 * steps:
+        step()
+    after, others = mine.state_dict(), {name: p.detach() for name, p in theirs.named_parameters()}
+    others = {name: (p.movedim(1, -1) if p.ndim == 4 else p).numpy() for name, p in others.items()}
+    moved, apart = (np.concatenate([(after[k] - state[k]).ravel() for k in after]) for state in (before, others))
+    assert 0 < np.square(apart).mean() < 0.01 * np.square(moved).mean()
+
+
+@pytest.mark.parametrize("config", [tiny_network(), cases.DEMO], ids=["tiny", "demo"])
+def test_operations_are_counted_as_torch_counts_them(config):
+    net = UNet2DModel(**{k: v for k, v in config_to_dict(config).items() if not k.startswith("_")})
+    side, channels = config.sample_size, config.in_channels
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        net(torch.zeros(1, channels, side, side), torch.zeros(1))
+    assert cases.flop(config) == counter.get_total_flops()
+
+
+def test_the_sides_take_turns():
+    order = []
+    seconds = measure.in_turn({name: lambda name=name: order.append(name) for name in "AB"}, rounds=3)
+    assert order == ["A", "B"] * 4  # the first round warms up
+    assert {name: len(times) for name, times in seconds.items()} == {"A": 3, "B": 3}
+
+
+def test_rounds_without_being_told():
+    seconds = measure.in_turn({"A": lambda: None})
+    assert measure.LEAST <= len(seconds["A"]) <= measure.MOST
+
+
+def test_the_rival_is_the_fastest_in_float32():
+    times = {"ours": [2.0, 4.0, 9.0], "NCHW": [8.0], "channels_last": [6.0, 8.0, 7.0], "bfloat16": [1.0]}
+    row = measure.Row(cases.training_step("tiny", tiny_network(), 2), times, {})
+    assert row.rival == "channels_last"
+    assert row.ratio(min) == 3.0 and row.ratio(lambda times: sorted(times)[1]) == 7 / 4
+    assert row.rate == row.case.work / 2.0
+
+
+def test_peaks():
+    assert all(math.isfinite(rate) and rate > 0 for rate in measure.peaks().values())
+
+
+def test_without_the_compiler_there_is_nothing_to_measure(monkeypatch):
+    monkeypatch.setattr(measure.jit, "ENABLED", False)
+    with pytest.raises(MinidiffError, match="NUMBA_DISABLE_JIT is set"):
+        measure.peaks()
+
+
+# The command
+
+
+def check_numbers(numbers, against, count):
+    assert numbers["finished"] and len(numbers["rows"]) == count
+    assert set(numbers["peaks"]) == {"FLOP/s", "B/s"}
+    assert numbers["machine"]["threads"] == 1 and "allocator" in numbers["machine"]
+    assert ("torch" in numbers["machine"]) == (against == "torch")
+    for row in numbers["rows"]:
+        sides = ["NCHW", "channels_last", "bfloat16"] if against == "torch" else ["numpy"]
+        assert list(row["seconds"]) == ["ours", *sides] and row["rival"] in sides
+        assert all(len(times) == 2 and min(times) > 0 for times in row["seconds"].values())
+        ours, rival = (min(row["seconds"][side]) for side in ("ours", row["rival"]))
+        assert row["ratio_of_minima"] == pytest.approx(rival / ours)
+        assert row["share_of_peak"] == pytest.approx(row["rate"] / numbers["peaks"][row["unit"]])
+        assert all(set(by_side) == {"ours", *sides} for by_side in row["errors"].values())
+
+
+@pytest.mark.parametrize("against, count", [("torch", 4), ("numpy", 4)])
+def test_table_and_file(run, tmp_path, against, count):
+    code, out, err = run("--against", against, "--rounds", 2, "--json", tmp_path / "numbers.json")
+    assert (code, err) == (0, "")
+    check_numbers(json.loads((tmp_path / "numbers.json").read_text()), against, count)
+    assert out.index("peak, measured") < out.index("step, ms") < out.index("conv, ms")
+    assert "tiny, batch 2" in out and "3x3 8px 8->8 dw" in out and "…" not in out
+
+
+def test_json_to_stdout_and_one_family(run):
+    code, out, err = run("conv", "--rounds", 2, "--batch", 3, "--json", "-")
+    assert code == 0
+    check_numbers(json.loads(out), "torch", 3)
+    assert "conv, ms" in err and "step, ms" not in err
+
+
+def test_ctrl_c_shows_what_there_is(run, monkeypatch, tmp_path):
+    measured = measure.measure
+
+    def interrupted(case, *rest):
+        if case.label.endswith("dx"):
+            raise KeyboardInterrupt
+        return measured(case, *rest)
+
+    monkeypatch.setattr(measure, "measure", interrupted)
+    code, out, err = run("--rounds", 1, "--json", tmp_path / "numbers.json")
+    assert (code, err) == (130, "minidiff: stopped\n")
+    assert "tiny, batch 2" in out and "3x3 8px 8->8 " in out and "dx  " not in out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert not numbers["finished"] and [row["family"] for row in numbers["rows"]] == ["step", "conv"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("convolve",), "nothing called 'convolve' to measure: choose from step, conv"),
+        (("conv", "--against", "jax"), "nothing called 'jax' to compare with: choose torch or numpy"),
+        (("conv", "--json", "missing/numbers.json"), "cannot write missing/numbers.json"),
+        (("conv", "--batch", 0), "Invalid value for '--batch'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(run, arguments, message):
+    code, _, err = run(*arguments)
+    assert code == 2 and err.startswith(f"minidiff: {message}") and err.count("\n") == 1
+
+
+def test_the_allocator_is_told(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert report.surroundings()["allocator"] == "default"
+    assert report.surroundings()["OPENBLAS_CORETYPE"] == "Haswell"
+    monkeypatch.setenv("GLIBC_TUNABLES", report.TUNED)
+    assert report.surroundings()["allocator"] == f"tuned: {report.TUNED}"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert report.surroundings()["allocator"] == "glibc.malloc.hugetlb=1"
+
+
+WITHOUT = """
+import sys
+sys.modules["torch"] = None
+from minidiff.bench import cases
+cases.FAMILIES = {"conv": lambda batch: list(cases.convolution(1, 4, 4, 4, 3))}
+from minidiff.cli import main
+main()
+"""
+
+
+def without_torch(*arguments):
+    command = [sys.executable, "-W", "error", "-c", WITHOUT, "bench", "--threads", "1", "--rounds", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_without_torch():
+    done = without_torch()
+    assert done.returncode == 2
+    assert done.stderr.startswith("minidiff: torch and diffusers are needed") and done.stderr.count("\n") == 1
+    assert "--against numpy" in done.stderr and "pip install torch" in done.stderr
+    done = without_torch("--against", "numpy", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    check_numbers(json.loads(done.stdout), "numpy", 3)
