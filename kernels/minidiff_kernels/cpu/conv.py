@@ -5,7 +5,7 @@ into a scratch of (rows, KH KW C) numbers that stays in the second-level cache (
 2006, but blocked), and one matrix product with the weights gives the block's outputs:
 
     forward          y[block]  =  patches(x)[block] @ w            + bias + add
-    input gradient   dx[block] = patches(dy)[block] @ w flipped    dy seen with stride - 1 zeros between pixels
+    input gradient   dx[block] = patches(dy)[block] @ w flipped    for every residue of the pixels modulo the stride
     weight gradient  dw       += dy[block]^T @ patches(x)[block]
 
 Gathering costs a few percent of the product and takes care of stride, borders and every kernel size alike,
@@ -22,7 +22,7 @@ from . import winograd
 from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, clear, load, product, product_transposed, round_up, store
+from .simd import LANES, ROWS, clear, load, prepare, product, product_transposed, round_up, store
 
 PATCH_FLOATS = 96 * 1024  # a block's patches: 384 KB of a second-level cache of at least 512
 MOST_ROWS = 128
@@ -36,22 +36,41 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     y = empty((len(x), P, Q, O))
     weights = empty((-(-O // LANES), KH * KW * C, LANES))
     _pack(w.reshape(O, -1), weights)
-    _convolve(x, weights, bias, add, y, (KH, KW, stride, 1, pad[0], pad[2]))
+    _convolve(x, weights, bias, add, y, (KH, KW, stride, pad[0], pad[2]))
     return y
 
 
 def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
     """The gradients dx (None if not needed), dw, dbias."""
     dx = input_gradient(dy, x.shape, w, stride, pad) if need_dx else None
-    return dx, *weight_gradient(dy, x, w.shape, stride, pad)
+    dw, dbias = weight_gradient(dy, x, w.shape, stride, pad)
+    return dx, dw, dbias
 
 
 def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
-    """dx: the convolution of dy, its pixels stride apart, with the kernel turned round."""
-    O, KH, KW, C = w.shape
-    dx, weights = empty(x_shape), empty((-(-C // LANES), KH * KW * O, LANES))
-    _pack_flipped(w, weights)
-    _convolve(dy, weights, None, None, dx, (KH, KW, 1, stride, KH - 1 - pad[0], KW - 1 - pad[2]))
+    """dx: the convolution of dy with the kernel turned round.
+
+    With a stride, pixel s u + a of x meets only the taps (a + pad) mod s, s apart: each residue a, b of row and
+    column is a convolution of its own, with stride 1 and a part of the kernel.
+    """
+    dx = empty(x_shape)
+    if stride == 1:
+        O, KH, KW, C = w.shape
+        weights = empty((-(-C // LANES), KH * KW * O, LANES))
+        _pack_flipped(w, weights)
+        _convolve(dy, weights, None, None, dx, (KH, KW, 1, KH - 1 - pad[0], KW - 1 - pad[2]))
+        return dx
+    for a in range(min(stride, x_shape[1])):
+        for b in range(min(stride, x_shape[2])):
+            part, taps = (
+                dx[:, a::stride, b::stride],
+                w[:, (a + pad[0]) % stride :: stride, (b + pad[2]) % stride :: stride],
+            )
+            if taps.size == 0:
+                part[...] = 0
+            else:
+                borders = ((a + pad[0]) // stride, 0, (b + pad[2]) // stride, 0)
+                part[...] = input_gradient(dy, part.shape, np.ascontiguousarray(taps), 1, borders)
     return dx
 
 
@@ -65,7 +84,7 @@ def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
     chunks = min(CHUNKS, -(-pixels // rows))
     patches, errors = (empty((threads, -(-width // LANES), rows + 1, LANES)) for width in (K, O))
     parts, sums = empty((chunks, patches.shape[1], round_up(O, ROWS), LANES)), np.zeros((chunks, O), np.float32)
-    window = (KH, KW, stride, 1, pad[0], pad[2])
+    window = (KH, KW, stride, pad[0], pad[2])
     _multiply_chunks(dy.reshape(pixels, O), x, (P, Q), window, rows, parts, sums, patches, errors)
     dw = empty((O, K))
     _add_parts(parts, dw)
@@ -83,8 +102,8 @@ def _convolve(x, weights, bias, add, y, window):
     (N, P, Q, O), (V, K, _) = y.shape, weights.shape
     bias = np.zeros(O, np.float32) if bias is None else bias
     add = np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
-    KH, KW, stride, spacing, top, left = window
-    if spacing == 1 and winograd.fits((O, KH, KW, x.shape[3]), stride, (P, Q)):
+    KH, KW, stride, top, left = window
+    if winograd.fits((O, KH, KW, x.shape[3]), stride, (P, Q)):
         return winograd.convolve(x, weights, bias, add, y, (top, left))
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
@@ -98,6 +117,7 @@ def _put(run, start, n, patches, row, k, panel):
     if n % LANES == 0 and k % LANES == 0:
         for v in range(0, n, LANES):
             at = (k + v) // LANES * panel + row * LANES
+            prepare(patches, at + LANES)
             if start < 0:
                 clear(patches, at, LANES)
             else:
@@ -112,45 +132,53 @@ def _put(run, start, n, patches, row, k, panel):
 def _gather(x, flat, window, P, Q, first, rows, patches, panel):
     """Fill row r of patches with what the kernel sees from output pixel first + r; zeros beyond the border.
 
-    window: KH, KW, stride of the kernel, spacing of the pixels of x (stride - 1 zeros lie between them), top, left.
+    window: KH, KW, stride of the kernel, and how many rows and columns of zeros lie above and left of x.
     """
     _, H, W, C = x.shape
-    KH, KW, stride, spacing, top, left = window
+    KH, KW, stride, top, left = window
+    n, position = divmod(first, P * Q)
+    p, q = divmod(position, Q)
     for r in range(rows):
-        n, position = divmod(first + r, P * Q)
-        p, q = divmod(position, Q)
         for i in range(KH):
-            u, inside_u = divmod(p * stride + i - top, spacing)
+            u = p * stride + i - top
             for j in range(KW):
-                v, inside_v = divmod(q * stride + j - left, spacing)
-                seen = inside_u == 0 and inside_v == 0 and 0 <= u < H and 0 <= v < W
+                v = q * stride + j - left
+                seen = 0 <= u < H and 0 <= v < W
                 _put(flat, ((n * H + u) * W + v) * C if seen else -1, C, patches, r, (i * KW + j) * C, panel)
+        q += 1
+        if q == Q:
+            q, p = 0, p + 1
+            if p == P:
+                p, n = 0, n + 1
 
 
 @kernel
 def _multiply_blocks(x, weights, bias, add, y, size, window, rows, patches, out):
     (pixels, O), (P, Q), (V, K, _) = y.shape, size, weights.shape
-    every, flat, panel = pixels // len(add), x.ravel(), (rows + 1) * LANES
+    every, flat, panel, whole = pixels // len(add), x.ravel(), (rows + 1) * LANES, O // LANES * LANES
+    flat_y, flat_add = y.ravel(), add.ravel()
     for b in prange((pixels + rows - 1) // rows):
-        first = b * rows
+        first = np.int64(b) * rows
         count = min(rows, pixels - first)
         seen, results = patches[get_thread_id()].ravel(), out[get_thread_id()].ravel()
         _gather(x, flat, window, P, Q, first, count, seen, panel)
         tall = (count + ROWS - 1) // ROWS * ROWS
         product(seen, 0, panel, weights.ravel(), 0, K * LANES, results, 0, panel, tall, V, K, True)
         for r in range(count):
-            row = (first + r) // every
-            for v in range(V):
-                for lane in range(min(LANES, O - v * LANES)):
-                    o = v * LANES + lane
-                    y[first + r, o] = results[v * panel + r * LANES + lane] + bias[o] + add[row, o]
+            pixel, row = (first + r) * O, (first + r if every == 1 else (first + r) // every) * O
+            for o in range(0, whole, LANES):
+                total = load(results, o // LANES * panel + r * LANES) + load(bias, o)
+                store(flat_y, pixel + o, total + load(flat_add, row + o))
+            for o in range(whole, O):
+                result = results[o // LANES * panel + r * LANES + o % LANES]
+                flat_y[pixel + o] = result + bias[o] + flat_add[row + o]
 
 
 @kernel
 def _multiply_chunks(dy, x, size, window, rows, parts, sums, patches, errors):
     """parts[chunk] = its share of dw, (K / LANES, O rounded up to ROWS, LANES); sums[chunk] of dbias."""
     (pixels, O), (P, Q) = dy.shape, size
-    chunks, V, tall, _ = parts.shape
+    chunks, V, tall = parts.shape[:3]
     blocks, flat, flat_dy, panel = (pixels + rows - 1) // rows, x.ravel(), dy.ravel(), (rows + 1) * LANES
     for chunk in prange(chunks):
         seen, error = patches[get_thread_id()].ravel(), errors[get_thread_id()].ravel()
@@ -168,7 +196,7 @@ def _multiply_chunks(dy, x, size, window, rows, parts, sums, patches, errors):
 
 @kernel
 def _add_parts(parts, dw):
-    (O, K), (chunks, V, tall, _) = dw.shape, parts.shape
+    (O, K), chunks = dw.shape, len(parts)
     for o in prange(O):
         for k in range(K):
             total = parts[0, k // LANES, o, k % LANES]
