@@ -192,7 +192,7 @@ def main(to: Annotated[Path | None, typer.Option("--json", help="Write the numbe
     found = []
     for ladder in (convolution(), normalisation(), attention()):
         rows = climb(ladder, torch)
-        console.print(table(ladder, rows), "")
+        console.print(table(ladder, rows), "", soft_wrap=True)
         found.append({"label": ladder.label, "op": ladder.op, "unit": f"{ladder.unit}/s", "rows": rows})
     if to is not None:
         to.write_text(json.dumps({"machine": facts, "ladders": found}, indent=1) + "\n")
