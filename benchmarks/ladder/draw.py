@@ -19,7 +19,7 @@ def machine(path: str | Path) -> str:
 
 
 def figure(path: str | Path, op: str):
-    """Bars as long as the least times, on a logarithmic scale, and at each its times, its ratio to torch, its error."""
+    """Bars as long as the least times, on a logarithmic scale, and at each its times and its error."""
     rows = climb_of(path, op)["rows"]
     fig, ax = plt.subplots(figsize=(8, 0.5 * len(rows) + 0.8), layout="constrained")
     least = [row["ms"][0] for row in rows]
