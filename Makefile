@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak docs bench clean
+.PHONY: demo test soak docs bench ladder clean
 
 demo: .venv/installed
 	$(BIN)/minidiff demo
@@ -19,6 +19,9 @@ soak: .venv/installed-test
 
 bench: .venv/installed-test
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m pytest benchmarks --benchmark-only -s
+
+ladder: .venv/installed-test
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python benchmarks/ladder/climb.py $(ARGS)
 
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
