@@ -63,4 +63,4 @@ def describe() -> dict[str, Any]:
 
 def compiled() -> bool:
     """Whether kernels of this state of the sources lie in the cache, so that a start need not compile them."""
-    return not jit.ENABLED or any(jit.cache_dir().rglob("*.nbi"))
+    return not jit.ENABLED or any(jit.cache_dir().rglob("*.nbc"))
