@@ -13,10 +13,11 @@ from typing import Any
 import numba
 from numba.core import config as _config
 from numba.core.caching import IndexDataCacheFile
-from numba.core.registry import cpu_target
+from numba.core.registry import cpu_target as _cpu_target
 from numba.core.serialize import loads
 
 config: Any = _config  # Numba makes its attributes as it reads the environment
+cpu_target: Any = _cpu_target  # and these as they are first asked for
 
 ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debuggers
 
@@ -113,7 +114,7 @@ def kernel(function: Callable) -> Callable[..., Any]:
     It keeps Python's lock: were it to let go of it at every launch, a second thread that prepares batches
     would make it wait up to 5 ms each time to have it back, a thousand times a step.
     """
-    compiled = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy")
+    compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy")
     if ENABLED and _writable():
         with _cached_there():
             compiled.enable_caching()
