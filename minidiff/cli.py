@@ -140,6 +140,7 @@ def sample_command(
     if gif:
         pictures.check_place(gif, animated=True)
     unet, schedule = _load(run, backend), checkpoint.load_schedule(run)
+    _announce_compiling(backend)
     rng, images, frames = np.random.default_rng(seed), [], []
 
     def draw(tick) -> None:
@@ -265,8 +266,7 @@ def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) 
     """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
     parameters = sum(p.data.size for p in run.unet.parameters())
     console.print(f"U-Net: {parameters / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    if run.config.backend == "numba" and not machine.compiled():
-        console.print("Compiling the kernels for this processor, once: about a minute.")
+    _announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
     with _bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
@@ -285,6 +285,12 @@ def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) 
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
         sys.exit(130)
+
+
+def _announce_compiling(backend: str) -> None:
+    """The first start on a processor takes longer: said, lest it look like a program that hangs."""
+    if backend == "numba" and not machine.compiled():
+        console.print("Compiling the kernels for this processor, once: about a minute.")
 
 
 def _bar(transient: bool = False, on: Console = console) -> Progress:

@@ -23,7 +23,7 @@ from small_runs import contents, idx_set, network, rows, tree
 
 import minidiff as md
 from minidiff import cli
-from minidiff.runs import checkpoint, demo, fit
+from minidiff.runs import checkpoint, demo, fit, machine
 from minidiff.runs.state import only_one, state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
@@ -260,6 +260,17 @@ def test_train(done, data, tmp_path):
         "samples/step-000004.png", "scheduler", "scheduler/scheduler_config.json", "training",
         "training/state.safetensors", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backend", "compiled", "said"), [("numba", False, 1), ("numba", True, 0), ("numpy", False, 0)]
+)
+def test_the_first_start_says_that_it_compiles(done, trained, monkeypatch, backend, compiled, said):
+    monkeypatch.setattr(machine, "compiled", lambda: compiled)
+    quick = ("--threads", 1, "--backend", backend)
+    outs = [done("train", "data", "--out", "new", "--steps", 1, *quick)]
+    outs += [done("sample", "run", "--n", 1, "--steps", 1, *quick)]
+    assert [out.count("Compiling the kernels") for out in outs] == [said, said]
 
 
 def test_the_same_choices_give_the_same_run(done, data, tmp_path):

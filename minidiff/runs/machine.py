@@ -62,5 +62,5 @@ def describe() -> dict[str, Any]:
 
 
 def compiled() -> bool:
-    """Whether kernels of this state of the sources lie in the cache, so that a start need not compile them."""
-    return not jit.ENABLED or any(jit.cache_dir().rglob("*.nbi"))
+    """Whether the kernels of convolution, which take longest to compile, lie in the cache of these sources."""
+    return not jit.ENABLED or any(jit.cache_dir().rglob("conv.*.nbc"))

@@ -2,6 +2,7 @@
 
 import numba
 import numpy as np
+import own_process
 import pytest
 from against_torch import run_ours
 from kernel_cases import adamw, add, attend, concat, conv, embedding, grad_norm, norm, silu, sum_to, upsample
@@ -38,3 +39,38 @@ def test_results_do_not_depend_on_threads(case):
     for k, a in results[0].items():
         for again in results[1:]:
             np.testing.assert_array_equal(again[k], a, f"{case}: {k}")
+
+
+TRAINING = """
+import hashlib
+import numba
+import numpy as np
+from minidiff.diffusion.loss import training_loss
+from minidiff.diffusion.schedule import linear_schedule
+from minidiff.engine.optim import AdamW
+from minidiff.models.config import UNetConfig
+from minidiff.models.unet import UNet
+
+rng = np.random.default_rng(0)
+unet = UNet(UNetConfig(
+    sample_size=(14, 22), block_out_channels=(32, 48), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=8, attention_head_dim=8,
+), rng, "numba")
+optimizer = AdamW(unet.parameters(), lr=1e-3, ema=0.99)
+for step in range(3):
+    x0, eps = rng.standard_normal((2, 3, 14, 22, 3), dtype=np.float32)
+    optimizer.zero_grad()
+    loss = training_loss(unet, linear_schedule(), x0, rng.integers(0, 1000, 3), eps)
+    loss.backward()
+    optimizer.step()
+states = optimizer.p, optimizer.g, optimizer.m, optimizer.v, optimizer.ema
+print(numba.get_num_threads(), loss.numpy().tobytes().hex(), *(hashlib.sha256(a).hexdigest() for a in states))
+"""
+
+
+def test_training_does_not_depend_on_threads():
+    """Three steps of a U-Net whose lower level is 7 x 11, also with more threads than the machine has cores."""
+    threads, *states = zip(*(own_process.run(TRAINING, NUMBA_NUM_THREADS=n)[0].split() for n in "124"), strict=True)
+    assert threads == ("1", "2", "4")
+    for state in states:
+        assert len(set(state)) == 1

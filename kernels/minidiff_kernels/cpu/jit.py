@@ -3,16 +3,21 @@
 import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import config as _config
+from numba.core.caching import IndexDataCacheFile
+from numba.core.registry import cpu_target as _cpu_target
+from numba.core.serialize import loads
 
 config: Any = _config  # Numba makes its attributes as it reads the environment
+cpu_target: Any = _cpu_target  # and these as they are first asked for
 
 ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debuggers
 
@@ -38,23 +43,65 @@ def user_cache_dir() -> Path:
 
 
 @cache
+def target() -> tuple[str, str, str]:
+    """What Numba compiles for: the system, the name of the processor, and its features as "+avx,+avx2,-sse4a"."""
+    return cpu_target.target_context.codegen().magic_tuple()
+
+
+@cache
 def cache_dir() -> Path:
-    """Where compiled kernels are kept, one folder for every state of the sources.
+    """Where compiled kernels are kept, one folder for every state of the sources and every processor.
 
     Numba looks at the file of a function alone, and would run old code after an edit of a helper in another.
     """
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(repr((numba.__version__, target())).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     root = Path(config.CACHE_DIR) if config.CACHE_DIR else user_cache_dir() / "minidiff" / "kernels"
     return root / digest.hexdigest()[:16]
 
 
+@cache
+def _writable() -> bool:
+    """Whether compiled kernels can be kept; says so once if not."""
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache_dir()).close()
+    except OSError as error:
+        print(f"minidiff: compiled kernels are not kept: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+class _Entries(IndexDataCacheFile):
+    """One file for each function and its argument types, none that lists them.
+
+    Numba's list is a place where two processes can exchange the names of their files and then run the wrong code,
+    and a file that was cut short ends the program. Here a damaged file is as good as none.
+    """
+
+    def _file(self, key) -> Path:
+        number = int.from_bytes(hashlib.sha256(repr((self._source_stamp, key)).encode()).digest()[:8])
+        return Path(self._data_path(self._data_name(number)))
+
+    def load(self, key):
+        try:
+            content = self._file(key).read_bytes()
+        except OSError:
+            return None
+        digest, data = content[:32], content[32:]
+        return loads(data) if hashlib.sha256(data).digest() == digest else None
+
+    def save(self, key, data):
+        data = self._dump(data)
+        with suppress(OSError), self._open_for_write(self._file(key)) as file:  # a full disk costs time, no more
+            file.write(hashlib.sha256(data).digest() + data)
+
+
 @contextmanager
 def _cached_there():
     """Numba reads the place of its cache when a function is decorated."""
-    folder = str(cache_dir())
-    before, config.CACHE_DIR = config.CACHE_DIR, folder
+    before, config.CACHE_DIR = config.CACHE_DIR, str(cache_dir())
     try:
         yield
     finally:
@@ -67,8 +114,15 @@ def kernel(function: Callable) -> Callable[..., Any]:
     It keeps Python's lock: were it to let go of it at every launch, a second thread that prepares batches
     would make it wait up to 5 ms each time to have it back, a thousand times a step.
     """
-    with _cached_there():
-        return numba.njit(function, parallel=True, cache=True, fastmath=FAST, error_model="numpy")
+    compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy")
+    if ENABLED and _writable():
+        with _cached_there():
+            compiled.enable_caching()
+        files = compiled._cache
+        files._cache_file = _Entries(
+            files.cache_path, files._impl.filename_base, files._impl.locator.get_source_stamp()
+        )
+    return compiled
 
 
 def helper(function: Callable) -> Callable[..., Any]:

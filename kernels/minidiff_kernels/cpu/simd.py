@@ -8,24 +8,19 @@ product in this package, in convolution, linear layers and attention, is made of
 import operator
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from .jit import config, helper
+from .jit import helper, target
 
 
 def _lanes() -> int:
     """float32 numbers in a vector register: 16 with AVX-512, 8 with AVX, otherwise 4."""
-    if config.CPU_NAME:  # compiling for a named processor, not for this one
-        wide, middle = ("avx512", "znver4", "znver5"), ("haswell", "broadwell", "skylake", "znver")
-        name = config.CPU_NAME + (config.CPU_FEATURES or "")
-        return 16 if any(w in name for w in wide) else 8 if any(m in name for m in middle) else 4
-    features = llvm.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+    features = target()[2].split(",")
+    return 16 if "+avx512f" in features else 8 if "+avx" in features else 4
 
 
 _intrinsic: Any = intrinsic  # its result is called with one argument less than it is written with

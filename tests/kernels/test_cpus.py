@@ -1,0 +1,83 @@
+"""Kernels compiled for another processor than this one, with fewer numbers in a vector, compute the same."""
+
+import own_process
+import pytest
+
+# What Numba is told of a processor, and the lanes of its vectors.
+CPUS = [
+    pytest.param({"NUMBA_CPU_NAME": "generic"}, 4, id="generic"),
+    pytest.param({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"}, 8, id="haswell"),
+]
+
+CHECK = """
+from dataclasses import replace
+from against_torch import check
+from kernel_cases import attend, conv, norm
+from minidiff.engine.backend import get_backend
+from minidiff_kernels.cpu.simd import LANES
+
+def forward(case):
+    return replace(case, ours=lambda backend, dy, x, w, bias: {"y": backend.conv2d(x, w, bias, 1, SAME)})
+
+SAME = (1, 1, 1, 1)
+for case in CASES:
+    check(get_backend("numba"), case)
+print(LANES)
+"""
+
+FORWARD = """[
+    forward(conv((2, 9, 13, 32), (48, 3, 3, 32), pad=SAME)),  # Winograd's
+    forward(conv((2, 7, 5, 17), (19, 3, 3, 17), pad=SAME)),  # patches, and a channel that fills no vector
+]"""
+
+EVERY_WAY = """[
+    conv((2, 9, 13, 32), (48, 3, 3, 32), pad=SAME, add="residual"),
+    conv((1, 5, 6, 72), (40, 3, 3, 72), pad=(0, 2, 1, 0), bias=False),
+    conv((2, 7, 5, 17), (19, 3, 3, 17), pad=SAME, add="temb"),
+    conv((1, 16, 8, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1)),
+    conv((4, 3, 3, 33), (17, 1, 1, 33)),
+    attend(1, 130, 77, 2, 17),
+    attend(2, 64, 64, 1, 32),
+    norm((2, 5, 7, 24), 3, silu=True),
+    norm((2, 16, 16, 32), 8),
+]"""
+
+PLACE = "from minidiff_kernels.cpu import jit, simd\nprint(jit.cache_dir(), simd.LANES)"
+
+
+def lanes(cases, cpu):
+    """Check the cases in a process that compiles for that processor; what its vectors hold."""
+    return int(own_process.run(CHECK.replace("CASES", cases), **cpu)[0])
+
+
+@pytest.mark.parametrize(("cpu", "want"), CPUS)
+def test_conv_forward(cpu, want):
+    assert lanes(FORWARD, cpu) == want
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("cpu", "want"), CPUS)
+def test_every_way(cpu, want):
+    assert lanes(EVERY_WAY, cpu) == want
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        ({"NUMBA_CPU_NAME": "generic"}, 4),
+        ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}, 4),  # no feature is taken from a name
+        ({"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx,+avx512f"}, 16),
+        ({"NUMBA_CPU_FEATURES": "+avx,-avx512f"}, 8),
+        ({"NUMBA_CPU_FEATURES": "+avx2,+sse4.2"}, 4),
+    ],
+)
+def test_lanes_follow_from_the_features(settings, want):
+    assert own_process.run(PLACE, **settings)[0].split()[1] == str(want)
+
+
+def test_every_processor_has_a_cache_of_its_own():
+    """Else one could run the other's code, whose vectors have other lengths."""
+    settings = [{}, *(param.values[0] for param in CPUS), {"NUMBA_CPU_FEATURES": "+avx"}]
+    places = [own_process.run(PLACE, **changes)[0].split()[0] for changes in settings]
+    assert len(set(places)) == len(places)
+    assert own_process.run(PLACE)[0].split()[0] == places[0]
