@@ -14,7 +14,8 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, exp, load, maximum, product, product_transposed, round_up, store
+from .product import ROWS, product, product_transposed
+from .simd import LANES, exp, load, maximum, round_up, store
 
 MOST_VECTORS = 6  # of queries in a block: two tiles of the product wide
 SCORE_FLOATS = 64 * 1024  # scores of a block: 256 KB of the second-level cache
@@ -108,7 +109,7 @@ def _forward(q, k, v, o, lse, scratch, vectors):
     (N, T, heads, D), S = q.shape, k.shape[1]
     scale, one, block = np.float32(1 / np.sqrt(D)), np.float32(1), vectors * LANES
     high, deep = (S + ROWS - 1) // ROWS * ROWS, (D + ROWS - 1) // ROWS * ROWS
-    size = high * ((D + LANES - 1) // LANES * LANES)
+    size, tall = high * ((D + LANES - 1) // LANES * LANES), high * LANES
     # where things lie in scratch
     keys, values, queries, p = 0, size, 2 * size, 2 * size + block * D
     out = p + block * high
@@ -122,12 +123,11 @@ def _forward(q, k, v, o, lse, scratch, vectors):
             count = min(block, T - first)
             wide = (count + LANES - 1) // LANES
             _load_turned(q, n, h, first, count, scale, a, queries)
-            product(a, keys, high * LANES, a, queries, D * LANES, a, p, high * LANES, high, wide, D, True)
+            S_t = (a, p, LANES, tall)
+            product((a, keys, LANES, tall), (a, queries, LANES, D * LANES), S_t, high, wide, D, True)
             for i in range(wide):
                 _softmax(a, p + i * high * LANES, S, sums + i * LANES, largest + i * LANES)
-            product_transposed(
-                a, values, high * LANES, a, p, high * LANES, a, out, deep * LANES, deep, wide, S, True
-            )  # fmt: skip
+            product_transposed((a, values, LANES, tall), S_t, (a, out, LANES, deep * LANES), deep, wide, S, True)
             for r in range(count):
                 lse[n, h, first + r] = a[largest + r] + np.log(a[sums + r])
                 a[sums + r] = one / a[sums + r]
@@ -174,13 +174,14 @@ def _backward(inputs, lse, gradients, scratch, vectors):
                 for d in range(D):
                     total += do[n, first + r, h, d] * o[n, first + r, h, d]
                 a[delta + r], a[rows_lse + r] = total, lse[n, h, first + r]
-            product(a, keys, tall, a, queries_t, D * LANES, a, p, tall, high, wide, D, True)
-            product(a, values, tall, a, dout_t, D * LANES, a, ds, tall, high, wide, D, True)
+            K_, P, dS = (a, keys, LANES, tall), (a, p, LANES, tall), (a, ds, LANES, tall)
+            product(K_, (a, queries_t, LANES, D * LANES), P, high, wide, D, True)
+            product((a, values, LANES, tall), (a, dout_t, LANES, D * LANES), dS, high, wide, D, True)
             for i in range(wide):
                 _score_gradients(a, p + i * tall, ds + i * tall, S, rows_lse + i * LANES, delta + i * LANES)
-            product(a, p, tall, a, dout, block * LANES, a, dvalues, tall, high, V, count, fresh)
-            product(a, ds, tall, a, queries, block * LANES, a, dkeys, tall, high, V, count, fresh)
-            product_transposed(a, keys, tall, a, ds, tall, a, dqueries_t, deep * LANES, deep, wide, S, True)
+            product(P, (a, dout, LANES, block * LANES), (a, dvalues, LANES, tall), high, V, count, fresh)
+            product(dS, (a, queries, LANES, block * LANES), (a, dkeys, LANES, tall), high, V, count, fresh)
+            product_transposed(K_, dS, (a, dqueries_t, LANES, deep * LANES), deep, wide, S, True)
             for r in range(count):
                 a[delta + r] = scale
             _store_turned(dq, n, h, first, count, a, delta, a, dqueries_t, deep)

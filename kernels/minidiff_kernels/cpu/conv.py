@@ -18,11 +18,12 @@ from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from ..reference.conv import output_size
-from . import winograd
+from . import pointwise, winograd
 from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, ROWS, clear, load, prepare, product, product_transposed, round_up, store
+from .product import ROWS, product, product_transposed
+from .simd import LANES, clear, load, prepare, round_up, store
 
 PATCH_FLOATS = 96 * 1024  # a block's patches: 384 KB of a second-level cache of at least 512
 MOST_ROWS = 128
@@ -79,12 +80,15 @@ def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
     (O, KH, KW, C), (N, P, Q, _) = w_shape, dy.shape
     if winograd.fits(w_shape, stride, (P, Q)):
         return winograd.weight_gradient(dy, x, w_shape, (pad[0], pad[2])), sum_to(dy, (O,))
+    window = (KH, KW, stride, pad[0], pad[2])
+    if pointwise.fits(window, x.shape, (P, Q), O):
+        dw, dbias = pointwise.weight_gradient(dy, x)
+        return dw.reshape(w_shape), dbias
     pixels, threads, K = N * P * Q, get_num_threads(), KH * KW * C
     rows = _block_rows(pixels, K)
     chunks = min(CHUNKS, -(-pixels // rows))
     patches, errors = (empty((threads, -(-width // LANES), rows + 1, LANES)) for width in (K, O))
     parts, sums = empty((chunks, patches.shape[1], round_up(O, ROWS), LANES)), np.zeros((chunks, O), np.float32)
-    window = (KH, KW, stride, pad[0], pad[2])
     _multiply_chunks(dy.reshape(pixels, O), x, (P, Q), window, rows, parts, sums, patches, errors)
     dw = empty((O, K))
     _add_parts(parts, dw)
@@ -105,6 +109,8 @@ def _convolve(x, weights, bias, add, y, window):
     KH, KW, stride, top, left = window
     if winograd.fits((O, KH, KW, x.shape[3]), stride, (P, Q)):
         return winograd.convolve(x, weights, bias, add, y, (top, left))
+    if pointwise.fits(window, x.shape, (P, Q), O):
+        return pointwise.convolve(x, weights, bias, add, y)
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
     patches, out = empty((threads, -(-K // LANES), rows + 1, LANES)), empty((threads, V, rows + 1, LANES))
@@ -156,14 +162,15 @@ def _gather(x, flat, window, P, Q, first, rows, patches, panel):
 def _multiply_blocks(x, weights, bias, add, y, size, window, rows, patches, out):
     (pixels, O), (P, Q), (V, K, _) = y.shape, size, weights.shape
     every, flat, panel, whole = pixels // len(add), x.ravel(), (rows + 1) * LANES, O // LANES * LANES
-    flat_y, flat_add = y.ravel(), add.ravel()
+    flat_y, flat_add, flat_weights = y.ravel(), add.ravel(), weights.ravel()
     for b in prange((pixels + rows - 1) // rows):
         first = np.int64(b) * rows
         count = min(rows, pixels - first)
         seen, results = patches[get_thread_id()].ravel(), out[get_thread_id()].ravel()
         _gather(x, flat, window, P, Q, first, count, seen, panel)
         tall = (count + ROWS - 1) // ROWS * ROWS
-        product(seen, 0, panel, weights.ravel(), 0, K * LANES, results, 0, panel, tall, V, K, True)
+        A, B = (seen, 0, LANES, panel), (flat_weights, 0, LANES, K * LANES)
+        product(A, B, (results, 0, LANES, panel), tall, V, K, True)
         for r in range(count):
             pixel, row = (first + r) * O, (first + r if every == 1 else (first + r) // every) * O
             for o in range(0, whole, LANES):
@@ -191,7 +198,8 @@ def _multiply_chunks(dy, x, size, window, rows, parts, sums, patches, errors):
                 _put(flat_dy, (first + r) * O, O, error, r, 0, panel)
                 for o in range(O):
                     total[o] += dy[first + r, o]
-            product_transposed(error, 0, panel, seen, 0, panel, part, 0, tall * LANES, tall, V, count, b == start)
+            A, B = (error, 0, LANES, panel), (seen, 0, LANES, panel)
+            product_transposed(A, B, (part, 0, LANES, tall * LANES), tall, V, count, b == start)
 
 
 @kernel

@@ -1,8 +1,7 @@
-"""What has to be said to LLVM itself: a register-tiled matrix product, vectors as values, block copies, exp.
+"""What has to be said to LLVM itself: vectors as values, block copies, a word to the caches, exp.
 
-Numba turns a plain loop into vector code, but it cannot be told to hold a tile of results in registers, and
-that is what a fast matrix product is. So the innermost product is built as LLVM instructions here. Every
-product in this package, in convolution, linear layers and attention, is made of it.
+Numba turns a plain loop into vector code where it can. Where it cannot, a kernel takes whole vectors from here:
+LANES numbers that are loaded, multiplied, added and stored at once. How wide they are is the processor's matter.
 """
 
 import operator
@@ -25,149 +24,41 @@ def _lanes() -> int:
 
 _intrinsic: Any = intrinsic  # its result is called with one argument less than it is written with
 LANES = _lanes()
-ROWS = 8 if LANES == 16 else 4  # a tile is ROWS x up to 3 vectors: 24 of 32 registers, or 12 of 16
-K_CHUNK = 128  # terms summed in registers at a time
 
 _F32, _I64, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(8)
-_VECTOR = ir.VectorType(_F32, LANES)
+VECTOR = ir.VectorType(_F32, LANES)
 
 
-def _pointer(context, builder, array_type, array, offset):
+def address(context, builder, array_type, array, offset):
     """The address of element `offset` of a flat float32 array."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [offset])
 
 
-def _vector_at(builder, pointer):
-    return builder.bitcast(pointer, _VECTOR.as_pointer())
+def as_vector(builder, place):
+    """An address of a number as that of the vector that begins there."""
+    return builder.bitcast(place, VECTOR.as_pointer())
 
 
-def _splat(builder, scalar):
+def splat(builder, scalar):
     """A vector whose every lane is the scalar."""
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _fetch(builder, pointer, write: int, level: int) -> None:
+def fetch(builder, place, write: int, level: int) -> None:
     """Ask a cache (3: the first, 2: the second) for the line at an address, to read it soon or to write it."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[ir.IntType(32)] * 3])
-    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     is_data = 1
     hints = (ir.Constant(ir.IntType(32), n) for n in (write, level, is_data))
-    builder.call(fetch, [builder.bitcast(pointer, _BYTE.as_pointer()), *hints])
-
-
-def _tile(vectors: int, transposed: bool) -> Any:
-    """ROWS rows of a product in panels, `vectors` vectors wide; see `_product_of`. Put into C if fresh, else added.
-
-    All ROWS x vectors sums stay in registers while k runs. Each step loads `vectors` vectors of B, and ROWS numbers
-    of A that are broadcast; since a row or a column of a panel is a fixed distance away, no address is computed.
-    """
-
-    @intrinsic
-    def tile(typingctx, a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh, ahead):
-        signature = types.void(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh, ahead)
-        row, step = (1, LANES) if transposed else (LANES, 1)  # from one row of A to the next, and from k to k + 1
-
-        def generate(context, builder, signature, arguments):
-            a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, K, fresh, ahead = arguments
-            a = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[0], a, a0))
-            b = cgutils.alloca_once_value(builder, _pointer(context, builder, signature.args[3], b, b0))
-            c = _pointer(context, builder, signature.args[6], c, c0)
-            multiply_add = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{LANES}f32"
-            )  # one instruction where the machine has it, two where not; llvm.fma would call libm there
-            cells = [(m, v) for m in range(ROWS) for v in range(vectors)]
-            sums = {cell: cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES)) for cell in cells}
-
-            def at(pointer, v, panel, offset):
-                """The vector `offset` numbers on, in the v-th panel from here."""
-                along = builder.add(builder.mul(panel, ir.Constant(_I64, v)), ir.Constant(_I64, offset))
-                return _vector_at(builder, builder.gep(pointer, [along]))
-
-            def add_terms(count):
-                with cgutils.for_range(builder, count):
-                    a_k, b_k = builder.load(a), builder.load(b)
-                    columns = [builder.load(at(b_k, v, b_panel, 0), align=4) for v in range(vectors)]
-                    _fetch(builder, builder.gep(b_k, [ahead]), write=0, level=2)
-                    for m in range(ROWS):
-                        number = _splat(builder, builder.load(builder.gep(a_k, [ir.Constant(_I64, m * row)])))
-                        for v in range(vectors):
-                            total = builder.call(multiply_add, [number, columns[v], builder.load(sums[m, v])])
-                            builder.store(total, sums[m, v])
-                    builder.store(builder.gep(a_k, [ir.Constant(_I64, step)]), a)
-                    builder.store(builder.gep(b_k, [ir.Constant(_I64, LANES)]), b)
-
-            lanes = ir.Constant(_I64, LANES)
-            if transposed:
-                add_terms(K)
-            else:
-                to_next = builder.sub(a_panel, lanes)
-                with cgutils.for_range(builder, builder.sdiv(K, lanes)):
-                    add_terms(lanes)
-                    builder.store(builder.gep(builder.load(a), [to_next]), a)
-                add_terms(builder.srem(K, lanes))
-            places = {(m, v): at(c, v, c_panel, m * LANES) for m, v in cells}
-            with builder.if_else(context.is_true(builder, types.boolean, fresh)) as (put, add):
-                with put:
-                    for cell, place in places.items():
-                        builder.store(builder.load(sums[cell]), place, align=4)
-                with add:
-                    for cell, place in places.items():
-                        total = builder.fadd(builder.load(place, align=4), builder.load(sums[cell]))
-                        builder.store(total, place, align=4)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return tile
+    builder.call(function, [builder.bitcast(place, _BYTE.as_pointer()), *hints])
 
 
 def round_up(n: int, multiple: int = LANES) -> int:
     """The least multiple of `multiple` that is not below n: scratch is laid out in whole vectors and tiles."""
     return -(-n // multiple) * multiple
-
-
-def _product_of(transposed: bool):
-    tile1, tile2, tile3 = (_tile(vectors, transposed) for vectors in (1, 2, 3))
-
-    @helper
-    def product(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, M, V, K, fresh):
-        for k in range(0, K, K_CHUNK):
-            terms, first = min(K_CHUNK, K - k), fresh and k == 0
-            v = 0
-            while v < V:
-                width = 1 if V - v == 1 else 2 if V - v in (2, 4) else 3
-                for m in range(0, M, ROWS):
-                    if transposed:
-                        i = a0 + m // LANES * a_panel + m % LANES + k * LANES
-                    else:
-                        i = a0 + k // LANES * a_panel + m * LANES
-                    j, o = b0 + v * b_panel + k * LANES, c0 + v * c_panel + m * LANES
-                    ahead = (width + m // ROWS) * b_panel if m // ROWS < width else 0
-                    if width == 3:
-                        tile3(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first, ahead)
-                    elif width == 2:
-                        tile2(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first, ahead)
-                    else:
-                        tile1(a, i, a_panel, b, j, b_panel, c, o, c_panel, terms, first, ahead)
-                v += width
-
-    return product
-
-
-# C = A B, or A^T B, or added to what C holds (fresh = False). A matrix of R rows lies in panels, LANES columns wide:
-# (columns / LANES, R, LANES), so that a vector of columns is one load and the rows of a panel follow each other.
-#
-#     product(a, a0, a_panel, b, b0, b_panel, c, c0, c_panel, M, V, K, fresh)
-#
-# a, b, c are flat arrays; a0, b0, c0 where the matrices begin; a_panel, b_panel, c_panel how far it is from one panel
-# to the next. M: rows of C, a multiple of ROWS; V: panels of C; K: terms of the sum. A is (M, K), transposed (K, M).
-# K_CHUNK terms are summed at a time and then added: rounding errors grow with the number of chunks, not of terms,
-# and a strip of B three vectors wide stays in the first-level cache while all rows pass by.
-product = _product_of(transposed=False)
-product_transposed = _product_of(transposed=True)
 
 
 class Vector(types.Type):
@@ -183,7 +74,7 @@ _vector_type = Vector()
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, numba_type):
-        super().__init__(manager, numba_type, _VECTOR)
+        super().__init__(manager, numba_type, VECTOR)
 
 
 @_intrinsic
@@ -192,8 +83,8 @@ def load(typingctx, array, i):
     signature = _vector_type(array, i)
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], *arguments)
-        return builder.load(_vector_at(builder, pointer), align=4)
+        start = address(context, builder, signature.args[0], *arguments)
+        return builder.load(as_vector(builder, start), align=4)
 
     return signature, generate
 
@@ -205,8 +96,8 @@ def store(typingctx, array, i, vector):
 
     def generate(context, builder, signature, arguments):
         array, i, vector = arguments
-        pointer = _pointer(context, builder, signature.args[0], array, i)
-        builder.store(vector, _vector_at(builder, pointer), align=4)
+        place = address(context, builder, signature.args[0], array, i)
+        builder.store(vector, as_vector(builder, place), align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -218,7 +109,7 @@ def prepare(typingctx, array, i):
     signature = types.void(array, i)
 
     def generate(context, builder, signature, arguments):
-        _fetch(builder, _pointer(context, builder, signature.args[0], *arguments), write=1, level=3)
+        fetch(builder, address(context, builder, signature.args[0], *arguments), write=1, level=3)
         return context.get_dummy_value()
 
     return signature, generate
@@ -231,7 +122,7 @@ def _arithmetic(operation, instruction: str) -> None:
     def compute(typingctx, a, b):
         def generate(context, builder, signature, arguments):
             a, b = (
-                value if kind == _vector_type else _splat(builder, context.cast(builder, value, kind, types.float32))
+                value if kind == _vector_type else splat(builder, context.cast(builder, value, kind, types.float32))
                 for value, kind in zip(arguments, signature.args, strict=True)
             )
             return getattr(builder, instruction)(a, b, flags=("reassoc", "contract", "arcp", "nsz"))
@@ -257,8 +148,8 @@ def copy(typingctx, to, to0, source, source0, n):
 
     def generate(context, builder, signature, arguments):
         to, to0, source, source0, n = arguments
-        destination = _pointer(context, builder, signature.args[0], to, to0)
-        origin = _pointer(context, builder, signature.args[2], source, source0)
+        destination = address(context, builder, signature.args[0], to, to0)
+        origin = address(context, builder, signature.args[2], source, source0)
         cgutils.raw_memcpy(builder, destination, origin, n, 4)
         return context.get_dummy_value()
 
@@ -272,7 +163,7 @@ def clear(typingctx, to, to0, n):
 
     def generate(context, builder, signature, arguments):
         to, to0, n = arguments
-        destination = _pointer(context, builder, signature.args[0], to, to0)
+        destination = address(context, builder, signature.args[0], to, to0)
         cgutils.memset(builder, destination, builder.mul(n, ir.Constant(_I64, 4)), 0)
         return context.get_dummy_value()
 
@@ -281,18 +172,18 @@ def clear(typingctx, to, to0, n):
 
 def _like(kind) -> ir.Type:
     """The LLVM type of a Vector or of a float32."""
-    return _VECTOR if kind == _vector_type else _F32
+    return VECTOR if kind == _vector_type else _F32
 
 
 def _constant(kind, value: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [value] * LANES) if kind == _vector_type else ir.Constant(_F32, value)
+    return ir.Constant(VECTOR, [value] * LANES) if kind == _vector_type else ir.Constant(_F32, value)
 
 
 @_intrinsic
 def _floor(typingctx, x):
     def generate(context, builder, signature, arguments):
         kind = _like(signature.args[0])
-        name = f"llvm.floor.v{LANES}f32" if kind == _VECTOR else "llvm.floor.f32"
+        name = f"llvm.floor.v{LANES}f32" if kind == VECTOR else "llvm.floor.f32"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
         return builder.call(function, arguments)
 

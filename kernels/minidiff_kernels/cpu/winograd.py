@@ -21,7 +21,8 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
 from .memory import empty
-from .simd import K_CHUNK, LANES, ROWS, clear, copy, load, prepare, product, product_transposed, round_up, store
+from .product import K_CHUNK, ROWS, product, product_transposed
+from .simd import LANES, clear, copy, load, prepare, round_up, store
 
 SCRATCH_FLOATS = 160 * 1024  # transformed tiles of one thread: 640 KB of a second-level cache of at least 1 MB
 MOST_TILES = 48
@@ -255,7 +256,8 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
         tall = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
             seen, weights, out = (i + 1) * plane, i * V * K * LANES, i * plane
-            product(scratch, seen, panel, U, weights, K * LANES, scratch, out, panel, tall, V, K, True)
+            A, B = (scratch, seen, LANES, panel), (U, weights, LANES, K * LANES)
+            product(A, B, (scratch, out, LANES, panel), tall, V, K, True)
         for t in range(count):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
@@ -306,11 +308,12 @@ def _multiply_block(seen, errors, count, dU, fresh):
     """dU[(i, j), c, o] = or += the sum over tiles of errors[(i, j), o, tile] seen[(i, j), c, tile]."""
     _, V, O, _ = dU.shape
     panels, panel = O // LANES, seen.shape[1] * LANES
-    a, b, c = errors.ravel(), seen.ravel(), dU.ravel()
+    errors, seen, dU = errors.ravel(), seen.ravel(), dU.ravel()
     for task in prange(36 * panels):
         i, o = divmod(np.int64(task), panels)
-        here, there, out = task * panel, i * V * panel, (i * V * O + o * LANES) * LANES
-        product_transposed(a, here, panel, b, there, panel, c, out, O * LANES, LANES, V, count, fresh)
+        A, B = (errors, task * panel, LANES, panel), (seen, i * V * panel, LANES, panel)
+        C = (dU, (i * V * O + o * LANES) * LANES, LANES, O * LANES)
+        product_transposed(A, B, C, LANES, V, count, fresh)
 
 
 @kernel
