@@ -15,7 +15,7 @@ from numba.np.ufunc.parallel import get_thread_id
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
-from .simd import LANES, exp, load, maximum, round_up, store
+from .simd import LANES, exp, load, maximum, round_up, store, turn, turn_back
 
 MOST_VECTORS = 6  # of queries in a block: two tiles of the product wide
 SCORE_FLOATS = 64 * 1024  # scores of a block: 256 KB of the second-level cache
@@ -48,107 +48,95 @@ def _vectors(T, keys):
 
 
 @helper
-def _load(x, n, h, first, count, scale, to, to0, rows):
-    """Rows first, first + 1, ... of a head, times scale, into panels (D / LANES, rows, LANES)."""
+def _load(x, n, h, first, count, to, to0, rows):
+    """Rows first, first + 1, ... of a head into panels (D / LANES, rows, LANES)."""
     _, T, heads, D = x.shape
-    flat = x.ravel()
+    flat, whole = x.ravel(), D // LANES * LANES
     for r in range(count):
         start = ((n * T + first + r) * heads + h) * D
-        for d in range(0, D // LANES * LANES, LANES):
-            store(to, to0 + d * rows + r * LANES, load(flat, start + d) * scale)
-        for d in range(D // LANES * LANES, D):
-            to[to0 + d // LANES * LANES * rows + r * LANES + d % LANES] = flat[start + d] * scale
+        for d in range(0, whole, LANES):
+            store(to, to0 + d * rows + r * LANES, load(flat, start + d))
+        for d in range(whole, D):
+            to[to0 + whole * rows + r * LANES + d - whole] = flat[start + d]
 
 
 @helper
 def _store(x, n, h, source, source0, rows):
     """The way back: panels (D / LANES, rows, LANES) into all rows of a head."""
     _, T, heads, D = x.shape
+    flat, whole = x.ravel(), D // LANES * LANES
     for r in range(T):
-        for d in range(D):
-            x[n, r, h, d] = source[source0 + d // LANES * LANES * rows + r * LANES + d % LANES]
+        start = ((n * T + r) * heads + h) * D
+        for d in range(0, whole, LANES):
+            store(flat, start + d, load(source, source0 + d * rows + r * LANES))
+        for d in range(whole, D):
+            flat[start + d] = source[source0 + whole * rows + r * LANES + d - whole]
 
 
 @helper
-def _load_turned(x, n, h, first, count, scale, to, to0):
-    """The same rows as columns, side by side: panels (rows / LANES, D, LANES)."""
-    D = x.shape[3]
-    for r in range(count):
-        at = to0 + r // LANES * LANES * D + r % LANES
-        for d in range(D):
-            to[at + d * LANES] = x[n, first + r, h, d] * scale
-
-
-@helper
-def _store_turned(x, n, h, first, count, scales, scales0, source, source0, rows):
-    """Columns of panels (count / LANES, rows, LANES), each times its scale, into rows of a head."""
-    D = x.shape[3]
-    for r in range(count):
-        at, scale = source0 + r // LANES * LANES * rows + r % LANES, scales[scales0 + r]
-        for d in range(D):
-            x[n, first + r, h, d] = source[at + d * LANES] * scale
-
-
-@helper
-def _softmax(a, at, S, sums, largest):
-    """s <- exp(s - the largest) for LANES queries, whose scores begin at a[at]; their sums and the largest."""
+def _softmax(a, at, S, scale, rescale, largest):
+    """s <- exp(scale (s - the largest)) for LANES queries, whose scores begin at a[at]; 1 / their sum; the largest."""
     most = load(a, at)
     for s in range(1, S):
         most = maximum(most, load(a, at + s * LANES))
     total = most * np.float32(0)
     for s in range(S):
-        e = exp(load(a, at + s * LANES) - most)
+        e = exp((load(a, at + s * LANES) - most) * scale)
         store(a, at + s * LANES, e)
         total = total + e
-    store(a, sums, total)
-    store(a, largest, most)
+    store(a, rescale, np.float32(1) / total)
+    store(a, largest, most * scale)
 
 
 @kernel
 def _forward(q, k, v, o, lse, scratch, vectors):
     (N, T, heads, D), S = q.shape, k.shape[1]
-    scale, one, block = np.float32(1 / np.sqrt(D)), np.float32(1), vectors * LANES
+    scale, block, row = np.float32(1 / np.sqrt(D)), vectors * LANES, heads * D
     high, deep = (S + ROWS - 1) // ROWS * ROWS, (D + ROWS - 1) // ROWS * ROWS
     size, tall = high * ((D + LANES - 1) // LANES * LANES), high * LANES
     # where things lie in scratch
     keys, values, queries, p = 0, size, 2 * size, 2 * size + block * D
     out = p + block * high
-    sums, largest = out + block * deep, queries  # the queries are not needed any more by then
+    rescale, largest = out + block * deep, queries  # the queries are not needed any more by then
+    flat_q, flat_o = q.ravel(), o.ravel()
     for task in prange(N * heads):
         n, h = divmod(np.int64(task), heads)  # an unsigned index would turn the division into floats
         a = scratch[get_thread_id()]
-        _load(k, n, h, 0, S, one, a, keys, high)
-        _load(v, n, h, 0, S, one, a, values, high)
+        _load(k, n, h, 0, S, a, keys, high)
+        _load(v, n, h, 0, S, a, values, high)
         for first in range(0, T, block):
-            count = min(block, T - first)
+            count, start = min(block, T - first), ((n * T + first) * heads + h) * D
             wide = (count + LANES - 1) // LANES
-            _load_turned(q, n, h, first, count, scale, a, queries)
+            turn(flat_q, start, row, count, D, a, queries, D * LANES)
             S_t = (a, p, LANES, tall)
             product((a, keys, LANES, tall), (a, queries, LANES, D * LANES), S_t, high, wide, D, True)
             for i in range(wide):
-                _softmax(a, p + i * high * LANES, S, sums + i * LANES, largest + i * LANES)
+                _softmax(a, p + i * tall, S, scale, rescale + i * LANES, largest + i * LANES)
             product_transposed((a, values, LANES, tall), S_t, (a, out, LANES, deep * LANES), deep, wide, S, True)
+            for i in range(wide):
+                for d in range(D):
+                    at = out + (i * deep + d) * LANES
+                    store(a, at, load(a, at) * load(a, rescale + i * LANES))
+            turn_back(a, out, deep * LANES, count, D, flat_o, start, row)
             for r in range(count):
-                lse[n, h, first + r] = a[largest + r] + np.log(a[sums + r])
-                a[sums + r] = one / a[sums + r]
-            _store_turned(o, n, h, first, count, a, sums, a, out, deep)
+                lse[n, h, first + r] = a[largest + r] - np.log(a[rescale + r])
 
 
 @helper
-def _score_gradients(a, p, ds, S, lse, delta):
-    """For LANES queries: p <- probabilities from scores, ds <- p (dp - do . o), where dp lies; see the reference."""
+def _score_gradients(a, p, ds, S, scale, lse, delta):
+    """For LANES queries: p <- probabilities, from scores; ds <- scale p (dp - do . o), from dp; see the reference."""
     own_lse, own_delta = load(a, lse), load(a, delta)
     for s in range(0, S * LANES, LANES):
-        probability = exp(load(a, p + s) - own_lse)
+        probability = exp(load(a, p + s) * scale - own_lse)
         store(a, p + s, probability)
-        store(a, ds + s, probability * (load(a, ds + s) - own_delta))
+        store(a, ds + s, probability * (load(a, ds + s) - own_delta) * scale)
 
 
 @kernel
 def _backward(inputs, lse, gradients, scratch, vectors):
     (do, q, k, v, o), (dq, dk, dv) = inputs, gradients
     (N, T, heads, D), S = q.shape, k.shape[1]
-    scale, one, block = np.float32(1 / np.sqrt(D)), np.float32(1), vectors * LANES
+    scale, block, row = np.float32(1 / np.sqrt(D)), vectors * LANES, heads * D
     high, deep = (S + ROWS - 1) // ROWS * ROWS, (D + ROWS - 1) // ROWS * ROWS
     V = (D + LANES - 1) // LANES
     size, some, tall = high * V * LANES, block * V * LANES, high * LANES
@@ -157,33 +145,32 @@ def _backward(inputs, lse, gradients, scratch, vectors):
     dout, queries_t, dout_t, dqueries_t = queries + some, queries + 2 * some, queries + 3 * some, queries + 4 * some
     p = queries + 5 * some
     ds, rows_lse, delta = p + block * high, p + 2 * block * high, p + 2 * block * high + block
+    flat_q, flat_do, flat_dq = q.ravel(), do.ravel(), dq.ravel()
     for task in prange(N * heads):
         n, h = divmod(np.int64(task), heads)  # an unsigned index would turn the division into floats
         a = scratch[get_thread_id()]
-        _load(k, n, h, 0, S, one, a, keys, high)
-        _load(v, n, h, 0, S, one, a, values, high)
+        K, P, dS = (a, keys, LANES, tall), (a, p, LANES, tall), (a, ds, LANES, tall)
+        _load(k, n, h, 0, S, a, keys, high)
+        _load(v, n, h, 0, S, a, values, high)
         for first in range(0, T, block):
-            count, fresh = min(block, T - first), first == 0
+            count, fresh, start = min(block, T - first), first == 0, ((n * T + first) * heads + h) * D
             wide = (count + LANES - 1) // LANES
-            _load(q, n, h, first, count, scale, a, queries, block)
-            _load(do, n, h, first, count, one, a, dout, block)
-            _load_turned(q, n, h, first, count, scale, a, queries_t)
-            _load_turned(do, n, h, first, count, one, a, dout_t)
+            _load(q, n, h, first, count, a, queries, block)
+            _load(do, n, h, first, count, a, dout, block)
+            turn(flat_q, start, row, count, D, a, queries_t, D * LANES)
+            turn(flat_do, start, row, count, D, a, dout_t, D * LANES)
             for r in range(count):
                 total = np.float32(0)
                 for d in range(D):
                     total += do[n, first + r, h, d] * o[n, first + r, h, d]
                 a[delta + r], a[rows_lse + r] = total, lse[n, h, first + r]
-            K_, P, dS = (a, keys, LANES, tall), (a, p, LANES, tall), (a, ds, LANES, tall)
-            product(K_, (a, queries_t, LANES, D * LANES), P, high, wide, D, True)
+            product(K, (a, queries_t, LANES, D * LANES), P, high, wide, D, True)
             product((a, values, LANES, tall), (a, dout_t, LANES, D * LANES), dS, high, wide, D, True)
             for i in range(wide):
-                _score_gradients(a, p + i * tall, ds + i * tall, S, rows_lse + i * LANES, delta + i * LANES)
+                _score_gradients(a, p + i * tall, ds + i * tall, S, scale, rows_lse + i * LANES, delta + i * LANES)
             product(P, (a, dout, LANES, block * LANES), (a, dvalues, LANES, tall), high, V, count, fresh)
             product(dS, (a, queries, LANES, block * LANES), (a, dkeys, LANES, tall), high, V, count, fresh)
-            product_transposed(K_, dS, (a, dqueries_t, LANES, deep * LANES), deep, wide, S, True)
-            for r in range(count):
-                a[delta + r] = scale
-            _store_turned(dq, n, h, first, count, a, delta, a, dqueries_t, deep)
+            product_transposed(K, dS, (a, dqueries_t, LANES, deep * LANES), deep, wide, S, True)
+            turn_back(a, dqueries_t, deep * LANES, count, D, flat_dq, start, row)
         _store(dk, n, h, a, dkeys, high)
         _store(dv, n, h, a, dvalues, high)

@@ -23,7 +23,7 @@ from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
-from .simd import LANES, clear, load, prepare, round_up, store
+from .simd import LANES, clear, load, prepare, round_up, store, turn
 
 PATCH_FLOATS = 96 * 1024  # a block's patches: 384 KB of a second-level cache of at least 512
 MOST_ROWS = 128
@@ -216,13 +216,13 @@ def _add_parts(parts, dw):
 @kernel
 def _pack(w, panels):
     """panels[v, k, l] = w[v LANES + l, k], zero beyond the last output channel; w (O, K)."""
-    O, K = w.shape
-    V = len(panels)
+    (O, K), V = w.shape, len(panels)
+    flat, out = w.ravel(), panels.ravel()
     for v in prange(V):
-        for lane in range(LANES):
-            o = v * LANES + lane
-            for k in range(K):
-                panels[v, k, lane] = w[o, k] if o < O else np.float32(0)
+        first = np.int64(v) * LANES
+        if first + LANES > O:
+            clear(out, first * K, LANES * K)
+        turn(flat, first * K, K, min(LANES, O - first), K, out, first * K, LANES * K)
 
 
 @kernel
@@ -230,10 +230,14 @@ def _pack_flipped(w, panels):
     """The weights turned round, for the input gradient: row (i, j, o) holds w[o, KH-1-i, KW-1-j, :]."""
     O, KH, KW, C = w.shape
     V = len(panels)
+    flat, out, whole = w.ravel(), panels.ravel(), C // LANES
     for task in prange(V * KH * KW):
         v, tap = divmod(np.int64(task), KH * KW)
-        i, j = divmod(tap, KW)
+        source, to = (KH * KW - 1 - tap) * C + v * LANES, (v * KH * KW + tap) * O * LANES
         for o in range(O):
-            for lane in range(LANES):
-                c = v * LANES + lane
-                panels[v, tap * O + o, lane] = w[o, KH - 1 - i, KW - 1 - j, c] if c < C else np.float32(0)
+            if v < whole:
+                store(out, to + o * LANES, load(flat, o * KH * KW * C + source))
+            else:
+                for lane in range(LANES):
+                    inside = v * LANES + lane < C
+                    out[to + o * LANES + lane] = flat[o * KH * KW * C + source + lane] if inside else np.float32(0)

@@ -170,6 +170,64 @@ def clear(typingctx, to, to0, n):
     return signature, generate
 
 
+@_intrinsic
+def _turn_square(typingctx, source, s, row, to, t, to_row):
+    """to[t + j to_row + i] = source[s + i row + j], for i, j < LANES.
+
+    Vector i and vector i + LANES / 2 are dealt into one another, number by number; after log2 LANES rounds of it
+    rows have become columns.
+    """
+    signature = types.void(source, s, row, to, t, to_row)
+
+    def generate(context, builder, signature, arguments):
+        source, s, row, to, t, to_row = arguments
+        start = address(context, builder, signature.args[0], source, s)
+        end = address(context, builder, signature.args[3], to, t)
+
+        def place(start, row, i):
+            return as_vector(builder, builder.gep(start, [builder.mul(row, ir.Constant(_I64, i))]))
+
+        def deal(a, b, first):
+            order = [lane + half * LANES for lane in range(first, first + LANES // 2) for half in (0, 1)]
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
+
+        rows = [builder.load(place(start, row, i), align=4) for i in range(LANES)]
+        for _ in range(LANES.bit_length() - 1):
+            pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
+            rows = [deal(a, b, first) for a, b in pairs for first in (0, LANES // 2)]
+        for i, vector in enumerate(rows):
+            builder.store(vector, place(end, to_row, i), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@helper
+def turn(source, s, row, rows, columns, to, t, panel):
+    """Put a matrix on its side, into panels: to[t + i // LANES panel + j LANES + i % LANES] = source[s + i row + j]."""
+    for i in range(0, rows, LANES):
+        whole = columns // LANES * LANES if i + LANES <= rows else 0
+        here, there = s + i * row, t + i // LANES * panel
+        for j in range(0, whole, LANES):
+            _turn_square(source, here + j, row, to, there + j * LANES, LANES)
+        for j in range(whole, columns):
+            for lane in range(min(LANES, rows - i)):
+                to[there + j * LANES + lane] = source[here + lane * row + j]
+
+
+@helper
+def turn_back(source, s, panel, rows, columns, to, t, row):
+    """The way back: to[t + i row + j] = source[s + i // LANES panel + j LANES + i % LANES]."""
+    for i in range(0, rows, LANES):
+        whole = columns // LANES * LANES if i + LANES <= rows else 0
+        here, there = s + i // LANES * panel, t + i * row
+        for j in range(0, whole, LANES):
+            _turn_square(source, here + j * LANES, LANES, to, there + j, row)
+        for j in range(whole, columns):
+            for lane in range(min(LANES, rows - i)):
+                to[there + lane * row + j] = source[here + j * LANES + lane]
+
+
 def _like(kind) -> ir.Type:
     """The LLVM type of a Vector or of a float32."""
     return VECTOR if kind == _vector_type else _F32
