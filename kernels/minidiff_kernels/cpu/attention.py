@@ -12,10 +12,11 @@ import numpy as np
 from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
+from .exponential import exp, maximum
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
-from .simd import LANES, exp, load, maximum, round_up, store, turn, turn_back
+from .simd import LANES, load, round_up, store, turn, turn_back
 
 MOST_VECTORS = 6  # of queries in a block: two tiles of the product wide
 SCORE_FLOATS = 64 * 1024  # scores of a block: 256 KB of the second-level cache

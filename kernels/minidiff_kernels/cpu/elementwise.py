@@ -5,9 +5,9 @@ from math import prod
 import numpy as np
 from numba import prange
 
+from .exponential import sigmoid
 from .jit import kernel
 from .memory import empty
-from .simd import sigmoid
 
 CHUNK = 64  # positions summed in float32 before they join a float64 total
 

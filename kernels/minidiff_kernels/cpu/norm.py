@@ -1,18 +1,24 @@
 """Group normalisation with SiLU, one picture a thread: statistics, then everything else in one more pass.
 
-Channels lie side by side in memory, so every inner loop runs over channels and sums are kept per channel;
+Channels lie side by side in memory, so a vector is LANES channels of one position and sums are kept per channel;
 groups are formed from C sums at the end. A picture of 32 x 32 x 64 is 256 KB: the second pass finds it in the
-second-level cache. Sums run in float32 over CHUNK positions, and in float64 over chunks.
+second-level cache, and asks it for the next picture meanwhile. Sums run in float32 over CHUNK positions, and in
+float64 over chunks.
+
+Helpers work on channels `first` to `last`: on LANES of them at a time, or on one, where C is no multiple of LANES and
+some are left. Which of the two, the argument `zero` tells: a vector of zeros, or the number.
 """
 
 import numpy as np
 from numba import prange
 
+from .exponential import sigmoid
 from .jit import helper, kernel
 from .memory import empty
-from .simd import sigmoid
+from .simd import LANES, expect, put, take, zeros
 
-CHUNK = 64
+CHUNK = 16
+zero = np.float32(0)
 
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
@@ -34,31 +40,41 @@ def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
 
 
 @helper
-def _mean_and_rstd(x, eps, mean, rstd):
-    """Of one picture x (S, C), for every group, in two passes: E[(x - mean)^2] does not cancel."""
-    (S, C), G = x.shape, len(mean)
-    width = C // G
-    centre, part = np.zeros(C, np.float32), np.empty(C, np.float32)
-    for moment in range(2):
+def _sum_rows(x, at, rows, first, last, step, centre, squared, part, zero):
+    """part = the sum over rows, from x[at] on, of x - centre or of its square."""
+    C = len(centre)
+    for c in range(first, last, step):
+        total, middle = zero, take(centre, c, zero)
+        for i in range(at + c, at + rows * C, C):
+            off = take(x, i, zero) - middle
+            total = total + (off * off if squared else off)
+        put(part, c, total)
+
+
+@helper
+def _mean_and_rstd(x, start, S, eps, mean, rstd, centre):
+    """Of the picture (S, C) at x[start], for every group, in two passes: E[(x - mean)^2] does not cancel.
+
+    centre (C,) becomes the mean of each channel's group.
+    """
+    C, G = len(centre), len(mean)
+    width, whole, part = C // G, C // LANES * LANES, np.empty(C, np.float32)
+    centre[:] = 0
+    for squared in (False, True):
         total = np.zeros(C)
-        for start in range(0, S, CHUNK):
-            part[:] = 0
-            for s in range(start, min(start + CHUNK, S)):
-                if moment == 0:
-                    for c in range(C):
-                        part[c] += x[s, c]
-                else:
-                    for c in range(C):
-                        part[c] += (x[s, c] - centre[c]) * (x[s, c] - centre[c])
+        for s in range(0, S, CHUNK):
+            at, rows = start + s * C, min(CHUNK, S - s)
+            _sum_rows(x, at, rows, 0, whole, LANES, centre, squared, part, zeros())
+            _sum_rows(x, at, rows, whole, C, 1, centre, squared, part, zero)
             for c in range(C):
                 total[c] += part[c]
         for g in range(G):
             average = total[g * width : (g + 1) * width].sum() / (S * width)
-            if moment == 0:
+            if squared:
+                rstd[g] = 1 / np.sqrt(average + eps)
+            else:
                 mean[g] = average
                 centre[g * width : (g + 1) * width] = mean[g]
-            else:
-                rstd[g] = 1 / np.sqrt(average + eps)
 
 
 @helper
@@ -70,67 +86,85 @@ def _by_channel(group_values, C):
     return values
 
 
+@helper
+def _normalise(x, y, start, S, first, last, step, centre, scale, bias, silu, zero):
+    """y = z, or silu(z), where z = (x - centre) scale + bias, of the picture (S, C) at x[start]."""
+    C = len(centre)
+    for at in range(start, start + S * C, C):
+        for c in range(first, last, step):
+            expect(x, at + c + S * C)
+            z = (take(x, at + c, zero) - take(centre, c, zero)) * take(scale, c, zero) + take(bias, c, zero)
+            put(y, at + c, z * sigmoid(z) if silu else z)
+
+
 @kernel
 def _forward(x, weight, bias, eps, silu, y, mean, rstd):
     N, S, C = x.shape
+    x, y, whole = x.ravel(), y.ravel(), C // LANES * LANES
     for n in prange(N):
-        _mean_and_rstd(x[n], eps, mean[n], rstd[n])
-        centre, scale = _by_channel(mean[n], C), _by_channel(rstd[n], C) * weight
-        for s in range(S):
+        start, centre = np.int64(n) * S * C, np.empty(C, np.float32)
+        _mean_and_rstd(x, start, S, eps, mean[n], rstd[n], centre)
+        scale = _by_channel(rstd[n], C) * weight
+        _normalise(x, y, start, S, 0, whole, LANES, centre, scale, bias, silu, zeros())
+        _normalise(x, y, start, S, whole, C, 1, centre, scale, bias, silu, zero)
+
+
+@helper
+def _dz(dy, x, dz, at, rows, first, last, step, centre, scale, weight, bias, silu, part, part_x, zero):
+    """dz, the gradient of z in y = silu(z), z = xhat weight + bias; its sums over rows, alone and times xhat."""
+    C, one = len(centre), np.float32(1)
+    for c in range(first, last, step):
+        middle, rstd = take(centre, c, zero), take(scale, c, zero)
+        gain, shift = take(weight, c, zero), take(bias, c, zero)
+        total, total_x = zero, zero
+        for i in range(at + c, at + rows * C, C):
+            xhat, gradient = (take(x, i, zero) - middle) * rstd, take(dy, i, zero)
             if silu:
-                for c in range(C):
-                    z = (x[n, s, c] - centre[c]) * scale[c] + bias[c]
-                    y[n, s, c] = z * sigmoid(z)
-            else:
-                for c in range(C):
-                    y[n, s, c] = (x[n, s, c] - centre[c]) * scale[c] + bias[c]
+                z = xhat * gain + shift
+                sig = sigmoid(z)
+                gradient = gradient * sig * (one + z * (one - sig))
+            put(dz, i, gradient)
+            total, total_x = total + gradient, total_x + gradient * xhat
+        put(part, c, total)
+        put(part_x, c, total_x)
+
+
+@helper
+def _dx(dy, x, dx, start, S, first, last, step, centre, scale, weight, mean_g, mean_gx, zero):
+    """dx = rstd (dz weight - mean_g - xhat mean_gx), the means taken over a group; dz lies where dx will."""
+    C = len(centre)
+    for at in range(start, start + S * C, C):
+        for c in range(first, last, step):
+            expect(x, at + c + S * C)
+            expect(dy, at + c + S * C)
+            rstd = take(scale, c, zero)
+            xhat = (take(x, at + c, zero) - take(centre, c, zero)) * rstd
+            own = take(dx, at + c, zero) * take(weight, c, zero)
+            put(dx, at + c, rstd * (own - take(mean_g, c, zero) - xhat * take(mean_gx, c, zero)))
 
 
 @kernel
 def _backward(dy, x, weight, bias, mean, rstd, silu, dx, sums):
     """dx, and sums[n] = (sum of dz, sum of dz xhat) over the positions of picture n, by channel."""
-    N, S, C = x.shape
-    G = mean.shape[1]
-    width = C // G
+    (N, S, C), G = x.shape, mean.shape[1]
+    width, whole, dy, x, dx = C // G, C // LANES * LANES, dy.ravel(), x.ravel(), dx.ravel()
     for n in prange(N):
-        centre, scale = _by_channel(mean[n], C), _by_channel(rstd[n], C)
-        sum_dz, sum_dzx = sums[n, 0], sums[n, 1]
-        _sums_of_dz(dy[n], x[n], weight, bias, centre, scale, silu, dx[n], sum_dz, sum_dzx)
-        # dx = rstd (dz weight - mean_g - xhat mean_gx), the means taken over a group: see the reference
+        start, centre, scale = np.int64(n) * S * C, _by_channel(mean[n], C), _by_channel(rstd[n], C)
+        part, part_x = np.empty(C, np.float32), np.empty(C, np.float32)
+        total, total_x = sums[n, 0], sums[n, 1]
+        total[:] = 0
+        total_x[:] = 0
+        for s in range(0, S, CHUNK):
+            at, rows = start + s * C, min(CHUNK, S - s)
+            _dz(dy, x, dx, at, rows, 0, whole, LANES, centre, scale, weight, bias, silu, part, part_x, zeros())
+            _dz(dy, x, dx, at, rows, whole, C, 1, centre, scale, weight, bias, silu, part, part_x, zero)
+            for c in range(C):
+                total[c] += part[c]
+                total_x[c] += part_x[c]
         mean_g, mean_gx = np.empty(C, np.float32), np.empty(C, np.float32)
         for g in range(G):
             a = slice(g * width, (g + 1) * width)
-            mean_g[a] = (sum_dz[a] * weight[a]).sum() / (S * width)
-            mean_gx[a] = (sum_dzx[a] * weight[a]).sum() / (S * width)
-        for s in range(S):
-            for c in range(C):
-                xhat = (x[n, s, c] - centre[c]) * scale[c]
-                dx[n, s, c] = scale[c] * (dx[n, s, c] * weight[c] - mean_g[c] - xhat * mean_gx[c])
-
-
-@helper
-def _sums_of_dz(dy, x, weight, bias, centre, scale, silu, dz, sum_dz, sum_dzx):
-    """dz (S, C), and its sums over positions, alone and times xhat."""
-    S, C = x.shape
-    part, part_x = np.empty(C, np.float32), np.empty(C, np.float32)
-    one = np.float32(1)
-    sum_dz[:] = 0
-    sum_dzx[:] = 0
-    for start in range(0, S, CHUNK):
-        part[:] = 0
-        part_x[:] = 0
-        for s in range(start, min(start + CHUNK, S)):
-            if silu:
-                for c in range(C):
-                    z = (x[s, c] - centre[c]) * scale[c] * weight[c] + bias[c]
-                    sig = sigmoid(z)
-                    dz[s, c] = dy[s, c] * sig * (one + z * (one - sig))
-            else:
-                for c in range(C):
-                    dz[s, c] = dy[s, c]
-            for c in range(C):
-                part[c] += dz[s, c]
-                part_x[c] += dz[s, c] * (x[s, c] - centre[c]) * scale[c]
-        for c in range(C):
-            sum_dz[c] += part[c]
-            sum_dzx[c] += part_x[c]
+            mean_g[a] = (total[a] * weight[a]).sum() / (S * width)
+            mean_gx[a] = (total_x[a] * weight[a]).sum() / (S * width)
+        _dx(dy, x, dx, start, S, 0, whole, LANES, centre, scale, weight, mean_g, mean_gx, zeros())
+        _dx(dy, x, dx, start, S, whole, C, 1, centre, scale, weight, mean_g, mean_gx, zero)

@@ -1,4 +1,4 @@
-"""What has to be said to LLVM itself: vectors as values, block copies, a word to the caches, exp.
+"""What has to be said to LLVM itself: vectors as values, block copies, a word to the caches.
 
 Numba turns a plain loop into vector code where it can. Where it cannot, a kernel takes whole vectors from here:
 LANES numbers that are loaded, multiplied, added and stored at once. How wide they are is the processor's matter.
@@ -7,7 +7,6 @@ LANES numbers that are loaded, multiplied, added and stored at once. How wide th
 import operator
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -22,7 +21,7 @@ def _lanes() -> int:
     return 16 if "+avx512f" in features else 8 if "+avx" in features else 4
 
 
-_intrinsic: Any = intrinsic  # its result is called with one argument less than it is written with
+typed_intrinsic: Any = intrinsic  # its result is called with one argument less than it is written with
 LANES = _lanes()
 
 _F32, _I64, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(8)
@@ -68,7 +67,7 @@ class Vector(types.Type):
         super().__init__(f"float32x{LANES}")
 
 
-_vector_type = Vector()
+VECTOR_TYPE = Vector()
 
 
 @register_model(Vector)
@@ -77,10 +76,10 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, numba_type, VECTOR)
 
 
-@_intrinsic
+@typed_intrinsic
 def load(typingctx, array, i):
     """array[i : i + LANES] of a flat float32 array, as a vector."""
-    signature = _vector_type(array, i)
+    signature = VECTOR_TYPE(array, i)
 
     def generate(context, builder, signature, arguments):
         start = address(context, builder, signature.args[0], *arguments)
@@ -89,7 +88,7 @@ def load(typingctx, array, i):
     return signature, generate
 
 
-@_intrinsic
+@typed_intrinsic
 def store(typingctx, array, i, vector):
     """array[i : i + LANES] = vector."""
     signature = types.void(array, i, vector)
@@ -103,7 +102,49 @@ def store(typingctx, array, i, vector):
     return signature, generate
 
 
-@_intrinsic
+@typed_intrinsic
+def zeros(typingctx):
+    """A vector of zeros."""
+    return VECTOR_TYPE(), lambda context, builder, signature, arguments: ir.Constant(VECTOR, [0.0] * LANES)
+
+
+def take(array, i, like):
+    """array[i], or if `like` is a vector, the vector that begins there: one text for whole vectors and what is left."""
+
+
+@overload(take)
+def _take(array, i, like):
+    return (lambda array, i, like: load(array, i)) if like == VECTOR_TYPE else (lambda array, i, like: array[i])
+
+
+def put(array, i, value):
+    """array[i] = value, a number or a vector."""
+
+
+@overload(put)
+def _put(array, i, value):
+    if value == VECTOR_TYPE:
+        return lambda array, i, value: store(array, i, value)
+
+    def put_number(array, i, value):
+        array[i] = value
+
+    return put_number
+
+
+@typed_intrinsic
+def expect(typingctx, array, i):
+    """Ask the second-level cache for the line of array[i], soon to be read."""
+    signature = types.void(array, i)
+
+    def generate(context, builder, signature, arguments):
+        fetch(builder, address(context, builder, signature.args[0], *arguments), write=0, level=2)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@typed_intrinsic
 def prepare(typingctx, array, i):
     """Ask the first-level cache for the line of array[i], soon to be written."""
     signature = types.void(array, i)
@@ -118,20 +159,20 @@ def prepare(typingctx, array, i):
 def _arithmetic(operation, instruction: str) -> None:
     """Teach Numba one operator on vectors; a number on either side stands for a vector full of it."""
 
-    @_intrinsic
+    @typed_intrinsic
     def compute(typingctx, a, b):
         def generate(context, builder, signature, arguments):
             a, b = (
-                value if kind == _vector_type else splat(builder, context.cast(builder, value, kind, types.float32))
+                value if kind == VECTOR_TYPE else splat(builder, context.cast(builder, value, kind, types.float32))
                 for value, kind in zip(arguments, signature.args, strict=True)
             )
             return getattr(builder, instruction)(a, b, flags=("reassoc", "contract", "arcp", "nsz"))
 
-        return _vector_type(a, b), generate
+        return VECTOR_TYPE(a, b), generate
 
     @overload(operation)
     def typed(a, b):
-        if _vector_type in (a, b) and all(kind == _vector_type or isinstance(kind, types.Float) for kind in (a, b)):
+        if VECTOR_TYPE in (a, b) and all(kind == VECTOR_TYPE or isinstance(kind, types.Float) for kind in (a, b)):
             return lambda a, b: compute(a, b)
 
 
@@ -141,7 +182,7 @@ _arithmetic(operator.mul, "fmul")
 _arithmetic(operator.truediv, "fdiv")
 
 
-@_intrinsic
+@typed_intrinsic
 def copy(typingctx, to, to0, source, source0, n):
     """to[to0 : to0 + n] = source[source0 : source0 + n], for flat float32 arrays that do not overlap."""
     signature = types.void(to, to0, source, source0, n)
@@ -156,7 +197,7 @@ def copy(typingctx, to, to0, source, source0, n):
     return signature, generate
 
 
-@_intrinsic
+@typed_intrinsic
 def clear(typingctx, to, to0, n):
     """to[to0 : to0 + n] = 0, for a flat float32 array."""
     signature = types.void(to, to0, n)
@@ -170,7 +211,7 @@ def clear(typingctx, to, to0, n):
     return signature, generate
 
 
-@_intrinsic
+@typed_intrinsic
 def _turn_square(typingctx, source, s, row, to, t, to_row):
     """to[t + j to_row + i] = source[s + i row + j], for i, j < LANES.
 
@@ -226,73 +267,3 @@ def turn_back(source, s, panel, rows, columns, to, t, row):
         for j in range(whole, columns):
             for lane in range(min(LANES, rows - i)):
                 to[there + lane * row + j] = source[here + j * LANES + lane]
-
-
-def _like(kind) -> ir.Type:
-    """The LLVM type of a Vector or of a float32."""
-    return VECTOR if kind == _vector_type else _F32
-
-
-def _constant(kind, value: float) -> ir.Constant:
-    return ir.Constant(VECTOR, [value] * LANES) if kind == _vector_type else ir.Constant(_F32, value)
-
-
-@_intrinsic
-def _floor(typingctx, x):
-    def generate(context, builder, signature, arguments):
-        kind = _like(signature.args[0])
-        name = f"llvm.floor.v{LANES}f32" if kind == VECTOR else "llvm.floor.f32"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
-        return builder.call(function, arguments)
-
-    return x(x), generate
-
-
-@_intrinsic
-def _times_power_of_two(typingctx, p, n):
-    """p 2^n for whole n <= 0, put together from bits; 0 where n is below -126."""
-
-    def generate(context, builder, signature, arguments):
-        (p, n), kind = arguments, signature.args[0]
-        whole = ir.VectorType(ir.IntType(32), LANES) if kind == _vector_type else ir.IntType(32)
-        bias, place = (ir.Constant(whole, [i] * LANES if kind == _vector_type else i) for i in (127, 23))
-        bits = builder.shl(builder.add(builder.fptosi(n, whole), bias), place)
-        power = builder.bitcast(bits, _like(kind))
-        tiny = builder.fcmp_ordered("<", n, _constant(kind, -126.0))
-        return builder.select(tiny, _constant(kind, 0.0), builder.fmul(p, power))
-
-    return p(p, n), generate
-
-
-@_intrinsic
-def maximum(typingctx, a, b):
-    """The larger of two vectors, lane by lane; a where one is NaN."""
-
-    def generate(context, builder, signature, arguments):
-        a, b = arguments
-        return builder.select(builder.fcmp_ordered("<", a, b), b, a)
-
-    return a(a, b), generate
-
-
-@helper
-def exp(x):
-    """e^x for x <= 0, a float32 or a vector, to 1e-7 relative; 0 below -87, NaN for NaN.
-
-    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, times 2^n. A polynomial: loops over it vectorise.
-    """
-    f = np.float32
-    n = _floor(x * f(1.4426950408889634) + f(0.5))
-    r = x - n * f(0.693145751953125) - n * f(1.428606765330187e-06)  # ln 2 in two parts: n r stays exact
-    p = r * f(1 / 5040) + f(1 / 720)
-    for c in (f(1 / 120), f(1 / 24), f(1 / 6), f(0.5), f(1), f(1)):
-        p = p * r + c
-    return _times_power_of_two(p, n)
-
-
-@helper
-def sigmoid(x):
-    """1 / (1 + e^-x), without overflow on either side."""
-    f = np.float32
-    z = exp(-abs(x))
-    return (f(1) if x >= f(0) else z) / (f(1) + z)
