@@ -16,7 +16,7 @@ from .exponential import exp, maximum
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
-from .simd import LANES, load, round_up, store, turn, turn_back
+from .simd import LANES, copy, load, round_up, store, turn, turn_back, zeros
 
 MOST_VECTORS = 6  # of queries in a block: two tiles of the product wide
 SCORE_FLOATS = 64 * 1024  # scores of a block: 256 KB of the second-level cache
@@ -80,7 +80,7 @@ def _softmax(a, at, S, scale, rescale, largest):
     most = load(a, at)
     for s in range(1, S):
         most = maximum(most, load(a, at + s * LANES))
-    total = most * np.float32(0)
+    total = zeros()
     for s in range(S):
         e = exp((load(a, at + s * LANES) - most) * scale)
         store(a, at + s * LANES, e)
@@ -144,9 +144,9 @@ def _backward(inputs, lse, gradients, scratch, vectors):
     # where things lie in scratch: four matrices of all keys, then those of a block of queries
     keys, values, dkeys, dvalues, queries = 0, size, 2 * size, 3 * size, 4 * size
     dout, queries_t, dout_t, dqueries_t = queries + some, queries + 2 * some, queries + 3 * some, queries + 4 * some
-    p = queries + 5 * some
+    out_t, p = dqueries_t, queries + 5 * some  # the output is not needed any more when dqueries_t comes
     ds, rows_lse, delta = p + block * high, p + 2 * block * high, p + 2 * block * high + block
-    flat_q, flat_do, flat_dq = q.ravel(), do.ravel(), dq.ravel()
+    flat_q, flat_do, flat_o, flat_dq, flat_lse = q.ravel(), do.ravel(), o.ravel(), dq.ravel(), lse.ravel()
     for task in prange(N * heads):
         n, h = divmod(np.int64(task), heads)  # an unsigned index would turn the division into floats
         a = scratch[get_thread_id()]
@@ -160,11 +160,14 @@ def _backward(inputs, lse, gradients, scratch, vectors):
             _load(do, n, h, first, count, a, dout, block)
             turn(flat_q, start, row, count, D, a, queries_t, D * LANES)
             turn(flat_do, start, row, count, D, a, dout_t, D * LANES)
-            for r in range(count):
-                total = np.float32(0)
+            turn(flat_o, start, row, count, D, a, out_t, D * LANES)
+            for i in range(wide):
+                total = zeros()
                 for d in range(D):
-                    total += do[n, first + r, h, d] * o[n, first + r, h, d]
-                a[delta + r], a[rows_lse + r] = total, lse[n, h, first + r]
+                    at = (i * D + d) * LANES
+                    total = total + load(a, dout_t + at) * load(a, out_t + at)
+                store(a, delta + i * LANES, total)
+            copy(a, rows_lse, flat_lse, (n * heads + h) * T + first, count)
             product(K, (a, queries_t, LANES, D * LANES), P, high, wide, D, True)
             product((a, values, LANES, tall), (a, dout_t, LANES, D * LANES), dS, high, wide, D, True)
             for i in range(wide):

@@ -21,8 +21,10 @@ cpu_target: Any = _cpu_target  # and these as they are first asked for
 
 ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debuggers
 
-# What may be assumed of floating point. Not "nnan" or "ninf": NaN in must give NaN out.
-FAST = {"reassoc", "contract", "arcp", "nsz"}
+# What may be assumed of floating point: that a b + c may be rounded once, and that zeros have no sign. Not "nnan" or
+# "ninf": NaN in must give NaN out. Not "reassoc" or "arcp": a compiled kernel and the same one from the cache have
+# been optimised a different number of times, and sums in another order are other bits.
+FAST = {"contract", "nsz"}
 
 # A parallel launch costs 2 microseconds under OpenMP and 110 under Numba's own work queue.
 if "NUMBA_THREADING_LAYER" not in os.environ:

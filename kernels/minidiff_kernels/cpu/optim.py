@@ -4,6 +4,7 @@ import numpy as np
 from numba import prange
 
 from .jit import kernel
+from .simd import LANES
 
 CHUNK = 1 << 14  # numbers a thread sums before the parts are added, in order
 
@@ -29,10 +30,14 @@ def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step
 @kernel
 def _sums_of_squares(g, parts):
     for i in prange(len(parts)):
-        total = 0.0
-        for j in range(i * CHUNK, min((i + 1) * CHUNK, len(g))):
-            total += np.float64(g[j]) * np.float64(g[j])
-        parts[i] = total
+        start, stop = np.int64(i) * CHUNK, min((np.int64(i) + 1) * CHUNK, len(g))
+        totals = np.zeros(LANES)  # side by side, or each addition would wait for the one before
+        for j in range(start, stop - LANES + 1, LANES):
+            for lane in range(LANES):
+                totals[lane] += np.float64(g[j + lane]) * np.float64(g[j + lane])
+        for j in range(stop - (stop - start) % LANES, stop):
+            totals[0] += np.float64(g[j]) * np.float64(g[j])
+        parts[i] = totals.sum()
 
 
 @kernel

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from .jit import helper, target
+from .jit import FAST, helper, target
 
 
 def _lanes() -> int:
@@ -166,7 +166,7 @@ def _arithmetic(operation, instruction: str) -> None:
                 value if kind == VECTOR_TYPE else splat(builder, context.cast(builder, value, kind, types.float32))
                 for value, kind in zip(arguments, signature.args, strict=True)
             )
-            return getattr(builder, instruction)(a, b, flags=("reassoc", "contract", "arcp", "nsz"))
+            return getattr(builder, instruction)(a, b, flags=sorted(FAST))
 
         return VECTOR_TYPE(a, b), generate
 
