@@ -192,12 +192,16 @@ def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, panel):
 def _put_tile(planes, at, plane, panel, half, bias, add, every, y, y_shape, n, p, q):
     """A^T m A of one tile, with bias and add, to tile (p, q) of picture n; half is scratch for A^T m (4, 6, O)."""
     _, height, width, O = y_shape
+    inside = min(4, width - 4 * q)
+    for i in range(min(4, height - 4 * p)):
+        pixel = (n * height + 4 * p + i) * width + 4 * q
+        for o in range(0, inside * O, LANES):
+            prepare(y, pixel * O + o)
     for j in range(6):
         for v in range(O // LANES):
             values = _output(planes, at + j * plane + v * panel, 6 * plane)
             for i in range(4):
                 store(half, (6 * i + j) * O + v * LANES, values[i])
-    inside = min(4, width - 4 * q)
     for i in range(min(4, height - 4 * p)):
         pixel = (n * height + 4 * p + i) * width + 4 * q
         row, step = pixel // every * O, O if every == 1 else 0  # of add, and from one pixel to the next
