@@ -19,7 +19,6 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from ..reference.conv import output_size
 from . import pointwise, winograd
-from .elementwise import sum_to
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
@@ -79,7 +78,7 @@ def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
     """dw and dbias."""
     (O, KH, KW, C), (N, P, Q, _) = w_shape, dy.shape
     if winograd.fits(w_shape, stride, (P, Q)):
-        return winograd.weight_gradient(dy, x, w_shape, (pad[0], pad[2])), sum_to(dy, (O,))
+        return winograd.weight_gradient(dy, x, w_shape, (pad[0], pad[2]))
     window = (KH, KW, stride, pad[0], pad[2])
     if pointwise.fits(window, x.shape, (P, Q), O):
         dw, dbias = pointwise.weight_gradient(dy, x)

@@ -173,10 +173,15 @@ def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel):
 
 
 @helper
-def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, panel):
-    """The same for the gradients of these tiles: (A dy A^T)[i, j]."""
+def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, panel, total):
+    """The same for the gradients of these tiles: (A dy A^T)[i, j]. They are added up in total (O,)."""
     O, columns = dy.shape[3], 4 * run
     _strip(dy, flat, n, 4 * p, 4 * q, 4, columns, strip)
+    for o in range(0, O, LANES):
+        own = load(total, o)
+        for e in range(o, 4 * columns * O, O):
+            own = own + load(strip, e)
+        store(total, o, own)
     for e in range(0, columns * O, LANES):
         _output_gradient(strip, e, columns * O, strip, e, columns * O)
     for i in range(6):
@@ -269,7 +274,7 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
 
 
 def weight_gradient(dy, x, w_shape, pad):
-    """dw (O, 3, 3, C).
+    """dw (O, 3, 3, C) and dbias (O,).
 
     The sum over tiles is long and its result large, so threads do not each keep one: all tiles that fit in the
     last-level cache are transformed, then every thread takes some of the 36 positions, and so on.
@@ -280,18 +285,23 @@ def weight_gradient(dy, x, w_shape, pad):
     tiles = min(total, round_up(SHARED_FLOATS // (36 * (C + O)), K_CHUNK))
     seen, errors = (empty((36 * (channels // LANES), tiles + 1, LANES)) for channels in (C, O))
     strips = empty((threads, 6 * (4 * RUN + 2) * max(C, O)))
-    dU, dw = empty((36, C // LANES, O, LANES)), empty(w_shape)
+    dU, dw, dbias = empty((36, C // LANES, O, LANES)), empty(w_shape), np.zeros(O)
     for first in range(0, total, tiles):
         count = min(tiles, total - first)
-        _transform_block(dy, x, size, pad, first, count, seen, errors, strips)
+        sums = np.zeros((-(-count // RUN), O), np.float32)
+        _transform_block(dy, x, size, pad, first, count, seen, errors, strips, sums)
         _multiply_block(seen, errors, count, dU, first == 0)
+        dbias += sums.sum(0)
     _transform_gradient(dU, dw.ravel())
-    return dw
+    return dw, dbias.astype(np.float32)
 
 
 @kernel
-def _transform_block(dy, x, size, pad, first, count, seen, errors, strips):
-    """Of tiles first, first + 1, ...: seen[(i, j, vector of C), tile] and errors[(i, j, vector of O), tile]."""
+def _transform_block(dy, x, size, pad, first, count, seen, errors, strips, sums):
+    """Of tiles first, first + 1, ...: seen[(i, j, vector of C), tile] and errors[(i, j, vector of O), tile].
+
+    sums[r] is the sum of dy over RUN tiles.
+    """
     down, across = size
     panel = seen.shape[1] * LANES
     flat, flat_dy, flat_seen, flat_errors = x.ravel(), dy.ravel(), seen.ravel(), errors.ravel()
@@ -303,7 +313,7 @@ def _transform_block(dy, x, size, pad, first, count, seen, errors, strips):
             p, q = divmod(position, across)
             run = min(across - q, stop - t)
             _see(x, flat, n, p, q, run, pad, strip, flat_seen, t * LANES, plane_in, panel)
-            _see_errors(dy, flat_dy, n, p, q, run, strip, flat_errors, t * LANES, plane_out, panel)
+            _see_errors(dy, flat_dy, n, p, q, run, strip, flat_errors, t * LANES, plane_out, panel, sums[r])
             t += run
 
 
