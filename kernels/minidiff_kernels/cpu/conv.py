@@ -9,8 +9,8 @@ into a scratch of (rows, KH KW C) numbers that stays in the second-level cache (
     weight gradient  dw       += dy[block]^T @ patches(x)[block]
 
 Gathering costs a few percent of the product and takes care of stride, borders and every kernel size alike,
-so the product itself has no special case. All that is multiplied lies in panels, LANES columns wide (simd.py).
-The 3x3 convolutions with stride 1 that most of a U-Net consists of go a faster way, in winograd.py.
+so the product itself has no special case. The 3x3 convolutions with stride 1 that most of a U-Net consists of
+go a faster way, in winograd.py; those of 1x1, which have nothing to gather, in pointwise.py.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from . import pointwise, winograd
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
-from .simd import LANES, clear, load, prepare, round_up, store, turn
+from .simd import LANES, clear, copy, load, round_up, store, turn
 
 PATCH_FLOATS = 96 * 1024  # a block's patches: 384 KB of a second-level cache of at least 512
 MOST_ROWS = 128
@@ -77,7 +77,7 @@ def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
 def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
     """dw and dbias."""
     (O, KH, KW, C), (N, P, Q, _) = w_shape, dy.shape
-    if winograd.fits(w_shape, stride, (P, Q)):
+    if winograd.fits(w_shape, stride, N, (P, Q)):
         return winograd.weight_gradient(dy, x, w_shape, (pad[0], pad[2]))
     window = (KH, KW, stride, pad[0], pad[2])
     if pointwise.fits(window, x.shape, (P, Q), O):
@@ -86,12 +86,10 @@ def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
     pixels, threads, K = N * P * Q, get_num_threads(), KH * KW * C
     rows = _block_rows(pixels, K)
     chunks = min(CHUNKS, -(-pixels // rows))
-    patches, errors = (empty((threads, -(-width // LANES), rows + 1, LANES)) for width in (K, O))
-    parts, sums = empty((chunks, patches.shape[1], round_up(O, ROWS), LANES)), np.zeros((chunks, O), np.float32)
+    patches, errors = (_scratch(threads, rows, width) for width in (K, O))
+    parts, sums = empty((chunks, round_up(O, ROWS), round_up(K))), np.zeros((chunks, O), np.float32)
     _multiply_chunks(dy.reshape(pixels, O), x, (P, Q), window, rows, parts, sums, patches, errors)
-    dw = empty((O, K))
-    _add_parts(parts, dw)
-    return dw.reshape(w_shape), sums.sum(0)
+    return parts[:, :O, :K].sum(0).reshape(w_shape), sums.sum(0)
 
 
 def _block_rows(pixels, K, share=1):
@@ -100,42 +98,35 @@ def _block_rows(pixels, K, share=1):
     return max(rows // ROWS * ROWS, ROWS)
 
 
+def _scratch(threads, rows, width):
+    """Rows of that width for each thread, a vector apart, lest all of them fall on the same lines of a cache.
+
+    What is beyond the width is multiplied too, though never used: zeros, for what happens to lie there may be slow.
+    """
+    scratch = empty((threads, rows, round_up(width) + LANES))
+    scratch[:, :, width:] = 0
+    return scratch
+
+
 def _convolve(x, weights, bias, add, y, window):
     """y = patches(x) @ weights + bias + add; the result does not depend on how pixels are cut into blocks."""
     (N, P, Q, O), (V, K, _) = y.shape, weights.shape
     bias = np.zeros(O, np.float32) if bias is None else bias
     add = np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
     KH, KW, stride, top, left = window
-    if winograd.fits((O, KH, KW, x.shape[3]), stride, (P, Q)):
+    if winograd.fits((O, KH, KW, x.shape[3]), stride, N, (P, Q)):
         return winograd.convolve(x, weights, bias, add, y, (top, left))
     if pointwise.fits(window, x.shape, (P, Q), O):
         return pointwise.convolve(x, weights, bias, add, y)
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
-    patches, out = empty((threads, -(-K // LANES), rows + 1, LANES)), empty((threads, V, rows + 1, LANES))
-    _multiply_blocks(x, weights, bias, add, y.reshape(pixels, O), (P, Q), window, rows, patches, out)
+    patches, results = _scratch(threads, rows, K), empty((threads, rows, V * LANES))
+    _multiply_blocks(x, weights, bias, add, y.reshape(pixels, O), (P, Q), window, rows, patches, results)
 
 
 @helper
-def _put(run, start, n, patches, row, k, panel):
-    """patches[row, k : k + n] = run[start : start + n], or zeros if start < 0; a row goes across the panels."""
-    if n % LANES == 0 and k % LANES == 0:
-        for v in range(0, n, LANES):
-            at = (k + v) // LANES * panel + row * LANES
-            prepare(patches, at + LANES)
-            if start < 0:
-                clear(patches, at, LANES)
-            else:
-                store(patches, at, load(run, start + v))
-    else:
-        for i in range(n):
-            at = (k + i) // LANES * panel + row * LANES + (k + i) % LANES
-            patches[at] = np.float32(0) if start < 0 else run[start + i]
-
-
-@helper
-def _gather(x, flat, window, P, Q, first, rows, patches, panel):
-    """Fill row r of patches with what the kernel sees from output pixel first + r; zeros beyond the border.
+def _gather(x, flat, window, P, Q, first, count, patches, row):
+    """patches[r] = what the kernel sees from output pixel first + r; zeros beyond the border. Rows are `row` apart.
 
     window: KH, KW, stride of the kernel, and how many rows and columns of zeros lie above and left of x.
     """
@@ -143,13 +134,18 @@ def _gather(x, flat, window, P, Q, first, rows, patches, panel):
     KH, KW, stride, top, left = window
     n, position = divmod(first, P * Q)
     p, q = divmod(position, Q)
-    for r in range(rows):
+    for r in range(count):
+        v = q * stride - left
+        before = min(max(-v, 0), KW)
+        inside = max(min(v + KW, W) - max(v, 0), 0)
         for i in range(KH):
-            u = p * stride + i - top
-            for j in range(KW):
-                v = q * stride + j - left
-                seen = 0 <= u < H and 0 <= v < W
-                _put(flat, ((n * H + u) * W + v) * C if seen else -1, C, patches, r, (i * KW + j) * C, panel)
+            u, to = p * stride + i - top, r * row + i * KW * C
+            if u < 0 or u >= H:
+                clear(patches, to, KW * C)
+            else:
+                clear(patches, to, before * C)
+                copy(patches, to + before * C, flat, ((n * H + u) * W + v + before) * C, inside * C)
+                clear(patches, to + (before + inside) * C, (KW - before - inside) * C)
         q += 1
         if q == Q:
             q, p = 0, p + 1
@@ -158,58 +154,42 @@ def _gather(x, flat, window, P, Q, first, rows, patches, panel):
 
 
 @kernel
-def _multiply_blocks(x, weights, bias, add, y, size, window, rows, patches, out):
+def _multiply_blocks(x, weights, bias, add, y, size, window, rows, patches, results):
     (pixels, O), (P, Q), (V, K, _) = y.shape, size, weights.shape
-    every, flat, panel, whole = pixels // len(add), x.ravel(), (rows + 1) * LANES, O // LANES * LANES
-    flat_y, flat_add, flat_weights = y.ravel(), add.ravel(), weights.ravel()
+    every, row, flat, flat_weights = pixels // len(add), patches.shape[2], x.ravel(), weights.ravel()
     for b in prange((pixels + rows - 1) // rows):
         first = np.int64(b) * rows
         count = min(rows, pixels - first)
-        seen, results = patches[get_thread_id()].ravel(), out[get_thread_id()].ravel()
-        _gather(x, flat, window, P, Q, first, count, seen, panel)
+        seen, result = patches[get_thread_id()].ravel(), results[get_thread_id()]
+        _gather(x, flat, window, P, Q, first, count, seen, row)
         tall = (count + ROWS - 1) // ROWS * ROWS
-        A, B = (seen, 0, LANES, panel), (flat_weights, 0, LANES, K * LANES)
-        product(A, B, (results, 0, LANES, panel), tall, V, K, True)
+        A, B = (seen, 0, row, LANES), (flat_weights, 0, LANES, K * LANES)
+        product(A, B, (result.ravel(), 0, V * LANES, LANES), tall, V, K, True)
         for r in range(count):
-            pixel, row = (first + r) * O, (first + r if every == 1 else (first + r) // every) * O
-            for o in range(0, whole, LANES):
-                total = load(results, o // LANES * panel + r * LANES) + load(bias, o)
-                store(flat_y, pixel + o, total + load(flat_add, row + o))
-            for o in range(whole, O):
-                result = results[o // LANES * panel + r * LANES + o % LANES]
-                flat_y[pixel + o] = result + bias[o] + flat_add[row + o]
+            added = add[(first + r) // every]
+            for o in range(O):
+                y[first + r, o] = result[r, o] + bias[o] + added[o]
 
 
 @kernel
 def _multiply_chunks(dy, x, size, window, rows, parts, sums, patches, errors):
-    """parts[chunk] = its share of dw, (K / LANES, O rounded up to ROWS, LANES); sums[chunk] of dbias."""
-    (pixels, O), (P, Q) = dy.shape, size
-    chunks, V, tall = parts.shape[:3]
-    blocks, flat, flat_dy, panel = (pixels + rows - 1) // rows, x.ravel(), dy.ravel(), (rows + 1) * LANES
+    """parts[chunk] = its share of dw, (O rounded up to ROWS, K in whole vectors); sums[chunk] of dbias."""
+    (pixels, O), (P, Q), (chunks, tall, wide) = dy.shape, size, parts.shape
+    row, column = patches.shape[2], errors.shape[2]
+    blocks, flat, flat_dy = (pixels + rows - 1) // rows, x.ravel(), dy.ravel()
     for chunk in prange(chunks):
         seen, error = patches[get_thread_id()].ravel(), errors[get_thread_id()].ravel()
         part, total, start = parts[chunk].ravel(), sums[chunk], blocks * chunk // chunks
         for b in range(start, blocks * (chunk + 1) // chunks):
             first = b * rows
             count = min(rows, pixels - first)
-            _gather(x, flat, window, P, Q, first, count, seen, panel)
+            _gather(x, flat, window, P, Q, first, count, seen, row)
             for r in range(count):
-                _put(flat_dy, (first + r) * O, O, error, r, 0, panel)
+                copy(error, r * column, flat_dy, (first + r) * O, O)
                 for o in range(O):
                     total[o] += dy[first + r, o]
-            A, B = (error, 0, LANES, panel), (seen, 0, LANES, panel)
-            product_transposed(A, B, (part, 0, LANES, tall * LANES), tall, V, count, b == start)
-
-
-@kernel
-def _add_parts(parts, dw):
-    (O, K), chunks = dw.shape, len(parts)
-    for o in prange(O):
-        for k in range(K):
-            total = parts[0, k // LANES, o, k % LANES]
-            for chunk in range(1, chunks):
-                total += parts[chunk, k // LANES, o, k % LANES]
-            dw[o, k] = total
+            A, B = (error, 0, column, LANES), (seen, 0, row, LANES)
+            product_transposed(A, B, (part, 0, wide, LANES), tall, wide // LANES, count, b == start)
 
 
 @kernel

@@ -37,14 +37,20 @@ P, Q = _f(A2 * B2), _f(A2 + B2)
 G0, GA, GB = _f(1 / P), _f(1 / (2 * A2 * (A2 - B2))), _f(1 / (2 * B2 * (B2 - A2)))
 
 
-def fits(w_shape, stride, size) -> bool:
-    """Whether a convolution with output of that size (P, Q) goes this way.
+def fits(w_shape, stride, N, size) -> bool:
+    """Whether a convolution with N outputs of that size (P, Q) goes this way.
 
-    It takes whole vectors of channels. Of fewer than 32 channels the transforms cost what the products save.
+    It takes whole vectors of channels. Of fewer than 32 channels the transforms cost what the products save; so does
+    the transform of the weights where there are fewer than 8 tiles.
     """
-    O, KH, KW, C = w_shape
+    (O, KH, KW, C), (down, across) = w_shape, tiles_of(size)
     whole = C % LANES == 0 and O % LANES == 0 and min(C, O) >= 32
-    return (KH, KW, stride) == (3, 3, 1) and whole and min(size) >= 4
+    return (KH, KW, stride) == (3, 3, 1) and whole and min(size) >= 4 and N * down * across >= 8
+
+
+def tiles_of(size):
+    """Tiles down and across an output of that size."""
+    return -(-size[0] // 4), -(-size[1] // 4)
 
 
 @helper
@@ -215,11 +221,6 @@ def _put_tile(planes, at, plane, panel, half, bias, add, every, y, y_shape, n, p
             for j in range(4):
                 if j < inside:
                     store(y, (pixel + j) * O + o, values[j] + own + load(add, row + j * step + o))
-
-
-def tiles_of(size):
-    """Tiles down and across an output of that size."""
-    return -(-size[0] // 4), -(-size[1] // 4)
 
 
 def _block_tiles(tiles, channels, share=1):
