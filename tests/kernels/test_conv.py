@@ -16,12 +16,14 @@ CASES = [
     conv((2, 7, 5, 8), (17, 3, 3, 8), pad=SAME, add="temb"),
     conv((2, 6, 5, 17), (33, 3, 3, 17), pad=SAME, add="residual"),
     conv((1, 5, 4, 33), (32, 3, 3, 33), pad=SAME, add="temb"),
-    conv((1, 4, 9, 32), (64, 3, 3, 32), pad=SAME, add="residual", bias=False),
+    conv((4, 4, 9, 32), (64, 3, 3, 32), pad=SAME, add="residual", bias=False),
     conv((3, 8, 8, 64), (1, 3, 3, 64), pad=SAME),
     conv((2, 8, 8, 1), (64, 3, 3, 1), pad=SAME),
     conv((2, 6, 7, 5), (8, 1, 1, 5)),
     conv((4, 3, 3, 33), (17, 1, 1, 33), add="residual"),
     conv((1, 1, 40, 32), (96, 1, 1, 32), add="residual"),
+    conv((3, 4, 4, 64), (48, 1, 1, 64), add="temb"),
+    conv((2, 16, 16, 160), (64, 1, 1, 160), bias=False),
     conv((2, 9, 6, 3), (8, 5, 5, 3), pad=(2, 2, 2, 2)),
     conv((1, 7, 8, 8), (5, 5, 5, 8)),
     conv((2, 3, 8, 5), (8, 1, 3, 5), pad=(0, 0, 1, 1)),
@@ -38,8 +40,9 @@ CASES = [
     conv((2, 3, 3, 5), (8, 3, 3, 5), pad=(3, 4, 2, 5)),  # outputs that see nothing but border
     conv((1, 4, 4, 16), (16, 3, 3, 16), pad=SAME),  # whole vectors of channels: a faster way may be taken
     conv((2, 5, 7, 32), (48, 3, 3, 32), pad=SAME, add="temb"),
-    conv((3, 9, 6, 48), (32, 3, 3, 48), add="residual"),
-    conv((1, 6, 11, 64), (32, 3, 3, 64), pad=(0, 2, 1, 0), bias=False),
+    conv((5, 9, 6, 48), (32, 3, 3, 48), add="residual"),
+    conv((2, 6, 11, 64), (32, 3, 3, 64), pad=(0, 2, 1, 0), bias=False),
+    conv((1, 6, 11, 64), (32, 3, 3, 64), pad=SAME),  # too few tiles to be worth the transforms
     conv((1, 5, 6, 32), (32, 3, 3, 32), pad=(3, 4, 2, 5)),
     conv((2, 8, 8, 96), (96, 3, 3, 96), pad=SAME, add="residual"),
     conv((4, 32, 32, 32), (32, 3, 3, 32), pad=SAME),
