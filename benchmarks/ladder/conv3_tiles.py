@@ -12,7 +12,8 @@ registers while it sums.
 import numpy as np
 from minidiff_kernels.cpu.jit import kernel
 from minidiff_kernels.cpu.memory import empty
-from minidiff_kernels.cpu.simd import LANES, ROWS, clear, copy, load, product, round_up, store
+from minidiff_kernels.cpu.product import ROWS, product
+from minidiff_kernels.cpu.simd import LANES, clear, copy, load, round_up, store
 from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
@@ -54,9 +55,8 @@ def _convolve(x, weights, seen, out, y):
         for tap in range(9):
             i, j = divmod(tap, 3)
             shift, b = (i * across + j) * LANES, tap * O * C
-            product(
-                a, shift, in_panel, weights, b, C * LANES, c, 0, out_panel, pixels, O // LANES, C, tap == 0
-            )  # fmt: skip
+            A, B = (a, shift, LANES, in_panel), (weights, b, LANES, C * LANES)
+            product(A, B, (c, 0, LANES, out_panel), pixels, O // LANES, C, tap == 0)
         for r in range(min(HEIGHT, H - top)):
             for q in range(W):
                 for v in range(O // LANES):

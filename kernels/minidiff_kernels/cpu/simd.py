@@ -108,7 +108,7 @@ def zeros(typingctx):
     return VECTOR_TYPE(), lambda context, builder, signature, arguments: ir.Constant(VECTOR, [0.0] * LANES)
 
 
-def take(array, i, like):
+def take(array, i, like) -> Any:
     """array[i], or if `like` is a vector, the vector that begins there: one text for whole vectors and what is left."""
 
 
@@ -117,7 +117,7 @@ def _take(array, i, like):
     return (lambda array, i, like: load(array, i)) if like == VECTOR_TYPE else (lambda array, i, like: array[i])
 
 
-def put(array, i, value):
+def put(array, i, value) -> None:
     """array[i] = value, a number or a vector."""
 
 

@@ -9,10 +9,8 @@ of the input. With the tile d, the kernel g and the product taken number by numb
 
 In the transformed domain there are 36 separate positions, and at each the sum over channels is a plain matrix
 product (tiles, C) @ (C, O). A block of tiles is transformed into scratch, multiplied, and transformed back
-while it lies in the second-level cache; the whole transformed picture is never stored.
-
-The transforms are those of polynomial interpolation at the points 0, a, -a, b, -b and infinity. The usual
-choice is a, b = 1, 2; with 5/8 and 3/2 the matrices are smaller and the rounding error is halved.
+while it lies in the second-level cache; the whole transformed picture is never stored. The transforms
+themselves are in winograd_transforms.py.
 """
 
 import numpy as np
@@ -23,18 +21,13 @@ from .jit import helper, kernel
 from .memory import empty
 from .product import K_CHUNK, ROWS, product, product_transposed
 from .simd import LANES, clear, copy, load, prepare, round_up, store
+from .winograd_transforms import input_transform, kernel_gradient, kernel_transform, output_gradient, output_transform
 
 SCRATCH_FLOATS = 160 * 1024  # transformed tiles of one thread: 640 KB of a second-level cache of at least 1 MB
 MOST_TILES = 48
 RUN = 8  # tiles that a thread transforms at a time, in a weight gradient
 SHARED_FLOATS = 2 * 1024 * 1024  # transformed tiles that threads share, in a weight gradient: 8 MB of the last cache
 SKEW = 5 * 16  # floats between the 36 planes, lest they all fall on the same lines of the first-level cache
-
-_f = np.float32
-A, B = _f(5 / 8), _f(3 / 2)
-A2, B2, A3, B3 = _f(A**2), _f(B**2), _f(A**3), _f(B**3)
-P, Q = _f(A2 * B2), _f(A2 + B2)
-G0, GA, GB = _f(1 / P), _f(1 / (2 * A2 * (A2 - B2))), _f(1 / (2 * B2 * (B2 - A2)))
 
 
 def fits(w_shape, stride, N, size) -> bool:
@@ -53,79 +46,6 @@ def tiles_of(size):
     return -(-size[0] // 4), -(-size[1] // 4)
 
 
-@helper
-def _input(source, s, step, to, t, to_step):
-    """B^T d, for one column of six vectors: to[t + i to_step] = the sum over j of B^T[i, j] source[s + j step]."""
-    d0, d1, d2 = load(source, s), load(source, s + step), load(source, s + 2 * step)
-    d3, d4, d5 = load(source, s + 3 * step), load(source, s + 4 * step), load(source, s + 5 * step)
-    even_a, odd_a = d4 - B2 * d2, d3 - B2 * d1
-    even_b, odd_b = d4 - A2 * d2, d3 - A2 * d1
-    store(to, t, P * d0 - Q * d2 + d4)
-    store(to, t + to_step, even_a + A * odd_a)
-    store(to, t + 2 * to_step, even_a - A * odd_a)
-    store(to, t + 3 * to_step, even_b + B * odd_b)
-    store(to, t + 4 * to_step, even_b - B * odd_b)
-    store(to, t + 5 * to_step, P * d1 - Q * d3 + d5)
-
-
-@helper
-def _output(source, s, step):
-    """A^T m: of six vectors, four."""
-    m0, m5 = load(source, s), load(source, s + 5 * step)
-    m1, m2, m3, m4 = (
-        load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),
-    )  # fmt: skip
-    sum_a, sum_b, difference_a, difference_b = m1 + m2, m3 + m4, m1 - m2, m3 - m4
-    return (
-        m0 + sum_a + sum_b,
-        A * difference_a + B * difference_b,
-        A2 * sum_a + B2 * sum_b,
-        A3 * difference_a + B3 * difference_b + m5,
-    )
-
-
-@helper
-def _output_gradient(source, s, step, to, t, to_step):
-    """A dy: four vectors become six."""
-    y0, y1 = load(source, s), load(source, s + step)
-    y2, y3 = load(source, s + 2 * step), load(source, s + 3 * step)
-    even_a, odd_a = y0 + A2 * y2, y1 + A2 * y3
-    even_b, odd_b = y0 + B2 * y2, y1 + B2 * y3
-    store(to, t, y0)
-    store(to, t + to_step, even_a + A * odd_a)
-    store(to, t + 2 * to_step, even_a - A * odd_a)
-    store(to, t + 3 * to_step, even_b + B * odd_b)
-    store(to, t + 4 * to_step, even_b - B * odd_b)
-    store(to, t + 5 * to_step, y3)
-
-
-@helper
-def _kernel(source, s, step, to, t, to_step):
-    """G g: three vectors become six."""
-    g0, g1, g2 = load(source, s), load(source, s + step), load(source, s + 2 * step)
-    even_a, odd_a = GA * g0 + (GA * A2) * g2, (GA * A) * g1
-    even_b, odd_b = GB * g0 + (GB * B2) * g2, (GB * B) * g1
-    store(to, t, G0 * g0)
-    store(to, t + to_step, even_a + odd_a)
-    store(to, t + 2 * to_step, even_a - odd_a)
-    store(to, t + 3 * to_step, even_b + odd_b)
-    store(to, t + 4 * to_step, even_b - odd_b)
-    store(to, t + 5 * to_step, g2)
-
-
-@helper
-def _kernel_gradient(source, s, step, to, t, to_step):
-    """G^T u: six vectors become three."""
-    u0, u5 = load(source, s), load(source, s + 5 * step)
-    u1, u2, u3, u4 = (
-        load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),
-    )  # fmt: skip
-    sum_a, sum_b, difference_a, difference_b = u1 + u2, u3 + u4, u1 - u2, u3 - u4
-    store(to, t, G0 * u0 + GA * sum_a + GB * sum_b)
-    store(to, t + to_step, (GA * A) * difference_a + (GB * B) * difference_b)
-    store(to, t + 2 * to_step, (GA * A2) * sum_a + (GB * B2) * sum_b + u5)
-
-
 @kernel
 def transform_weights(panels, U):
     """U[i, j] = (G g G^T)[i, j] of panels (V, 3, 3, K, LANES) -> (36, V, K, LANES)."""
@@ -137,9 +57,9 @@ def transform_weights(panels, U):
         for k in range(K):
             here = (v * 9 * K + k) * LANES
             for j in range(3):
-                _kernel(flat, here + j * K * LANES, 3 * K * LANES, half, j * LANES, 3 * LANES)
+                kernel_transform(flat, here + j * K * LANES, 3 * K * LANES, half, j * LANES, 3 * LANES)
             for i in range(6):
-                _kernel(half, 3 * i * LANES, LANES, out, 6 * i * plane + (v * K + k) * LANES, plane)
+                kernel_transform(half, 3 * i * LANES, LANES, out, 6 * i * plane + (v * K + k) * LANES, plane)
 
 
 @helper
@@ -168,14 +88,14 @@ def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel):
     C, columns = x.shape[3], 4 * run + 2
     _strip(x, flat, n, 4 * p - pad[0], 4 * q - pad[1], 6, columns, strip)
     for e in range(0, columns * C, LANES):
-        _input(strip, e, columns * C, strip, e, columns * C)
+        input_transform(strip, e, columns * C, strip, e, columns * C)
     for i in range(6):
         for t in range(run):
             for v in range(C // LANES):
                 to = at + 6 * i * plane + v * panel + t * LANES
                 for j in range(6):
                     prepare(planes, to + LANES + j * plane)
-                _input(strip, (i * columns + 4 * t) * C + v * LANES, C, planes, to, plane)
+                input_transform(strip, (i * columns + 4 * t) * C + v * LANES, C, planes, to, plane)
 
 
 @helper
@@ -189,14 +109,14 @@ def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, panel, total):
             own = own + load(strip, e)
         store(total, o, own)
     for e in range(0, columns * O, LANES):
-        _output_gradient(strip, e, columns * O, strip, e, columns * O)
+        output_gradient(strip, e, columns * O, strip, e, columns * O)
     for i in range(6):
         for t in range(run):
             for v in range(O // LANES):
                 to = at + 6 * i * plane + v * panel + t * LANES
                 for j in range(6):
                     prepare(planes, to + LANES + j * plane)
-                _output_gradient(strip, (i * columns + 4 * t) * O + v * LANES, O, planes, to, plane)
+                output_gradient(strip, (i * columns + 4 * t) * O + v * LANES, O, planes, to, plane)
 
 
 @helper
@@ -210,14 +130,14 @@ def _put_tile(planes, at, plane, panel, half, bias, add, every, y, y_shape, n, p
             prepare(y, pixel * O + o)
     for j in range(6):
         for v in range(O // LANES):
-            values = _output(planes, at + j * plane + v * panel, 6 * plane)
+            values = output_transform(planes, at + j * plane + v * panel, 6 * plane)
             for i in range(4):
                 store(half, (6 * i + j) * O + v * LANES, values[i])
     for i in range(min(4, height - 4 * p)):
         pixel = (n * height + 4 * p + i) * width + 4 * q
         row, step = pixel // every * O, O if every == 1 else 0  # of add, and from one pixel to the next
         for o in range(0, O, LANES):
-            values, own = _output(half, 6 * i * O + o, O), load(bias, o)
+            values, own = output_transform(half, 6 * i * O + o, O), load(bias, o)
             for j in range(4):
                 if j < inside:
                     store(y, (pixel + j) * O + o, values[j] + own + load(add, row + j * step + o))
@@ -341,6 +261,6 @@ def _transform_gradient(dU, dw):
         for v in range(V):
             at = (v * O + np.int64(o)) * LANES
             for j in range(6):
-                _kernel_gradient(flat, j * plane + at, 6 * plane, half, j * LANES, 6 * LANES)
+                kernel_gradient(flat, j * plane + at, 6 * plane, half, j * LANES, 6 * LANES)
             for i in range(3):
-                _kernel_gradient(half, 6 * i * LANES, LANES, dw, (np.int64(o) * 9 + 3 * i) * C + v * LANES, C)
+                kernel_gradient(half, 6 * i * LANES, LANES, dw, (np.int64(o) * 9 + 3 * i) * C + v * LANES, C)

@@ -1,0 +1,90 @@
+"""The transforms of Winograd's F(4x4, 3x3), each along one side of a square of vectors.
+
+They are those of polynomial interpolation at the points 0, a, -a, b, -b and infinity. The usual choice is
+a, b = 1, 2; with 5/8 and 3/2 the matrices are smaller and the rounding error is halved. winograd.py says what
+B^T, A^T and G are for; a gradient goes through the transposed matrix.
+"""
+
+import numpy as np
+
+from .jit import helper
+from .simd import load, store
+
+_f = np.float32
+A, B = _f(5 / 8), _f(3 / 2)
+A2, B2, A3, B3 = _f(A**2), _f(B**2), _f(A**3), _f(B**3)
+P, Q = _f(A2 * B2), _f(A2 + B2)
+G0, GA, GB = _f(1 / P), _f(1 / (2 * A2 * (A2 - B2))), _f(1 / (2 * B2 * (B2 - A2)))
+
+
+@helper
+def input_transform(source, s, step, to, t, to_step):
+    """B^T d, for one column of six vectors: to[t + i to_step] = the sum over j of B^T[i, j] source[s + j step]."""
+    d0, d1, d2 = load(source, s), load(source, s + step), load(source, s + 2 * step)
+    d3, d4, d5 = load(source, s + 3 * step), load(source, s + 4 * step), load(source, s + 5 * step)
+    even_a, odd_a = d4 - B2 * d2, d3 - B2 * d1
+    even_b, odd_b = d4 - A2 * d2, d3 - A2 * d1
+    store(to, t, P * d0 - Q * d2 + d4)
+    store(to, t + to_step, even_a + A * odd_a)
+    store(to, t + 2 * to_step, even_a - A * odd_a)
+    store(to, t + 3 * to_step, even_b + B * odd_b)
+    store(to, t + 4 * to_step, even_b - B * odd_b)
+    store(to, t + 5 * to_step, P * d1 - Q * d3 + d5)
+
+
+@helper
+def output_transform(source, s, step):
+    """A^T m: of six vectors, four."""
+    m0, m5 = load(source, s), load(source, s + 5 * step)
+    m1, m2, m3, m4 = (
+        load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),
+    )  # fmt: skip
+    sum_a, sum_b, difference_a, difference_b = m1 + m2, m3 + m4, m1 - m2, m3 - m4
+    return (
+        m0 + sum_a + sum_b,
+        A * difference_a + B * difference_b,
+        A2 * sum_a + B2 * sum_b,
+        A3 * difference_a + B3 * difference_b + m5,
+    )
+
+
+@helper
+def output_gradient(source, s, step, to, t, to_step):
+    """A dy: four vectors become six."""
+    y0, y1 = load(source, s), load(source, s + step)
+    y2, y3 = load(source, s + 2 * step), load(source, s + 3 * step)
+    even_a, odd_a = y0 + A2 * y2, y1 + A2 * y3
+    even_b, odd_b = y0 + B2 * y2, y1 + B2 * y3
+    store(to, t, y0)
+    store(to, t + to_step, even_a + A * odd_a)
+    store(to, t + 2 * to_step, even_a - A * odd_a)
+    store(to, t + 3 * to_step, even_b + B * odd_b)
+    store(to, t + 4 * to_step, even_b - B * odd_b)
+    store(to, t + 5 * to_step, y3)
+
+
+@helper
+def kernel_transform(source, s, step, to, t, to_step):
+    """G g: three vectors become six."""
+    g0, g1, g2 = load(source, s), load(source, s + step), load(source, s + 2 * step)
+    even_a, odd_a = GA * g0 + (GA * A2) * g2, (GA * A) * g1
+    even_b, odd_b = GB * g0 + (GB * B2) * g2, (GB * B) * g1
+    store(to, t, G0 * g0)
+    store(to, t + to_step, even_a + odd_a)
+    store(to, t + 2 * to_step, even_a - odd_a)
+    store(to, t + 3 * to_step, even_b + odd_b)
+    store(to, t + 4 * to_step, even_b - odd_b)
+    store(to, t + 5 * to_step, g2)
+
+
+@helper
+def kernel_gradient(source, s, step, to, t, to_step):
+    """G^T u: six vectors become three."""
+    u0, u5 = load(source, s), load(source, s + 5 * step)
+    u1, u2, u3, u4 = (
+        load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),
+    )  # fmt: skip
+    sum_a, sum_b, difference_a, difference_b = u1 + u2, u3 + u4, u1 - u2, u3 - u4
+    store(to, t, G0 * u0 + GA * sum_a + GB * sum_b)
+    store(to, t + to_step, (GA * A) * difference_a + (GB * B) * difference_b)
+    store(to, t + 2 * to_step, (GA * A2) * sum_a + (GB * B2) * sum_b + u5)
