@@ -75,5 +75,5 @@ def test_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(machine.jit, "cache_dir", lambda: tmp_path)
     assert not machine.compiled()
     (tmp_path / "conv").mkdir()
-    (tmp_path / "conv" / "conv2d.nbi").write_bytes(b"")
+    (tmp_path / "conv" / "conv._pack-50.py311.1.nbc").write_bytes(b"")
     assert machine.compiled()
