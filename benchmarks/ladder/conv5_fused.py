@@ -1,8 +1,8 @@
 """Convolution, fifth rung: Winograd's way again, a block of tiles at a time. It is the library's own kernel.
 
 `cpu/winograd.py` transforms a few dozen tiles, multiplies them and transforms them back before it goes on to the next
-block. All that lies between input and output stays in the second-level cache; the transforms are sums of vectors, with
-the zeros and the signs of the matrices written out.
+block. All that lies between input and output stays in the second-level cache; the transforms
+(`cpu/winograd_transforms.py`) are sums of vectors, with the zeros and the signs of the matrices written out.
 """
 
 from minidiff.engine.backend import get_backend

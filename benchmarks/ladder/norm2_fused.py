@@ -1,7 +1,8 @@
 """GroupNorm with SiLU, second rung: the library's kernel, which takes one picture after the other.
 
-A picture fits in the second-level cache. So it comes from memory once, for its mean; the sums for its deviation, the
-normalisation and SiLU find it in cache, and only y is written. The way back computes xhat and SiLU's slope again.
+A picture fits in the second-level cache. So it comes from memory once, asked for while the one before is finished; the
+mean, the deviation, the normalisation and SiLU find it in cache, and only y is written. The way back computes xhat and
+SiLU's slope again.
 """
 
 from minidiff.engine.backend import get_backend
