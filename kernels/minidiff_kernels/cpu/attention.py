@@ -1,6 +1,6 @@
 """Attention, one head of one picture at a time; a lane of a vector is a query.
 
-Keys and values of a head are packed into panels (simd.py). Then a block of queries after another: the scores,
+Keys and values of a head are packed into panels (product.py). Then a block of queries after another: the scores,
 turned so that queries lie side by side, S^T = K Q^T, are a few panels that stay in cache. Softmax runs down the
 panels: its maximum, its sum and its exponentials are those of LANES queries at once, and no vector is ever
 summed across. The output, O^T = V^T P^T, is turned back as it is stored. The backward pass computes the
@@ -120,7 +120,7 @@ def _forward(q, k, v, o, lse, scratch, vectors):
                     store(a, at, load(a, at) * load(a, rescale + i * LANES))
             turn_back(a, out, deep * LANES, count, D, flat_o, start, row)
             for r in range(count):
-                lse[n, h, first + r] = a[largest + r] - np.log(a[rescale + r])
+                lse[n, h, first + r] = a[largest + r] - np.log(a[rescale + r])  # which is 1 / sum
 
 
 @helper

@@ -1,4 +1,4 @@
-"""e^x, the sigmoid and the maximum; of one float32 or of a vector of them alike."""
+"""e^x and the sigmoid, of one float32 or of a vector of them alike; the maximum of two vectors."""
 
 import numpy as np
 from llvmlite import ir
@@ -36,7 +36,8 @@ def _times_power_of_two(typingctx, p, n):
         (p, n), kind = arguments, signature.args[0]
         whole = ir.VectorType(ir.IntType(32), LANES) if kind == VECTOR_TYPE else ir.IntType(32)
         bias, place = (ir.Constant(whole, [i] * LANES if kind == VECTOR_TYPE else i) for i in (127, 23))
-        bits = builder.shl(builder.add(builder.fptosi(n, whole), bias), place)
+        safe = builder.select(builder.fcmp_ordered("==", n, n), n, _constant(kind, 0.0))  # NaN has no whole number
+        bits = builder.shl(builder.add(builder.fptosi(safe, whole), bias), place)
         power = builder.bitcast(bits, _like(kind))
         tiny = builder.fcmp_ordered("<", n, _constant(kind, -126.0))
         huge = builder.fcmp_ordered(">", n, _constant(kind, 127.0))

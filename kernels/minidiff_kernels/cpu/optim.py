@@ -6,7 +6,7 @@ from numba import prange
 from .jit import kernel
 from .simd import LANES
 
-CHUNK = 1 << 14  # numbers a thread sums before the parts are added, in order
+CHUNK = 1 << 14  # numbers a thread sums before the parts are added, in a fixed order
 
 
 def grad_norm(g):
@@ -24,7 +24,7 @@ def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step
         f(1 - lr * weight_decay), f(1 - beta1), f(1 - beta2),
         f(lr / (1 - beta1**step)), f((1 - beta2**step) ** -0.5), f(eps), f(1 - ema_decay),
     )  # fmt: skip
-    _adamw(p, g, m, v, p if ema is None else ema, scale, rates)  # the average of p with itself is p
+    _adamw(p, g, m, v, p if ema is None else ema, scale, rates)  # the average of a finite p with itself is p
 
 
 @kernel

@@ -4,10 +4,10 @@ Numba turns a plain loop into vector code, but it cannot be told to hold a tile 
 what a fast matrix product is (Goto and van de Geijn 2008). So the tile is built as LLVM instructions here. Every
 product in this package, in convolution, linear layers and attention, is made of it.
 
-A matrix is a tuple (array, start, row, panel): its element (r, c) is array[start + r row + c // LANES panel
-+ c % LANES] of a flat array. So a picture's pixels are a matrix as they lie in memory, with panel = LANES. Scratch
-is laid out in panels instead, LANES columns wide, with row = LANES: the rows of a panel follow each other, and no two
-lines of a tile fall on the same place in a cache.
+A matrix is a tuple (array, start, row, panel): its element (r, c) is
+array[start + r * row + c // LANES * panel + c % LANES] of a flat array. So a picture's pixels are a matrix as they lie
+in memory, with panel = LANES. Scratch is laid out in panels instead, LANES columns wide, with row = LANES: the rows of
+a panel follow each other, and no two lines of a tile fall on the same place in a cache.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from .simd import LANES, VECTOR, address, as_vector, fetch, splat
 
 ROWS = 8 if LANES == 16 else 4  # a tile is ROWS x up to 3 vectors: 24 of 32 registers, or 12 of 16
 K_CHUNK = 32  # terms summed in registers at a time
-AHEAD = 128  # terms between a row of A^T A or of B in use and the one that a cache is asked for
+AHEAD = 128  # terms from the row in use to the one that a cache is asked for, where both factors lie in rows of terms
 
 _I64 = ir.IntType(64)
 

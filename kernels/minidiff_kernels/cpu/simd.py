@@ -29,7 +29,9 @@ VECTOR = ir.VectorType(_F32, LANES)
 
 
 def address(context, builder, array_type, array, offset):
-    """The address of element `offset` of a flat float32 array."""
+    """The address of element `offset` of a flat float32 array; no other kind compiles."""
+    if (array_type.dtype, array_type.ndim, array_type.layout) != (types.float32, 1, "C"):
+        raise TypeError(f"{array_type}: a kernel takes flat, contiguous float32 arrays here")
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [offset])
 

@@ -9,7 +9,7 @@ of the input. With the tile d, the kernel g and the product taken number by numb
 
 In the transformed domain there are 36 separate positions, and at each the sum over channels is a plain matrix
 product (tiles, C) @ (C, O). A block of tiles is transformed into scratch, multiplied, and transformed back
-while it lies in the second-level cache; the whole transformed picture is never stored. The transforms
+while it lies in the second-level cache; all transformed pictures together are never stored. The transforms
 themselves are in winograd_transforms.py.
 """
 
@@ -100,7 +100,7 @@ def _see(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel):
 
 @helper
 def _see_errors(dy, flat, n, p, q, run, strip, planes, at, plane, panel, total):
-    """The same for the gradients of these tiles: (A dy A^T)[i, j]. They are added up in total (O,)."""
+    """The same for the gradients of these tiles: (A dy A^T)[i, j]. total (O,) += the sum of dy."""
     O, columns = dy.shape[3], 4 * run
     _strip(dy, flat, n, 4 * p, 4 * q, 4, columns, strip)
     for o in range(0, O, LANES):
@@ -203,7 +203,7 @@ def weight_gradient(dy, x, w_shape, pad):
     (N, height, width, O), C = dy.shape, x.shape[3]
     size = tiles_of((height, width))
     total, threads = N * size[0] * size[1], get_num_threads()
-    tiles = min(total, round_up(SHARED_FLOATS // (36 * (C + O)), K_CHUNK))
+    tiles = min(total, max(round_up(SHARED_FLOATS // (36 * (C + O)), K_CHUNK), K_CHUNK))
     seen, errors = (empty((36 * (channels // LANES), tiles + 1, LANES)) for channels in (C, O))
     strips = empty((threads, 6 * (4 * RUN + 2) * max(C, O)))
     dU, dw, dbias = empty((36, C // LANES, O, LANES)), empty(w_shape), np.zeros(O)
