@@ -17,7 +17,7 @@ from minidiff.errors import MinidiffError
 
 TUNED = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
 UNITS = {"FLOP": "GFLOP/s", "B": "GB/s"}
-TELLING = ("OMP_", "OPENBLAS_", "MKL_")  # variables that change what libraries do
+TELLING = ("GOMP_", "OMP_", "OPENBLAS_", "MKL_")  # variables that change what libraries do
 
 
 def surroundings() -> dict[str, str]:
