@@ -17,6 +17,7 @@ from minidiff.diffusion.schedule import (
     scaled_linear_schedule,
     sigmoid_schedule,
 )
+from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.backend import get_backend
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
@@ -30,5 +31,5 @@ __all__ = [
     "AdamW", "MinidiffError", "Schedule", "Tensor", "UNet", "UNetConfig", "cosine_schedule", "ddim_step",
     "default_config", "get_backend", "linear_schedule", "load_schedule", "load_unet", "no_grad", "open_dataset",
     "p_sample", "q_posterior", "q_sample", "rescale_zero_terminal_snr", "sample", "save_unet",
-    "scaled_linear_schedule", "sigmoid_schedule", "train", "train_step", "training_loss",
+    "scaled_linear_schedule", "sigmoid_schedule", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip
