@@ -22,7 +22,7 @@ import numpy as np
 from minidiff.errors import MinidiffError
 
 BITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}  # of a uniform number: all that its type can hold
-LONG_SPAN = 2**28  # from here on an integer takes two words: of one, some remainders would come 1/16 more often
+LONG_SPAN = 2**28  # from here on an integer takes two words: one would favour some remainders by 1/16 or more
 LONG_SHUFFLE = 2**32 // 20  # from here on torch permutes by another rule
 
 
@@ -41,7 +41,7 @@ class TorchGenerator:
     """Draws as torch's CPU generator does, each call from where the last one ended; made by `torch_generator`.
 
     rand, randint and randperm are torch's to the last bit. randn is within 5e-7 of torch's where torch has AVX2;
-    without AVX2 torch rounds the angle in another way, and that makes 5e-6.
+    without it torch rounds the angle theta in another way, and the distance is 5e-6 at most.
     With standard_normal and integers it is an rng such as `sample` and `train_step` take.
     """
 
