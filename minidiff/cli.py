@@ -18,11 +18,9 @@ from rich.table import Table
 from minidiff.bench import cases, measure, report
 from minidiff.data import Dataset, open_dataset, pictures
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
-from minidiff.models.unet import UNet
-from minidiff.runs import checkpoint, demo, machine, state
+from minidiff.runs import checkpoint, demo, drawing, machine, state
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.state import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
@@ -145,39 +143,45 @@ def sample_command(
     pictures.check_place(out)
     if gif:
         pictures.check_place(gif, animated=True)
-    unet, schedule = _load(run, backend), checkpoint.load_schedule(run)
+    unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
     way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
     way = way if spacing is None else replace(way, spacing=spacing)
     if steps is None:
         steps = len(schedule) if way.name == "ddpm" else min(50, len(schedule))
-    rng, images, frames = _noise(noise, seed), [], []
+    rng, drawn, frames = drawing.source(noise, seed), [], []
     announce_compiling(backend)
 
     def draw(tick) -> None:
-        for first in range(0, n, demo.BATCH):
-            shape = (min(demo.BATCH, n - first), *unet.picture_shape)
+        for shape in drawing.batches(n, unet):
             x_t = np.empty(shape)
             for _, x_t, _ in sample(unet, schedule, shape, rng, steps, way):
-                if gif and first == 0:
+                if gif and not drawn:
                     frames.append(pictures.sheet(pictures.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
-            images.append(pictures.to_uint8(x_t))
+            drawn.append(pictures.to_uint8(x_t))
 
-    with_bar("drawing", steps * -(-n // demo.BATCH), draw)
-    drawn = np.concatenate(images)  # (n, H, W, C)
+    with_bar("drawing", steps * len(drawing.batches(n, unet)), draw)
+    images = np.concatenate(drawn)  # (n, H, W, C)
     if gif:
         pictures.gif(frames, gif)
     if npz:
-        checkpoint.write_npz(npz, drawn)
-    pictures.save(pictures.sheet(drawn), out)
+        checkpoint.write_npz(npz, images)
+    pictures.save(pictures.sheet(images), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
 
 
-def _noise(kind: str, seed: int) -> Any:
-    """What draws the noise of a walk."""
-    if kind not in ("numpy", "torch"):
-        raise MinidiffError(f"--noise {kind}: choose numpy or torch")
-    return torch_generator(seed) if kind == "torch" else np.random.default_rng(seed)
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
+) -> None:
+    """Write a run's network as a folder of its own, which diffusers opens: DDPMPipeline.from_pretrained(OUT)."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MinidiffError(f"{out}: is there already; choose a new folder")
+    opened = state.open_run(run)
+    state.export(opened, out, raw)
+    console.print(f"Wrote {out}, of step {opened.step}")
 
 
 @app.command()
@@ -217,20 +221,6 @@ def bench_command(
                 rows.append(row)
     finally:
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
-
-
-def _load(run: Path, backend: str) -> UNet:
-    """The network, if its pictures can be drawn without being told more."""
-    unet = checkpoint.load_unet(run, backend)
-    height, width, channels = unet.picture_shape
-    halvings = len(unet.config.block_out_channels) - 1
-    if unet.config.num_class_embeds is not None:
-        raise MinidiffError(f"{run}: its network wants labels; draw from it in Python with md.sample(..., cond=labels)")
-    if channels not in (1, 3):
-        raise MinidiffError(f"{run}: its pictures have {channels} channels; a sheet shows 1 or 3")
-    if height % 2**halvings or width % 2**halvings:
-        raise MinidiffError(f"{run}: sample_size is {height}x{width}, and the network halves {halvings} times")
-    return unet
 
 
 def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:

@@ -25,7 +25,6 @@ TRAINING_STEPS = 1400
 CHECKPOINT_EVERY = 350
 SAMPLES = 64
 STEPS = 50  # of reverse diffusion
-BATCH = 64  # pictures drawn at a time
 STATIONS = 10  # pictures on a strip
 
 
