@@ -163,7 +163,6 @@ SCHEDULES = [
     s.linear_schedule(7, 0.001, 0.3, "sample"),
     s.scaled_linear_schedule(prediction_type="v_prediction"),
     s.cosine_schedule(50),
-    s.sigmoid_schedule(50, 0.01, 0.2),
     s.Schedule(np.array([0.1, 0.25, 0.123456789])),
     s.rescale_zero_terminal_snr(s.scaled_linear_schedule(100, prediction_type="v_prediction")),
 ]
@@ -176,6 +175,23 @@ def test_a_configuration_gives_the_very_schedule_back(schedule):
     for field in dataclasses.fields(s.Schedule):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(schedule, field.name))
     assert ("trained_betas" in config) == (schedule.name == "trained")
+
+
+def test_a_rule_that_only_one_scheduler_knows_is_written_in_full():
+    schedule = s.sigmoid_schedule(50, 0.01, 0.2)
+    again = s.schedule_from_config(json.loads(json.dumps(s.schedule_to_config(schedule))))
+    assert again.name == "trained"
+    np.testing.assert_array_equal(again.betas, schedule.betas)
+
+
+def test_what_diffusers_takes_for_keys_that_are_absent():
+    """Of our own configurations, which name no class, nothing may be absent."""
+    schedule = s.schedule_from_config({"_class_name": "DDIMScheduler"})
+    np.testing.assert_array_equal(schedule.betas, s.linear_schedule().betas)
+    schedule = s.schedule_from_config({"_class_name": "HeunDiscreteScheduler"})
+    np.testing.assert_array_equal(schedule.betas, s.linear_schedule(1000, 0.00085, 0.012).betas)
+    with pytest.raises(MinidiffError, match="beta_schedule None"):
+        s.schedule_from_config({})
 
 
 def test_a_configuration_may_ask_for_zero_terminal_snr():
