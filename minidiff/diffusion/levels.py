@@ -64,8 +64,7 @@ def levels(schedule: Schedule, steps: int, sampler: Sampler) -> Levels:
     if sampler.karras:
         at = karras(largest, smallest, steps)
         ts = np.interp(np.log(at), np.log(sigmas), np.arange(T))
-        if sampler.name == "dpmpp_2m":  # which asks at whole timesteps, in diffusers
-            ts = np.floor(ts) if schedule.name == "squaredcos_cap_v2" else ts.round()
+        ts = ts.round() if sampler.name == "dpmpp_2m" else ts  # which asks at whole timesteps, in diffusers
     abar = 1 / (1 + at**2)
     # x_T = sigma eps leaves x0 out, which is 0 on average, unless the walk begins within the schedule
     start = 1.0 if sampler.name == "dpmpp_2m" or sampler.spacing == "leading" else float(np.sqrt(1 - abar[0]))

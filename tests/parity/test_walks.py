@@ -174,7 +174,7 @@ def limits(name):
 AS_DIFFUSERS = [
     (name, steps, spacing)
     for name in WALKS
-    for steps in (4, 10, 30, 50)
+    for steps in (4, 14, 15, 30, 50)  # DPM-Solver++ ends in another way from 15 on
     for spacing in SPACINGS
     if not differs_on_purpose(name, spacing, steps)
 ]
