@@ -126,6 +126,7 @@ def sample_command(
     sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
     spacing: Annotated[str | None, typer.Option(help="Of the steps.  [default: the folder's own]")] = None,
+    karras: Annotated[bool, typer.Option("--karras", help="Levels as Karras et al. have them.")] = False,
     seed: Seed = 0,
     noise: Annotated[str, typer.Option(help="numpy, or torch: what diffusers draws.")] = "numpy",
     npz: Annotated[Path | None, typer.Option(help="Also write all pictures to a NumPy file, as arr_0.")] = None,
@@ -145,7 +146,7 @@ def sample_command(
         pictures.check_place(gif, animated=True)
     unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
     way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
-    way = way if spacing is None else replace(way, spacing=spacing)
+    way = replace(way, spacing=spacing or way.spacing, karras=karras or way.karras)
     if steps is None:
         steps = len(schedule) if way.name == "ddpm" else min(50, len(schedule))
     rng, drawn, frames = drawing.source(noise, seed), [], []

@@ -572,6 +572,7 @@ def test_without_a_sampler_the_folders_own_is_taken(done, tmp_path):
 
 def test_what_sample_cannot_do(refused, trained):
     refused("sample", "run", "--noise", "jax", *QUICK, match="--noise jax: choose numpy or torch")
+    refused("sample", "run", "--karras", *QUICK, match="karras is for euler, heun, dpmpp_2m: ddim walks over whole")
     refused("sample", "run", "--spacing", "even", *QUICK, match="spacing 'even' is unknown: use one of trailing")
 
 
