@@ -17,9 +17,9 @@ from minidiff.data.dataset import Dataset, from_arrays
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.models.config import UNetConfig
 from minidiff.runs import fit, state
-from minidiff.runs.checkpoint import read_safetensors
 from minidiff.runs.state import Run
 from minidiff.runs.train import TrainConfig
+from minidiff.runs.weights import open_safetensors
 
 
 def network(**changes) -> UNetConfig:
@@ -83,6 +83,12 @@ def tree(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays of a file, and its metadata."""
+    arrays, metadata = open_safetensors(path)
+    return {name: a.read() for name, a in arrays.items()}, metadata
 
 
 def contents(run: Path) -> dict[str, object]:

@@ -22,15 +22,10 @@ from minidiff.models import config as unet_config
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.runs import train
-from minidiff.runs.checkpoint import (
-    check_claim,
-    read_safetensors,
-    replace_file,
-    save_pipeline,
-    save_unet,
-    write_safetensors,
-)
+from minidiff.runs.checkpoint import check_claim, save_pipeline, save_unet
+from minidiff.runs.files import replace_file
 from minidiff.runs.train import StepStats, TrainConfig
+from minidiff.runs.weights import open_safetensors, write_safetensors
 
 BUFFERS = ("p", "ema", "m", "v")
 HEADER = "step,loss,grad_norm,lr\n"
@@ -77,7 +72,7 @@ def open_run(folder: Path) -> Run:
     path = state_file(folder)
     if not path.is_file():
         raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one without --resume")
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = open_safetensors(path)
     try:
         config = train.config_from_dict(json.loads(metadata["config"]))
         network = unet_config.config_from_dict(json.loads(metadata["unet"]))
@@ -91,7 +86,7 @@ def open_run(folder: Path) -> Run:
         buffer = getattr(run.optimizer, name)
         if name not in tensors or tensors[name].shape != buffer.shape:
             raise MinidiffError(f"{path}: {name} does not fit the network of its configuration; start a new run")
-        buffer[...] = run.unet.backend.asarray(tensors[name])
+        buffer[...] = run.unet.backend.asarray(tensors[name].read())
     if not 0 <= step <= 10**9:
         raise MinidiffError(f"{path}: step {step} makes no sense; start a new run")
     run.optimizer.step_count = step

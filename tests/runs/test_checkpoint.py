@@ -16,7 +16,8 @@ from small_runs import network, tree
 import minidiff as md
 from minidiff.errors import MinidiffError
 from minidiff.runs import checkpoint
-from minidiff.runs.checkpoint import WEIGHTS, load_unet, read_json, replace_file, save_pipeline, save_unet
+from minidiff.runs.checkpoint import WEIGHTS, load_unet, save_pipeline, save_unet
+from minidiff.runs.files import LARGEST_JSON, read_json, replace_file
 
 CONFIGS = {
     "plain": network(),
@@ -239,7 +240,7 @@ def test_a_scheduler_value_that_is_not_supported_is_named(folder, name, value):
 
 def test_a_huge_config_is_not_read(folder):
     with open(folder / "unet" / "config.json", "wb") as file:
-        file.truncate(checkpoint.LARGEST_JSON + 1)
+        file.truncate(LARGEST_JSON + 1)
     refused(load_unet, folder, match="config.json: larger than any configuration")
 
 

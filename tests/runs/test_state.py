@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from small_runs import go_on, network, new_run, reopen, rows, tree
+from small_runs import go_on, network, new_run, read_safetensors, reopen, rows, tree
 
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.runs import checkpoint, state
-from minidiff.runs.checkpoint import read_safetensors
 from minidiff.runs.state import Metrics, cut_metrics, open_run, read_metrics, state_file
 from minidiff.runs.state import new_run as start
 from minidiff.runs.train import StepStats, TrainConfig
