@@ -59,7 +59,7 @@ def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Sc
     for name in ("metrics.csv", "unet", "scheduler", "model_index.json"):
         if (folder / name).exists():
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
-    run = _build(folder, config, network, schedule)
+    run = _build(folder, config, network, schedule, np.random.default_rng(config.seed))
     save(run)
     return run
 
@@ -81,7 +81,7 @@ def open_run(folder: Path) -> Run:
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
     check_claim(network, tensors["p"].size if "p" in tensors else 0, path)
-    run = _build(folder, config, network, schedule)
+    run = _build(folder, config, network, schedule, rng=None)
     for name in BUFFERS:
         buffer = getattr(run.optimizer, name)
         if name not in tensors or tensors[name].shape != buffer.shape:
@@ -102,8 +102,8 @@ def settle(run: Run) -> None:
     export(run)
 
 
-def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
-    unet = UNet(network, np.random.default_rng(config.seed), config.backend)
+def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule, rng) -> Run:
+    unet = UNet(network, rng, config.backend)
     optimizer = train.make_optimizer(unet.parameters(), config)
     return Run(folder, config, unet, schedule, optimizer)
 

@@ -51,6 +51,7 @@ HEADS = (2, 5, 2, 3)
 OPS = {
     "add": (F.add, [(2, 3, 4), (3, 1)]),
     "mul": (F.mul, [(2, 3, 4), (4,)]),
+    "affine": (lambda x: F.affine(x, 3, -0.5), [(2, 3, 4)]),
     "reshape": (lambda x: F.reshape(x, (-1, 3)), [(2, 3, 4)]),
     "silu": (F.silu, [(3, 7)]),
     "conv2d": (lambda x, w, b, a: F.conv2d(x, w, b, 1, (1, 1, 1, 1), a), [PICTURE, KERNEL, BIAS, TEMB]),
@@ -62,6 +63,8 @@ OPS = {
     "layer_norm": (lambda x, w, b: F.layer_norm(x, w, b, 1e-5), [(2, 3, 7), (7,), (7,)]),
     "attention": (F.attention, [HEADS, (2, 4, 2, 3), (2, 4, 2, 3)]),
     "upsample_nearest": (F.upsample_nearest, [PICTURE]),
+    "avg_pool": (F.avg_pool, [(2, 6, 4, 3)]),
+    "split": (lambda x: F.mul(*F.split(x)), [PICTURE]),
     "concat": (F.concat, [PICTURE, (2, 5, 4, 3)]),
     "embedding": (lambda table: F.embedding(table, np.array([1, 3, 1])), [(4, 5)]),
     "dropout": (lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [(4, 6)]),

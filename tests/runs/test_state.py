@@ -202,7 +202,7 @@ def test_arrays_of_another_shape(run_folder, name):
         rewrite(run_folder, {name: wrong})
         refused(run_folder, f"{name} does not fit|tells of .* weights or more")
     rewrite(run_folder, {name: good.astype(np.float64)})
-    refused(run_folder, f"{name} is F64, and only F32 is read")
+    refused(run_folder, f"{name} is F64, and only F32, F16, BF16 are read")
 
 
 @pytest.mark.parametrize("key", ["step", "config", "unet", "schedule"])
