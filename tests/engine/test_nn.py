@@ -167,6 +167,12 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(backend, change, m
     assert all((a == before[name]).all() for name, a in net.state_dict().items())
 
 
+def test_without_an_rng_weights_are_zeros(backend):
+    kinds = {nn.Linear: (3, 2), nn.Conv2d: (3, 2, 3), nn.Embedding: (3, 2)}
+    for p in (p for kind, sizes in kinds.items() for p in kind(*sizes, None, backend.name).parameters()):
+        assert p.numpy().size >= 2 and not p.numpy().any() and p.numpy().dtype == np.float32
+
+
 @pytest.mark.parametrize("start", ["numpy", "numba"])
 def test_to_gives_a_new_module_on_the_other_backend(backend, start):
     net = Net(start)

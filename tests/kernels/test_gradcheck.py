@@ -79,14 +79,26 @@ def test_operation(name):
     check_gradients(lambda: op(*leaves), leaves)
 
 
-def test_whole_network(monkeypatch):
-    """A U-Net with every kind of block: each parameter, and the picture. Only the sinusoids come in float32."""
+KINDS = {
+    "convolutions": dict(
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
+    ),
+    "residual": dict(
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        upsample_type="resnet", resnet_time_scale_shift="scale_shift", mid_block_scale_factor=1.5,
+        center_input_sample=True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_network(monkeypatch, kind):
+    """U-Nets with every kind of block: each parameter, and the picture. Only the sinusoids come in float32."""
     sinusoids = unet.timestep_embedding
     monkeypatch.setattr(unet, "timestep_embedding", lambda *args: sinusoids(*args).astype(np.float64))
     config = UNetConfig(
-        block_out_channels=(4, 8), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
-        downsample_padding=0, num_class_embeds=3, dropout=0.2,
+        block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
+        downsample_padding=0, num_class_embeds=3, dropout=0.2, **KINDS[kind],
     )  # fmt: skip
     net = unet.UNet(config, np.random.default_rng(0), "numpy")
     for p in net.parameters():
