@@ -12,6 +12,18 @@ CHOICES = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
 }
 
+WHOLE = {
+    "in_channels": (1, 1024), "out_channels": (1, 1024), "layers_per_block": (1, 64), "norm_num_groups": (1, 1024),
+    "downsample_padding": (0, 1),
+}  # fmt: skip
+WHOLE_OR_NONE = {
+    "attention_head_dim": (1, 16384), "attn_norm_num_groups": (1, 1024), "time_embedding_dim": (1, 65536),
+    "num_class_embeds": (1, 1_000_000),
+}  # fmt: skip
+REAL = {
+    "norm_eps": (1e-12, 1.0), "dropout": (0.0, 0.99), "freq_shift": (0.0, 1.0), "mid_block_scale_factor": (1e-3, 1e3),
+}  # fmt: skip
+
 # Keys that change the network in ways not built here, with the only value that is accepted.
 FIXED = {
     "act_fn": "silu",
@@ -81,10 +93,12 @@ class UNetConfig:
 
     @property
     def time_embed_dim(self) -> int:
+        """Channels of the time embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     @property
     def scale_shift(self) -> bool:
+        """Whether the time scales and shifts."""
         return self.resnet_time_scale_shift == "scale_shift"
 
 
@@ -99,31 +113,19 @@ def _is_int(value, low: int, high: int) -> bool:
 
 
 def _check_numbers(cfg: UNetConfig) -> None:
-    ranges = {
-        "in_channels": (1, 1024), "out_channels": (1, 1024), "layers_per_block": (1, 64), "norm_num_groups": (1, 1024),
-        "downsample_padding": (0, 1),
-    }  # fmt: skip
-    for name, (low, high) in ranges.items():
+    for name, (low, high) in WHOLE.items():
         if not _is_int(getattr(cfg, name), low, high):
             raise _bad(name, getattr(cfg, name), f"give a whole number from {low} to {high}")
-    optional = {
-        "attention_head_dim": 16384, "attn_norm_num_groups": 1024, "time_embedding_dim": 65536,
-        "num_class_embeds": 1_000_000,
-    }  # fmt: skip
-    for name, high in optional.items():
-        if getattr(cfg, name) is not None and not _is_int(getattr(cfg, name), 1, high):
-            raise _bad(name, getattr(cfg, name), f"give null or a whole number from 1 to {high}")
-    for name in ("flip_sin_to_cos", "center_input_sample", "add_attention"):
-        if type(getattr(cfg, name)) is not bool:
-            raise _bad(name, getattr(cfg, name), "give true or false")
-    bounds = {
-        "norm_eps": (1e-12, 1.0), "dropout": (0.0, 0.99), "freq_shift": (0.0, 1.0),
-        "mid_block_scale_factor": (1e-3, 1e3),
-    }  # fmt: skip
-    for name, (low, high) in bounds.items():
+    for name, (low, high) in WHOLE_OR_NONE.items():
+        if getattr(cfg, name) is not None and not _is_int(getattr(cfg, name), low, high):
+            raise _bad(name, getattr(cfg, name), f"give null or a whole number from {low} to {high}")
+    for name, (low, high) in REAL.items():
         value = getattr(cfg, name)
         if type(value) not in (int, float) or not low <= value <= high:
             raise _bad(name, value, f"give a number from {low} to {high}")
+    for name in ("flip_sin_to_cos", "center_input_sample", "add_attention"):
+        if type(getattr(cfg, name)) is not bool:
+            raise _bad(name, getattr(cfg, name), "give true or false")
     size = cfg.sample_size
     pair = size if isinstance(size, list | tuple) else (size, size)
     if size is not None and not (len(pair) == 2 and all(_is_int(n, 1, 65536) for n in pair)):
@@ -151,7 +153,7 @@ def _check_blocks(cfg: UNetConfig) -> None:
 def _check_choices(cfg: UNetConfig) -> None:
     for name, known in CHOICES.items():
         value = getattr(cfg, name)
-        for choice in value if isinstance(value, tuple) else [value]:
+        for choice in value if name.endswith("_block_types") else [value]:
             if choice not in known:
                 raise _bad(name, choice, f"choose from {', '.join(known)}")
 

@@ -37,7 +37,7 @@ BAD = {
     "norm_num_groups": [0, None, 3, 64, 8.0],
     "norm_eps": [0, -1e-5, 2.0, math.nan, math.inf, None, "1e-5", True],
     "attn_norm_num_groups": [0, -1, 3, 64, 8.0, "8", True],
-    "downsample_type": ["fir", None, True, 1, ("conv", "fir"), ["conv"]],
+    "downsample_type": ["fir", None, True, 1, ("conv", "resnet"), ["conv"]],
     "upsample_type": ["fir", None, "CONV", 0, ["resnet"]],
     "resnet_time_scale_shift": ["spatial", "ada_group", None, True, ["default"]],
     "mid_block_scale_factor": [0, -1, None, math.nan, math.inf, "1", True, 1e9],
