@@ -8,7 +8,8 @@ for t, x_t, x0_hat in md.sample(unet, md.load_schedule("runs/cats"), (64, 32, 32
 from minidiff.data import open_dataset
 from minidiff.diffusion.forward import q_posterior, q_sample
 from minidiff.diffusion.loss import training_loss
-from minidiff.diffusion.reverse import ddim_step, p_sample, sample
+from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import (
     Schedule,
     cosine_schedule,
@@ -17,18 +18,20 @@ from minidiff.diffusion.schedule import (
     scaled_linear_schedule,
     sigmoid_schedule,
 )
+from minidiff.diffusion.steps import ddim_step, p_sample
+from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.backend import get_backend
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, default_config
 from minidiff.models.unet import UNet
-from minidiff.runs.checkpoint import load_schedule, load_unet, save_unet
+from minidiff.runs.checkpoint import load_sampler, load_schedule, load_unet, save_unet
 from minidiff.runs.train import train, train_step
 
 __all__ = [
-    "AdamW", "MinidiffError", "Schedule", "Tensor", "UNet", "UNetConfig", "cosine_schedule", "ddim_step",
-    "default_config", "get_backend", "linear_schedule", "load_schedule", "load_unet", "no_grad", "open_dataset",
-    "p_sample", "q_posterior", "q_sample", "rescale_zero_terminal_snr", "sample", "save_unet",
-    "scaled_linear_schedule", "sigmoid_schedule", "train", "train_step", "training_loss",
+    "AdamW", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "cosine_schedule", "ddim_step",
+    "default_config", "get_backend", "linear_schedule", "load_sampler", "load_schedule", "load_unet", "no_grad",
+    "open_dataset", "p_sample", "q_posterior", "q_sample", "rescale_zero_terminal_snr", "sample", "save_unet",
+    "scaled_linear_schedule", "sigmoid_schedule", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip

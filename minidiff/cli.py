@@ -13,19 +13,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from minidiff.bench import cases, measure, report
 from minidiff.data import Dataset, open_dataset, pictures
-from minidiff.diffusion.reverse import SAMPLERS, sample
+from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
-from minidiff.models.unet import UNet
-from minidiff.runs import checkpoint, demo, machine, state
+from minidiff.runs import checkpoint, demo, drawing, machine, state
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.state import Run
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
 from minidiff.runs.train import SCHEDULE, StepStats, TrainConfig
 
 app = typer.Typer(
@@ -35,8 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path is printed as it is
-errors = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
@@ -75,7 +71,7 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
         run, dataset = demo.open_demo(out, machine.use_threads(threads, "numba"), seed)
         go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # of another seed it would begin anew
         _train(run, dataset, demo.CHECKPOINT_EVERY, go_on)
-        _with_bar("drawing", demo.STEPS, lambda tick: demo.write_pages(run, dataset, out, tick))
+        with_bar("drawing", demo.STEPS, lambda tick: demo.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")
 
@@ -123,41 +119,69 @@ def train(
 
 @app.command("sample")
 def sample_command(
-    run: Annotated[Path, typer.Argument(help="A run, or a diffusers folder with unet/ and scheduler/.")],
+    run: Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")],
     out: Out = Path("sheet.png"),
     n: Annotated[int, typer.Option(help="How many pictures.", min=1, max=100_000)] = 64,
-    steps: Annotated[int, typer.Option(help="Steps from noise to picture.")] = 50,
-    sampler: Annotated[str, typer.Option(help=" or ".join(SAMPLERS) + ".")] = "ddim",
+    steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
+    spacing: Annotated[str | None, typer.Option(help="Of the steps.  [default: the folder's own]")] = None,
     seed: Seed = 0,
+    noise: Annotated[str, typer.Option(help="numpy, or torch: what diffusers draws.")] = "numpy",
+    npz: Annotated[Path | None, typer.Option(help="Also write all pictures to a NumPy file, as arr_0.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.")] = None,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
-    """Reverse diffusion: pictures out of noise, on a sheet."""
+    """Reverse diffusion: pictures out of noise, on a sheet.
+
+    Samplers: ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m. Spacings: trailing, leading, linspace.
+    With the folder's own and --noise torch the pictures are those of its pipeline in diffusers with
+    generator=torch.Generator().manual_seed(SEED).
+    """
     machine.use_threads(threads, backend)
     pictures.check_place(out)
     if gif:
         pictures.check_place(gif, animated=True)
-    unet, schedule = _load(run, backend), checkpoint.load_schedule(run)
-    _announce_compiling(backend)
-    rng, images, frames = np.random.default_rng(seed), [], []
+    unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
+    way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
+    way = way if spacing is None else replace(way, spacing=spacing)
+    if steps is None:
+        steps = len(schedule) if way.name == "ddpm" else min(50, len(schedule))
+    rng, drawn, frames = drawing.source(noise, seed), [], []
+    announce_compiling(backend)
 
     def draw(tick) -> None:
-        for first in range(0, n, demo.BATCH):
-            shape = (min(demo.BATCH, n - first), *unet.picture_shape)
+        for shape in drawing.batches(n, unet):
             x_t = np.empty(shape)
-            for _, x_t, _ in sample(unet, schedule, shape, rng, steps, sampler, eta=eta):
-                if gif and first == 0:
+            for _, x_t, _ in sample(unet, schedule, shape, rng, steps, way):
+                if gif and not drawn:
                     frames.append(pictures.sheet(pictures.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
-            images.append(pictures.to_uint8(x_t))
+            drawn.append(pictures.to_uint8(x_t))
 
-    _with_bar("drawing", steps * -(-n // demo.BATCH), draw)
+    with_bar("drawing", steps * len(drawing.batches(n, unet)), draw)
+    images = np.concatenate(drawn)  # (n, H, W, C)
     if gif:
         pictures.gif(frames, gif)
-    pictures.save(pictures.sheet(np.concatenate(images)), out)
-    console.print(f"Wrote {out}" + (f" and {gif}" if gif else ""))
+    if npz:
+        checkpoint.write_npz(npz, images)
+    pictures.save(pictures.sheet(images), out)
+    console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
+) -> None:
+    """Write a run's network as a folder of its own, which diffusers opens: DDPMPipeline.from_pretrained(OUT)."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MinidiffError(f"{out}: is there already; choose a new folder")
+    opened = state.open_run(run)
+    state.export(opened, out, raw)
+    console.print(f"Wrote {out}, of step {opened.step}")
 
 
 @app.command()
@@ -191,26 +215,12 @@ def bench_command(
         errors.print("Compiling the kernels for this processor, once: about a minute.")
     facts, peaks, rows = {**rival.facts, **around}, measure.peaks(), []
     try:
-        with _bar(transient=True, on=errors if json_to == "-" else console) as bar:
+        with bar_of(transient=True, on=errors if json_to == "-" else console) as bar:
             bar.console.print(report.head(facts, peaks))
             for row in report.follow(chosen, lambda case: measure.measure(case, rival, compiled, rounds), peaks, bar):
                 rows.append(row)
     finally:
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
-
-
-def _load(run: Path, backend: str) -> UNet:
-    """The network, if its pictures can be drawn without being told more."""
-    unet = checkpoint.load_unet(run, backend)
-    height, width, channels = unet.picture_shape
-    halvings = len(unet.config.block_out_channels) - 1
-    if unet.config.num_class_embeds is not None:
-        raise MinidiffError(f"{run}: its network wants labels; draw from it in Python with md.sample(..., cond=labels)")
-    if channels not in (1, 3):
-        raise MinidiffError(f"{run}: its pictures have {channels} channels; a sheet shows 1 or 3")
-    if height % 2**halvings or width % 2**halvings:
-        raise MinidiffError(f"{run}: sample_size is {height}x{width}, and the network halves {halvings} times")
-    return unet
 
 
 def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:
@@ -246,7 +256,7 @@ def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) ->
 def _open(data: str, size: int | None) -> Dataset:
     """The set, with a bar if it has to be downloaded."""
     with ExitStack() as shown:
-        bar = _bar(transient=True)
+        bar = bar_of(transient=True)
         task = bar.add_task("downloading, bytes", total=None, note="")
 
         def downloaded(done: int, total: int) -> None:
@@ -266,9 +276,9 @@ def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) 
     """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
     parameters = sum(p.data.size for p in run.unet.parameters())
     console.print(f"U-Net: {parameters / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    _announce_compiling(run.config.backend)
+    announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
-    with _bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
+    with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
         loss = math.nan  # a running mean
 
@@ -285,24 +295,3 @@ def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) 
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
         sys.exit(130)
-
-
-def _announce_compiling(backend: str) -> None:
-    """The first start on a processor takes longer: said, lest it look like a program that hangs."""
-    if backend == "numba" and not machine.compiled():
-        console.print("Compiling the kernels for this processor, once: about a minute.")
-
-
-def _bar(transient: bool = False, on: Console = console) -> Progress:
-    columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), TextColumn("{task.fields[note]}"))
-    return Progress(
-        TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=on, transient=transient,
-    )  # fmt: skip
-
-
-def _with_bar(name: str, total: int, work) -> None:
-    """Run work(tick), where every tick() moves the bar by one."""
-    with _bar() as bar:
-        task = bar.add_task(name, total=total, note="")
-        work(lambda: bar.advance(task))

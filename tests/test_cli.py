@@ -23,7 +23,8 @@ from small_runs import contents, idx_set, network, rows, tree
 
 import minidiff as md
 from minidiff import cli
-from minidiff.runs import checkpoint, demo, fit, machine
+from minidiff.diffusion.sampler import SAMPLERS
+from minidiff.runs import checkpoint, demo, drawing, fit, machine, state
 from minidiff.runs.state import only_one, state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
@@ -122,7 +123,10 @@ def process(*arguments, code=None, **options):
 # Help and info
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("noise",), ("train",), ("sample",), ("info",), ("bench",)])
+COMMANDS = ("demo", "noise", "train", "sample", "export", "info", "bench")
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help(done, command, monkeypatch):
     """At the usual width of 80 every option has one line."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -135,7 +139,7 @@ def test_help(done, command, monkeypatch):
 
 def test_nothing_to_do_is_help(done):
     assert done() == done("--help")
-    assert all(f"\n  {name} " in done() for name in ("demo", "noise", "train", "sample", "info", "bench"))
+    assert all(f"\n  {name} " in done() for name in COMMANDS)
 
 
 def test_info(done):
@@ -189,7 +193,7 @@ def test_numbers_for_train(refused, data, option, value):
         ("steps", "-1", "steps"), ("steps", "1001", "steps must be .* 1 to the schedule's 1000"), ("eta", "2", "eta"),
         ("eta", "-0.1", "eta"), ("eta", "nan", "eta"), ("seed", "-1", "'--seed'"), ("threads", "0", "0 threads"),
         ("threads", "9999", "9999 threads"), ("backend", "tpu", "unknown backend 'tpu'"),
-        ("sampler", "euler", "sampler 'euler' is unknown: use one of ddpm, ddim"),
+        ("sampler", "eulr", "sampler 'eulr' is unknown: use one of ddpm, ddim"),
     ],
 )  # fmt: skip
 def test_numbers_for_sample(refused, trained, option, value, match):
@@ -197,7 +201,7 @@ def test_numbers_for_sample(refused, trained, option, value, match):
 
 
 def test_eta_is_for_ddim(refused, trained):
-    refused("sample", "run", "--sampler", "ddpm", "--eta", "0.5", match="eta = 0.5 is for the ddim sampler")
+    refused("sample", "run", "--sampler", "ddpm", "--eta", "0.5", match="eta = 0.5 is for the ddim sampler: ddpm")
 
 
 @pytest.mark.parametrize("command", ["demo", "noise"])
@@ -530,7 +534,7 @@ def bytes_of(name):
 def test_sample(done, trained):
     """Nine pictures of 4x4, drawn four at a time, on a sheet three wide."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(demo, "BATCH", 4)
+        patched.setattr(drawing, "BATCH", 4)
         out = done("sample", "run", "--out", "sheet.png", "--n", 9, "--steps", 3, "--gif", "walk.gif", *QUICK)
     assert out.endswith("Wrote sheet.png and walk.gif\n")
     with Image.open("sheet.png") as sheet, Image.open("walk.gif") as walk:
@@ -538,6 +542,56 @@ def test_sample(done, trained):
         assert walk.n_frames == 3
         pixels = np.asarray(sheet)
     assert len(np.unique(pixels)) > 9
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_and_its_pictures_in_a_file(done, trained, sampler):
+    out = done("sample", "run", "--n", 3, "--steps", 4, "--sampler", sampler, "--npz", "drawn.npz", *QUICK)
+    assert out.endswith("Wrote sheet.png and drawn.npz\n")
+    with np.load("drawn.npz") as file:
+        assert file.files == ["arr_0"]
+        images = file["arr_0"]
+    assert images.shape == (3, 4, 4, 1) and images.dtype == np.uint8 and len(np.unique(images)) > 1
+
+
+def test_without_a_sampler_the_folders_own_is_taken(done, tmp_path):
+    """And ddpm takes all of the schedule's steps, which no walk of another length equals."""
+    pipeline("net")
+    checkpoint.save_pipeline("net", md.linear_schedule(20), md.Sampler("ddpm", "leading", variance="fixed_large"))
+
+    def drawn(*more):
+        done("sample", "net", "--n", 2, "--npz", "drawn.npz", *QUICK, *more)
+        return np.load("drawn.npz")["arr_0"].tobytes()
+
+    own = drawn()
+    assert own == drawn("--steps", 20) == drawn("--sampler", "ddpm") == drawn("--spacing", "leading")
+    assert (
+        len({own, drawn("--steps", 10), drawn("--steps", 10, "--spacing", "trailing"), drawn("--noise", "torch")}) == 4
+    )
+
+
+def test_what_sample_cannot_do(refused, trained):
+    refused("sample", "run", "--noise", "jax", *QUICK, match="--noise jax: choose numpy or torch")
+    refused("sample", "run", "--spacing", "even", *QUICK, match="spacing 'even' is unknown: use one of trailing")
+
+
+def test_export(done, refused, trained):
+    """The averaged weights, as the run's own folder has them; or the raw ones, which the state has."""
+    assert done("export", "run", "average").startswith("Wrote average, of step ")
+    done("export", "run", "raw", "--raw")
+    for name in (
+        "unet/config.json",
+        f"unet/{checkpoint.WEIGHTS}",
+        "scheduler/scheduler_config.json",
+        "model_index.json",
+    ):
+        assert bytes_of(f"average/{name}") == bytes_of(f"run/{name}")
+    raw = md.load_unet("raw", "numpy").state_dict()
+    for name, a in state.open_run(Path("run")).unet.state_dict().items():
+        np.testing.assert_array_equal(raw[name], a)
+    assert bytes_of(f"raw/unet/{checkpoint.WEIGHTS}") != bytes_of(f"average/unet/{checkpoint.WEIGHTS}")
+    refused("export", "run", "average", match="average: is there already; choose a new folder")
+    refused("export", "raw", "again", match="raw: holds no run")
 
 
 @pytest.mark.parametrize("more", [(), ("--sampler", "ddpm"), ("--eta", 1)])
@@ -614,7 +668,12 @@ def test_damaged_runs(refused, trained):
         refused("sample", "run", *QUICK, match=match)
     (unet / "config.json").write_text(json.dumps(config))
     (trained / "run" / "scheduler" / "scheduler_config.json").write_text("{}")
-    refused("sample", "run", *QUICK, match="scheduler_config.json: beta_schedule None is not supported")
+    refused(
+        "sample",
+        "run",
+        *QUICK,
+        match="scheduler_config.json: (scheduler class|beta_schedule) None",
+    )
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def rescale_zero_terminal_snr(schedule: Schedule) -> Schedule:
         raise MinidiffError("a schedule of 1 step cannot be rescaled to zero terminal SNR: use 2 or more")
     root = np.sqrt(schedule.alphas_cumprod)
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # the first stays, the last becomes 0
-    return _from_alphas_cumprod(root**2, schedule.prediction_type)
+    return from_alphas_cumprod(root**2, schedule.prediction_type)
 
 
 def respace(schedule: Schedule, ts: np.ndarray) -> Schedule:
@@ -124,7 +124,12 @@ def respace(schedule: Schedule, ts: np.ndarray) -> Schedule:
 
     Step i of the result is the i-th smallest of ts: as noisy as before, with a beta that spans the gap below.
     """
-    return _from_alphas_cumprod(lookup(schedule.alphas_cumprod, ts)[::-1], schedule.prediction_type)
+    return from_alphas_cumprod(lookup(schedule.alphas_cumprod, ts)[::-1], schedule.prediction_type)
+
+
+def from_alphas_cumprod(abar: np.ndarray, prediction_type: str = "epsilon") -> Schedule:
+    """The schedule of which only alphas_cumprod is known: (T,), falling."""
+    return Schedule(1 - abar / np.append(1.0, abar[:-1]), prediction_type)
 
 
 def snr(schedule: Schedule, t: int | np.ndarray) -> np.ndarray:
@@ -150,33 +155,35 @@ RULES: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule_to_config(schedule: Schedule) -> dict[str, Any]:
-    """The schedule as the scheduler_config.json of diffusers' DDPMScheduler.
+    """The schedule in the words of diffusers' scheduler_config.json.
 
-    A rule is written as its name and numbers, betas without a rule in full. "linspace" makes diffusers visit
-    the timesteps that `reverse.sample` visits, the last one, T - 1, among them.
+    A rule that all its schedulers know is written as its name and numbers, other betas in full.
     """
     rule = {"beta_schedule": schedule.name, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
-    if schedule.name == "trained":
+    if schedule.name not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         rule = {"trained_betas": schedule.betas.tolist()}
     return {
-        "_class_name": "DDPMScheduler",
         "num_train_timesteps": len(schedule),
         **{key: value for key, value in rule.items() if value is not None},
         "rescale_betas_zero_snr": False,
         "prediction_type": schedule.prediction_type,
-        "variance_type": "fixed_small",
-        "clip_sample": True,
-        "timestep_spacing": "linspace",
     }
 
 
-def schedule_from_config(config: dict[str, Any]) -> Schedule:
-    """The schedule that a diffusers scheduler_config.json describes; how to sample is not read from it.
+# What diffusers' classes take for a key that is absent.
+DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+HEUN_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
 
-    Raises MinidiffError for a value that is missing, out of range or not supported, by its name.
+
+def schedule_from_config(config: dict[str, Any]) -> Schedule:
+    """The schedule that a diffusers scheduler_config.json describes; how to sample is `sampler_from_config`'s matter.
+
+    Raises MinidiffError for a value that is out of range or not supported, by its name.
     """
     if not isinstance(config, dict):
         raise MinidiffError(f"a scheduler configuration must be keys and values, not {config!r:.80}")
+    if "_class_name" in config:  # of diffusers; our own are written in full
+        config = (HEUN_DEFAULTS if config["_class_name"] == "HeunDiscreteScheduler" else DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
     rescale = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescale, bool):
@@ -206,10 +213,6 @@ def _trained_betas(config: dict[str, Any]) -> np.ndarray:
     if len(betas) != T:
         raise MinidiffError(f"trained_betas has {len(betas)} entries, but num_train_timesteps is {T!r:.80}")
     return np.array(betas)
-
-
-def _from_alphas_cumprod(abar: np.ndarray, prediction_type: str) -> Schedule:
-    return Schedule(1 - abar / np.append(1.0, abar[:-1]), prediction_type)
 
 
 def _read_only(values: Any) -> np.ndarray:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from minidiff.diffusion.sampler import Sampler, sampler_from_config, sampler_to_config
 from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule_to_config
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.unet import UNet
-from minidiff.runs.files import read_json, write_json
+from minidiff.runs.files import read_json, replace_file, write_json
 from minidiff.runs.weights import INDEX, WEIGHTS, find_weights, refuse_pickles, write_safetensors
 
 
@@ -63,15 +64,32 @@ def load_schedule(folder: str | Path) -> Schedule:
     return read_json(folder / "scheduler_config.json", schedule_from_config)
 
 
-def save_pipeline(folder: str | Path, schedule: Schedule) -> None:
+def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:
+    """The sampler of a pipeline folder or run, with its settings; or another, with those that the two share."""
+    folder = _component(folder, "scheduler", "scheduler_config.json")
+    return read_json(folder / "scheduler_config.json", lambda config: sampler_from_config(config, name))
+
+
+def save_pipeline(folder: str | Path, schedule: Schedule, sampler: Sampler | None = None) -> None:
     """Write scheduler/ and model_index.json: with `unet/` beside them, what DDPMPipeline.from_pretrained opens."""
-    write_json(Path(folder) / "scheduler" / "scheduler_config.json", schedule_to_config(schedule))
+    scheduler = schedule_to_config(schedule) | sampler_to_config(sampler or Sampler())
+    write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     index = {
         "_class_name": "DDPMPipeline",
         "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
     }
     write_json(Path(folder) / "model_index.json", index)
+
+
+def write_npz(path: Path, images: np.ndarray) -> None:
+    """Write pictures (N, H, W, C) uint8 as arr_0 of a NumPy archive, as a whole or not at all."""
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:  # a name would be given a suffix
+            np.savez(file, images)
+
+    replace_file(path, write)
 
 
 def _component(folder: str | Path, name: str, file: str) -> Path:

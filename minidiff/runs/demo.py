@@ -25,7 +25,6 @@ TRAINING_STEPS = 1400
 CHECKPOINT_EVERY = 350
 SAMPLES = 64
 STEPS = 50  # of reverse diffusion
-BATCH = 64  # pictures drawn at a time
 STATIONS = 10  # pictures on a strip
 
 
@@ -80,7 +79,7 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
 def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
     """samples.png, and the way of the first of them: reverse.png, reverse.gif."""
     x_T = rng.standard_normal((SAMPLES, *run.unet.picture_shape), dtype=np.float32)
-    x_t, walk, times = x_T, [to_uint8(x_T[0])], [len(run.schedule) - 1]
+    x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(run.schedule) - 1)]
     with run.optimizer.averaged():
         for t, x_t, _ in sample(run.unet, run.schedule, x_T.shape, rng, STEPS, x_T=x_T):
             walk.append(to_uint8(x_t[0]))
@@ -89,7 +88,7 @@ def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
     save(sheet(to_uint8(x_t)), out / "samples.png")
     gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
     stations = np.linspace(0, STEPS, STATIONS).round().astype(int)
-    captions = [f"t = {times[i]}" if times[i] >= 0 else "clean" for i in stations]
+    captions = [f"t = {times[i]:.0f}" if times[i] >= 0 else "clean" for i in stations]
     save(strip(np.stack([walk[i] for i in stations]), captions), out / "reverse.png")
 
 

@@ -123,13 +123,17 @@ def save(run: Run) -> None:
     export(run)
 
 
-def export(run: Run) -> None:
-    """Make the run's folder a diffusers pipeline folder: the averaged weights and the schedule."""
+def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:
+    """Make a folder, the run's own if no other is given, a diffusers pipeline folder: network, schedule, sampler.
+
+    The weights are their moving average, or, if raw, those of the last step.
+    """
+    folder = run.folder if folder is None else folder
     names = [name for name, _ in run.unet.named_parameters()]
     to_numpy = run.unet.backend.to_numpy
-    averages = (to_numpy(a) for a in run.optimizer.split(run.optimizer.ema))
-    save_unet(run.unet, run.folder / "unet", dict(zip(names, averages, strict=True)))
-    save_pipeline(run.folder, run.schedule)
+    weights = (to_numpy(a) for a in run.optimizer.split(run.optimizer.p if raw else run.optimizer.ema))
+    save_unet(run.unet, folder / "unet", dict(zip(names, weights, strict=True)))
+    save_pipeline(folder, run.schedule)
 
 
 class Metrics:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import go_on, network, new_run
 
 import minidiff as md
-from minidiff.diffusion.reverse import timesteps
+from minidiff.diffusion.levels import timesteps
 from minidiff.errors import MinidiffError
 from minidiff.models.config import config_to_dict
 from minidiff.runs import checkpoint
@@ -102,24 +102,15 @@ def test_diffusers_opens_a_run(run_folder):
 
 
 def test_diffusers_draws_from_a_run(run_folder):
-    """With the noise that the pipeline draws given to both, its pictures are ours."""
+    """With the same seed its pictures are ours, by the scheduler that the run names."""
     pipeline = DDPMPipeline.from_pretrained(run_folder)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(batch_size=2, generator=torch.manual_seed(0), num_inference_steps=30, output_type="np").images
-
-    generator = torch.manual_seed(0)
-
-    class Noise:
-        """What the pipeline takes from its generator, in its order and layout."""
-
-        def standard_normal(self, shape, dtype):
-            N, H, W, C = shape
-            return torch.randn((N, C, H, W), generator=generator).movedim(1, -1).numpy().astype(dtype)
-
+    drawn = pipeline(batch_size=2, generator=torch.manual_seed(0), num_inference_steps=15, output_type="np").images
     unet, schedule = md.load_unet(run_folder, "numpy"), md.load_schedule(run_folder)
-    *_, (_, x_0, _) = md.sample(unet, schedule, (2, 4, 4, 1), Noise(), steps=30, sampler="ddpm")
-    # thirty steps, each of which adds the rounding of a few float32 operations on numbers of order one
-    np.testing.assert_allclose((x_0 / 2 + 0.5).clip(0, 1), drawn, atol=30 * 6e-7)
+    sampler = md.load_sampler(run_folder)
+    *_, (_, x_0, _) = md.sample(unet, schedule, (2, 4, 4, 1), md.torch_generator(0), 15, sampler)
+    # fifteen steps, each of which adds the rounding of a few float32 operations on numbers of order one
+    np.testing.assert_allclose((x_0 / 2 + 0.5).clip(0, 1), drawn, atol=15 * 6e-7)
 
 
 # diffusers', read by us
@@ -277,7 +268,7 @@ def test_we_read_their_schedulers(tmp_path, name):
 def test_they_read_our_schedules(tmp_path, maker, prediction_type):
     schedule = maker(200, prediction_type=prediction_type)
     checkpoint.save_pipeline(tmp_path, schedule)
-    theirs = DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    theirs = DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     np.testing.assert_allclose(theirs.alphas_cumprod, schedule.alphas_cumprod, **TABLES)
     assert theirs.config.prediction_type == prediction_type
     theirs.set_timesteps(20)

@@ -14,16 +14,19 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from minidiff.diffusion import forward, reverse
+from minidiff.diffusion.levels import timesteps
 from minidiff.diffusion.schedule import (
     Schedule,
     cosine_schedule,
     linear_schedule,
     rescale_zero_terminal_snr,
+    respace,
     scaled_linear_schedule,
     schedule_from_config,
     schedule_to_config,
     sigmoid_schedule,
 )
+from minidiff.diffusion.steps import ddim_step, p_sample
 
 ULP = 2.0**-24  # half a unit in the last place of float32, relative
 SHAPE = (2, 3, 5, 1)
@@ -37,7 +40,7 @@ def normal(seed):
 
 def theirs(kind, schedule: Schedule, exact=True, **options):
     """diffusers' scheduler for our schedule; exact: with our float64 tables in place of its own."""
-    scheduler = kind.from_config(schedule_to_config(schedule) | options)
+    scheduler = kind.from_config(schedule_to_config(schedule) | {"timestep_spacing": "trailing"} | options)
     if exact:
         scheduler.alphas_cumprod = torch.from_numpy(schedule.alphas_cumprod.copy())
         scheduler.betas = torch.from_numpy(schedule.betas.copy())
@@ -91,11 +94,11 @@ def test_diffusers_reads_our_configuration_and_we_read_its(make, tmp_path):
 
 @pytest.mark.parametrize("T", [1, 2, 10, 1000])
 def test_timesteps_are_those_of_linspace(T):
-    scheduler = DDPMScheduler.from_config(schedule_to_config(linear_schedule(T)))
-    assert reverse.timesteps(T, 1).tolist() == [T - 1]  # where diffusers would visit t = 0, which has no noise
+    scheduler = DDPMScheduler(T, timestep_spacing="linspace")
+    assert timesteps(T, 1, "linspace").tolist() == [T - 1]  # where diffusers would visit t = 0, which has no noise
     for steps in range(2, T + 1):
         scheduler.set_timesteps(steps)
-        ours = reverse.timesteps(T, steps)
+        ours = timesteps(T, steps, "linspace")
         np.testing.assert_array_equal(ours, scheduler.timesteps.numpy())
         assert ours[0] == T - 1 and ours[-1] == 0 and np.all(np.diff(ours) < 0)
 
@@ -133,7 +136,7 @@ def test_p_sample(prediction_type, variance, clip, t):
     eps_hat, x_t = normal(0), normal(1)
     generator, z = from_seed(2)
     x_prev = scheduler.step(torch.from_numpy(eps_hat), t, torch.from_numpy(x_t), generator).prev_sample
-    ours = reverse.p_sample(schedule, eps_hat, x_t, t, z, variance, clip)
+    ours = p_sample(schedule, eps_hat, x_t, t, z, variance, 1.0 if clip else None)
     # diffusers has beta from 1 - abar / abar_prev, 1e-4 +- 1e-16: 1e-12 relative, of numbers below 10.
     np.testing.assert_allclose(ours, x_prev, rtol=0, atol=1e-11)
 
@@ -144,14 +147,14 @@ def test_p_sample_over_long_steps(prediction_type, steps):
     """A respaced schedule is diffusers' scheduler after set_timesteps."""
     schedule = linear_schedule(prediction_type=prediction_type)
     scheduler = theirs(DDPMScheduler, schedule)
-    ts = reverse.timesteps(1000, steps)
+    ts = timesteps(1000, steps)
     scheduler.set_timesteps(timesteps=ts.tolist())
-    short = reverse.respace(schedule, ts)
+    short = respace(schedule, ts)
     eps_hat, x_t = normal(0), normal(1)
     for i, t in enumerate(ts[::-1].tolist()):
         generator, z = from_seed(i)
         x_prev = scheduler.step(torch.from_numpy(eps_hat), t, torch.from_numpy(x_t), generator).prev_sample
-        ours = reverse.p_sample(short, eps_hat, x_t, i, z, clip_x0=True)
+        ours = p_sample(short, eps_hat, x_t, i, z, clip=1.0)
         # diffusers raises a variance of 0 to 1e-20 unless t is 0: 1e-10 z, and |z| < 5.
         np.testing.assert_allclose(ours, x_prev, rtol=0, atol=5e-10)
 
@@ -171,7 +174,7 @@ def test_ddim_step(prediction_type, clip, eta, zero_snr):
         eps_hat, x_t, z = normal(t), normal(1), normal(2)
         arrays = torch.from_numpy(eps_hat), t, torch.from_numpy(x_t)
         x_prev = scheduler.step(*arrays, eta=eta, variance_noise=torch.from_numpy(z)).prev_sample
-        ours = reverse.ddim_step(schedule, eps_hat, x_t, t, t_prev, eta, z, clip)
+        ours = ddim_step(schedule, eps_hat, x_t, t, t_prev, eta, z, 1.0 if clip else None)
         # The root of 1 - abar_prev - sigma^2 may be one of a difference that is all rounding: sqrt(1e-16).
         np.testing.assert_allclose(ours, x_prev, rtol=0, atol=1e-11 if eta < 1 else 1e-7)
 
@@ -243,5 +246,5 @@ def test_whole_ddim_walk(steps, eta):
         z = normal(t).astype(np.float32)
         eps_hat = torch.from_numpy(toy_model(x.numpy(), t))
         x = scheduler.step(eps_hat, t, x, eta=eta, variance_noise=torch.from_numpy(z)).prev_sample
-        x_t = reverse.ddim_step(schedule, toy_model(x_t, t), x_t, t, t_prev, eta, z, clip_x0=True)
+        x_t = ddim_step(schedule, toy_model(x_t, t), x_t, t, t_prev, eta, z, clip=1.0)
         np.testing.assert_allclose(x_t, x.numpy(), rtol=0, atol=walk_tolerance(steps))

@@ -1,0 +1,123 @@
+"""Where a walk back stops on its way: which timesteps the model is asked at, and how noisy x_t is there."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+
+from minidiff.diffusion.sampler import SPACINGS, Sampler
+from minidiff.diffusion.schedule import Schedule, from_alphas_cumprod, respace
+from minidiff.errors import MinidiffError
+
+RHO = 7  # Karras et al. (2022), section 3: how much of the walk is spent near the picture
+FAINTEST = 2.0**-24  # stands for alphas_cumprod = 0 where sigma would be infinite, as in diffusers
+
+
+class Leg(NamedTuple):
+    """A step of a walk, from (t, abar) to (t_prev, abar_prev); i counts down to 0."""
+
+    i: int
+    t: float
+    t_prev: float
+    abar: float
+    abar_prev: float
+
+
+class Levels(NamedTuple):
+    """The noise levels of a walk.
+
+    ts        (steps,) falling: the model's t at each; whole numbers, or, for walks over sigma, also between them
+    schedule  as noisy at its step i as the walk is at ts[-1 - i]
+    end       alphas_cumprod where the walk ends: 1, unless the sampler has no clean end
+    start     the standard deviation of x_T
+    """
+
+    ts: np.ndarray
+    schedule: Schedule
+    end: float
+    start: float = 1.0
+
+    def legs(self) -> Iterator[Leg]:
+        """The steps, in order. The t_prev of the last is -1."""
+        abar = [self.end, *self.schedule.alphas_cumprod.tolist()]
+        for i, (t, t_prev) in zip(reversed(range(len(self.ts))), pairwise([*self.ts.tolist(), -1]), strict=True):
+            yield Leg(i, t, t_prev, abar[i + 1], abar[i])
+
+
+def levels(schedule: Schedule, steps: int, sampler: Sampler) -> Levels:
+    """The levels that a sampler visits. Raises MinidiffError for a number of steps that does not go."""
+    T = len(schedule)
+    end = 1.0 if sampler.clean_end else float(schedule.alphas_cumprod[0])
+    if sampler.name in ("ddpm", "ddim", "pndm"):
+        ts = timesteps(T, steps, sampler.spacing, sampler.offset)
+        return Levels(ts, respace(schedule, ts), end)
+    sigmas = noise_to_signal(schedule)
+    if sampler.name == "dpmpp_2m":
+        ts = _without_the_last(T, steps, sampler)
+        largest, smallest = sigmas[-1], sigmas[0]
+    else:
+        ts = _evenly(T, steps, sampler.spacing, sampler.offset)
+        largest, smallest = np.interp(ts[[0, -1]], np.arange(T), sigmas)
+    at = np.interp(ts, np.arange(T), sigmas)
+    if sampler.karras:
+        at = karras(largest, smallest, steps)
+        ts = np.interp(np.log(at), np.log(sigmas), np.arange(T))
+        if sampler.name == "dpmpp_2m":  # which asks at whole timesteps, in diffusers
+            ts = np.floor(ts) if schedule.name == "squaredcos_cap_v2" else ts.round()
+    abar = 1 / (1 + at**2)
+    # x_T = sigma eps leaves x0 out, which is 0 on average, unless the walk begins within the schedule
+    start = 1.0 if sampler.name == "dpmpp_2m" or sampler.spacing == "leading" else float(np.sqrt(1 - abar[0]))
+    whole = ts.astype(np.int64) if np.all(ts == ts.round()) else ts
+    return Levels(whole, from_alphas_cumprod(abar[::-1], schedule.prediction_type), end, start)
+
+
+def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
+    """(steps,) falling whole timesteps of T, spread in one of three ways (Lin et al. 2024, table 2).
+
+    trailing  every (T / steps)-th, counted down from T - 1
+    leading   every (T // steps)-th, counted up from 0, or from `offset`; it never sees the noisiest
+    linspace  evenly from T - 1 to 0; a single step is at T - 1
+
+    Raises MinidiffError unless 1 <= steps <= T, for another spacing, and for an offset that leads out of the schedule.
+    """
+    return _evenly(T, steps, spacing, offset).round().astype(np.int64)
+
+
+def karras(largest: float, smallest: float, steps: int) -> np.ndarray:
+    """(steps,) falling sigmas, denser near the smallest (Karras et al. 2022, eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    return (largest ** (1 / RHO) + ramp * (smallest ** (1 / RHO) - largest ** (1 / RHO))) ** RHO
+
+
+def noise_to_signal(schedule: Schedule) -> np.ndarray:
+    """(T,) sigma = sqrt((1 - abar) / abar): the noise in x_t / sqrt(abar), which is x0 + sigma eps."""
+    abar = schedule.alphas_cumprod
+    abar = np.where(abar == 0, FAINTEST, abar)
+    return np.sqrt((1 - abar) / abar)
+
+
+def _evenly(T: int, steps: int, spacing: str, offset: int) -> np.ndarray:
+    """As `timesteps`, but those of linspace are not rounded."""
+    if not isinstance(steps, Integral) or not 1 <= steps <= T:
+        raise MinidiffError(f"steps must be an integer from 1 to the schedule's {T}, not {steps!r:.80}")
+    if spacing not in SPACINGS:
+        raise MinidiffError(f"spacing {spacing!r:.80} is unknown: use one of {', '.join(SPACINGS)}")
+    if spacing == "trailing":
+        return np.arange(T, 0, -T / steps)[:steps].round() - 1  # [:steps]: rounding may add one
+    if spacing == "linspace":
+        return np.linspace(0 if steps > 1 else T - 1, T - 1, steps)[::-1]
+    ts = np.arange(steps)[::-1] * (T // steps) + offset
+    if ts[0] >= T:
+        raise MinidiffError(f"steps_offset {offset} leads beyond the schedule's {T} steps: use fewer --steps")
+    return ts.astype(np.float64)
+
+
+def _without_the_last(T: int, steps: int, sampler: Sampler) -> np.ndarray:
+    """DPM-Solver++'s timesteps: of steps + 1 all but the smallest, unless "trailing", where there is none to leave."""
+    if sampler.spacing == "trailing":
+        return _evenly(T, steps, "trailing", 0)
+    if not isinstance(steps, Integral) or not 1 <= steps < T:
+        raise MinidiffError(f"steps must be an integer from 1 to {T - 1} for dpmpp_2m, not {steps!r:.80}")
+    return _evenly(T, steps + 1, sampler.spacing, sampler.offset).round()[:-1]

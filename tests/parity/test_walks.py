@@ -1,0 +1,245 @@
+"""Whole walks of all seven samplers against diffusers' schedulers, from the same noise.
+
+Both ask the same deterministic model and draw the same z. What is compared is x_t after every step, as the rms of
+the difference over the rms of diffusers' x_t. Twice: with diffusers' float32 coefficients given to us (the twins
+below), where only the arithmetic of the steps is left to differ, and with our own float64 tables.
+"""
+
+import warnings
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from minidiff.diffusion import levels, reverse
+from minidiff.diffusion.sampler import SAMPLERS, sampler_from_config
+from minidiff.diffusion.schedule import respace, schedule_from_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
+SHAPE = (2, 6, 6, 3)
+T = 1000
+SPACINGS = ("trailing", "leading", "linspace")
+BETAS = {
+    "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "stable diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+}
+V = {"prediction_type": "v_prediction"}
+
+# Every scheduler in every setting that is built here: diffusers' class, its settings, the betas.
+WALKS = {
+    "ddpm": ("DDPMScheduler", {}, "linear"),
+    "ddpm, fixed_large, no clipping": (
+        "DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, "linear"),
+    "ddpm, v": ("DDPMScheduler", V, "stable diffusion"),
+    "ddim": ("DDIMScheduler", {}, "linear"),
+    "ddim, no clean end, offset": (
+        "DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}, "stable diffusion"),
+    "ddim, sample": ("DDIMScheduler", {"prediction_type": "sample", "clip_sample_range": 0.5}, "linear"),
+    "ddim, v, zero SNR": (
+        "DDIMScheduler", {"rescale_betas_zero_snr": True} | V, "stable diffusion"),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}, "linear"),
+    "pndm of Stable Diffusion": (
+        "PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1, "clip_sample": False}, "stable diffusion"),
+    "pndm, v": (
+        "PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True} | V, "linear"),
+    "euler": ("EulerDiscreteScheduler", {}, "stable diffusion"),
+    "euler, sample": ("EulerDiscreteScheduler", {"prediction_type": "sample"}, "linear"),
+    "euler, karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "steps_offset": 1}, "stable diffusion"),
+    "euler, sigma_min, v": (
+        "EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"} | V, "linear"),
+    "euler, zero SNR": (
+        "EulerDiscreteScheduler", {"rescale_betas_zero_snr": True} | V, "stable diffusion"),
+    "euler ancestral": ("EulerAncestralDiscreteScheduler", {}, "linear"),
+    "euler ancestral, v": ("EulerAncestralDiscreteScheduler", V, "stable diffusion"),
+    "heun": ("HeunDiscreteScheduler", {}, "stable diffusion"),
+    "heun, clipping, karras": (
+        "HeunDiscreteScheduler", {"clip_sample": True, "use_karras_sigmas": True}, "linear"),
+    "heun, v": ("HeunDiscreteScheduler", V, "linear"),
+    "dpm++ 2m": ("DPMSolverMultistepScheduler", {}, "stable diffusion"),
+    "dpm++ 2m, karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "stable diffusion"),
+    "dpm++ 2m, sigma_min": ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, "linear"),
+    "dpm++ 2m, v": ("DPMSolverMultistepScheduler", {"steps_offset": 1} | V, "linear"),
+    "dpm++ 2m, sample": ("DPMSolverMultistepScheduler", {"prediction_type": "sample"}, "linear"),
+}  # fmt: skip
+
+
+def toy_model(x_t, t):
+    """Deterministic, of x_t and t, and like a noise predictor in that it takes most of the noise away."""
+    return (np.sin(x_t) * (0.5 + np.asarray(t, np.float32).reshape(-1, 1, 1, 1) / 2000)).astype(np.float32)
+
+
+class Noise:
+    """The same noise for both sides, in the order in which it is asked for."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(7)
+
+    def standard_normal(self, shape=SHAPE, dtype=np.float32):
+        return self.rng.standard_normal(shape, dtype=dtype)
+
+
+def scheduler_of(name, spacing, **settings):
+    kind, chosen, betas = WALKS[name]
+    settings = BETAS[betas] | chosen | settings | {"timestep_spacing": spacing}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of settings that a class does not know
+        return getattr(diffusers, kind).from_config(settings)
+
+
+def their_walk(scheduler, steps, monkeypatch):
+    """x_t after every step, as a variance-preserving x_t whatever the scheduler's own scale."""
+    noise = Noise()
+    for module in (diffusers.schedulers.scheduling_ddpm, diffusers.schedulers.scheduling_euler_ancestral_discrete):
+        monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(noise.standard_normal(shape)))
+    scheduler.set_timesteps(steps)
+    x = torch.from_numpy(noise.standard_normal()) * scheduler.init_noise_sigma
+    sigmas = getattr(scheduler, "sigmas", None) if "DPM" not in type(scheduler).__name__ else None
+    states = []
+    for k, t in enumerate(scheduler.timesteps):
+        x_t = scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch.from_numpy(toy_model(x_t.numpy(), t)), t, x, return_dict=False)[0]
+        states.append(x.numpy() if sigmas is None else (x / (sigmas[k + 1] ** 2 + 1) ** 0.5).numpy())
+    kind = type(scheduler).__name__
+    if kind == "HeunDiscreteScheduler":  # two calls a step, but one for the last
+        states = states[1::2] + states[-1:]
+    if kind == "PNDMScheduler" and steps > 1:  # the first step is tried before it is taken
+        states = states[1:]
+    return states
+
+
+def distances(states, theirs):
+    assert len(states) == len(theirs)
+    return [np.sqrt(np.mean((a - b) ** 2) / np.mean(np.square(b))) for a, b in zip(states, theirs, strict=True)]
+
+
+def our_walk(schedule, sampler, steps):
+    return [x_t for _, x_t, _ in reverse.sample(toy_model, schedule, SHAPE, Noise(), steps, sampler)]
+
+
+def set_table(schedule, **tables):
+    """Put other numbers in the place of a schedule's own."""
+    for name, table in tables.items():
+        object.__setattr__(schedule, name, table)
+
+
+def with_their_tables(schedule, scheduler):
+    """The same schedule with alphas_cumprod as diffusers has it, a float32 product of float32 numbers."""
+    schedule = replace(schedule)
+    set_table(schedule, alphas_cumprod=scheduler.alphas_cumprod.numpy().astype(np.float64))
+    return schedule
+
+
+def ddpm_twin(schedule, ts):
+    """What diffusers' DDPM step makes of alphas_cumprod, in float32: beta = 1 - abar / abar_prev loses most digits."""
+    short = respace(schedule, ts)
+    abar = schedule.alphas_cumprod[ts][::-1].astype(np.float32)
+    prev = np.append(np.float32(1), abar[:-1])
+    alphas = abar / prev
+    betas = 1 - alphas
+    posterior = (1 - prev) / (1 - abar) * betas
+    set_table(short, alphas_cumprod=abar, alphas_cumprod_prev=prev, alphas=alphas, betas=betas)
+    set_table(short, posterior_variance=posterior)
+    return short
+
+
+def both(name, spacing, steps, monkeypatch):
+    """Ours in diffusers' coefficients, ours in float64, and diffusers' own: x_t after every step."""
+    scheduler = scheduler_of(name, spacing)
+    config = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+    schedule, sampler = schedule_from_config(config), sampler_from_config(config)
+    theirs = their_walk(scheduler, steps, monkeypatch)
+    own = our_walk(schedule, sampler, steps)
+    if sampler.name == "ddpm":
+        monkeypatch.setattr(levels, "respace", ddpm_twin)
+    twin = our_walk(with_their_tables(schedule, scheduler), sampler, steps)
+    return twin, own, theirs
+
+
+def differs_on_purpose(name, spacing, steps):
+    """Whether diffusers takes t - T // steps for the step before, which is not on its list of timesteps."""
+    return name.startswith(("ddim", "pndm")) and (spacing == "linspace" or (spacing == "trailing" and T % steps))
+
+
+def limits(name):
+    """How far a walk may be from diffusers': in its own coefficients, and in ours of float64."""
+    if name == "euler, zero SNR":
+        # It begins at sigma = 4096, where diffusers keeps x0 + sigma eps in float32. The first step takes that to
+        # sigma = 15 or so: 4096 / 15 roundings of 6e-8, two or three of them.
+        return 1e-4, 1e-4
+    return 1e-5, 5e-4 if name.startswith("ddpm") else 1e-4
+
+
+AS_DIFFUSERS = [
+    (name, steps, spacing)
+    for name in WALKS
+    for steps in (4, 10, 30, 50)
+    for spacing in SPACINGS
+    if not differs_on_purpose(name, spacing, steps)
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "spacing"), AS_DIFFUSERS)
+def test_every_walk(name, steps, spacing, monkeypatch):
+    twin, own, theirs = both(name, spacing, steps, monkeypatch)
+    if "fixed_large" in name and spacing == "trailing":
+        twin, own, theirs = twin[:-1], own[:-1], theirs[:-1]  # see test_the_last_step_is_without_noise
+    of_twin, of_own = limits(name)
+    assert max(distances(twin, theirs)) <= of_twin
+    assert max(distances(own, theirs)) <= of_own
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpm, v", "ddim", "pndm", "heun", "dpm++ 2m"])
+def test_a_thousand_steps(name, monkeypatch):
+    steps = T - 1 if name.startswith("dpm") else T  # it takes one timestep more than steps
+    twin, own, theirs = both(name, "leading", steps, monkeypatch)
+    of_twin, of_own = limits(name)
+    assert max(distances(twin, theirs)) <= of_twin
+    assert max(distances(own, theirs)) <= of_own
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 4), ("linspace", 50), ("trailing", 7), ("trailing", 30)])
+@pytest.mark.parametrize("name", [name for name in WALKS if name.startswith("ddim")])
+def test_ddim_with_the_step_before_that_diffusers_takes(name, spacing, steps, monkeypatch):
+    """With its abar_prev, that of t - T // steps, our walk is diffusers'; with that of the next timestep it is not."""
+    *_, own, theirs = both(name, spacing, steps, monkeypatch)
+    assert distances(own, theirs)[-1] > 1e-3
+
+    def legs(way):
+        abar = schedule.alphas_cumprod
+        for leg in as_it_is(way):
+            t_prev = int(leg.t) - T // steps
+            yield leg._replace(abar_prev=float(abar[t_prev]) if t_prev >= 0 else way.end)
+
+    scheduler = scheduler_of(name, spacing)
+    config = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+    schedule = with_their_tables(schedule_from_config(config), scheduler)
+    as_it_is = levels.Levels.legs
+    monkeypatch.setattr(levels.Levels, "legs", legs)
+    assert max(distances(our_walk(schedule, sampler_from_config(config), steps), theirs)) <= 1e-5
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 50), ("trailing", 30)])
+def test_pndm_walks_over_its_own_list(spacing, steps, monkeypatch):
+    """There too diffusers leaves the list of timesteps, and there too we stay on it."""
+    *_, own, theirs = both("pndm", spacing, steps, monkeypatch)
+    assert distances(own, theirs)[-1] > 1e-3
+
+
+def test_the_last_step_is_without_noise(monkeypatch):
+    """With "trailing" the last t is not 0, and diffusers adds fixed_large's noise to the finished picture."""
+    name = "ddpm, fixed_large, no clipping"
+    *_, own, theirs = both(name, "trailing", 50, monkeypatch)
+    assert distances(own, theirs)[-1] > 1e-4
+    clean = both(name, "leading", 50, monkeypatch)[1:]
+    assert distances(*clean)[-1] <= 5e-4
+
+
+def test_the_walks_above_cover_every_sampler():
+    assert {sampler_of(name) for name in WALKS} == set(SAMPLERS)
+
+
+def sampler_of(name):
+    scheduler = scheduler_of(name, "leading")
+    return sampler_from_config(dict(scheduler.config) | {"_class_name": type(scheduler).__name__}).name
