@@ -5,9 +5,11 @@ python small_runs.py FOLDER STEPS CHECKPOINT_EVERY BACKEND [EVENT]
 """
 
 import os
+import re
 import signal
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,11 +17,13 @@ import numpy as np
 
 from minidiff.data.dataset import Dataset, from_arrays
 from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig
+from minidiff.models.unet import UNet
 from minidiff.runs import fit, state
-from minidiff.runs.checkpoint import read_safetensors
 from minidiff.runs.state import Run
 from minidiff.runs.train import TrainConfig
+from minidiff.runs.weights import open_safetensors
 
 
 def network(**changes) -> UNetConfig:
@@ -29,6 +33,21 @@ def network(**changes) -> UNetConfig:
         up_block_types=("UpBlock2D",), layers_per_block=1, norm_num_groups=4, add_attention=False,
     )  # fmt: skip
     return UNetConfig(**{**settings, **changes})
+
+
+def unet_of(config: UNetConfig, seed: int = 0, backend: str = "numpy") -> UNet:
+    """A network at its random start."""
+    return UNet(config, np.random.default_rng(seed), backend)
+
+
+def refused(function: Callable, *args, match: str) -> None:
+    """The call ends in a MinidiffError of one line that matches."""
+    try:
+        function(*args)
+    except MinidiffError as error:
+        assert re.search(match, str(error)) and "\n" not in str(error), f"{error}: is not {match}"
+    else:
+        raise AssertionError(f"not refused; expected: {match}")
 
 
 def pictures(n: int = 10, shape: tuple[int, int, int] = (4, 4, 1)) -> Dataset:
@@ -83,6 +102,12 @@ def tree(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays of a file, and its metadata."""
+    arrays, metadata = open_safetensors(path)
+    return {name: a.read() for name, a in arrays.items()}, metadata
 
 
 def contents(run: Path) -> dict[str, object]:

@@ -36,6 +36,22 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
     return Mul()(a, b)
 
 
+class Affine(Function):
+    def __init__(self, scale, offset):
+        self.scale, self.offset = scale, offset
+
+    def forward(self, x):
+        return self.scale * x + self.offset
+
+    def backward(self, dy):
+        return (self.scale * dy,)
+
+
+def affine(x: Tensor, scale: float, offset: float = 0) -> Tensor:
+    """scale x + offset, for two numbers; x itself where they change nothing."""
+    return x if (scale, offset) == (1, 0) else Affine(scale, offset)(x)
+
+
 class Reshape(Function):
     def __init__(self, shape):
         self.shape = shape
@@ -187,6 +203,21 @@ def upsample_nearest(x: Tensor) -> Tensor:
     return UpsampleNearest()(x)
 
 
+class AvgPool(Function):
+    def forward(self, x):
+        return 0.25 * self.backend.upsample_nearest_backward(x)
+
+    def backward(self, dy):
+        return (0.25 * self.backend.upsample_nearest(dy),)
+
+
+def avg_pool(x: Tensor) -> Tensor:
+    """The mean of every 2 x 2 block: (N, H, W, C) -> (N, H/2, W/2, C). Raises ValueError if H or W is odd."""
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"avg_pool: {x.shape[1]}x{x.shape[2]} pixels do not divide into 2x2 blocks")
+    return AvgPool()(x)
+
+
 class Concat(Function):
     def forward(self, a, b):
         self.channels = a.shape[-1]
@@ -199,6 +230,28 @@ class Concat(Function):
 def concat(a: Tensor, b: Tensor) -> Tensor:
     """Channels of a, then channels of b: (..., A), (..., B) -> (..., A + B)."""
     return Concat()(a, b)
+
+
+class Channels(Function):
+    def __init__(self, start, stop):
+        self.start, self.stop = start, stop
+
+    def forward(self, x):
+        self.shape = x.shape
+        return x[..., self.start : self.stop].copy()
+
+    def backward(self, dy):
+        dx = self.backend.xp.zeros(self.shape, dy.dtype)
+        dx[..., self.start : self.stop] = dy
+        return (dx,)
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first half of the channels and the second: (..., 2 C) -> (..., C), (..., C). Raises ValueError if odd."""
+    C, odd = divmod(x.shape[-1], 2)
+    if odd:
+        raise ValueError(f"split: {x.shape[-1]} channels have no halves")
+    return Channels(0, C)(x), Channels(C, 2 * C)(x)
 
 
 class Embedding(Function):

@@ -1,6 +1,7 @@
 """Layers: parameters with names, and what they do to a tensor. A plain walk over attributes finds them.
 
-Every layer starts as PyTorch's does: uniform in ±1 / sqrt(inputs per output), drawn from the rng given.
+Every layer starts as PyTorch's does: uniform in ±1 / sqrt(inputs per output), drawn from the rng given. Where rng is
+None, weights are zeros that will be loaded: they take no memory until they are written.
 """
 
 import copy
@@ -47,18 +48,21 @@ class Module:
 
         Raises ValueError that names what is missing, surplus or of another shape; then nothing was changed.
         """
-        own = dict(self.named_parameters())
-        wrong = [f"missing {k}" for k in own if k not in state] + [f"surplus {k}" for k in state if k not in own]
-        wrong += [
-            f"{k} has shape {state[k].shape}, not {p.shape}"
-            for k, p in own.items()
-            if k in state and state[k].shape != p.shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            raise ValueError(f"weights do not fit: {'; '.join(wrong[:4])}{more}")
-        for name, p in own.items():
+        self.check_shapes({name: a.shape for name, a in state.items()})
+        for name, p in self.named_parameters():
             p.data[...] = p.backend.asarray(state[name])
+
+    def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises ValueError that names what is missing, surplus or of another shape, if weights do not fit."""
+        own = {name: p.shape for name, p in self.named_parameters()}
+        missing = [k for k in own if k not in shapes]
+        surplus = [k for k in shapes if k not in own]
+        differing = [k for k in own if k in shapes and shapes[k] != own[k]]
+        found = [f"missing {_first_few(missing)}"] if missing else []
+        found += [f"surplus {_first_few(surplus)}"] if surplus else []
+        found += [_first_few([f"{k} has shape {shapes[k]}, not {own[k]}" for k in differing])] if differing else []
+        if found:
+            raise ValueError(f"weights do not fit: {'; '.join(found)}")
 
     def to(self, backend: str) -> Self:
         """The same module with its parameters copied to another backend."""
@@ -82,6 +86,11 @@ def _children(module: Module) -> Iterator[tuple[str, "Module | Parameter"]]:
                 yield key, item
 
 
+def _first_few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _moved(value, backend: Backend):
     if isinstance(value, Parameter):
         return Parameter(value.numpy().copy(), backend)
@@ -92,7 +101,8 @@ def _moved(value, backend: Backend):
 
 def _uniform(rng, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
     bound = fan_in**-0.5
-    return Parameter(rng.uniform(-bound, bound, shape).astype(np.float32), get_backend(backend))
+    data = np.zeros(shape, np.float32) if rng is None else rng.uniform(-bound, bound, shape).astype(np.float32)
+    return Parameter(data, get_backend(backend))
 
 
 class Linear(Module):
@@ -147,7 +157,9 @@ class Embedding(Module):
     """A learned vector for each of K indices; weight (K, D), standard normal at the start."""
 
     def __init__(self, rows: int, width: int, rng, backend: str):
-        self.weight = Parameter(rng.standard_normal((rows, width)).astype(np.float32), get_backend(backend))
+        shape = (rows, width)
+        data = np.zeros(shape, np.float32) if rng is None else rng.standard_normal(shape).astype(np.float32)
+        self.weight = Parameter(data, get_backend(backend))
 
     def __call__(self, index: np.ndarray) -> Tensor:
         return F.embedding(self.weight, index)  # (N, D)
@@ -156,12 +168,12 @@ class Embedding(Module):
 class SelfAttention(Module):
     """Attention among the pixels of a picture, normalised first and added to it (Ho et al. 2020, appendix B).
 
-    Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0.
+    Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0. groups None: not normalised.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int, eps: float, rng, backend: str):
+    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng, backend: str):
         self.heads = heads
-        self.group_norm = GroupNorm(groups, channels, eps, backend)
+        self.group_norm = None if groups is None else GroupNorm(groups, channels, eps, backend)
         self.to_q = Linear(channels, channels, rng, backend)
         self.to_k = Linear(channels, channels, rng, backend)
         self.to_v = Linear(channels, channels, rng, backend)
@@ -169,7 +181,7 @@ class SelfAttention(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         N, H, W, C = x.shape
-        h = self.group_norm(x)
+        h = x if self.group_norm is None else self.group_norm(x)
         split = (N, H * W, self.heads, C // self.heads)
         q, k, v = (F.reshape(project(h), split) for project in (self.to_q, self.to_k, self.to_v))
         o = F.reshape(F.attention(q, k, v), x.shape)  # (N, H, W, C)

@@ -4,23 +4,33 @@ from dataclasses import asdict, dataclass, fields
 
 from minidiff.errors import MinidiffError
 
-DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+CHOICES = {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+}
+
+WHOLE = {
+    "in_channels": (1, 1024), "out_channels": (1, 1024), "layers_per_block": (1, 64), "norm_num_groups": (1, 1024),
+    "downsample_padding": (0, 1),
+}  # fmt: skip
+WHOLE_OR_NONE = {
+    "attention_head_dim": (1, 16384), "attn_norm_num_groups": (1, 1024), "time_embedding_dim": (1, 65536),
+    "num_class_embeds": (1, 1_000_000),
+}  # fmt: skip
+REAL = {
+    "norm_eps": (1e-12, 1.0), "dropout": (0.0, 0.99), "freq_shift": (0.0, 1.0), "mid_block_scale_factor": (1e-3, 1e3),
+}  # fmt: skip
 
 # Keys that change the network in ways not built here, with the only value that is accepted.
 FIXED = {
     "act_fn": "silu",
-    "attn_norm_num_groups": None,
-    "center_input_sample": False,
     "class_embed_type": None,
-    "downsample_type": "conv",
-    "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2D",
     "num_train_timesteps": None,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_dim": None,
     "time_embedding_type": "positional",
-    "upsample_type": "conv",
 }
 
 
@@ -28,9 +38,16 @@ FIXED = {
 class UNetConfig:
     """A U-Net in diffusers' terms; the defaults are those of its class.
 
-    attention_head_dim  channels of one head; None: one head over all channels
-    downsample_padding  0 pads below and to the right only, 1 on all sides
-    num_class_embeds    rows of the label table, None for no labels; the last row is the null class
+    attention_head_dim       channels of one head; None: one head over all channels
+    downsample_padding       0 pads below and to the right only, 1 on all sides
+    downsample_type          how levels with attention halve: by a convolution ("conv"), in a residual block ("resnet")
+    upsample_type            and how they double
+    resnet_time_scale_shift  the time is added ("default"), or scales and shifts what is normalised ("scale_shift")
+    mid_block_scale_factor   what every layer of the middle is divided by
+    attn_norm_num_groups     groups of the middle's attention; None: norm_num_groups, no norm at all if "scale_shift"
+    center_input_sample      the network is given 2 x_t - 1
+    time_embedding_dim       channels of the time embedding; None: four times the first width
+    num_class_embeds         rows of the label table, None for no labels; the last row is the null class
     Raises MinidiffError that names the first value that does not make sense.
     """
 
@@ -48,8 +65,15 @@ class UNetConfig:
     layers_per_block: int = 2
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
+    attn_norm_num_groups: int | None = None
     attention_head_dim: int | None = 8
     downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    resnet_time_scale_shift: str = "default"
+    mid_block_scale_factor: float = 1
+    center_input_sample: bool = False
+    time_embedding_dim: int | None = None
     flip_sin_to_cos: bool = True
     freq_shift: float = 0
     dropout: float = 0.0
@@ -64,15 +88,24 @@ class UNetConfig:
         if isinstance(self.sample_size, list):
             object.__setattr__(self, "sample_size", tuple(self.sample_size))
         _check_numbers(self)
+        _check_choices(self)
         _check_blocks(self)
 
     @property
     def time_embed_dim(self) -> int:
-        return 4 * self.block_out_channels[0]
+        """Channels of the time embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def scale_shift(self) -> bool:
+        """Whether the time scales and shifts."""
+        return self.resnet_time_scale_shift == "scale_shift"
 
 
 def _bad(name: str, value, remedy: str) -> MinidiffError:
-    return MinidiffError(f"U-Net configuration: {name} = {value!r} is not supported: {remedy}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    return MinidiffError(f"U-Net configuration: {name} = {shown} is not supported: {remedy}")
 
 
 def _is_int(value, low: int, high: int) -> bool:
@@ -80,23 +113,19 @@ def _is_int(value, low: int, high: int) -> bool:
 
 
 def _check_numbers(cfg: UNetConfig) -> None:
-    ranges = {
-        "in_channels": (1, 1024), "out_channels": (1, 1024), "layers_per_block": (1, 64), "norm_num_groups": (1, 1024),
-        "downsample_padding": (0, 1),
-    }  # fmt: skip
-    for name, (low, high) in ranges.items():
+    for name, (low, high) in WHOLE.items():
         if not _is_int(getattr(cfg, name), low, high):
             raise _bad(name, getattr(cfg, name), f"give a whole number from {low} to {high}")
-    for name, high in {"attention_head_dim": 16384, "num_class_embeds": 1_000_000}.items():
-        if getattr(cfg, name) is not None and not _is_int(getattr(cfg, name), 1, high):
-            raise _bad(name, getattr(cfg, name), f"give null or a whole number from 1 to {high}")
-    for name in ("flip_sin_to_cos", "add_attention"):
-        if type(getattr(cfg, name)) is not bool:
-            raise _bad(name, getattr(cfg, name), "give true or false")
-    for name, low, high in (("norm_eps", 1e-12, 1.0), ("dropout", 0.0, 0.99), ("freq_shift", 0.0, 1.0)):
+    for name, (low, high) in WHOLE_OR_NONE.items():
+        if getattr(cfg, name) is not None and not _is_int(getattr(cfg, name), low, high):
+            raise _bad(name, getattr(cfg, name), f"give null or a whole number from {low} to {high}")
+    for name, (low, high) in REAL.items():
         value = getattr(cfg, name)
         if type(value) not in (int, float) or not low <= value <= high:
             raise _bad(name, value, f"give a number from {low} to {high}")
+    for name in ("flip_sin_to_cos", "center_input_sample", "add_attention"):
+        if type(getattr(cfg, name)) is not bool:
+            raise _bad(name, getattr(cfg, name), "give true or false")
     size = cfg.sample_size
     pair = size if isinstance(size, list | tuple) else (size, size)
     if size is not None and not (len(pair) == 2 and all(_is_int(n, 1, 65536) for n in pair)):
@@ -114,13 +143,19 @@ def _check_blocks(cfg: UNetConfig) -> None:
             raise _bad("norm_num_groups", cfg.norm_num_groups, f"it must divide every width, and {c} is one")
         if cfg.attention_head_dim and c % cfg.attention_head_dim and _has_attention(cfg, c):
             raise _bad("attention_head_dim", cfg.attention_head_dim, f"it must divide the width {c}")
-    for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        kinds = getattr(cfg, name)
-        if len(kinds) != len(widths):
-            raise _bad(name, kinds, f"block_out_channels has {len(widths)} levels, so give as many")
-        for kind in kinds:
-            if kind not in known:
-                raise _bad(name, kind, f"choose from {', '.join(known)}")
+    if cfg.attn_norm_num_groups and widths[-1] % cfg.attn_norm_num_groups:
+        raise _bad("attn_norm_num_groups", cfg.attn_norm_num_groups, f"it must divide the last width, {widths[-1]}")
+    for name in ("down_block_types", "up_block_types"):
+        if len(getattr(cfg, name)) != len(widths):
+            raise _bad(name, getattr(cfg, name), f"block_out_channels has {len(widths)} levels, so give as many")
+
+
+def _check_choices(cfg: UNetConfig) -> None:
+    for name, known in CHOICES.items():
+        value = getattr(cfg, name)
+        for choice in value if name.endswith("_block_types") else [value]:
+            if choice not in known:
+                raise _bad(name, choice, f"choose from {', '.join(known)}")
 
 
 def _has_attention(cfg: UNetConfig, width: int) -> bool:
@@ -142,7 +177,7 @@ def config_from_dict(values: dict) -> UNetConfig:
         if name.startswith("_") or name in known:
             continue
         if name not in FIXED:
-            raise _bad(name, value, "the key is not known")
+            raise _bad(ascii(name)[1:-1], value, "the key is not known")
         if value != FIXED[name]:
             raise _bad(name, value, f"only {FIXED[name]!r} is")
     return UNetConfig(**{name: value for name, value in values.items() if name in known})

@@ -40,22 +40,35 @@ class TimestepEmbedding(Module):
 
 
 class ResnetBlock(Module):
-    """Norm, SiLU, conv, + temb; norm, SiLU, dropout, conv; + x: (N, H, W, inputs) -> (N, H, W, outputs)."""
+    """Norm, SiLU, conv, the time; norm, SiLU, dropout, conv; + x: (N, H, W, inputs) -> (N, H, W, outputs).
 
-    def __init__(self, inputs: int, outputs: int, cfg: UNetConfig, rng, backend: str):
+    The time is added, or scales and shifts what norm2 gives (Dhariwal & Nichol 2021, section 3), as cfg says.
+    resample   F.avg_pool or F.upsample_nearest: what halves or doubles H and W, of x too, before the first conv
+    """
+
+    def __init__(self, inputs: int, outputs: int, cfg: UNetConfig, rng, backend: str, resample=None):
         groups, eps = cfg.norm_num_groups, cfg.norm_eps
         self.norm1 = GroupNorm(groups, inputs, eps, backend)
         self.conv1 = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj = Linear(cfg.time_embed_dim, outputs, rng, backend)
+        self.time_emb_proj = Linear(cfg.time_embed_dim, outputs * (2 if cfg.scale_shift else 1), rng, backend)
         self.norm2 = GroupNorm(groups, outputs, eps, backend)
         self.conv2 = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
         self.conv_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
-        self.dropout = cfg.dropout
+        self.scale_shift, self.dropout, self.resample = cfg.scale_shift, cfg.dropout, resample
 
     def __call__(self, x: Tensor, silu_temb: Tensor, rng=None) -> Tensor:
-        temb = self.time_emb_proj(silu_temb)  # (N, O)
-        h = self.conv1(self.norm1(x, silu=True), add=F.reshape(temb, (temb.shape[0], 1, 1, -1)))
-        h = F.dropout(self.norm2(h, silu=True), self.dropout, rng)
+        h = self.norm1(x, silu=True)
+        if self.resample:
+            h, x = self.resample(h), self.resample(x)
+        temb = self.time_emb_proj(silu_temb)
+        temb = F.reshape(temb, (temb.shape[0], 1, 1, -1))  # (N, 1, 1, O), twice as many for scale and shift
+        if self.scale_shift:
+            scale, shift = F.split(temb)
+            h = self.norm2(self.conv1(h))
+            h = F.silu(F.add(F.mul(h, F.affine(scale, 1, 1)), shift))  # silu(h (1 + scale) + shift)
+        else:
+            h = self.norm2(self.conv1(h, add=temb), silu=True)
+        h = F.dropout(h, self.dropout, rng)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return self.conv2(h, add=shortcut)
 
@@ -67,7 +80,7 @@ class Downsample(Module):
         pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
         self.conv = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *_) -> Tensor:
         return self.conv(x)  # (N, H/2, W/2, C)
 
 
@@ -77,18 +90,27 @@ class Upsample(Module):
     def __init__(self, channels: int, rng, backend: str):
         self.conv = Conv2d(channels, channels, 3, rng, backend, pad=1)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *_) -> Tensor:
         return self.conv(F.upsample_nearest(x))  # (N, 2H, 2W, C)
 
 
 class DownBlock(Module):
     """One level on the way down; every output is also pushed on hs."""
 
-    def __init__(self, inputs: int, outputs: int, attention: bool, last: bool, cfg: UNetConfig, rng, backend: str):
+    def __init__(self, inputs: int, outputs: int, kind: str, last: bool, cfg: UNetConfig, rng, backend: str):
         widths = [inputs] + [outputs] * cfg.layers_per_block
         self.resnets = [ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
-        self.attentions = [attention_of(outputs, cfg, rng, backend) for _ in self.resnets] if attention else []
-        self.downsamplers = [] if last else [Downsample(outputs, cfg.downsample_padding, rng, backend)]
+        self.attentions = (
+            [attention_of(outputs, cfg, rng, backend, cfg.norm_num_groups) for _ in self.resnets]
+            if "Attn" in kind
+            else []
+        )
+        if last:
+            self.downsamplers = []
+        elif resamples_in_resnet(kind, cfg.downsample_type):
+            self.downsamplers = [ResnetBlock(outputs, outputs, cfg, rng, backend, F.avg_pool)]
+        else:
+            self.downsamplers = [Downsample(outputs, cfg.downsample_padding, rng, backend)]
 
     def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None) -> Tensor:
         for i, resnet in enumerate(self.resnets):
@@ -97,32 +119,41 @@ class DownBlock(Module):
                 h = self.attentions[i](h)
             hs.append(h)
         for downsample in self.downsamplers:
-            h = downsample(h)
+            h = downsample(h, silu_temb, rng)
             hs.append(h)
         return h
 
 
 class MidBlock(Module):
-    """Residual, attention (unless the configuration has none), residual, at the lowest resolution."""
+    """Residual, attention (unless the configuration has none), residual; each divided by mid_block_scale_factor."""
 
     def __init__(self, channels: int, cfg: UNetConfig, rng, backend: str):
-        self.attentions = [attention_of(channels, cfg, rng, backend)] if cfg.add_attention else []
+        groups = cfg.attn_norm_num_groups or (None if cfg.scale_shift else cfg.norm_num_groups)
+        self.attentions = [attention_of(channels, cfg, rng, backend, groups)] if cfg.add_attention else []
         self.resnets = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
+        self.scale = 1 / cfg.mid_block_scale_factor
 
     def __call__(self, h: Tensor, silu_temb: Tensor, rng=None) -> Tensor:
-        h = self.resnets[0](h, silu_temb, rng)
+        h = F.affine(self.resnets[0](h, silu_temb, rng), self.scale)
         for attention in self.attentions:
-            h = attention(h)
-        return self.resnets[1](h, silu_temb, rng)
+            h = F.affine(attention(h), self.scale)
+        return F.affine(self.resnets[1](h, silu_temb, rng), self.scale)
 
 
 class UpBlock(Module):
     """One level on the way up; every residual block takes one of hs back in, beside its own input."""
 
-    def __init__(self, widths: list[int], outputs: int, attention: bool, last: bool, cfg: UNetConfig, rng, backend):
+    def __init__(self, widths: list[int], outputs: int, kind: str, last: bool, cfg: UNetConfig, rng, backend: str):
         self.resnets = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
-        self.attentions = [attention_of(outputs, cfg, rng, backend) for _ in widths] if attention else []
-        self.upsamplers = [] if last else [Upsample(outputs, rng, backend)]
+        self.attentions = (
+            [attention_of(outputs, cfg, rng, backend, cfg.norm_num_groups) for _ in widths] if "Attn" in kind else []
+        )
+        if last:
+            self.upsamplers = []
+        elif resamples_in_resnet(kind, cfg.upsample_type):
+            self.upsamplers = [ResnetBlock(outputs, outputs, cfg, rng, backend, F.upsample_nearest)]
+        else:
+            self.upsamplers = [Upsample(outputs, rng, backend)]
 
     def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None) -> Tensor:
         for i, resnet in enumerate(self.resnets):
@@ -130,21 +161,26 @@ class UpBlock(Module):
             if self.attentions:
                 h = self.attentions[i](h)
         for upsample in self.upsamplers:
-            h = upsample(h)
+            h = upsample(h, silu_temb, rng)
         return h
 
 
-def attention_of(channels: int, cfg: UNetConfig, rng, backend: str) -> SelfAttention:
+def resamples_in_resnet(kind: str, resample_type: str) -> bool:
+    """Whether a level halves or doubles inside a residual block; levels with attention do as the configuration says."""
+    return kind.startswith("Resnet") or ("Attn" in kind and resample_type == "resnet")
+
+
+def attention_of(channels: int, cfg: UNetConfig, rng, backend: str, groups: int | None) -> SelfAttention:
     """Self-attention with as many heads as the configuration gives that many channels."""
     heads = channels // (cfg.attention_head_dim or channels)
-    return SelfAttention(channels, heads, cfg.norm_num_groups, cfg.norm_eps, rng, backend)
+    return SelfAttention(channels, heads, groups, cfg.norm_eps, rng, backend)
 
 
 class UNet(Module):
     """eps_hat = unet(x_t, t): what noise is in x_t? (Or x0, or v, if that is what it was trained to say.)
 
     config   what it is made of; kept as `unet.config`
-    rng      draws the starting weights
+    rng      draws the starting weights; None: they are zeros, to be loaded
     backend  where they live: "numpy" or "numba"
     """
 
@@ -160,7 +196,7 @@ class UNet(Module):
         self.down_blocks, h = [], widths[0]
         for i, (kind, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
             last = i == len(widths) - 1
-            self.down_blocks.append(DownBlock(h, width, "Attn" in kind, last, cfg, rng, backend))
+            self.down_blocks.append(DownBlock(h, width, kind, last, cfg, rng, backend))
             pushed += [width] * (cfg.layers_per_block + (not last))
             h = width
 
@@ -173,7 +209,7 @@ class UNet(Module):
                 inputs.append(h + pushed.pop())
                 h = width
             last = i == len(widths) - 1
-            self.up_blocks.append(UpBlock(inputs, width, "Attn" in kind, last, cfg, rng, backend))
+            self.up_blocks.append(UpBlock(inputs, width, kind, last, cfg, rng, backend))
 
         self.conv_norm_out = GroupNorm(cfg.norm_num_groups, h, cfg.norm_eps, backend)
         self.conv_out = Conv2d(h, cfg.out_channels, 3, rng, backend, pad=1)
@@ -189,7 +225,7 @@ class UNet(Module):
         x_t = x_t if isinstance(x_t, Tensor) else Tensor(x_t, self.backend)
         self._check(x_t, t, cond)
         silu_temb = F.silu(self._temb(t, cond))  # (N, E)
-        h = self.conv_in(x_t)
+        h = self.conv_in(F.affine(x_t, 2, -1) if self.config.center_input_sample else x_t)
         hs = [h]
         for down in self.down_blocks:
             h = down(h, silu_temb, hs, rng)

@@ -17,7 +17,7 @@ from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import state
-from minidiff.runs.checkpoint import replace_file
+from minidiff.runs.files import replace_file
 from minidiff.runs.state import Run
 from minidiff.runs.train import SCHEDULE, TrainConfig
 

@@ -22,15 +22,10 @@ from minidiff.models import config as unet_config
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.runs import train
-from minidiff.runs.checkpoint import (
-    check_claim,
-    read_safetensors,
-    replace_file,
-    save_pipeline,
-    save_unet,
-    write_safetensors,
-)
+from minidiff.runs.checkpoint import check_claim, save_pipeline, save_unet
+from minidiff.runs.files import replace_file
 from minidiff.runs.train import StepStats, TrainConfig
+from minidiff.runs.weights import open_safetensors, write_safetensors
 
 BUFFERS = ("p", "ema", "m", "v")
 HEADER = "step,loss,grad_norm,lr\n"
@@ -64,7 +59,7 @@ def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Sc
     for name in ("metrics.csv", "unet", "scheduler", "model_index.json"):
         if (folder / name).exists():
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
-    run = _build(folder, config, network, schedule)
+    run = _build(folder, config, network, schedule, np.random.default_rng(config.seed))
     save(run)
     return run
 
@@ -77,7 +72,7 @@ def open_run(folder: Path) -> Run:
     path = state_file(folder)
     if not path.is_file():
         raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one without --resume")
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = open_safetensors(path)
     try:
         config = train.config_from_dict(json.loads(metadata["config"]))
         network = unet_config.config_from_dict(json.loads(metadata["unet"]))
@@ -86,12 +81,12 @@ def open_run(folder: Path) -> Run:
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
     check_claim(network, tensors["p"].size if "p" in tensors else 0, path)
-    run = _build(folder, config, network, schedule)
+    run = _build(folder, config, network, schedule, rng=None)
     for name in BUFFERS:
         buffer = getattr(run.optimizer, name)
         if name not in tensors or tensors[name].shape != buffer.shape:
             raise MinidiffError(f"{path}: {name} does not fit the network of its configuration; start a new run")
-        buffer[...] = run.unet.backend.asarray(tensors[name])
+        buffer[...] = run.unet.backend.asarray(tensors[name].read())
     if not 0 <= step <= 10**9:
         raise MinidiffError(f"{path}: step {step} makes no sense; start a new run")
     run.optimizer.step_count = step
@@ -107,8 +102,8 @@ def settle(run: Run) -> None:
     export(run)
 
 
-def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
-    unet = UNet(network, np.random.default_rng(config.seed), config.backend)
+def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule, rng) -> Run:
+    unet = UNet(network, rng, config.backend)
     optimizer = train.make_optimizer(unet.parameters(), config)
     return Run(folder, config, unet, schedule, optimizer)
 

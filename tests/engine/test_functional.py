@@ -42,6 +42,12 @@ def mse(prediction, weight=None):
     return (error if weight is None else error * torch.tensor(weight)).mean()
 
 
+def recombined(x):
+    """One number from both halves, with a weight that tells them apart."""
+    first, second = F.split(x)
+    return F.add(F.affine(first, 2), second)
+
+
 X, W, BIAS, TEMB, RESIDUAL = draw(2, 6, 5, 3), draw(8, 3, 3, 3), draw(8), draw(2, 1, 1, 8), draw(2, 6, 5, 8)
 ROWS, LINEAR, ROWS_OUT = draw(2, 4, 3), draw(8, 3), draw(2, 4, 8)
 Z, GAIN, SHIFT = draw(2, 4, 5, 6), draw(6, offset=1), draw(6, seed=1)
@@ -55,6 +61,7 @@ LINES = [
     ("add, broadcast both", F.add, lambda a, b: a + b, {"a": draw(2, 1, 4), "b": draw(5, 1)}),
     ("mul", F.mul, lambda a, b: a * b, {"a": ROWS, "b": draw(2, 4, 3, seed=1)}),
     ("mul, broadcast", F.mul, lambda a, b: a * b, {"a": ROWS, "b": draw(3)}),
+    ("affine", partial(F.affine, scale=3, offset=-0.5), lambda x: 3 * x - 0.5, {"x": ROWS}),
     ("silu", F.silu, lambda x: T.silu(x), {"x": X}),
     ("conv2d", F.conv2d, conv, {"x": X, "w": W}),
     ("conv2d, bias", F.conv2d, conv, {"x": X, "w": W, "bias": BIAS}),
@@ -69,6 +76,8 @@ LINES = [
     ("layer_norm", partial(F.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
     ("upsample_nearest", F.upsample_nearest, lambda x: nhwc(T.interpolate(nchw(x), scale_factor=2)), {"x": X}),
+    ("avg_pool", F.avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
+    ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
     ("mse", partial(F.mse, target=TARGET), mse, {"prediction": X}),

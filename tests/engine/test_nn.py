@@ -48,6 +48,7 @@ def layer(label, make, net, x, **call):
 
 
 def diffusers_attention(channels, heads, groups):
+    """groups None: without a norm."""
     return Attention(
         channels, heads=heads, dim_head=channels // heads, norm_num_groups=groups, eps=1e-6, bias=True,
         residual_connection=True,
@@ -85,6 +86,12 @@ CASES = [
         "SelfAttention, four heads",
         lambda b: nn.SelfAttention(32, 4, 8, 1e-6, RNG, b),
         diffusers_attention(32, 4, 8),
+        draw(2, 5, 3, 32),
+    ),
+    layer(
+        "SelfAttention, not normalised",
+        lambda b: nn.SelfAttention(32, 2, None, 1e-6, RNG, b),
+        diffusers_attention(32, 2, None),
         draw(2, 5, 3, 32),
     ),
     layer(
@@ -147,7 +154,8 @@ def test_loading_copies_into_the_arrays_that_are_there(backend):
         ({"inner.bias": None}, "missing inner.bias"),
         ({"other": np.ones(2)}, "surplus other"),
         ({"blocks.1.weight": np.ones((4, 3))}, r"blocks.1.weight has shape \(4, 3\), not \(4, 2\)"),
-        ({"scale": None, "inner.weight": None, "a": np.ones(1), "b": np.ones(1), "c": np.ones(1)}, "b and 1 more"),
+        ({"scale": None, "inner.weight": None}, "missing inner.weight, scale$"),
+        ({"scale": None, **{name: np.ones(1) for name in "abcde"}}, "missing scale; surplus a, b, c and 2 more$"),
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_change_nothing(backend, change, message):
@@ -157,6 +165,12 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(backend, change, m
     with pytest.raises(ValueError, match=f"weights do not fit: .*{message}"):
         net.load_state_dict({name: a for name, a in state.items() if a is not None})
     assert all((a == before[name]).all() for name, a in net.state_dict().items())
+
+
+def test_without_an_rng_weights_are_zeros(backend):
+    kinds = {nn.Linear: (3, 2), nn.Conv2d: (3, 2, 3), nn.Embedding: (3, 2)}
+    for p in (p for kind, sizes in kinds.items() for p in kind(*sizes, None, backend.name).parameters()):
+        assert p.numpy().size >= 2 and not p.numpy().any() and p.numpy().dtype == np.float32
 
 
 @pytest.mark.parametrize("start", ["numpy", "numba"])

@@ -51,6 +51,7 @@ HEADS = (2, 5, 2, 3)
 OPS = {
     "add": (F.add, [(2, 3, 4), (3, 1)]),
     "mul": (F.mul, [(2, 3, 4), (4,)]),
+    "affine": (lambda x: F.affine(x, 3, -0.5), [(2, 3, 4)]),
     "reshape": (lambda x: F.reshape(x, (-1, 3)), [(2, 3, 4)]),
     "silu": (F.silu, [(3, 7)]),
     "conv2d": (lambda x, w, b, a: F.conv2d(x, w, b, 1, (1, 1, 1, 1), a), [PICTURE, KERNEL, BIAS, TEMB]),
@@ -62,6 +63,8 @@ OPS = {
     "layer_norm": (lambda x, w, b: F.layer_norm(x, w, b, 1e-5), [(2, 3, 7), (7,), (7,)]),
     "attention": (F.attention, [HEADS, (2, 4, 2, 3), (2, 4, 2, 3)]),
     "upsample_nearest": (F.upsample_nearest, [PICTURE]),
+    "avg_pool": (F.avg_pool, [(2, 6, 4, 3)]),
+    "split": (lambda x: F.mul(*F.split(x)), [PICTURE]),
     "concat": (F.concat, [PICTURE, (2, 5, 4, 3)]),
     "embedding": (lambda table: F.embedding(table, np.array([1, 3, 1])), [(4, 5)]),
     "dropout": (lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [(4, 6)]),
@@ -76,14 +79,26 @@ def test_operation(name):
     check_gradients(lambda: op(*leaves), leaves)
 
 
-def test_whole_network(monkeypatch):
-    """A U-Net with every kind of block: each parameter, and the picture. Only the sinusoids come in float32."""
+KINDS = {
+    "convolutions": dict(
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
+    ),
+    "residual": dict(
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        upsample_type="resnet", resnet_time_scale_shift="scale_shift", mid_block_scale_factor=1.5,
+        center_input_sample=True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_network(monkeypatch, kind):
+    """U-Nets with every kind of block: each parameter, and the picture. Only the sinusoids come in float32."""
     sinusoids = unet.timestep_embedding
     monkeypatch.setattr(unet, "timestep_embedding", lambda *args: sinusoids(*args).astype(np.float64))
     config = UNetConfig(
-        block_out_channels=(4, 8), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
-        downsample_padding=0, num_class_embeds=3, dropout=0.2,
+        block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
+        downsample_padding=0, num_class_embeds=3, dropout=0.2, **KINDS[kind],
     )  # fmt: skip
     net = unet.UNet(config, np.random.default_rng(0), "numpy")
     for p in net.parameters():

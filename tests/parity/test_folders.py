@@ -6,14 +6,16 @@ rtol 1e-4 and atol 1e-5 are ten to thirty times what torch itself is off by agai
 
 import json
 import os
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported: what is not in the folder is an error
 
 import numpy as np
 import pytest
 import torch
-from against_torch import nchw, nhwc
+from against_torch import draw, nchw, nhwc
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 from small_runs import go_on, network, new_run
 
 import minidiff as md
@@ -21,6 +23,7 @@ from minidiff.diffusion.levels import timesteps
 from minidiff.errors import MinidiffError
 from minidiff.models.config import config_to_dict
 from minidiff.runs import checkpoint
+from minidiff.runs.weights import INDEX, RENAMED, WEIGHTS
 
 # Their tables are float32 products of up to a thousand factors 1 - beta, each off by 6e-8; the smallest factor, 0.001
 # where a beta is clipped, is off by 6e-8 / 0.001 = 6e-5 of itself. atol is for the zero of zero terminal SNR.
@@ -141,25 +144,94 @@ def test_there_and_back(tmp_path, config):
         np.testing.assert_array_equal(again.state_dict()[name], a)
 
 
-def test_half_precision_is_refused_by_name(tmp_path):
-    their_unet(network()).half().save_pretrained(tmp_path)
-    with pytest.raises(MinidiffError, match="is F16, and only F32 is read; save it in float32"):
+def same_weights(ours, theirs):
+    """To the last bit; every float16 and every bfloat16 is a float32 too."""
+    state = theirs.state_dict()
+    assert set(ours.state_dict()) == set(state)
+    for name, a in ours.state_dict().items():
+        want = state[name].float()
+        np.testing.assert_array_equal(a, nhwc(want).numpy() if want.ndim == 4 else want.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(tmp_path, dtype, backend):
+    theirs = their_unet(CONFIGS["colours, attention"]).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    ours = md.load_unet(tmp_path, backend.name)
+    same_weights(ours, theirs)
+    same_output(ours, theirs.float())
+
+
+def test_double_precision_is_refused_by_name(tmp_path):
+    their_unet(network()).double().save_pretrained(tmp_path)
+    with pytest.raises(MinidiffError, match="is F64, and only F32, F16, BF16 are read; save it in float32"):
         md.load_unet(tmp_path)
 
 
-def test_a_pickle_is_not_read(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_several_files(tmp_path, dtype):
+    theirs = their_unet(CONFIGS["colours, attention"]).to(dtype)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2 and (tmp_path / INDEX).exists()
+    ours = md.load_unet(tmp_path, "numpy")
+    same_weights(ours, theirs)
+    md.save_unet(ours, tmp_path)  # one file takes the place of the several
+    same_output(ours, UNet2DModel.from_pretrained(tmp_path))
+    same_weights(md.load_unet(tmp_path, "numpy"), theirs)
+
+
+def test_a_folder_that_holds_all_at_its_root(tmp_path):
+    """As google/ddpm-cifar10-32 has it, with the names of its time: attention's, and few keys."""
+    theirs = their_unet(CONFIGS["not square, as DDPM's"])
+    theirs.save_pretrained(tmp_path)
+    DDPMScheduler(num_train_timesteps=50).save_pretrained(tmp_path)
+    old = {today: name for name, today in RENAMED.items()}
+    tensors = load_file(tmp_path / WEIGHTS)
+    renamed = {re.sub(r"(to_q|to_k|to_v|to_out\.0)", lambda m: old[m[0]], name): a for name, a in tensors.items()}
+    assert len(set(renamed) - set(tensors)) == 8 * 4  # weight and bias of four projections of four attentions
+    save_file(renamed, tmp_path / WEIGHTS)
+    ours = md.load_unet(tmp_path, "numpy")
+    same_weights(ours, theirs)
+    same_output(ours, UNet2DModel.from_pretrained(tmp_path))
+    assert len(md.load_schedule(tmp_path)) == 50
+    twice = "mid_block.attentions.0.to_q.bias"
+    save_file({**renamed, twice: tensors[twice].clone()}, tmp_path / WEIGHTS)
+    with pytest.raises(MinidiffError, match="attention weights by old names and by new ones"):
+        md.load_unet(tmp_path)
+
+
+def test_a_key_that_is_absent_has_diffusers_default(tmp_path):
+    """None but what makes the network small."""
+    theirs = UNet2DModel(
+        block_out_channels=(32, 64), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    kept = ("block_out_channels", "down_block_types", "up_block_types")
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({name: values[name] for name in kept}))
+    same_output(md.load_unet(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "ckpt"])
+def test_a_pickle_is_not_read(tmp_path, suffix):
     their_unet(network()).save_pretrained(tmp_path, safe_serialization=False)
-    assert (tmp_path / "diffusion_pytorch_model.bin").exists()
-    with pytest.raises(MinidiffError, match="diffusion_pytorch_model.safetensors: no such file"):
+    pickle = tmp_path / f"diffusion_pytorch_model.{suffix}"
+    (tmp_path / "diffusion_pytorch_model.bin").rename(pickle)
+    message = rf"{pickle}: is a pickle.*save_pretrained\(..., safe_serialization=True\)$"
+    for place in (tmp_path, pickle):
+        with pytest.raises(MinidiffError, match=message):
+            md.load_unet(place)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(MinidiffError, match=message):
         md.load_unet(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"act_fn": "mish"}, {"resnet_time_scale_shift": "scale_shift"}, {"time_embedding_type": "fourier"},
-        {"mid_block_scale_factor": 0.5}, {"class_embed_type": "identity"}, {"center_input_sample": True},
-        {"downsample_type": "resnet", "upsample_type": "resnet"}, {"attn_norm_num_groups": 2},
+        {"act_fn": "mish"}, {"time_embedding_type": "fourier"}, {"class_embed_type": "identity"},
+        {"class_embed_type": "timestep"}, {"mid_block_type": None}, {"num_train_timesteps": 9},
     ],
 )  # fmt: skip
 def test_what_we_do_not_build_is_refused_by_name(tmp_path, change):
@@ -201,6 +273,20 @@ def test_they_read_our_schedules(tmp_path, maker, prediction_type):
     assert theirs.config.prediction_type == prediction_type
     theirs.set_timesteps(20)
     np.testing.assert_array_equal(theirs.timesteps, timesteps(200, 20))
+
+
+def test_a_network_goes_there_and_back_and_trains_on(run_folder, tmp_path):
+    """A run's network, saved by diffusers, is read here and learns as the run's own does."""
+    UNet2DModel.from_pretrained(run_folder, subfolder="unet").save_pretrained(tmp_path)
+    schedule, x0 = md.load_schedule(run_folder), draw(4, 4, 4, 1)
+
+    def losses(unet):
+        optimizer = md.AdamW(unet.parameters(), lr=1e-3)
+        rng = np.random.default_rng(0)
+        return [md.train_step(unet, schedule, optimizer, x0, rng).loss for _ in range(3)]
+
+    there = losses(md.load_unet(tmp_path))
+    assert there == losses(md.load_unet(run_folder)) and len(set(there)) == 3
 
 
 def test_the_index_names_what_is_there(run_folder):

@@ -13,10 +13,9 @@ import time
 import numpy as np
 import pytest
 import small_runs
-from small_runs import contents, go_on, new_run, rows
+from small_runs import contents, go_on, new_run, read_safetensors, rows
 
 from minidiff.runs import state
-from minidiff.runs.checkpoint import read_safetensors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 

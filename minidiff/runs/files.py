@@ -1,0 +1,52 @@
+"""Files that are read with care and written as a whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minidiff.errors import MinidiffError
+
+LARGEST_JSON = 16 << 20  # bytes
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of a JSON file. Raises MinidiffError, with the file's name, if that is nothing."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise MinidiffError("larger than any configuration; is it the right file?")
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise MinidiffError(f"{path}: {error.strerror}; copy or write it again") from None
+    except (ValueError, RecursionError):
+        raise MinidiffError(f"{path}: not JSON; copy or write it again") from None
+    except MinidiffError as error:
+        raise MinidiffError(f"{path}: {error}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as a whole or not at all."""
+    replace_file(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, wait until it is on the disk, then rename it: all or nothing.
+
+    Raises MinidiffError if that fails; then `path` is what it was.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:  # Ctrl-C too must leave nothing half-written behind
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise MinidiffError(f"{path}: cannot be written ({error}); make room, or choose another folder") from None

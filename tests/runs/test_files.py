@@ -1,0 +1,67 @@
+"""Files that are written whole or not at all."""
+
+import os
+
+import pytest
+from small_runs import refused, tree
+
+from minidiff.runs.files import read_json, replace_file
+
+
+def test_json_errors(tmp_path):
+    refused(read_json, tmp_path / "missing.json", dict, match="missing.json: No such file")
+    refused(read_json, tmp_path, dict, match="Is a directory|Permission denied")
+
+
+def test_replace_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    for content in ("one", "two"):
+        replace_file(path, lambda part, content=content: part.write_text(content))
+        assert tree(tmp_path) == {"new": None, "new/folder": None, "new/folder/file": content.encode()}
+
+
+def test_a_leftover_part_is_written_over(tmp_path):
+    (tmp_path / ".file.part").write_text("much longer than what comes")
+    replace_file(tmp_path / "file", lambda part: part.write_text("short"))
+    assert tree(tmp_path) == {"file": b"short"}
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_full_disk(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def write(part):
+        part.write_text("half")
+        if call == "write":
+            full()
+
+    if call != "write":
+        monkeypatch.setattr(os, call, full)
+    refused(replace_file, path, write, match="file: cannot be written .*No space left on device")
+    assert tree(tmp_path) == {"file": b"before"}
+
+
+def test_an_interruption(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def write(part):
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, write)
+    assert tree(tmp_path) == {"file": b"before"}
+
+
+@pytest.mark.parametrize("place", ["file/below", "file/below/deeper", "folder", "x" * 300])
+def test_places_that_cannot_be_written(tmp_path, place):
+    (tmp_path / "file").write_text("before")
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    before = tree(tmp_path)
+    refused(replace_file, tmp_path / place, lambda part: part.write_text("x"), match="cannot be written")
+    assert tree(tmp_path) == before
