@@ -29,7 +29,6 @@ FIXED = {
     "act_fn": "silu",
     "class_embed_type": None,
     "mid_block_type": "UNetMidBlock2D",
-    "num_train_timesteps": None,
     "time_embedding_type": "positional",
 }
 
@@ -174,7 +173,7 @@ def config_from_dict(values: dict) -> UNetConfig:
         raise _bad("_class_name", values["_class_name"], "only UNet2DModel is read here")
     known = {field.name for field in fields(UNetConfig)}
     for name, value in values.items():
-        if name.startswith("_") or name in known:
+        if name.startswith("_") or name in known or name == "num_train_timesteps":  # of learned time embeddings only
             continue
         if name not in FIXED:
             raise _bad(ascii(name)[1:-1], value, "the key is not known")
