@@ -668,13 +668,18 @@ def test_damaged_runs(refused, trained):
         (unet / "config.json").write_text(json.dumps({**config, **changes}))
         refused("sample", "run", *QUICK, match=match)
     (unet / "config.json").write_text(json.dumps(config))
-    (trained / "run" / "scheduler" / "scheduler_config.json").write_text("{}")
-    refused(
-        "sample",
-        "run",
-        *QUICK,
-        match="scheduler_config.json: (scheduler class|beta_schedule) None",
-    )
+    scheduler = trained / "run" / "scheduler" / "scheduler_config.json"
+    written = json.loads(scheduler.read_text())
+    for config, match in (
+        ({}, "(scheduler class|beta_schedule) None"),
+        ({**written, "_class_name": "UniPCMultistepScheduler"}, "scheduler class 'UniPCMultistepScheduler' is not"),
+        ({**written, "thresholding": True}, "thresholding = True is not supported"),
+        ({**written, "num_train_timesteps": 10**12}, "num_train_timesteps must be an integer from 1 to"),
+    ):
+        scheduler.write_text(json.dumps(config))
+        refused("sample", "run", *QUICK, match=f"scheduler_config.json: {match}")
+    scheduler.unlink()
+    refused("sample", "run", *QUICK, match="run: no scheduler/scheduler_config.json")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ rtol 1e-4 and atol 1e-5 are ten to thirty times what torch itself is off by agai
 import json
 import os
 import re
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported: what is not in the folder is an error
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import go_on, network, new_run
 
 import minidiff as md
+from minidiff import cli
 from minidiff.diffusion.levels import timesteps
 from minidiff.errors import MinidiffError
 from minidiff.models.config import config_to_dict
@@ -111,6 +113,31 @@ def test_diffusers_draws_from_a_run(run_folder):
     *_, (_, x_0, _) = md.sample(unet, schedule, (2, 4, 4, 1), md.torch_generator(0), 15, sampler)
     # fifteen steps, each of which adds the rounding of a few float32 operations on numbers of order one
     np.testing.assert_allclose((x_0 / 2 + 0.5).clip(0, 1), drawn, atol=15 * 6e-7)
+
+
+def test_the_round_trip(tmp_path, monkeypatch):
+    """Trained for fifty steps, exported, saved again by diffusers, read here: the same network, which trains on."""
+    run = new_run(tmp_path / "run", 50)
+    go_on(run, checkpoint_every=50)
+    monkeypatch.setattr(sys, "argv", ["minidiff", "export", str(tmp_path / "run"), str(tmp_path / "ours")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "ours")
+    same_output(md.load_unet(tmp_path / "ours"), pipeline.unet)
+    pipeline.save_pretrained(tmp_path / "theirs")
+
+    def losses(unet):
+        optimizer = md.AdamW(unet.parameters(), lr=1e-3)
+        x0 = np.random.default_rng(0).uniform(-1, 1, (4, *unet.picture_shape)).astype(np.float32)
+        schedule = md.load_schedule(tmp_path / "theirs")
+        return [md.train_step(unet, schedule, optimizer, x0, np.random.default_rng(k)).loss for k in range(10)]
+
+    with run.optimizer.averaged():
+        state = {name: a.copy() for name, a in run.unet.state_dict().items()}
+    before = md.UNet(run.unet.config, np.random.default_rng(0), "numpy")
+    before.load_state_dict(state)
+    assert losses(md.load_unet(tmp_path / "theirs", "numpy")) == losses(before)
 
 
 # diffusers', read by us
