@@ -17,6 +17,7 @@ from rich.table import Table
 
 from minidiff.bench import cases, measure, report
 from minidiff.data import Dataset, open_dataset, pictures
+from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
@@ -137,18 +138,17 @@ def sample_command(
     """Reverse diffusion: pictures out of noise, on a sheet.
 
     Samplers: ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m. Spacings: trailing, leading, linspace.
-    With the folder's own and --noise torch the pictures are those of its pipeline in diffusers with
-    generator=torch.Generator().manual_seed(SEED).
+    With the folder's own and --noise torch the pictures are those that its scheduler makes in diffusers of the noise
+    of torch.Generator().manual_seed(SEED).
     """
     machine.use_threads(threads, backend)
-    pictures.check_place(out)
-    if gif:
-        pictures.check_place(gif, animated=True)
+    drawing.check_places(out, gif, npz)
     unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
     way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
-    way = replace(way, spacing=spacing or way.spacing, karras=karras or way.karras)
+    way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
     if steps is None:
-        steps = len(schedule) if way.name == "ddpm" else min(50, len(schedule))
+        longest = most_steps(len(schedule), way)
+        steps = longest if way.name == "ddpm" else min(50, longest)
     rng, drawn, frames = drawing.source(noise, seed), [], []
     announce_compiling(backend)
 
@@ -178,7 +178,7 @@ def export(
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
 ) -> None:
     """Write a run's network as a folder of its own, which diffusers opens: DDPMPipeline.from_pretrained(OUT)."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise MinidiffError(f"{out}: is there already; choose a new folder")
     opened = state.open_run(run)
     state.export(opened, out, raw)

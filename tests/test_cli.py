@@ -570,6 +570,25 @@ def test_without_a_sampler_the_folders_own_is_taken(done, tmp_path):
     )
 
 
+def test_places_for_pictures_are_looked_at_first(refused, trained):
+    Path("folder").mkdir()
+    for npz in ("folder", ".", "/"):
+        refused("sample", "run", "--npz", npz, *QUICK, match="is a folder; give the name of a file")
+    refused("sample", "run", "--npz", "no/such.npz", *QUICK, match="its folder is not there")
+    refused("sample", "run", "--out", "a.png", "--npz", "./a.png", *QUICK, match="a.png: is to hold two things at once")
+    refused("sample", "run", "--out", "a.gif", "--gif", "a.gif", *QUICK, match="a.gif: is to hold two things at once")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_the_steps_of_a_short_schedule(done, tmp_path, name, spacing):
+    """Not given, they are as many as the schedule and the sampler allow."""
+    pipeline("net")
+    clip = 1.0 if name in ("ddpm", "ddim", "heun") else None
+    checkpoint.save_pipeline("net", md.linear_schedule(12), md.Sampler(name, spacing, offset=1, clip=clip))
+    done("sample", "net", "--n", 1, *QUICK)
+
+
 def test_what_sample_cannot_do(refused, trained):
     refused("sample", "run", "--noise", "jax", *QUICK, match="--noise jax: choose numpy or torch")
     refused("sample", "run", "--karras", *QUICK, match="karras is for euler, heun, dpmpp_2m: ddim walks over whole")

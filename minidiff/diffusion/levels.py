@@ -84,6 +84,13 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     return _evenly(T, steps, spacing, offset).round().astype(np.int64)
 
 
+def most_steps(T: int, sampler: Sampler) -> int:
+    """How many steps the longest walk over T timesteps has."""
+    if sampler.spacing == "trailing":
+        return T
+    return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name == "dpmpp_2m")
+
+
 def karras(largest: float, smallest: float, steps: int) -> np.ndarray:
     """(steps,) falling sigmas, denser near the smallest (Karras et al. 2022, eq. 5)."""
     ramp = np.linspace(0, 1, steps)

@@ -78,13 +78,18 @@ def ddpm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t:
 
 
 def ddim(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
-    """DDIM (Song et al. 2021). Over levels of sigma it is Euler's method, and with eta = 1 the ancestral one."""
-    eta = 1.0 if sampler.name == "euler_ancestral" else sampler.eta
+    """DDIM (Song et al. 2021), and over levels of sigma Euler's method."""
+    eta = sampler.eta
     for i, t, t_prev, abar, abar_prev in way.legs():
         x0_hat, eps_hat = guess(ask(x_t, t), x_t, i)
         z = draw() if eta > 0 and abar_prev < 1 else 0.0
         x_t = toward(x0_hat, eps_hat, abar, abar_prev, eta, z)
         yield t_prev, x_t, x0_hat
+
+
+def euler_ancestral(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+    """Euler's method too far down and noise back up to the level (k-diffusion): DDIM's step with eta = 1."""
+    return ddim(ask, guess, draw, way, Sampler("ddim", eta=1.0), x_t)
 
 
 def heun(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
@@ -133,9 +138,9 @@ def dpmpp_2m(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, 
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x0_hat carried on in a straight line from the last two.
 
     The line is over lambda = log(sqrt(abar) / sqrt(1 - abar)) and read in the middle of the step. The last step keeps
-    x0_hat as it is, since lambda is infinite at the clean end, and since it is steadier in short walks.
+    x0_hat as it is, since lambda is infinite at the clean end, and since it is steadier in walks of less than 15 steps.
     """
-    steady = sampler.clean_end or len(way.ts) < 15
+    steady = sampler.clean_end or len(way.ts) < 15  # diffusers' number, too
     x0_last, h_last = None, 0.0
     for i, t, t_prev, abar, abar_prev in way.legs():
         x0_hat, _ = guess(ask(x_t, t), x_t, i)
@@ -153,7 +158,7 @@ WALKS = {
     "ddim": ddim,
     "pndm": pndm,
     "euler": ddim,
-    "euler_ancestral": ddim,
+    "euler_ancestral": euler_ancestral,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
 }
@@ -163,11 +168,11 @@ def _predict(model: Callable[..., Any], x_t: np.ndarray, t: float, cond: Any) ->
     """What the model says of x_t, as an array in host memory."""
     extras = {} if cond is None else {"cond": cond}
     with no_grad():
-        eps_hat = model(x_t, np.full(len(x_t), t), **extras)  # (N, H, W, C)
-    eps_hat = eps_hat.numpy() if hasattr(eps_hat, "numpy") else eps_hat
-    if eps_hat.shape != x_t.shape:
-        raise MinidiffError(f"the model makes {eps_hat.shape} of x_t {x_t.shape}: both shapes must be equal")
-    return eps_hat
+        prediction = model(x_t, np.full(len(x_t), t), **extras)  # (N, H, W, C)
+    prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
+    if prediction.shape != x_t.shape:
+        raise MinidiffError(f"the model makes {prediction.shape} of x_t {x_t.shape}: both shapes must be equal")
+    return prediction
 
 
 def _check_shapes(shape: tuple[int, ...], x_T: np.ndarray | None) -> None:

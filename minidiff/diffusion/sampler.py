@@ -1,7 +1,7 @@
 """How to walk back from noise to a picture: a sampler and its settings, also those of a scheduler_config.json."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from minidiff.errors import MinidiffError
@@ -16,7 +16,7 @@ CAN_BE_KARRAS = ("euler", "heun", "dpmpp_2m")
 class Sampler:
     """A way of walking back.
 
-    name       one of SAMPLERS; what each does stands in `walks.py`
+    name       one of SAMPLERS; what each does stands in `reverse.py`
     spacing    how the steps are spread over the schedule's T: see `levels.timesteps`
     offset     is added to every timestep of "leading"
     eta        ddim's share of fresh noise: 0 none, 1 as much as in DDPM
@@ -46,8 +46,8 @@ class Sampler:
                 raise MinidiffError(f"{key} must be true or false, not {getattr(self, key)!r:.80}")
         if type(self.offset) is not int or not 0 <= self.offset <= 1000:
             raise MinidiffError(f"offset must be a whole number from 0 to 1000, not {self.offset!r:.80}")
-        if self.clip is not None and (not isinstance(self.clip, float | int) or not self.clip > 0):
-            raise MinidiffError(f"clip must be a number above 0, or None, not {self.clip!r:.80}")
+        if self.clip is not None and not (type(self.clip) in (int, float) and 0 < self.clip <= 1e6):
+            raise MinidiffError(f"clip must be a number above 0, up to a million, or None, not {self.clip!r:.80}")
         check_eta(self.eta)
         if self.eta != 0 and self.name != "ddim":
             raise MinidiffError(f"eta = {self.eta} is for the ddim sampler: {self.name} has none")
@@ -57,28 +57,36 @@ class Sampler:
 
 def check_eta(eta: Any) -> None:
     """Raises MinidiffError unless eta is from 0 to 1."""
-    if not isinstance(eta, float | int) or not 0 <= eta <= 1:  # NaN is not
+    if isinstance(eta, bool) or not isinstance(eta, float | int) or not 0 <= eta <= 1:  # NaN is not
         raise MinidiffError(f"eta must be from 0 to 1, not {eta!r:.80}")
 
 
 class Kind(NamedTuple):
-    """A scheduler class of diffusers: its sampler, and what it takes for a key that is absent."""
+    """A scheduler class of diffusers: its sampler, its own spacing, and the other keys it knows, at their defaults."""
 
     sampler: str
     spacing: str
-    clip_sample: bool | None  # None: it never clips
-    clean_end: bool = True
+    keys: dict[str, Any]
 
 
+CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 KINDS = {
-    "DDPMScheduler": Kind("ddpm", "leading", True),
-    "DDIMScheduler": Kind("ddim", "leading", True),
-    "PNDMScheduler": Kind("pndm", "leading", None, clean_end=False),
-    "EulerDiscreteScheduler": Kind("euler", "linspace", None),
-    "EulerAncestralDiscreteScheduler": Kind("euler_ancestral", "linspace", None),
-    "HeunDiscreteScheduler": Kind("heun", "linspace", False),
-    "DPMSolverMultistepScheduler": Kind("dpmpp_2m", "linspace", None),
-}
+    "DDPMScheduler": Kind("ddpm", "leading", CLIP | {"variance_type": "fixed_small", "thresholding": False}),
+    "DDIMScheduler": Kind("ddim", "leading", CLIP | {"set_alpha_to_one": True, "thresholding": False}),
+    "PNDMScheduler": Kind("pndm", "leading", {"set_alpha_to_one": False, "skip_prk_steps": False}),
+    "EulerDiscreteScheduler": Kind("euler", "linspace", KARRAS | {
+        "final_sigmas_type": "zero", "interpolation_type": "linear", "timestep_type": "discrete", "sigma_min": None,
+        "sigma_max": None,
+    }),
+    "EulerAncestralDiscreteScheduler": Kind("euler_ancestral", "linspace", {}),
+    "HeunDiscreteScheduler": Kind("heun", "linspace", CLIP | {"clip_sample": False} | KARRAS),
+    "DPMSolverMultistepScheduler": Kind("dpmpp_2m", "linspace", KARRAS | {
+        "final_sigmas_type": "zero", "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
+        "lower_order_final": True, "euler_at_final": False, "lambda_min_clipped": -math.inf, "thresholding": False,
+        "use_lu_lambdas": False, "use_flow_sigmas": False, "use_dynamic_shifting": False,
+    }),
+}  # fmt: skip
 
 # Of keys that change the walk in ways not built here, the only value that is accepted.
 FIXED = {
@@ -87,6 +95,11 @@ FIXED = {
     "skip_prk_steps": True, "solver_order": 2, "solver_type": "midpoint", "thresholding": False,
     "timestep_type": "discrete", "use_beta_sigmas": False, "use_dynamic_shifting": False,
     "use_exponential_sigmas": False, "use_flow_sigmas": False, "use_lu_lambdas": False,
+}  # fmt: skip
+
+# What a Sampler's fields are called in the file.
+KEYS = {
+    "spacing": "timestep_spacing", "offset": "steps_offset", "variance": "variance_type", "clip": "clip_sample_range",
 }  # fmt: skip
 
 
@@ -104,37 +117,47 @@ def sampler_from_config(config: dict[str, Any], name: str | None = None) -> Samp
     if found not in tuple(KINDS):  # not in KINDS itself: JSON may hold a list here, which has no hash
         raise MinidiffError(f"scheduler class {found!r:.80} is not supported: use one of {', '.join(KINDS)}")
     kind = KINDS[found]
-    given = {"skip_prk_steps": False} | config if kind.sampler == "pndm" else config
-    for key in given.keys() & FIXED.keys():
-        if given[key] != FIXED[key]:
-            raise MinidiffError(f"{key} = {given[key]!r:.80} is not supported: use {FIXED[key]!r}")
-    clips = kind.clip_sample is not None and _flag(config, "clip_sample", kind.clip_sample)
-    return Sampler(
-        kind.sampler,
-        config.get("timestep_spacing", kind.spacing),
-        config.get("steps_offset", 0),
-        variance=config.get("variance_type", "fixed_small") if kind.sampler == "ddpm" else "fixed_small",
-        clip=config.get("clip_sample_range", 1.0) if clips else None,
-        clean_end=_clean_end(config, kind),
-        karras=kind.sampler in CAN_BE_KARRAS and _flag(config, "use_karras_sigmas", False),
-    )
+    chosen = {key: config.get(key, default) for key, default in kind.keys.items()}
+    for key in chosen.keys() & FIXED.keys():
+        if chosen[key] != FIXED[key]:
+            raise MinidiffError(f"{key} = {chosen[key]!r:.80} is not supported: use {FIXED[key]!r}")
+    if _flag(chosen, "clip_sample", False) and chosen["clip_sample_range"] is None:
+        raise MinidiffError("clip_sample_range must be a number, not None")
+    try:
+        return Sampler(
+            kind.sampler,
+            config.get("timestep_spacing", kind.spacing),
+            config.get("steps_offset", 0),
+            variance=chosen.get("variance_type", "fixed_small"),
+            clip=chosen["clip_sample_range"] if _flag(chosen, "clip_sample", False) else None,
+            clean_end=_flag(chosen, "set_alpha_to_one", True) and _final_sigma(chosen) == "zero",
+            karras=_flag(chosen, "use_karras_sigmas", False),
+        )
+    except MinidiffError as error:
+        field, _, rest = str(error).partition(" ")
+        raise MinidiffError(f"{KEYS.get(field, field)} {rest}") from None
 
 
 def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
-    """The keys of a scheduler_config.json beside those of the schedule."""
-    clip = {} if sampler.clip in (None, 1.0) else {"clip_sample_range": sampler.clip}
-    return {
-        "_class_name": _class_of(sampler.name),
-        "timestep_spacing": sampler.spacing,
-        "steps_offset": sampler.offset,
+    """The keys of a scheduler_config.json beside those of the schedule.
+
+    Raises MinidiffError for settings that the sampler's class in diffusers does not have; eta is none of a file.
+    """
+    kind = KINDS[_class_of(sampler.name)]
+    own = {
         "variance_type": sampler.variance,
         "clip_sample": sampler.clip is not None,
-        **clip,
+        "clip_sample_range": 1.0 if sampler.clip is None else sampler.clip,
         "set_alpha_to_one": sampler.clean_end,
         "final_sigmas_type": "zero" if sampler.clean_end else "sigma_min",
         "use_karras_sigmas": sampler.karras,
         "skip_prk_steps": True,
     }
+    config = {"_class_name": _class_of(sampler.name), "timestep_spacing": sampler.spacing}
+    config |= {"steps_offset": sampler.offset} | {key: own[key] for key in kind.keys if key in own}
+    if sampler_from_config(config) != replace(sampler, eta=0.0):
+        raise MinidiffError(f"{sampler}: diffusers' {config['_class_name']} has no such settings")
+    return config
 
 
 def _class_of(name: str) -> str:
@@ -142,20 +165,15 @@ def _class_of(name: str) -> str:
     return next(known for known, kind in KINDS.items() if kind.sampler == Sampler(name).name)
 
 
-def _clean_end(config: dict[str, Any], kind: Kind) -> bool:
-    """Whether its last step leads to no noise, which two classes ask as one question and two as another."""
-    if kind.sampler in ("ddim", "pndm"):
-        return _flag(config, "set_alpha_to_one", kind.clean_end)
-    if kind.sampler not in ("euler", "dpmpp_2m"):
-        return True
-    end = config.get("final_sigmas_type", "zero")
+def _final_sigma(chosen: dict[str, Any]) -> str:
+    end = chosen.get("final_sigmas_type", "zero")
     if end not in ("zero", "sigma_min"):
         raise MinidiffError(f"final_sigmas_type {end!r:.80} is not supported: use zero or sigma_min")
-    return end == "zero"
+    return end
 
 
-def _flag(config: dict[str, Any], key: str, absent: bool) -> bool:
-    value = config.get(key, absent)
+def _flag(chosen: dict[str, Any], key: str, absent: bool) -> bool:
+    value = chosen.get(key, absent)
     if not isinstance(value, bool):
         raise MinidiffError(f"{key} must be true or false, not {value!r:.80}")
     return value

@@ -1,10 +1,12 @@
 """What it takes to draw from a folder: a network that can be drawn from, noise, batches."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minidiff.data.pictures import check_place
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
@@ -25,6 +27,21 @@ def drawable(folder: Path, backend: str) -> UNet:
     if height % 2**halvings or width % 2**halvings:
         raise MinidiffError(f"{folder}: sample_size is {height}x{width}, and the network halves {halvings} times")
     return unet
+
+
+def check_places(out: Path, gif: Path | None, npz: Path | None) -> None:
+    """Raises MinidiffError, before anything is drawn, for a place that cannot be written or is asked for twice."""
+    check_place(out)
+    if gif:
+        check_place(gif, animated=True)
+    if npz is not None:
+        if npz.is_dir() or not npz.name:
+            raise MinidiffError(f"{npz}: is a folder; give the name of a file")
+        if not os.access(npz.parent, os.W_OK):
+            raise MinidiffError(f"{npz}: its folder is not there, or cannot be written; choose another")
+    places = [os.path.abspath(path) for path in (out, gif, npz) if path is not None]
+    if len(set(places)) < len(places):
+        raise MinidiffError(f"{npz or gif}: is to hold two things at once; give each file a name of its own")
 
 
 def source(noise: str, seed: int) -> Any:

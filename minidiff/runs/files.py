@@ -37,8 +37,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises MinidiffError if that fails; then `path` is what it was.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
+        part = path.with_name(f".{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(part)
@@ -48,5 +48,5 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         except BaseException:  # Ctrl-C too must leave nothing half-written behind
             part.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise MinidiffError(f"{path}: cannot be written ({error}); make room, or choose another folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a path without a name
+        raise MinidiffError(f"{path}: cannot be written ({error}); make room, or choose another place") from None

@@ -71,7 +71,7 @@ def open_run(folder: Path) -> Run:
     """
     path = state_file(folder)
     if not path.is_file():
-        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one without --resume")
+        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
     tensors, metadata = open_safetensors(path)
     try:
         config = train.config_from_dict(json.loads(metadata["config"]))

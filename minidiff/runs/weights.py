@@ -64,6 +64,8 @@ def find_weights(folder: Path) -> dict[str, Stored]:
         found, _ = open_safetensors(folder / WEIGHTS)
     else:
         refuse_pickles(folder)
+        for other in sorted(folder.glob("diffusion_pytorch_model.*.safetensors")):
+            raise MinidiffError(f"{other}: is a variant of the weights; rename it to {WEIGHTS}")
         raise MinidiffError(f"{folder / WEIGHTS}: no such file; copy or train it again")
     today = {_todays_name(name): stored for name, stored in found.items()}
     if len(today) < len(found):

@@ -20,9 +20,9 @@ from minidiff.errors import MinidiffError
         ({"offset": -1}, "offset must be a whole number from 0 to 1000"),
         ({"offset": 0.5}, "offset must be a whole number"),
         ({"offset": True}, "offset must be a whole number"),
-        ({"clip": 0.0}, "clip must be a number above 0, or None"),
-        ({"clip": math.nan}, "clip must be a number above 0, or None"),
-        ({"clip": "1"}, "clip must be a number above 0, or None"),
+        ({"clip": 0.0}, "clip must be a number above 0, up to a million, or None"),
+        ({"clip": math.nan}, "clip must be a number above 0, up to a million, or None"),
+        ({"clip": "1"}, "clip must be a number above 0, up to a million, or None"),
         ({"clean_end": 1}, "clean_end must be true or false"),
         ({"karras": None}, "karras must be true or false"),
         ({"eta": -0.1}, "eta must be from 0 to 1"),
@@ -59,6 +59,19 @@ def test_settings_survive(sampler):
     assert sampler_from_config(sampler_to_config(sampler)) == sampler
 
 
+@pytest.mark.parametrize("sampler", [Sampler("pndm"), Sampler("euler"), Sampler("heun", clean_end=False)])
+def test_settings_that_the_class_in_diffusers_has_not_are_not_written(sampler):
+    with pytest.raises(MinidiffError, match="has no such settings"):
+        sampler_to_config(sampler)
+
+
+def test_only_the_keys_of_the_class_are_written():
+    assert sampler_to_config(Sampler()) == {
+        "_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "steps_offset": 0, "clip_sample": True,
+        "clip_sample_range": 1.0, "set_alpha_to_one": True,
+    }  # fmt: skip
+
+
 def test_what_a_class_takes_for_keys_that_are_absent():
     def read(kind, **config):
         return sampler_from_config({"_class_name": kind, **config})
@@ -77,6 +90,8 @@ def test_another_sampler_takes_what_it_knows():
     config = {"_class_name": "PNDMScheduler", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
     assert sampler_from_config(config, "ddim") == Sampler("ddim", "leading", 1, clip=None, clean_end=False)
     assert sampler_from_config(config, "euler") == Sampler("euler", "linspace", 1, clip=None)
+    third = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "timestep_spacing": "trailing"}
+    assert sampler_from_config(third, "ddim") == Sampler("ddim", "trailing")  # which has no order
     assert sampler_from_config(config, "pndm").name == "pndm"  # which needs no skip_prk_steps when asked for by name
     with pytest.raises(MinidiffError, match="sampler 'unipc' is unknown"):
         sampler_from_config(config, "unipc")
@@ -90,11 +105,14 @@ def test_another_sampler_takes_what_it_knows():
         ({"_class_name": None}, "scheduler class None is not supported"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps = False is not supported: use True"),
         ({"thresholding": True}, "thresholding = True is not supported: use False"),
-        ({"timestep_spacing": "even"}, "spacing 'even' is unknown"),
-        ({"steps_offset": "1"}, "offset must be a whole number"),
+        ({"timestep_spacing": "even"}, "timestep_spacing 'even' is unknown"),
+        ({"steps_offset": "1"}, "steps_offset must be a whole number"),
         ({"clip_sample": "yes"}, "clip_sample must be true or false"),
-        ({"clip_sample_range": -1}, "clip must be a number above 0"),
-        ({"variance_type": "learned_range"}, "variance 'learned_range' is unknown"),
+        ({"clip_sample_range": -1}, "clip_sample_range must be a number above 0"),
+        ({"clip_sample_range": None}, "clip_sample_range must be a number"),
+        ({"clip_sample_range": math.inf}, "clip_sample_range must be a number"),
+        ({"clip_sample_range": True}, "clip_sample_range must be a number"),
+        ({"variance_type": "learned_range"}, "variance_type 'learned_range' is unknown"),
         ({"_class_name": "DDIMScheduler", "set_alpha_to_one": 1}, "set_alpha_to_one must be true or false"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order = 3 is not supported: use 2"),
         ({"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": "one"}, "final_sigmas_type 'one' is not"),

@@ -12,6 +12,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     UNet2DModel,
 )
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ PIPELINES = {
         0.0,
     ),
     "DDPM, all 1000 steps": (DDPMPipeline, DDPMScheduler(), 1000, None),
+    "DPM-Solver++, 20 steps": (DDPMPipeline, DPMSolverMultistepScheduler(), 20, None),
     "DDPM, fixed_large, 40 steps": (DDPMPipeline, DDPMScheduler(variance_type="fixed_large"), 40, None),
 }
 

@@ -129,7 +129,7 @@ def test_opening_changes_nothing(run_folder):
 
 
 def test_no_run(tmp_path):
-    refused(tmp_path, "holds no run.*without --resume")
+    refused(tmp_path, "holds no run.*start one with minidiff train")
     refused(tmp_path / "missing", "holds no run")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "holds no run")
