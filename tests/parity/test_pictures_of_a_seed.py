@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from minidiff.cli import app
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 N = 3
 PIPELINES = {
     "DDIM, 50 steps": (DDIMPipeline, DDIMScheduler(), 50, 0.0),
