@@ -99,6 +99,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: 0.001]")] = None,
     backend: Annotated[str | None, typer.Option(help="numba, or numpy, the reference.  [default: numba]")] = None,
     threads: Threads = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides weights, order and noise.  [default: 0]")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -110,7 +111,7 @@ def train(
     given = {"size": size, "steps": steps, "batch_size": batch_size, "lr": lr, "backend": backend, "seed": seed}
     given = {name: value for name, value in given.items() if value is not None}
     with state.only_one(out):
-        run, dataset = (_resume if resume else _start)(out, data, given, threads)
+        run, dataset = (_resume if resume else _start)(out, data, given, by_class, threads)
         if run.step == run.config.steps:
             console.print(f"{out}: all {run.step} steps are done already; to go on, give a larger --steps")
         else:
@@ -123,6 +124,8 @@ def sample_command(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")],
     out: Out = Path("sheet.png"),
     n: Annotated[int, typer.Option(help="How many pictures.", min=1, max=100_000)] = 64,
+    name: Annotated[str | None, typer.Option("--class", help="What is asked for; or all, class by class.")] = None,
+    guidance: Annotated[float, typer.Option(help="How much to insist on the class; 1: not.")] = 1.0,
     steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
@@ -149,25 +152,29 @@ def sample_command(
     if steps is None:
         longest = most_steps(len(schedule), way)
         steps = longest if way.name == "ddpm" else min(50, longest)
+    labels = drawing.asked(run, unet, name, n)
+    n = n if labels is None else len(labels)
+    model = drawing.insisting(unet, guidance)
     rng, drawn, frames = drawing.source(noise, seed), [], []
     announce_compiling(backend)
 
     def draw(tick) -> None:
-        for shape in drawing.batches(n, unet):
+        for shape, cond in drawing.batches(n, unet, labels):
             x_t = np.empty(shape)
-            for _, x_t, _ in sample(unet, schedule, shape, rng, steps, way):
+            for _, x_t, _ in sample(model, schedule, shape, rng, steps, way, cond):
                 if gif and not drawn:
                     frames.append(pictures.sheet(pictures.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
             drawn.append(pictures.to_uint8(x_t))
 
-    with_bar("drawing", steps * len(drawing.batches(n, unet)), draw)
+    with_bar("drawing", steps * len(drawing.batches(n, unet, labels)), draw)
     images = np.concatenate(drawn)  # (n, H, W, C)
     if gif:
         pictures.gif(frames, gif)
     if npz:
         checkpoint.write_npz(npz, images)
-    pictures.save(pictures.sheet(images), out)
+    columns = None if labels is None or labels[0] == labels[-1] else min(n // len(set(labels.tolist())), 16)
+    pictures.save(pictures.sheet(images, columns), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
 
 
@@ -224,18 +231,24 @@ def bench_command(
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
 
 
-def _start(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:
+def _start(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
     """A new run of the given choices, every other at its default."""
     config = TrainConfig(data, **given)
     threads = machine.use_threads(threads, config.backend)
     dataset = _open(data, config.size)
-    config = replace(config, flip=dataset.mirrors, threads=threads)
-    return state.new_run(out, config, default_config(dataset.shape), SCHEDULE), dataset
+    classes = dataset.classes if by_class else ()
+    if by_class and len(classes) < 2:
+        raise MinidiffError(f"{data}: has a single class; leave --by-class out")
+    config = replace(config, flip=dataset.mirrors, threads=threads, classes=classes)
+    network = default_config(dataset.shape, num_class_embeds=len(classes) + 1 if classes else None)
+    return state.new_run(out, config, network, SCHEDULE), dataset
 
 
-def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[Run, Dataset]:
+def _resume(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
     """The run as it was; only its total of steps may change, and the threads."""
     run = state.open_run(out)
+    if by_class and not run.config.classes:
+        raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
     choices = {name: value for name, value in given.items() if name != "steps"}
     if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
         choices["data"] = data
@@ -250,6 +263,8 @@ def _resume(out: Path, data: str, given: dict[str, Any], threads: int | None) ->
     dataset = _open(data, config.size)
     if dataset.shape != run.unet.picture_shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
+    if run.config.classes and dataset.classes != run.config.classes:
+        raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
     state.settle(run)
     return replace(run, config=config), dataset
 

@@ -589,6 +589,35 @@ def test_the_steps_of_a_short_schedule(done, tmp_path, name, spacing):
     done("sample", "net", "--n", 1, *QUICK)
 
 
+def test_a_class_on_demand(done, refused, data):
+    """Asked for by name, class by class, insisted on; and the run goes on as it was, its labels with it."""
+    done("train", data, "--out", "run", "--steps", 3, "--by-class", *SMALL)
+    assert json.loads(Path("run/classes.json").read_text()) == [str(k) for k in range(10)]
+    assert not Path("run/model_index.json").exists()  # no pipeline of diffusers draws by class
+    assert md.load_unet("run", "numpy").config.num_class_embeds == 11
+
+    def drawn(*more):
+        done("sample", "run", "--steps", 2, "--npz", "drawn.npz", *QUICK, *more)
+        return np.load("drawn.npz")["arr_0"]
+
+    threes, sevens = drawn("--n", 4, "--class", 3), drawn("--n", 4, "--class", 7)
+    assert len(threes) == 4 and np.any(threes != sevens)
+    assert np.any(drawn("--n", 4, "--class", 3, "--guidance", 3) != threes)
+    assert len(drawn("--n", 25, "--class", "all")) == 20  # two of each
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size[1] > 4 * sheet.size[0]  # a row a class
+    np.testing.assert_array_equal(drawn("--n", 25), drawn("--n", 25, "--class", "all"))
+    refused("sample", "run", "--class", "cat", *QUICK, match="run: has no class 'cat'; choose from 0, 1, .*, 9, or all")
+    done("train", data, "--out", "run", "--steps", 5, "--resume", *QUICK)
+    assert len(rows(Path("run"))) == 5
+
+
+def test_what_no_class_can_be_asked_of(refused, trained):
+    refused("sample", "run", "--class", "cat", *QUICK, match="run: was not trained by class; leave --class out")
+    refused("sample", "run", "--guidance", 2, *QUICK, match="--guidance 2 is for networks that were trained by class")
+    refused("train", "data", "--out", "run", "--resume", "--by-class", match="run: was started without --by-class")
+
+
 def test_what_sample_cannot_do(refused, trained):
     refused("sample", "run", "--noise", "jax", *QUICK, match="--noise jax: choose numpy or torch")
     refused("sample", "run", "--karras", *QUICK, match="karras is for euler, heun, dpmpp_2m: ddim walks over whole")
@@ -649,7 +678,6 @@ def test_pictures_of_any_kind(done, tmp_path, changes):
 @pytest.mark.parametrize(
     "changes, match",
     [
-        ({"num_class_embeds": 3}, "net: its network wants labels"),
         ({"in_channels": 4, "out_channels": 4}, "net: its pictures have 4 channels; a sheet shows 1 or 3"),
         ({"out_channels": 2}, "the model makes .* both shapes must be equal"),
         (
@@ -790,12 +818,15 @@ def test_a_picture_bomb(refused):
 @pytest.fixture
 def small_demo(monkeypatch):
     """The demo with a net, a training and pictures so small that they show nothing."""
-    monkeypatch.setattr(demo, "default_config", lambda shape: network(**COLOURS, sample_size=shape[0]))
+    tiny = network(**COLOURS, sample_size=32, num_class_embeds=3)
+    monkeypatch.setattr(demo, "default_config", lambda shape, num_class_embeds: tiny)
     for name, value in dict(TRAINING_STEPS=3, SAMPLES=2, STEPS=10, CHECKPOINT_EVERY=2).items():
         monkeypatch.setattr(demo, name, value)
 
 
-PAGES = {"index.html", "forward.png", "data.png", "loss.png", "samples.png", "reverse.png", "reverse.gif"}
+PAGES = {
+    "index.html", "forward.png", "data.png", "loss.png", "samples.png", "asked.png", "reverse.png", "reverse.gif",
+}  # fmt: skip
 
 
 def test_demo(done, small_demo, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import to_float
 
-ORDER, FLIPS = 1, 2  # the last word of a generator's seed: one stream for each purpose
+ORDER, FLIPS, LABELS = 1, 2, 3  # the last word of a generator's seed: one stream for each purpose
 AHEAD = 2  # batches that are made before they are asked for
 
 Batch = TypeVar("Batch")
@@ -37,6 +37,12 @@ def batch(dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = 
         mirrored = np.random.default_rng([seed, step, FLIPS]).integers(2, size=(batch_size, 1, 1, 1))
         images = np.where(mirrored, images[:, :, ::-1], images)
     return to_float(images), dataset.labels[index]
+
+
+def drop_labels(labels: np.ndarray, null: int, share: float, seed: int, step: int) -> np.ndarray:
+    """The labels (B,) of a step, about a `share` of them replaced by the null class (Ho & Salimans, algorithm 1)."""
+    dropped = np.random.default_rng([seed, step, LABELS]).random(len(labels)) < share
+    return np.where(dropped, null, labels)
 
 
 @lru_cache(maxsize=2)

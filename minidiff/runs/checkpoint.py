@@ -5,6 +5,7 @@ four axes, axis 1 goes last on the way in.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,10 +71,29 @@ def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:
     return read_json(folder / "scheduler_config.json", lambda config: sampler_from_config(config, name))
 
 
-def save_pipeline(folder: str | Path, schedule: Schedule, sampler: Sampler | None = None) -> None:
-    """Write scheduler/ and model_index.json: with `unet/` beside them, what DDPMPipeline.from_pretrained opens."""
+def load_classes(folder: str | Path) -> tuple[str, ...]:
+    """The names of the classes that a run's network can be asked for; none if the folder does not tell."""
+    path = Path(folder) / "classes.json"
+    return read_json(path, _names) if path.is_file() else ()
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(name, str) and name for name in values):
+        raise MinidiffError("must be a list of names")
+    return tuple(values)
+
+
+def save_pipeline(
+    folder: str | Path, schedule: Schedule, sampler: Sampler | None = None, classes: tuple[str, ...] = ()
+) -> None:
+    """Write scheduler/ and model_index.json: with `unet/` beside them, what DDPMPipeline.from_pretrained opens.
+
+    A network of classes has none that draws from it in diffusers: in the place of the index are the classes' names.
+    """
     scheduler = schedule_to_config(schedule) | sampler_to_config(sampler or Sampler())
     write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
+    if classes:
+        return write_json(Path(folder) / "classes.json", list(classes))
     index = {
         "_class_name": "DDPMPipeline",
         "unet": ["diffusers", "UNet2DModel"],

@@ -17,6 +17,7 @@ from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import state
+from minidiff.runs.drawing import insisting
 from minidiff.runs.files import replace_file
 from minidiff.runs.state import Run
 from minidiff.runs.train import SCHEDULE, TrainConfig
@@ -26,6 +27,7 @@ CHECKPOINT_EVERY = 350
 SAMPLES = 64
 STEPS = 50  # of reverse diffusion
 STATIONS = 10  # pictures on a strip
+GUIDANCE = 2.0  # how much the last pictures insist on their class
 
 
 def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
@@ -44,8 +46,16 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
         shutil.rmtree(folder)
     page.unlink(missing_ok=True)  # it is written last: without it, a finished run still has to be drawn
     dataset = cats_dogs()
-    config = TrainConfig("cats_dogs", steps=TRAINING_STEPS, flip=dataset.mirrors, seed=seed, threads=threads)
-    return state.new_run(folder, config, default_config(dataset.shape), SCHEDULE), dataset
+    config = TrainConfig(
+        "cats_dogs",
+        steps=TRAINING_STEPS,
+        flip=dataset.mirrors,
+        seed=seed,
+        threads=threads,
+        classes=dataset.classes,
+    )
+    network = default_config(dataset.shape, num_class_embeds=len(dataset.classes) + 1)
+    return state.new_run(folder, config, network, SCHEDULE), dataset
 
 
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
@@ -77,15 +87,19 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
 
 
 def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
-    """samples.png, and the way of the first of them: reverse.png, reverse.gif."""
+    """samples.png, cats above dogs; asked.png, a row of each; the way of the first: reverse.png, reverse.gif."""
+    labels = np.arange(SAMPLES) * 2 // SAMPLES
+    model = insisting(run.unet, GUIDANCE)
     x_T = rng.standard_normal((SAMPLES, *run.unet.picture_shape), dtype=np.float32)
     x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(run.schedule) - 1)]
     with run.optimizer.averaged():
-        for t, x_t, _ in sample(run.unet, run.schedule, x_T.shape, rng, STEPS, x_T=x_T):
+        for t, x_t, _ in sample(model, run.schedule, x_T.shape, rng, STEPS, cond=labels, x_T=x_T):
             walk.append(to_uint8(x_t[0]))
             times.append(t)
             tick()
     save(sheet(to_uint8(x_t)), out / "samples.png")
+    half, row = SAMPLES // 2, min(SAMPLES // 2, 8)
+    save(sheet(to_uint8(np.concatenate([x_t[:row], x_t[half : half + row]])), columns=row), out / "asked.png")
     gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
     stations = np.linspace(0, STEPS, STATIONS).round().astype(int)
     captions = [f"t = {times[i]:.0f}" if times[i] >= 0 else "clean" for i in stations]
@@ -107,7 +121,8 @@ PAGE = """<!doctype html>
 </style>
 <h1>A picture into noise, and back</h1>
 <h2>1. The pictures</h2>
-<p>Sixty-four of ten thousand drawn cats and dogs. The network never sees a label: it only sees pictures.</p>
+<p>Sixty-four of ten thousand drawn cats and dogs. With each the network is told which of
+   the two it is, but for one in ten.</p>
 <img src="data.png" alt="sixty-four drawn cats and dogs">
 <h2>2. Forward diffusion</h2>
 <p>Noise is mixed into a picture, more with every step t, until nothing of the cat is left.
@@ -122,8 +137,12 @@ PAGE = """<!doctype html>
    An animal appears that was never in the set.</p>
 <img class="walk" src="reverse.gif" alt="noise turning into an animal">
 <img src="reverse.png" alt="the same walk at ten steps">
-<h2>5. Sixty-four of them</h2>
-<p>Every picture on this sheet began as noise of its own. Whether cat or dog, the noise decided.</p>
+<h2>5. Cat or dog, on demand</h2>
+<p>Asked for a cat, or for a dog, it takes away what is no cat, or no dog. Asked without, it tells what the word
+   adds, and a little more of that is what makes these: classifier-free guidance.</p>
+<img src="asked.png" alt="a row of cats and a row of dogs, asked for by name">
+<h2>6. Sixty-four of them</h2>
+<p>Every picture on this sheet began as noise of its own: thirty-two cats, thirty-two dogs.</p>
 <img src="samples.png" alt="sixty-four samples">
 </html>
 """

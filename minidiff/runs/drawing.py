@@ -1,27 +1,27 @@
-"""What it takes to draw from a folder: a network that can be drawn from, noise, batches."""
+"""What it takes to draw from a folder: a network that can be drawn from, labels, noise, batches."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minidiff.data.pictures import check_place
+from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
-from minidiff.runs.checkpoint import load_unet
+from minidiff.runs.checkpoint import load_classes, load_unet
 
 BATCH = 64  # pictures at a time
 
 
 def drawable(folder: Path, backend: str) -> UNet:
-    """The network, if its pictures can be drawn without being told more."""
+    """The network, if its pictures can be drawn."""
     unet = load_unet(folder, backend)
     height, width, channels = unet.picture_shape
     halvings = len(unet.config.block_out_channels) - 1
-    if unet.config.num_class_embeds is not None:
-        raise MinidiffError(f"{folder}: its network wants labels; draw from it in Python: md.sample(..., cond=labels)")
     if channels not in (1, 3):
         raise MinidiffError(f"{folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
     if height % 2**halvings or width % 2**halvings:
@@ -51,6 +51,36 @@ def source(noise: str, seed: int) -> Any:
     return torch_generator(seed) if noise == "torch" else np.random.default_rng(seed)
 
 
-def batches(n: int, unet: UNet) -> list[tuple[int, int, int, int]]:
-    """The shapes (N, H, W, C) of n pictures, BATCH at a time."""
-    return [(min(BATCH, n - first), *unet.picture_shape) for first in range(0, n, BATCH)]
+def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | None:
+    """The labels (n,) of n pictures of one class, or, of "all" or no name, class after class: as many of each.
+
+    None for a network without classes. A folder without classes.json has numbers for names.
+    Raises MinidiffError for a class that it does not have.
+    """
+    if unet.config.num_class_embeds is None:
+        if name is not None:
+            raise MinidiffError(f"{folder}: was not trained by class; leave --class out")
+        return None
+    names = load_classes(folder) or tuple(map(str, range(unet.config.num_class_embeds)))
+    if name in (None, "all"):
+        return np.repeat(np.arange(len(names)), max(1, n // len(names)))
+    if name not in names:
+        raise MinidiffError(f"{folder}: has no class {name!r}; choose from {', '.join(names)}, or all")
+    return np.full(n, names.index(name))
+
+
+def insisting(unet: UNet, guidance: float) -> Callable[..., Any]:
+    """The network, or the same under classifier-free guidance. Raises MinidiffError if it knows no classes."""
+    if guidance == 1:
+        return unet
+    if unet.config.num_class_embeds is None:
+        raise MinidiffError(f"--guidance {guidance:g} is for networks that were trained by class; leave it out")
+    return guided(unet, unet.config.num_class_embeds - 1, guidance)
+
+
+def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:
+    """The shapes (N, H, W, C) of n pictures, BATCH at a time, each with its labels (N,) if there are any."""
+    return [
+        ((min(BATCH, n - first), *unet.picture_shape), None if labels is None else labels[first : first + BATCH])
+        for first in range(0, n, BATCH)
+    ]

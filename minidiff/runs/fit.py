@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 
-from minidiff.data.batches import batch, prefetch
+from minidiff.data.batches import batch, drop_labels, prefetch
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import loss_plot, save, sheet, to_uint8
 from minidiff.diffusion.reverse import sample
@@ -33,9 +33,11 @@ def fit(
     """
     config, saved = run.config, run.step
 
-    def make_batch(step: int) -> tuple[np.ndarray, None]:
-        x0, _ = batch(dataset, step, config.batch_size, config.seed, config.flip)
-        return x0, None  # labels are not asked for: the run is unconditional
+    def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip)
+        if not config.classes:
+            return x0, None
+        return x0, drop_labels(labels, len(config.classes), config.label_dropout, config.seed, step)
 
     batches = prefetch(make_batch, range(run.step + 1, config.steps + 1))
     try:
@@ -67,9 +69,10 @@ def draw_progress(run: Run) -> None:
 
 
 def draw(run: Run, n: int, steps: int) -> np.ndarray:
-    """n pictures (n, H, W, C) uint8 by DDIM, from noise that the run's seed alone decides."""
+    """n pictures (n, H, W, C) uint8 by DDIM, class after class, from noise that the run's seed alone decides."""
     rng = np.random.default_rng([run.config.seed, 0])
-    *_, (_, x_0, _) = sample(run.unet, run.schedule, (n, *run.unet.picture_shape), rng, steps)
+    labels = np.arange(n) * len(run.config.classes) // n if run.config.classes else None
+    *_, (_, x_0, _) = sample(run.unet, run.schedule, (n, *run.unet.picture_shape), rng, steps, cond=labels)
     return to_uint8(x_0)
 
 

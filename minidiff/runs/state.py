@@ -3,6 +3,7 @@
 RUN/training/state.safetensors   weights, their average, moments; step and configuration: replaced by one rename
 RUN/metrics.csv                  step, loss, grad_norm, lr: each step once
 RUN/unet, RUN/scheduler, RUN/model_index.json      the averaged weights as a diffusers pipeline
+RUN/classes.json                 in the place of model_index.json if it was trained by class
 RUN/samples, RUN/loss.png        pictures on the way
 """
 
@@ -56,7 +57,7 @@ def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Sc
     """A run at step 0, its state written. Raises MinidiffError if that would overwrite a run or a pipeline."""
     if state_file(folder).exists():
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
-    for name in ("metrics.csv", "unet", "scheduler", "model_index.json"):
+    for name in ("metrics.csv", "unet", "scheduler", "model_index.json", "classes.json"):
         if (folder / name).exists():
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = _build(folder, config, network, schedule, np.random.default_rng(config.seed))
@@ -133,7 +134,7 @@ def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:
     to_numpy = run.unet.backend.to_numpy
     weights = (to_numpy(a) for a in run.optimizer.split(run.optimizer.p if raw else run.optimizer.ema))
     save_unet(run.unet, folder / "unet", dict(zip(names, weights, strict=True)))
-    save_pipeline(folder, run.schedule)
+    save_pipeline(folder, run.schedule, classes=run.config.classes)
 
 
 class Metrics:

@@ -29,6 +29,8 @@ class TrainConfig:
     ema           decay of the moving average of the weights, which is what samples are drawn from
     flip          mirror pictures at random
     seed          of everything: weights, order, noise
+    classes       what it learns to be asked for, by name; none: it never sees a label
+    label_dropout share of pictures whose label it does not see, so that it also learns to do without (guidance.py)
     Raises MinidiffError that names the first value that makes no sense.
     """
 
@@ -43,6 +45,8 @@ class TrainConfig:
     seed: int = 0
     backend: str = "numba"
     threads: int = 1
+    classes: tuple[str, ...] = ()
+    label_dropout: float = 0.1
 
     def __post_init__(self):
         for name, low, high in (
@@ -58,10 +62,14 @@ class TrainConfig:
                 continue
             if type(value) is not int or not low <= value <= high:
                 raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")
-        for name, low, high in (("lr", 0.0, 1.0), ("ema", 0.0, 1.0)):
+        for name, low, high in (("lr", 0.0, 1.0), ("ema", 0.0, 1.0), ("label_dropout", 0.0, 1.0)):
             value = getattr(self, name)
             if type(value) not in (int, float) or not low < value < high:
                 raise MinidiffError(f"{name} = {value!r}: give a number between {low:g} and {high:g}")
+        names = self.classes
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise MinidiffError(f"classes = {names!r:.80}: give a list of names")
+        object.__setattr__(self, "classes", tuple(names))  # JSON has lists
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (1 ... steps)."""

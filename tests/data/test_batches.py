@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidiff.data import batches
-from minidiff.data.batches import batch, prefetch
+from minidiff.data.batches import batch, drop_labels, prefetch
 from minidiff.data.dataset import from_arrays
 from minidiff.data.pictures import to_float
 
@@ -162,3 +162,16 @@ def test_a_prefetch_never_begun_starts_no_thread():
     stream = prefetch(lambda step: step, range(3))
     assert prefetch_threads() == []
     stream.close()
+
+
+def test_dropped_labels():
+    """About the share asked for, the same for the same step, others for another, and the rest as they were."""
+    labels = np.arange(10_000) % 7
+    dropped = drop_labels(labels, 7, 0.1, seed=3, step=5)
+    gone = dropped == 7
+    assert abs(gone.mean() - 0.1) < 5 * (0.1 * 0.9 / 10_000) ** 0.5  # five standard deviations
+    np.testing.assert_array_equal(dropped[~gone], labels[~gone])
+    np.testing.assert_array_equal(dropped, drop_labels(labels, 7, 0.1, seed=3, step=5))
+    assert np.any(dropped != drop_labels(labels, 7, 0.1, seed=3, step=6))
+    assert np.any(dropped != drop_labels(labels, 7, 0.1, seed=4, step=5))
+    np.testing.assert_array_equal(drop_labels(labels, 7, 0.0, seed=3, step=5), labels)

@@ -15,15 +15,15 @@ from minidiff.runs import demo, fit, state
 from minidiff.runs.demo import fitted, forward_strip, open_demo, write_pages
 
 SCHEDULE = cosine_schedule(1000, "v_prediction")
-SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png"}
+SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png", "asked.png"}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A net, a training and pictures so few that they show nothing."""
-    tiny = network(in_channels=3, out_channels=3, sample_size=32)
-    monkeypatch.setattr(demo, "default_config", lambda shape: tiny)
-    for name, value in dict(TRAINING_STEPS=2, SAMPLES=3, STEPS=12).items():
+    tiny = network(in_channels=3, out_channels=3, sample_size=32, num_class_embeds=3)
+    monkeypatch.setattr(demo, "default_config", lambda shape, num_class_embeds: tiny)
+    for name, value in dict(TRAINING_STEPS=2, SAMPLES=4, STEPS=12).items():
         monkeypatch.setattr(demo, name, value)
 
 
