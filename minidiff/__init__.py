@@ -33,6 +33,7 @@ from minidiff.runs.train import train, train_step
 __all__ = [
     "AdamW", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "cosine_schedule", "ddim_step",
     "default_config", "get_backend", "guided", "linear_schedule", "load_sampler", "load_schedule", "load_unet",
-    "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "rescale_zero_terminal_snr", "sample", "save_unet",
-    "scaled_linear_schedule", "sigmoid_schedule", "torch_generator", "train", "train_step", "training_loss",
+    "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "rescale_zero_terminal_snr", "sample",
+    "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "torch_generator", "train", "train_step",
+    "training_loss",
 ]  # fmt: skip
