@@ -6,26 +6,27 @@ import os
 import shlex
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 from rich.table import Table
 
+from minidiff import cli_edit
 from minidiff.bench import cases, measure, report
-from minidiff.data import Dataset, open_dataset, pictures
+from minidiff.data import Dataset, pictures
 from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.models.config import default_config
+from minidiff.options import Asked, Backend, Guidance, Out, Seed, Threads
 from minidiff.runs import checkpoint, demo, drawing, machine, state
+from minidiff.runs.begin import resume_run, start_run
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.state import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
-from minidiff.runs.train import SCHEDULE, StepStats, TrainConfig
+from minidiff.runs.train import SCHEDULE, StepStats
 
 app = typer.Typer(
     name="minidiff",
@@ -34,11 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Out = Annotated[Path, typer.Option(help="Where to write.")]
-Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
-Threads = Annotated[int | None, typer.Option(help="Threads of the kernels.  [default: all cores]")]
-Backend = Annotated[str, typer.Option(help="numba, or numpy, the reference.")]
 
 
 def main() -> None:
@@ -100,18 +96,22 @@ def train(
     backend: Annotated[str | None, typer.Option(help="numba, or numpy, the reference.  [default: numba]")] = None,
     threads: Threads = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
+    objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
+    min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides weights, order and noise.  [default: 0]")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
 
+    Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both.
     Beside the weights it holds metrics.csv, loss.png and a sheet of samples for every checkpoint.
     """
     given = {"size": size, "steps": steps, "batch_size": batch_size, "lr": lr, "backend": backend, "seed": seed}
+    given |= {"min_snr": min_snr, "objective": objective}
     given = {name: value for name, value in given.items() if value is not None}
     with state.only_one(out):
-        run, dataset = (_resume if resume else _start)(out, data, given, by_class, threads)
+        run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
         if run.step == run.config.steps:
             console.print(f"{out}: all {run.step} steps are done already; to go on, give a larger --steps")
         else:
@@ -124,8 +124,8 @@ def sample_command(
     run: Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")],
     out: Out = Path("sheet.png"),
     n: Annotated[int, typer.Option(help="How many pictures.", min=1, max=100_000)] = 64,
-    name: Annotated[str | None, typer.Option("--class", help="What is asked for; or all, class by class.")] = None,
-    guidance: Annotated[float, typer.Option(help="How much to insist on the class; 1: not.")] = 1.0,
+    name: Asked = None,
+    guidance: Guidance = 1.0,
     steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
@@ -176,6 +176,10 @@ def sample_command(
     columns = None if labels is None or labels[0] == labels[-1] else min(n // len(set(labels.tolist())), 16)
     pictures.save(pictures.sheet(images, columns), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
+
+
+for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between):
+    app.command()(command)
 
 
 @app.command()
@@ -229,63 +233,6 @@ def bench_command(
                 rows.append(row)
     finally:
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
-
-
-def _start(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
-    """A new run of the given choices, every other at its default."""
-    config = TrainConfig(data, **given)
-    threads = machine.use_threads(threads, config.backend)
-    dataset = _open(data, config.size)
-    classes = dataset.classes if by_class else ()
-    if by_class and len(classes) < 2:
-        raise MinidiffError(f"{data}: has a single class; leave --by-class out")
-    config = replace(config, flip=dataset.mirrors, threads=threads, classes=classes)
-    network = default_config(dataset.shape, num_class_embeds=len(classes) + 1 if classes else None)
-    return state.new_run(out, config, network, SCHEDULE), dataset
-
-
-def _resume(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
-    """The run as it was; only its total of steps may change, and the threads."""
-    run = state.open_run(out)
-    if by_class and not run.config.classes:
-        raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
-    choices = {name: value for name, value in given.items() if name != "steps"}
-    if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
-        choices["data"] = data
-    for name, value in choices.items():
-        if value != (was := getattr(run.config, name)):
-            raise MinidiffError(f"{out}: was started with {name} {was}, not {value}; give that, or start a new run")
-    threads = min(run.config.threads, machine.cores()) if threads is None else threads
-    threads = machine.use_threads(threads, run.config.backend)
-    config = replace(run.config, steps=given.get("steps", run.config.steps), threads=threads)
-    if config.steps < run.step:
-        raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset = _open(data, config.size)
-    if dataset.shape != run.unet.picture_shape:
-        raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
-    if run.config.classes and dataset.classes != run.config.classes:
-        raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
-    state.settle(run)
-    return replace(run, config=config), dataset
-
-
-def _open(data: str, size: int | None) -> Dataset:
-    """The set, with a bar if it has to be downloaded."""
-    with ExitStack() as shown:
-        bar = bar_of(transient=True)
-        task = bar.add_task("downloading, bytes", total=None, note="")
-
-        def downloaded(done: int, total: int) -> None:
-            if not bar.live.is_started:
-                shown.enter_context(bar)
-            bar.update(task, completed=done, total=total)
-
-        dataset = open_dataset(data, size, progress=downloaded)
-    height, width, channels = dataset.shape
-    colour = "grey" if channels == 1 else "RGB"
-    classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
-    console.print(f"{dataset.name}: {len(dataset)} pictures, {width}x{height} {colour}, {classes}")
-    return dataset
 
 
 def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) -> None:

@@ -24,7 +24,7 @@ from small_runs import contents, idx_set, network, rows, tree
 import minidiff as md
 from minidiff import cli
 from minidiff.diffusion.sampler import SAMPLERS
-from minidiff.runs import checkpoint, demo, drawing, fit, machine, state
+from minidiff.runs import begin, checkpoint, demo, drawing, fit, machine, state
 from minidiff.runs.state import only_one, state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
@@ -123,7 +123,7 @@ def process(*arguments, code=None, **options):
 # Help and info
 
 
-COMMANDS = ("demo", "noise", "train", "sample", "export", "info", "bench")
+COMMANDS = ("demo", "noise", "train", "sample", "redraw", "fill", "between", "export", "info", "bench")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -184,6 +184,13 @@ NUMBERS = {
 def test_numbers_for_train(refused, data, option, value):
     name = "|".join({option, option.replace("-", "_")})
     refused("train", data, "--out", "run", f"--{option}", value, match=name)
+
+
+def test_objectives_that_there_are_not(refused, data):
+    refused(
+        "train", data, "--out", "run", "--objective", "eps", match="prediction_type 'eps' is not supported: use one"
+    )
+    refused("train", data, "--out", "run", "--min-snr", 0, match="min_snr = 0.0: give a number above 0, such as 5")
 
 
 @pytest.mark.parametrize(
@@ -368,7 +375,7 @@ def test_what_agrees_with_the_run_is_not(done, trained):
 
 
 def test_choices_are_checked_before_the_data_is_fetched(refused, monkeypatch):
-    monkeypatch.setattr(cli, "open_dataset", None)
+    monkeypatch.setattr(begin, "open_dataset", None)
     for option, value in {"threads": 9999, "backend": "tpu", "steps": 0, "size": 0}.items():
         refused("train", "cifar10", "--out", "run", f"--{option}", value, match=option)
 
@@ -510,11 +517,12 @@ def test_ctrl_c_before_the_first_step(data, tmp_path):
     """While the data is opened there is nothing to save yet."""
     wait = """
 import time
-import minidiff.cli as cli
+import minidiff.cli
+from minidiff.runs import begin
 def slow(*_, **__):
     print("opening", flush=True)
     time.sleep(100)
-cli.open_dataset = slow
+begin.open_dataset = slow
 """
     child = process("train", "data", "--out", "run", code=wait)
     assert child.stdout.readline() == "opening\n"
@@ -561,7 +569,8 @@ def test_without_a_sampler_the_folders_own_is_taken(done, tmp_path):
 
     def drawn(*more):
         done("sample", "net", "--n", 2, "--npz", "drawn.npz", *QUICK, *more)
-        return np.load("drawn.npz")["arr_0"].tobytes()
+        with np.load("drawn.npz") as file:
+            return file["arr_0"].tobytes()
 
     own = drawn()
     assert own == drawn("--steps", 20) == drawn("--sampler", "ddpm") == drawn("--spacing", "leading")
@@ -598,7 +607,8 @@ def test_a_class_on_demand(done, refused, data):
 
     def drawn(*more):
         done("sample", "run", "--steps", 2, "--npz", "drawn.npz", *QUICK, *more)
-        return np.load("drawn.npz")["arr_0"]
+        with np.load("drawn.npz") as file:
+            return file["arr_0"]
 
     threes, sevens = drawn("--n", 4, "--class", 3), drawn("--n", 4, "--class", 7)
     assert len(threes) == 4 and np.any(threes != sevens)
@@ -610,6 +620,79 @@ def test_a_class_on_demand(done, refused, data):
     refused("sample", "run", "--class", "cat", *QUICK, match="run: has no class 'cat'; choose from 0, 1, .*, 9, or all")
     done("train", data, "--out", "run", "--steps", 5, "--resume", *QUICK)
     assert len(rows(Path("run"))) == 5
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "sample", "v_prediction"])
+def test_objectives(done, refused, data, objective):
+    done("train", data, "--out", "run", "--steps", 3, "--objective", objective, "--min-snr", 5, *SMALL)
+    assert md.load_schedule("run").prediction_type == objective
+    weighted = rows(Path("run"))
+    done("train", data, "--out", "plain", "--steps", 3, "--objective", objective, *SMALL)
+    assert weighted != rows(Path("plain"))
+    other = "sample" if objective == "epsilon" else "epsilon"
+    refused(
+        "train", data, "--out", "run", "--resume", "--objective", other, match=f"started with objective {objective}"
+    )
+    refused("train", data, "--out", "run", "--resume", "--min-snr", 4, match="was started with min_snr 5.0, not 4.0")
+    done("train", data, "--out", "run", "--steps", 4, "--resume", "--objective", objective, *QUICK)
+
+
+def sheet_tiles(path, columns):
+    """The tiles of a sheet of 4x4 pictures, each as its 96 x 96 pixels."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    rows_, tile = pixels.shape[0] // 100, slice(4, 100)
+    return [pixels[100 * r :, 100 * c :][tile, tile] for r in range(rows_) for c in range(columns)]
+
+
+@pytest.fixture
+def drawing_to_edit(tmp_path):
+    """A picture, and a mask that is white in its left half."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)).save("picture.png")
+    mask = np.zeros((4, 4), np.uint8)
+    mask[:, :2] = 255
+    Image.fromarray(mask).save("mask.png")
+
+
+def test_redraw(done, trained, drawing_to_edit):
+    done("redraw", "run", "picture.png", "--n", 3, "--steps", 10, "--strength", 0, *QUICK)
+    same = sheet_tiles("sheet.png", 2)
+    assert all(np.array_equal(tile, same[0]) for tile in same)
+    done("redraw", "run", "picture.png", "--n", 3, "--steps", 10, "--strength", 0.9, *QUICK)
+    changed = sheet_tiles("sheet.png", 2)
+    np.testing.assert_array_equal(changed[0], same[0])  # the original comes first
+    assert len({tile.tobytes() for tile in changed}) == 4
+
+
+def test_fill(done, trained, drawing_to_edit):
+    done("fill", "run", "picture.png", "mask.png", "--n", 3, "--steps", 10, *QUICK)
+    original, *filled = sheet_tiles("sheet.png", 2)
+    for tile in filled:
+        np.testing.assert_array_equal(tile[:, 48:], original[:, 48:])
+        assert np.any(tile[:, :48] != original[:, :48])
+
+
+def test_between(done, trained):
+    done("between", "run", "--n", 5, "--steps", 10, *QUICK)
+    first, *_, last = tiles = sheet_tiles("sheet.png", 5)
+    assert len(tiles) == 5 and np.any(first != last)
+    done("between", "run", "--n", 2, "--steps", 10, "--out", "ends.png", *QUICK)
+    for end, tile in zip(sheet_tiles("ends.png", 2), (first, last), strict=True):
+        np.testing.assert_array_equal(end, tile)
+
+
+@pytest.mark.parametrize("command", ["redraw", "fill"])
+def test_what_cannot_be_edited(refused, trained, drawing_to_edit, command):
+    more = ["mask.png"] if command == "fill" else []
+    refused(command, "run", "missing.png", *more, *QUICK, match="missing.png")
+    refused(command, "nothing", "picture.png", *more, *QUICK, match="nothing: no unet/config.json")
+    refused(command, "run", "picture.png", *more, "--class", "cat", *QUICK, match="was not trained by class")
+    refused(command, "run", "picture.png", *more, "--out", "no/sheet.png", *QUICK, match="no such folder")
+    if command == "redraw":
+        refused(command, "run", "picture.png", "--strength", 2, *QUICK, match="strength must be from 0 to 1, not 2.0")
+    else:
+        refused(command, "run", "picture.png", "missing.png", *QUICK, match="missing.png")
 
 
 def test_what_no_class_can_be_asked_of(refused, trained):

@@ -39,6 +39,13 @@ class Levels(NamedTuple):
     end: float
     start: float = 1.0
 
+    def after(self, begin: int) -> "Levels":
+        """The walk without its first steps, begin < steps."""
+        if begin == 0:
+            return self
+        left = from_alphas_cumprod(self.schedule.alphas_cumprod[: len(self.ts) - begin], self.schedule.prediction_type)
+        return self._replace(ts=self.ts[begin:], schedule=left)
+
     def legs(self) -> Iterator[Leg]:
         """The steps, in order. The t_prev of the last is -1."""
         abar = [self.end, *self.schedule.alphas_cumprod.tolist()]

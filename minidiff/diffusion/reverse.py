@@ -35,12 +35,14 @@ def sample(
     sampler: str | Sampler = "ddim",
     cond: Any = None,
     x_T: np.ndarray | None = None,
+    begin: int = 0,
 ) -> Walk:
     """Walk from noise to pictures of shape (N, H, W, C); yields (t, x_t, x0_hat) after each of the steps.
 
     t is where the step has led and x_t the state there; x0_hat is the guess at the pictures that led there.
     The last t is -1, the end, and its x_t the finished pictures. The walk starts from x_T, or from noise
-    drawn when `sample` is called; samplers with fresh noise then draw it in every step but the last.
+    drawn when `sample` is called; samplers with fresh noise then draw it in every step but the last. It may leave out
+    its first `begin` steps; then x_T is the state after them.
     sampler is a Sampler, or the name of one with its other settings at their defaults.
     model(x_t, t), t (N,), is asked without gradients, and with cond=cond if there is one.
 
@@ -48,7 +50,7 @@ def sample(
     """
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     _check_shapes(shape, x_T)
-    way = levels(schedule, steps, sampler)
+    way = levels(schedule, steps, sampler).after(begin)
 
     def ask(x_t: np.ndarray, t: float) -> np.ndarray:
         return _predict(model, x_t, t, cond)

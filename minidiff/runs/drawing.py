@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from minidiff.data.pictures import check_place
+from minidiff.data.pictures import check_place, load, to_float
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
@@ -42,6 +43,22 @@ def check_places(out: Path, gif: Path | None, npz: Path | None) -> None:
     places = [os.path.abspath(path) for path in (out, gif, npz) if path is not None]
     if len(set(places)) < len(places):
         raise MinidiffError(f"{npz or gif}: is to hold two things at once; give each file a name of its own")
+
+
+def framed(picture: Path, unet: UNet) -> np.ndarray:
+    """A picture as the network takes it: its centre, scaled to (1, H, W, C) float32 in [-1, 1]."""
+    height, width, channels = unet.picture_shape
+    pixels = load(picture, channels)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    cut = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+    return to_float(cut.reshape(1, height, width, channels))
+
+
+def mask_of(picture: Path, unet: UNet) -> np.ndarray:
+    """Where a picture is white, (H, W, 1) bool, cut as `framed` cuts."""
+    height, width, _ = unet.picture_shape
+    image = Image.fromarray(load(picture, 1)[..., 0])
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))[..., None] > 127
 
 
 def source(noise: str, seed: int) -> Any:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.loss import training_loss
+from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.schedule import Schedule, cosine_schedule
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, learning_rate
 from minidiff.errors import MinidiffError
 
-SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of every run that the command line starts
+SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of every run that is not told otherwise
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class TrainConfig:
     flip          mirror pictures at random
     seed          of everything: weights, order, noise
     classes       what it learns to be asked for, by name; none: it never sees a label
+    min_snr       the gamma of min-SNR weighting, which then weighs the loss
     label_dropout share of pictures whose label it does not see, so that it also learns to do without (guidance.py)
     Raises MinidiffError that names the first value that makes no sense.
     """
@@ -47,6 +48,7 @@ class TrainConfig:
     threads: int = 1
     classes: tuple[str, ...] = ()
     label_dropout: float = 0.1
+    min_snr: float | None = None
 
     def __post_init__(self):
         for name, low, high in (
@@ -66,6 +68,8 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not low < value < high:
                 raise MinidiffError(f"{name} = {value!r}: give a number between {low:g} and {high:g}")
+        if self.min_snr is not None and not (type(self.min_snr) in (int, float) and 0 < self.min_snr <= 1e6):
+            raise MinidiffError(f"min_snr = {self.min_snr!r}: give a number above 0, such as 5")
         names = self.classes
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise MinidiffError(f"classes = {names!r:.80}: give a list of names")
@@ -106,16 +110,24 @@ class StepStats:
 
 
 def train_step(
-    model: Callable[..., Any], schedule: Schedule, optimizer: AdamW, x0: np.ndarray, rng: Any, cond: Any = None
+    model: Callable[..., Any],
+    schedule: Schedule,
+    optimizer: AdamW,
+    x0: np.ndarray,
+    rng: Any,
+    cond: Any = None,
+    min_snr: float | None = None,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
     x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
+    With min_snr, the loss is weighted with that gamma (`min_snr_weight`).
     """
     t = rng.integers(0, len(schedule), len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     optimizer.zero_grad()
-    loss = training_loss(model, schedule, x0, t, eps, cond, rng)
+    weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
+    loss = training_loss(model, schedule, x0, t, eps, cond, rng, weight)
     loss.backward()
     return StepStats(optimizer.step_count + 1, loss, optimizer.step())
 
@@ -135,7 +147,8 @@ def train(
     for x0, cond in batches:
         step = optimizer.step_count + 1
         optimizer.lr = config.rate(step)
-        stats = train_step(model, schedule, optimizer, x0, np.random.default_rng([config.seed, step]), cond)
+        rng = np.random.default_rng([config.seed, step])
+        stats = train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr)
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
             raise MinidiffError(
                 f"step {step}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}; try a smaller --lr"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minidiff.diffusion.loss import training_loss
+from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.schedule import Schedule, linear_schedule, rescale_zero_terminal_snr
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import mul
@@ -36,6 +36,38 @@ def test_the_loss_and_its_gradient_are_the_formulas(prediction_type):
     # float32: some six roundings (6e-8) of every number, and at worst as many again in sums of 48.
     np.testing.assert_allclose(loss.numpy(), np.mean(residual**2), rtol=1e-6)
     np.testing.assert_allclose(w.grad, [np.mean(2 * residual * x_t)], rtol=0, atol=2e-6)  # of terms below 4
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_weights_weigh_each_picture(prediction_type):
+    schedule = linear_schedule(10, 0.01, 0.4, prediction_type)
+    weight = np.array([0.5, 2.0, 0.0])
+    w = Tensor(np.array([0.7], dtype=np.float32), BACKEND)
+
+    def alone(i):
+        one = slice(i, i + 1)
+        return training_loss(scale_model(w), schedule, X0[one], T_3[one], EPS[one]).numpy()
+
+    loss = training_loss(scale_model(w), schedule, X0, T_3, EPS, weight=weight)
+    np.testing.assert_allclose(loss.numpy(), np.mean([0.5 * alone(0), 2 * alone(1), 0]), rtol=1e-6)
+
+
+def test_min_snr_weighs_the_error_of_x0_alike_for_all_objectives():
+    """Hang et al.: a wrong x0_hat costs min(SNR, 5) times its square, whatever the model was asked for."""
+    t = np.arange(10)
+    abar = linear_schedule(10, 0.01, 0.4).alphas_cumprod
+    ratio = abar / (1 - abar)
+    wrong = 0.3  # in x0_hat; then eps_hat is off by 0.3 sqrt(SNR), and v_hat by 0.3 / sqrt(1 - abar)
+    off = {"epsilon": wrong * np.sqrt(ratio), "sample": wrong, "v_prediction": wrong / np.sqrt(1 - abar)}
+    for prediction_type, error in off.items():
+        weight = min_snr_weight(linear_schedule(10, 0.01, 0.4, prediction_type), t)
+        np.testing.assert_allclose(weight * error**2, np.minimum(ratio, 5) * wrong**2, rtol=1e-12)
+
+
+def test_min_snr_at_zero_terminal_snr():
+    schedule = rescale_zero_terminal_snr(linear_schedule(10, 0.01, 0.4, "v_prediction"))
+    weight = min_snr_weight(schedule, np.arange(10))
+    assert weight[-1] == 0 and np.all(weight[:-1] > 0)
 
 
 def test_a_model_that_knows_the_noise_loses_nothing():

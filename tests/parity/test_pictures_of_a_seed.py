@@ -89,7 +89,8 @@ def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path, monkeypatch)
     arguments += ["--eta", str(eta)] if eta else []
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    ours = np.load("drawn.npz")["arr_0"]
+    with np.load("drawn.npz") as file:
+        ours = file["arr_0"]
     assert ours.shape == theirs.shape and ours.dtype == np.uint8
     off = np.abs(ours.astype(int) - theirs)
     assert theirs.std() > 10 and np.mean(off <= 1) >= 0.999 and off.max() <= 2
