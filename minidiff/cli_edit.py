@@ -1,7 +1,8 @@
 """The commands that edit: a picture drawn anew, filled in, and on the way to another."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -9,6 +10,8 @@ import typer
 from minidiff.data import pictures
 from minidiff.diffusion import editing
 from minidiff.diffusion.reverse import Walk, sample
+from minidiff.diffusion.schedule import Schedule
+from minidiff.models.unet import UNet
 from minidiff.options import Asked, Backend, Guidance, Many, Net, Out, Picture, Seed, Steps, Threads
 from minidiff.runs import checkpoint, drawing, machine
 from minidiff.runs.terminal import announce_compiling, bar_of, console
@@ -28,13 +31,8 @@ def redraw(
     threads: Threads = None,
 ) -> None:
     """Half-drown a picture in noise and draw it anew from there; the original comes first on the sheet."""
-    machine.use_threads(threads, backend)
-    announce_compiling(backend)
-    pictures.check_place(out)
-    unet, schedule, rng = drawing.drawable(run, backend), checkpoint.load_schedule(run), np.random.default_rng(seed)
-    labels = drawing.asked(run, unet, name, n)
-    x0 = drawing.framed(picture, unet).repeat(n if labels is None else len(labels), 0)
-    model = drawing.insisting(unet, guidance)
+    unet, model, schedule, n, labels = _open(run, out, n, name, guidance, backend, threads)
+    x0, rng = drawing.framed(picture, unet).repeat(n, 0), np.random.default_rng(seed)
     _show(out, x0[:1], editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels), round(strength * steps))
 
 
@@ -52,13 +50,9 @@ def fill(
     threads: Threads = None,
 ) -> None:
     """Draw a part of a picture anew, so that it fits the rest; the original comes first on the sheet."""
-    machine.use_threads(threads, backend)
-    announce_compiling(backend)
-    pictures.check_place(out)
-    unet, schedule, rng = drawing.drawable(run, backend), checkpoint.load_schedule(run), np.random.default_rng(seed)
-    labels = drawing.asked(run, unet, name, n)
-    x0 = drawing.framed(picture, unet).repeat(n if labels is None else len(labels), 0)
-    model = editing.filling_in(drawing.insisting(unet, guidance), schedule, x0, drawing.mask_of(mask, unet))
+    unet, model, schedule, n, labels = _open(run, out, n, name, guidance, backend, threads)
+    x0, rng = drawing.framed(picture, unet).repeat(n, 0), np.random.default_rng(seed)
+    model = editing.filling_in(model, schedule, x0, drawing.mask_of(mask, unet))
     _show(out, x0[:1], sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
 
 
@@ -74,16 +68,24 @@ def between(
     threads: Threads = None,
 ) -> None:
     """From one picture to another, by way of the noises between theirs; a row."""
-    machine.use_threads(threads, backend)
-    announce_compiling(backend)
-    pictures.check_place(out)
-    unet, schedule, rng = drawing.drawable(run, backend), checkpoint.load_schedule(run), np.random.default_rng(seed)
-    labels = drawing.asked(run, unet, name, n)
-    n = n if labels is None else len(labels)
+    unet, model, schedule, n, labels = _open(run, out, n, name, guidance, backend, threads)
+    rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, 1, *unet.picture_shape), dtype=np.float32)
     x_T = np.concatenate([editing.slerp(a, b, share) for share in np.linspace(0, 1, n)])  # (n, H, W, C)
-    model = drawing.insisting(unet, guidance)
     _show(out, x_T[:0], sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), steps, columns=n)
+
+
+def _open(
+    run: Path, out: Path, n: int, name: str | None, guidance: float, backend: str, threads: int | None
+) -> tuple[UNet, Callable[..., Any], Schedule, int, np.ndarray | None]:
+    """The network, the same under guidance, its schedule, and how many pictures of which classes (n,)."""
+    machine.use_threads(threads, backend)
+    pictures.check_place(out)
+    unet = drawing.drawable(run, backend)
+    labels = drawing.asked(run, unet, name, n)
+    n = n if labels is None else len(labels)
+    announce_compiling(backend)
+    return unet, drawing.insisting(unet, guidance), checkpoint.load_schedule(run), n, labels
 
 
 def _show(out: Path, first: np.ndarray, walk: Walk, steps: int, columns: int | None = None) -> None:
