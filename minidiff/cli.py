@@ -188,7 +188,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
 ) -> None:
-    """Write a run's network as a folder of its own, which diffusers opens: DDPMPipeline.from_pretrained(OUT)."""
+    """Write a run's network as a folder of its own, which diffusers opens.
+
+    DDPMPipeline.from_pretrained(OUT), or, of a run by class, UNet2DModel.from_pretrained(OUT, subfolder="unet").
+    """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise MinidiffError(f"{out}: is there already; choose a new folder")
     opened = state.open_run(run)
