@@ -20,7 +20,7 @@ from minidiff.data import Dataset, pictures
 from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.options import Asked, Backend, Guidance, Out, Seed, Threads
+from minidiff.options import Asked, Backend, Guidance, Net, Out, Seed, Threads
 from minidiff.runs import checkpoint, demo, drawing, machine, state
 from minidiff.runs.begin import resume_run, start_run
 from minidiff.runs.fit import fit, stoppable
@@ -121,7 +121,7 @@ def train(
 
 @app.command("sample")
 def sample_command(
-    run: Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")],
+    run: Net,
     out: Out = Path("sheet.png"),
     n: Annotated[int, typer.Option(help="How many pictures.", min=1, max=100_000)] = 64,
     name: Asked = None,
@@ -154,7 +154,7 @@ def sample_command(
         steps = longest if way.name == "ddpm" else min(50, longest)
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
-    model = drawing.insisting(unet, guidance)
+    model = drawing.insisting(run, unet, guidance)
     rng, drawn, frames = drawing.source(noise, seed), [], []
     announce_compiling(backend)
 
@@ -172,7 +172,7 @@ def sample_command(
     if gif:
         pictures.gif(frames, gif)
     if npz:
-        checkpoint.write_npz(npz, images)
+        drawing.write_npz(npz, images)
     columns = None if labels is None or labels[0] == labels[-1] else min(n // len(set(labels.tolist())), 16)
     pictures.save(pictures.sheet(images, columns), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))

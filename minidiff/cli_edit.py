@@ -85,7 +85,7 @@ def _open(
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
     announce_compiling(backend)
-    return unet, drawing.insisting(unet, guidance), checkpoint.load_schedule(run), n, labels
+    return unet, drawing.insisting(run, unet, guidance), checkpoint.load_schedule(run), n, labels
 
 
 def _show(out: Path, first: np.ndarray, walk: Walk, steps: int, columns: int | None = None) -> None:

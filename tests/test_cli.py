@@ -618,6 +618,16 @@ def test_a_class_on_demand(done, refused, data):
         assert sheet.size[1] > 4 * sheet.size[0]  # a row a class
     np.testing.assert_array_equal(drawn("--n", 25), drawn("--n", 25, "--class", "all"))
     refused("sample", "run", "--class", "cat", *QUICK, match="run: has no class 'cat'; choose from 0, 1, .*, 9, or all")
+    for guidance in ("nan", "inf", -1):
+        refused("sample", "run", "--guidance", guidance, *QUICK, match="--guidance .*: give a number from 0 to 100")
+    for names, match in (
+        ("[1]", "classes.json: must be a list of names"),
+        (json.dumps(["a"] * 12), "names more classes"),
+    ):
+        Path("run/classes.json").write_text(names)
+        refused("sample", "run", *QUICK, match=match)
+    Path("run/classes.json").unlink()
+    refused("sample", "run", "--class", 3, "--guidance", 2, *QUICK, match="run: has no classes.json of all its classes")
     done("train", data, "--out", "run", "--steps", 5, "--resume", *QUICK)
     assert len(rows(Path("run"))) == 5
 

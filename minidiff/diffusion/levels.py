@@ -40,7 +40,9 @@ class Levels(NamedTuple):
     start: float = 1.0
 
     def after(self, begin: int) -> "Levels":
-        """The walk without its first steps, begin < steps."""
+        """The walk without its first steps. Raises MinidiffError unless 0 <= begin < steps."""
+        if not isinstance(begin, Integral) or not 0 <= begin < len(self.ts):
+            raise MinidiffError(f"begin must be an integer from 0 to {len(self.ts) - 1}, not {begin!r:.80}")
         if begin == 0:
             return self
         left = from_alphas_cumprod(self.schedule.alphas_cumprod[: len(self.ts) - begin], self.schedule.prediction_type)

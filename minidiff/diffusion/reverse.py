@@ -46,7 +46,7 @@ def sample(
     sampler is a Sampler, or the name of one with its other settings at their defaults.
     model(x_t, t), t (N,), is asked without gradients, and with cond=cond if there is one.
 
-    Raises MinidiffError at once for a shape, steps or sampler that makes no sense.
+    Raises MinidiffError at once for a shape, steps, sampler or begin that makes no sense.
     """
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     _check_shapes(shape, x_T)

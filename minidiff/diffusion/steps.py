@@ -70,7 +70,7 @@ def toward(
     eta: float = 0.0,
     z: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """x at the noise level abar_prev, if x at abar is made of x0_hat and eps_hat (DDIM eq. 12 and 16).
+    """x at the noise level abar_prev, if x at abar is made of x0_hat and the noise eps_hat (DDIM eq. 12 and 16).
 
     Every sampler moves by this formula. Euler's step over sigma = sqrt((1 - abar) / abar) is this one (DDIM
     eq. 13), and with eta = 1 it is the ancestral one; solvers of higher order put better guesses in.

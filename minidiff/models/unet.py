@@ -74,7 +74,10 @@ class ResnetBlock(Module):
 
 
 class Downsample(Module):
-    """A 3x3 convolution with stride 2. padding 0 pads below and to the right only, as DDPM did."""
+    """A 3x3 convolution with stride 2. padding 0 pads below and to the right only, as DDPM did.
+
+    It takes no notice of the time and the dropout that a residual block in its place is given.
+    """
 
     def __init__(self, channels: int, padding: int, rng, backend: str):
         pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
@@ -85,7 +88,7 @@ class Downsample(Module):
 
 
 class Upsample(Module):
-    """Nearest neighbour, then a 3x3 convolution."""
+    """Nearest neighbour, then a 3x3 convolution. It takes no notice of what a residual block in its place is given."""
 
     def __init__(self, channels: int, rng, backend: str):
         self.conv = Conv2d(channels, channels, 3, rng, backend, pad=1)

@@ -14,7 +14,7 @@ from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.unet import UNet
-from minidiff.runs.files import read_json, replace_file, write_json
+from minidiff.runs.files import read_json, write_json
 from minidiff.runs.weights import INDEX, WEIGHTS, find_weights, refuse_pickles, write_safetensors
 
 
@@ -100,16 +100,6 @@ def save_pipeline(
         "scheduler": ["diffusers", scheduler["_class_name"]],
     }
     write_json(Path(folder) / "model_index.json", index)
-
-
-def write_npz(path: Path, images: np.ndarray) -> None:
-    """Write pictures (N, H, W, C) uint8 as arr_0 of a NumPy archive, as a whole or not at all."""
-
-    def write(part: Path) -> None:
-        with open(part, "wb") as file:  # a name would be given a suffix
-            np.savez(file, images)
-
-    replace_file(path, write)
 
 
 def _component(folder: str | Path, name: str, file: str) -> Path:

@@ -12,12 +12,12 @@ from minidiff.data.cats_dogs import cats_dogs
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import gif, loss_plot, save, sheet, strip, to_float, to_uint8
 from minidiff.diffusion.forward import q_sample
+from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import state
-from minidiff.runs.drawing import insisting
 from minidiff.runs.files import replace_file
 from minidiff.runs.state import Run
 from minidiff.runs.train import SCHEDULE, TrainConfig
@@ -89,7 +89,7 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
 def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
     """samples.png, cats above dogs; asked.png, a row of each; the way of the first: reverse.png, reverse.gif."""
     labels = np.arange(SAMPLES) * 2 // SAMPLES
-    model = insisting(run.unet, GUIDANCE)
+    model = guided(run.unet, len(run.config.classes), GUIDANCE)
     x_T = rng.standard_normal((SAMPLES, *run.unet.picture_shape), dtype=np.float32)
     x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(run.schedule) - 1)]
     with run.optimizer.averaged():

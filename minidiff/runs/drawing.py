@@ -1,4 +1,4 @@
-"""What it takes to draw from a folder: a network that can be drawn from, labels, noise, batches."""
+"""What it takes to draw from a folder: a network that can be drawn from, labels, noise, batches, places."""
 
 import os
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
 from minidiff.runs.checkpoint import load_classes, load_unet
+from minidiff.runs.files import replace_file
 
 BATCH = 64  # pictures at a time
 
@@ -43,6 +44,16 @@ def check_places(out: Path, gif: Path | None, npz: Path | None) -> None:
     places = [os.path.abspath(path) for path in (out, gif, npz) if path is not None]
     if len(set(places)) < len(places):
         raise MinidiffError(f"{npz or gif}: is to hold two things at once; give each file a name of its own")
+
+
+def write_npz(path: Path, images: np.ndarray) -> None:
+    """Write pictures (N, H, W, C) uint8 as arr_0 of a NumPy archive, as a whole or not at all."""
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:  # a name would be given a suffix
+            np.savez(file, images)
+
+    replace_file(path, write)
 
 
 def framed(picture: Path, unet: UNet) -> np.ndarray:
@@ -79,6 +90,8 @@ def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | No
             raise MinidiffError(f"{folder}: was not trained by class; leave --class out")
         return None
     names = load_classes(folder) or tuple(map(str, range(unet.config.num_class_embeds)))
+    if len(names) > unet.config.num_class_embeds:
+        raise MinidiffError(f"{folder}: classes.json names more classes than its network has; copy both again")
     if name in (None, "all"):
         return np.repeat(np.arange(len(names)), max(1, n // len(names)))
     if name not in names:
@@ -86,12 +99,19 @@ def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | No
     return np.full(n, names.index(name))
 
 
-def insisting(unet: UNet, guidance: float) -> Callable[..., Any]:
-    """The network, or the same under classifier-free guidance. Raises MinidiffError if it knows no classes."""
+def insisting(folder: Path, unet: UNet, guidance: float) -> Callable[..., Any]:
+    """The network, or the same under classifier-free guidance, from 0 to 100.
+
+    Raises MinidiffError if it knows no classes, or if nothing tells that its last row stands for no label.
+    """
     if guidance == 1:
         return unet
+    if not 0 <= guidance <= 100:  # NaN is not
+        raise MinidiffError(f"--guidance {guidance:g}: give a number from 0 to 100")
     if unet.config.num_class_embeds is None:
         raise MinidiffError(f"--guidance {guidance:g} is for networks that were trained by class; leave it out")
+    if len(load_classes(folder)) != unet.config.num_class_embeds - 1:
+        raise MinidiffError(f"{folder}: has no classes.json of all its classes but the last; leave --guidance out")
     return guided(unet, unet.config.num_class_embeds - 1, guidance)
 
 

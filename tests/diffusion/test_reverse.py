@@ -169,6 +169,8 @@ def test_a_model_may_return_tensors_and_leaves_no_tape():
         ({"shape": (2, 0, 5, 1)}, "shape must be"),
         ({"shape": (2, 3, 5.0, 1)}, "shape must be"),
         ({"x_T": normal(0, (1, 3, 5, 1))}, "x_T has shape"),
+        ({"begin": 50}, "begin must be an integer from 0 to 49"),
+        ({"begin": -1}, "begin must be an integer from 0 to 49"),
     ],
 )
 def test_what_sample_refuses_it_refuses_before_the_first_step(change, message):
