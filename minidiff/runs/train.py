@@ -85,10 +85,14 @@ def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
     return AdamW(params, config.lr, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, ema=config.ema)
 
 
+# Choices that older runs do not name; the defaults are what they did.
+LATER = {"classes", "label_dropout", "min_snr"}
+
+
 def config_from_dict(values: Any) -> TrainConfig:
     """The inverse of asdict, for what was read from a file. Raises MinidiffError if it is not one."""
     names = {field.name for field in fields(TrainConfig)}
-    whole = isinstance(values, dict) and set(values) == names
+    whole = isinstance(values, dict) and names - LATER <= set(values) <= names
     if not whole or not all(isinstance(values[name], str) for name in ("data", "backend")):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)

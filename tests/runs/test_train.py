@@ -152,6 +152,11 @@ def test_config_round_trip():
 GOOD = dataclasses.asdict(CONFIG)
 
 
+def test_an_older_runs_config_has_the_defaults_of_what_came_later():
+    older = {name: value for name, value in GOOD.items() if name not in training.LATER}
+    assert len(older) == len(GOOD) - 3 and config_from_dict(older) == CONFIG
+
+
 @pytest.mark.parametrize(
     "values",
     [
