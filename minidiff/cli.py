@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -195,7 +196,10 @@ def export(
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise MinidiffError(f"{out}: is there already; choose a new folder")
     opened = state.open_run(run)
-    state.export(opened, out, raw)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as part:  # the whole folder, or none of it
+        state.export(opened, Path(part, "whole"), raw)
+        os.rename(Path(part, "whole"), out)
     console.print(f"Wrote {out}, of step {opened.step}")
 
 

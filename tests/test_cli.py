@@ -736,6 +736,14 @@ def test_export(done, refused, trained):
     refused("export", "raw", "again", match="raw: holds no run")
 
 
+def test_an_export_that_fails_leaves_nothing(refused, trained, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minidiff.runs.checkpoint.write_json", full)
+    refused("export", "run", "out", match="No space left on device")
+
+
 @pytest.mark.parametrize("more", [(), ("--sampler", "ddpm"), ("--eta", 1)])
 def test_the_seed_decides(done, trained, more):
     for name, seed in (("one.png", 0), ("two.png", 0), ("other.png", 1)):
