@@ -6,10 +6,12 @@ for t, x_t, x0_hat in md.sample(unet, md.load_schedule("runs/cats"), (64, 32, 32
 """
 
 from minidiff.data import open_dataset
+from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.editing import filling_in, redraw, slerp
 from minidiff.diffusion.forward import q_posterior, q_sample
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import (
@@ -32,9 +34,10 @@ from minidiff.runs.checkpoint import load_sampler, load_schedule, load_unet, sav
 from minidiff.runs.train import train, train_step
 
 __all__ = [
-    "AdamW", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "cosine_schedule", "ddim_step",
-    "default_config", "filling_in", "get_backend", "guided", "linear_schedule", "load_sampler", "load_schedule",
-    "load_unet", "min_snr_weight", "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "redraw",
-    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
-    "torch_generator", "train", "train_step", "training_loss",
+    "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
+    "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided", "linear_schedule",
+    "load_sampler", "load_schedule", "load_unet", "min_snr_weight", "no_grad", "open_dataset", "p_sample",
+    "q_posterior", "q_sample", "redraw", "rescale_zero_terminal_snr", "sample", "save_unet",
+    "scaled_linear_schedule", "sigmoid_schedule", "slerp", "torch_generator", "train", "train_step",
+    "training_loss",
 ]  # fmt: skip

@@ -105,7 +105,8 @@ def train(
 ) -> None:
     """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
 
-    Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both.
+    Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both;
+    edm, the same as Karras et al. weigh it; flow, the straight way from picture to noise.
     Beside the weights it holds metrics.csv, loss.png and a sheet of samples for every checkpoint.
     """
     given = {"size": size, "steps": steps, "batch_size": batch_size, "lr": lr, "backend": backend, "seed": seed}
@@ -151,11 +152,11 @@ def sample_command(
     way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
     if steps is None:
-        longest = most_steps(len(schedule), way)
+        longest = most_steps(schedule, way)
         steps = longest if way.name == "ddpm" else min(50, longest)
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
-    model = drawing.insisting(run, unet, guidance)
+    model = drawing.insisting(run, unet, schedule, guidance)
     rng, drawn, frames = drawing.source(noise, seed), [], []
     announce_compiling(backend)
 

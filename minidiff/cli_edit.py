@@ -10,7 +10,7 @@ import typer
 from minidiff.data import pictures
 from minidiff.diffusion import editing
 from minidiff.diffusion.reverse import Walk, sample
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.models.unet import UNet
 from minidiff.options import Asked, Backend, Guidance, Many, Net, Out, Picture, Seed, Steps, Threads
 from minidiff.runs import checkpoint, drawing, machine
@@ -77,7 +77,7 @@ def between(
 
 def _open(
     run: Path, out: Path, n: int, name: str | None, guidance: float, backend: str, threads: int | None
-) -> tuple[UNet, Callable[..., Any], Schedule, int, np.ndarray | None]:
+) -> tuple[UNet, Callable[..., Any], AnySchedule, int, np.ndarray | None]:
     """The network, the same under guidance, its schedule, and how many pictures of which classes (n,)."""
     machine.use_threads(threads, backend)
     pictures.check_place(out)
@@ -85,7 +85,8 @@ def _open(
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
     announce_compiling(backend)
-    return unet, drawing.insisting(run, unet, guidance), checkpoint.load_schedule(run), n, labels
+    schedule = checkpoint.load_schedule(run)
+    return unet, drawing.insisting(run, unet, schedule, guidance), schedule, n, labels
 
 
 def _show(out: Path, first: np.ndarray, walk: Walk, steps: int, columns: int | None = None) -> None:

@@ -187,9 +187,7 @@ def test_numbers_for_train(refused, data, option, value):
 
 
 def test_objectives_that_there_are_not(refused, data):
-    refused(
-        "train", data, "--out", "run", "--objective", "eps", match="prediction_type 'eps' is not supported: use one"
-    )
+    refused("train", data, "--out", "run", "--objective", "eps", match="--objective eps: choose from epsilon, sample")
     refused("train", data, "--out", "run", "--min-snr", 0, match="min_snr = 0.0: give a number above 0, such as 5")
 
 
@@ -632,7 +630,7 @@ def test_a_class_on_demand(done, refused, data):
     assert len(rows(Path("run"))) == 5
 
 
-@pytest.mark.parametrize("objective", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("objective", ["epsilon", "sample", "v_prediction", "edm", "flow"])
 def test_objectives(done, refused, data, objective):
     done("train", data, "--out", "run", "--steps", 3, "--objective", objective, "--min-snr", 5, *SMALL)
     assert md.load_schedule("run").prediction_type == objective
@@ -645,6 +643,19 @@ def test_objectives(done, refused, data, objective):
     )
     refused("train", data, "--out", "run", "--resume", "--min-snr", 4, match="was started with min_snr 5.0, not 4.0")
     done("train", data, "--out", "run", "--steps", 4, "--resume", "--objective", objective, *QUICK)
+
+
+@pytest.mark.parametrize("objective", ["edm", "flow"])
+def test_what_is_done_with_continuous_times(done, refused, data, drawing_to_edit, objective):
+    done("train", data, "--out", "run", "--steps", 2, "--objective", objective, "--by-class", *SMALL)
+    for sampler in ("heun", "ddim", "dpmpp_2m"):
+        done("sample", "run", "--n", 2, "--steps", 3, "--sampler", sampler, "--guidance", 2, *QUICK)
+    done("redraw", "run", "picture.png", "--n", 2, "--steps", 4, *QUICK)
+    done("fill", "run", "picture.png", "mask.png", "--n", 2, "--steps", 4, *QUICK)
+    done("export", "run", "exported")
+    done("sample", "exported", "--n", 2, "--steps", 3, *QUICK)
+    refused("sample", "run", "--steps", 1001, *QUICK, match="steps must be an integer from 1 to 1000")
+    refused("sample", "run", "--karras", *QUICK, match=f"karras is for schedules over whole timesteps: {objective}")
 
 
 def sheet_tiles(path, columns):

@@ -12,13 +12,13 @@ from minidiff.diffusion.forward import eps_from_x0, q_sample, target
 from minidiff.diffusion.levels import levels
 from minidiff.diffusion.reverse import Walk, sample
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
 
 
 def redraw(
     model: Callable[..., Any],
-    schedule: Schedule,
+    schedule: AnySchedule,
     x0: np.ndarray,
     strength: float,
     rng: Any,
@@ -42,7 +42,9 @@ def redraw(
     return sample(model, schedule, x0.shape, rng, steps, sampler, cond, x_T=x_t, begin=steps - walked)
 
 
-def filling_in(model: Callable[..., Any], schedule: Schedule, x0: np.ndarray, mask: np.ndarray) -> Callable[..., Any]:
+def filling_in(
+    model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray
+) -> Callable[..., Any]:
     """A model for inpainting: where the mask is False it knows the picture, where it is True it asks `model`.
 
     In the known part there is nothing to guess: what x_t is besides x0 is the noise. So every sampler leads it to

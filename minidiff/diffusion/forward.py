@@ -1,8 +1,9 @@
 """Forward diffusion: from a picture into noise, and what x0, the noise and v say about one another.
 
 x0, x_t, eps and v are float arrays (N, H, W, C) of any array module; t is a 0-based int or ints (N,) in host
-memory. x_t is x0 and eps in a mixture whose squared weights are alphas_cumprod and 1 - alphas_cumprod, so any
-two of x0, x_t, eps and v give the others. Each function raises MinidiffError when a t is not of the schedule.
+memory, or real numbers where the schedule is continuous (continuous.py). x_t is x0 and eps in a mixture whose squared
+weights are alphas_cumprod and 1 - alphas_cumprod, so any two of x0, x_t, eps and v give the others. Each function
+raises MinidiffError when a t is not of the schedule.
 """
 
 import sys
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.schedule import Schedule, lookup
+from minidiff.diffusion.continuous import SIGMA_DATA
+from minidiff.diffusion.schedule import AnySchedule, Schedule, lookup
 from minidiff.errors import MinidiffError
 
+Time = int | float | np.ndarray
 
-def q_sample(schedule: Schedule, x0: np.ndarray, t: int | np.ndarray, eps: np.ndarray) -> np.ndarray:
+
+def q_sample(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> np.ndarray:
     """x_t, t + 1 steps of noise at once (DDPM eq. 4)."""
     signal, noise = mixture(schedule, t, x0)
     return signal * x0 + noise * eps
@@ -31,66 +35,92 @@ def q_posterior(
     return mean, at(schedule.posterior_variance, t, x0)
 
 
-def x0_from_eps(schedule: Schedule, eps: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+def x0_from_eps(schedule: AnySchedule, eps: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
     """`x0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar)` (DDPM eq. 15)."""
     signal, noise = mixture(schedule, t, x_t)
     return (x_t - noise * eps) / signal
 
 
-def eps_from_x0(schedule: Schedule, x0: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+def eps_from_x0(schedule: AnySchedule, x0: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
     """`eps = (x_t - sqrt(abar) x0) / sqrt(1 - abar)` (DDPM eq. 4, solved)."""
     signal, noise = mixture(schedule, t, x_t)
     return (x_t - signal * x0) / noise
 
 
-def v_from_x0_eps(schedule: Schedule, x0: np.ndarray, eps: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+def v_from_x0_eps(schedule: AnySchedule, x0: np.ndarray, eps: np.ndarray, t: Time) -> np.ndarray:
     """`v = sqrt(abar) eps - sqrt(1 - abar) x0` (Salimans & Ho appendix D)."""
     signal, noise = mixture(schedule, t, x0)
     return signal * eps - noise * x0
 
 
-def x0_from_v(schedule: Schedule, v: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+def x0_from_v(schedule: AnySchedule, v: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
     """`x0 = sqrt(abar) x_t - sqrt(1 - abar) v` (Salimans & Ho appendix D)."""
     signal, noise = mixture(schedule, t, x_t)
     return signal * x_t - noise * v
 
 
-def eps_from_v(schedule: Schedule, v: np.ndarray, x_t: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+def eps_from_v(schedule: AnySchedule, v: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
     """`eps = sqrt(1 - abar) x_t + sqrt(abar) v` (Salimans & Ho appendix D)."""
     signal, noise = mixture(schedule, t, x_t)
     return noise * x_t + signal * v
 
 
-def target(schedule: Schedule, x0: np.ndarray, t: int | np.ndarray, eps: np.ndarray) -> np.ndarray:
-    """What the model is trained to predict at x_t: eps, x0 or v, by the schedule's prediction type."""
+def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> np.ndarray:
+    """What the model is trained to predict at x_t, by the schedule's prediction type.
+
+    epsilon: eps. sample: x0. v_prediction: v. flow: eps - x0, the way from picture to noise (Liu et al. 2022, eq. 1).
+    edm: (x0 - c_skip x) / c_out, whose variance is 1 at every t (Karras et al. 2022, eq. 8), here as the mixture
+    of x0 and eps that it is.
+    """
     if schedule.prediction_type == "epsilon":
         return eps
     if schedule.prediction_type == "sample":
         return x0
+    if schedule.prediction_type == "flow":
+        return eps - x0
+    if schedule.prediction_type == "edm":
+        signal, noise = mixture(schedule, t, x0)
+        return (noise / SIGMA_DATA * x0 - SIGMA_DATA * signal * eps) / _spread(signal, noise)
     return v_from_x0_eps(schedule, x0, eps, t)
 
 
 def x0_and_eps(
-    schedule: Schedule, prediction: np.ndarray, x_t: np.ndarray, t: int | np.ndarray
+    schedule: AnySchedule, prediction: np.ndarray, x_t: np.ndarray, t: Time
 ) -> tuple[np.ndarray, np.ndarray]:
     """x0_hat and eps_hat, both, from what the model predicts at x_t: the inverse of `target`."""
     if schedule.prediction_type == "epsilon":
         return x0_from_eps(schedule, prediction, x_t, t), prediction
     if schedule.prediction_type == "sample":
         return prediction, eps_from_x0(schedule, prediction, x_t, t)
-    return x0_from_v(schedule, prediction, x_t, t), eps_from_v(schedule, prediction, x_t, t)
+    if schedule.prediction_type == "v_prediction":
+        return x0_from_v(schedule, prediction, x_t, t), eps_from_v(schedule, prediction, x_t, t)
+    signal, noise = mixture(schedule, t, x_t)
+    if schedule.prediction_type == "flow":
+        return (x_t - noise * prediction) / (signal + noise), (x_t + signal * prediction) / (signal + noise)
+    spread = _spread(signal, noise)
+    x, F = x_t / spread**2, SIGMA_DATA * prediction / spread
+    return SIGMA_DATA**2 * signal * x + noise * F, noise * x - signal * F
 
 
-def mixture(schedule: Schedule, t: int | np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spread(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The standard deviation of x_t, if that of x0 is SIGMA_DATA."""
+    return (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5
+
+
+def mixture(schedule: AnySchedule, t: Time, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sqrt(abar) and sqrt(1 - abar), the weights of x0 and eps in x_t: (N, 1, 1, 1) each, in x's dtype."""
-    abar = schedule.alphas_cumprod
-    return at(np.sqrt(abar), t, x), at(np.sqrt(1 - abar), t, x)
+    abar = schedule.abar(t)  # pyright: ignore[reportArgumentType]
+    return shaped(np.sqrt(abar), x), shaped(np.sqrt(1 - abar), x)
 
 
 def at(table: np.ndarray, t: int | np.ndarray, x: Any) -> Any:
-    """table[t] in the dtype and array module of x, shaped to multiply it: (N, 1, 1, 1), or (1, 1, 1, 1)."""
+    """table[t] as `shaped` makes it."""
+    return shaped(lookup(table, t), x)
+
+
+def shaped(values: np.ndarray, x: Any) -> Any:
+    """One number or N of them in the dtype and array module of x, shaped to multiply it: (N or 1, 1, 1, 1)."""
     if "float" not in str(x.dtype):
         raise MinidiffError(f"diffusion needs pictures in floats from -1 to 1, not {x.dtype}")
-    values = lookup(table, t).reshape(-1, *[1] * (x.ndim - 1))  # (N, 1, 1, 1)
     xp = sys.modules[type(x).__module__.partition(".")[0]]  # numpy or cupy, without importing either
-    return xp.asarray(values, dtype=x.dtype)
+    return xp.asarray(values.reshape(-1, *[1] * (x.ndim - 1)), dtype=x.dtype)

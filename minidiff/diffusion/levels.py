@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minidiff.diffusion.continuous import EDM, Flow, karras
 from minidiff.diffusion.sampler import SPACINGS, Sampler
-from minidiff.diffusion.schedule import Schedule, from_alphas_cumprod, respace
+from minidiff.diffusion.schedule import AnySchedule, Schedule, from_alphas_cumprod, respace
 from minidiff.errors import MinidiffError
 
-RHO = 7  # Karras et al. (2022), section 3: how much of the walk is spent near the picture
+MOST = 1000  # steps of a walk over continuous times
 FAINTEST = 2.0**-24  # stands for alphas_cumprod = 0 where sigma would be infinite, as in diffusers
 
 
@@ -55,8 +56,10 @@ class Levels(NamedTuple):
             yield Leg(i, t, t_prev, abar[i + 1], abar[i])
 
 
-def levels(schedule: Schedule, steps: int, sampler: Sampler) -> Levels:
+def levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> Levels:
     """The levels that a sampler visits. Raises MinidiffError for a number of steps that does not go."""
+    if not isinstance(schedule, Schedule):
+        return _continuous_levels(schedule, steps, sampler)
     T = len(schedule)
     end = 1.0 if sampler.clean_end else float(schedule.alphas_cumprod[0])
     if sampler.name in ("ddpm", "ddim", "pndm"):
@@ -81,6 +84,19 @@ def levels(schedule: Schedule, steps: int, sampler: Sampler) -> Levels:
     return Levels(whole, from_alphas_cumprod(abar[::-1], schedule.prediction_type), end, start)
 
 
+def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> Levels:
+    """The times of EDM or rectified flow, whichever sampler visits them."""
+    if not isinstance(steps, Integral) or not 1 <= steps <= MOST:
+        raise MinidiffError(f"steps must be an integer from 1 to {MOST}, not {steps!r:.80}")
+    if sampler.karras:
+        raise MinidiffError(f"karras is for schedules over whole timesteps: {schedule.prediction_type} has its own")
+    ts = schedule.times(steps)
+    abar = schedule.abar(ts)
+    if sampler.name in ("heun", "dpmpp_2m"):  # whose steps are over sigma, or its logarithm
+        abar = np.maximum(abar, FAINTEST)
+    return Levels(ts, from_alphas_cumprod(abar[::-1], schedule.prediction_type), end=1.0)
+
+
 def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
     """(steps,) falling whole timesteps of T, spread in one of three ways (Lin et al. 2024, table 2).
 
@@ -93,17 +109,14 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     return _evenly(T, steps, spacing, offset).round().astype(np.int64)
 
 
-def most_steps(T: int, sampler: Sampler) -> int:
-    """How many steps the longest walk over T timesteps has."""
+def most_steps(schedule: AnySchedule, sampler: Sampler) -> int:
+    """How many steps the longest walk has."""
+    if not isinstance(schedule, Schedule):
+        return MOST
+    T = len(schedule)
     if sampler.spacing == "trailing":
         return T
     return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name == "dpmpp_2m")
-
-
-def karras(largest: float, smallest: float, steps: int) -> np.ndarray:
-    """(steps,) falling sigmas, denser near the smallest (Karras et al. 2022, eq. 5)."""
-    ramp = np.linspace(0, 1, steps)
-    return (largest ** (1 / RHO) + ramp * (smallest ** (1 / RHO) - largest ** (1 / RHO))) ** RHO
 
 
 def noise_to_signal(schedule: Schedule) -> np.ndarray:

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.diffusion.continuous import SIGMA_DATA
 from minidiff.diffusion.forward import q_sample, target
-from minidiff.diffusion.schedule import Schedule, snr
+from minidiff.diffusion.schedule import AnySchedule, snr
 from minidiff.engine.functional import mse
 from minidiff.engine.tensor import Tensor
 
 
 def training_loss(
     model: Callable[..., Tensor],
-    schedule: Schedule,
+    schedule: AnySchedule,
     x0: np.ndarray,
     t: np.ndarray,
     eps: np.ndarray,
@@ -23,7 +24,7 @@ def training_loss(
 ) -> Tensor:
     """Mean squared error of the model's prediction at x_t, a scalar (DDPM algorithm 1 and eq. 14).
 
-    x0 and eps are float (N, H, W, C), t is int (N,). model(x_t, t) predicts what the schedule's prediction
+    x0 and eps are float (N, H, W, C), t is (N,), of the schedule. model(x_t, t) predicts what the schedule's prediction
     type says; cond=cond and rng=rng (for dropout) are passed if there are any. weight (N,) is what each picture counts.
     Raises MinidiffError for a t that is not of the schedule.
     """
@@ -34,14 +35,20 @@ def training_loss(
     return mse(prediction, target(schedule, x0, t, eps), weight)
 
 
-def min_snr_weight(schedule: Schedule, t: np.ndarray, gamma: float = 5.0) -> np.ndarray:
+def min_snr_weight(schedule: AnySchedule, t: np.ndarray, gamma: float = 5.0) -> np.ndarray:
     """What each picture's loss is to count, (N,), so that no noise level outweighs the others (min-SNR-gamma).
 
-    Hang et al. 2023 (arXiv 2303.09556): the error of x0_hat counts min(SNR, gamma). An error of eps_hat is one of
-    x0_hat times SNR, and one of v_hat times SNR + 1, so theirs count that much less.
+    Hang et al. 2023 (arXiv 2303.09556): the error of x0_hat counts min(SNR, gamma). A wrong prediction is wrong in
+    x0_hat by a factor that goes with the noise level, and counts by the square of it.
     """
-    ratio = snr(schedule, t)
-    per_x0 = np.minimum(ratio, gamma)
-    if schedule.prediction_type == "epsilon":
-        return per_x0 / ratio  # with epsilon there is no zero terminal SNR
-    return per_x0 if schedule.prediction_type == "sample" else per_x0 / (ratio + 1)
+    per_x0 = np.minimum(snr(schedule, t), gamma)
+    if schedule.prediction_type == "epsilon":  # where there is no zero terminal SNR
+        return per_x0 / snr(schedule, t)
+    if schedule.prediction_type == "sample":
+        return per_x0
+    abar = schedule.abar(t)
+    if schedule.prediction_type == "v_prediction":
+        return per_x0 * (1 - abar)
+    if schedule.prediction_type == "flow":
+        return per_x0 * (1 - abar) / (np.sqrt(abar) + np.sqrt(1 - abar)) ** 2
+    return per_x0 * SIGMA_DATA**2 * (1 - abar) / (1 - abar + SIGMA_DATA**2 * abar)  # edm's c_out squared

@@ -15,7 +15,7 @@ import numpy as np
 from minidiff.diffusion.forward import x0_and_eps
 from minidiff.diffusion.levels import Levels, levels
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.steps import clipped, log_snr, noise_in, p_sample, picture_in, toward
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
@@ -28,7 +28,7 @@ Draw = Callable[[], np.ndarray]
 
 def sample(
     model: Callable[..., Any],
-    schedule: Schedule,
+    schedule: AnySchedule,
     shape: tuple[int, int, int, int],
     rng: Any,
     steps: int = 50,

@@ -86,6 +86,9 @@ KINDS = {
         "lower_order_final": True, "euler_at_final": False, "lambda_min_clipped": -math.inf, "thresholding": False,
         "use_lu_lambdas": False, "use_flow_sigmas": False, "use_dynamic_shifting": False,
     }),
+    # Euler's method over continuous times, which are all that their other keys tell of (continuous.py)
+    "EDMEulerScheduler": Kind("euler", "trailing", {}),
+    "FlowMatchEulerDiscreteScheduler": Kind("euler", "trailing", {}),
 }  # fmt: skip
 
 # Of keys that change the walk in ways not built here, the only value that is accepted.

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.diffusion.continuous import EDM, KEYS, Flow, continuous_from_config, continuous_to_config
 from minidiff.errors import MinidiffError
 
 MAX_STEPS = 1_000_000
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of schedules over whole timesteps
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,8 @@ class Schedule:
     """The noise of T steps, and what the model is asked to tell of it.
 
     betas            (T,) the variance that step t adds (DDPM eq. 2): 0 < beta < 1, and the last may be 1
-    prediction_type  what the model predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (v)
+    prediction_type  what the model predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (v); where the
+                     steps are those of a walk over EDM's or rectified flow's times, "edm" or "flow"
     name             the rule that made the betas, by diffusers' name; "trained" if none did
     beta_start, beta_end   the rule's two numbers, if it has them
 
@@ -40,11 +42,22 @@ class Schedule:
         object.__setattr__(self, "betas", _read_only(self.betas))
         _check_betas(self.betas)
         _check_alphas_cumprod(self.alphas_cumprod)
-        _check_prediction_type(self.prediction_type, self.alphas_cumprod[-1])
+        _check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
+        # zero to the pictures' precision
+        if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
+            raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")
 
     def __len__(self) -> int:
         """T, the number of steps."""
         return len(self.betas)
+
+    def abar(self, t: int | np.ndarray) -> np.ndarray:
+        """alphas_cumprod at t, in t's shape. Raises MinidiffError for a t that is not of the schedule."""
+        return lookup(self.alphas_cumprod, t)
+
+    def draw(self, rng: Any, n: int) -> np.ndarray:
+        """The times (n,) of a training step: all alike (DDPM algorithm 1)."""
+        return rng.integers(0, len(self), n)
 
     @cached_property
     def alphas(self) -> np.ndarray:
@@ -65,6 +78,9 @@ class Schedule:
     def posterior_variance(self) -> np.ndarray:
         """The variance of x_{t-1} when x_t and x0 are known, DDPM's beta tilde (eq. 7): 0 at t = 0."""
         return _read_only((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod) * self.betas)
+
+
+AnySchedule = Schedule | EDM | Flow  # each has abar(t), draw(rng, n) and a prediction_type
 
 
 def linear_schedule(
@@ -132,9 +148,9 @@ def from_alphas_cumprod(abar: np.ndarray, prediction_type: str = "epsilon") -> S
     return Schedule(1 - abar / np.append(1.0, abar[:-1]), prediction_type)
 
 
-def snr(schedule: Schedule, t: int | np.ndarray) -> np.ndarray:
+def snr(schedule: AnySchedule, t: int | np.ndarray) -> np.ndarray:
     """Signal-to-noise ratio of x_t, in t's shape (Salimans & Ho section 2)."""
-    abar = lookup(schedule.alphas_cumprod, t)
+    abar = schedule.abar(t)
     return abar / (1 - abar)
 
 
@@ -154,11 +170,13 @@ RULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def schedule_to_config(schedule: Schedule) -> dict[str, Any]:
+def schedule_to_config(schedule: AnySchedule) -> dict[str, Any]:
     """The schedule in the words of diffusers' scheduler_config.json.
 
     A rule that all its schedulers know is written as its name and numbers, other betas in full.
     """
+    if not isinstance(schedule, Schedule):
+        return continuous_to_config(schedule)
     rule = {"beta_schedule": schedule.name, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
     if schedule.name not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         rule = {"trained_betas": schedule.betas.tolist()}
@@ -175,16 +193,19 @@ DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start"
 HEUN_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
 
 
-def schedule_from_config(config: dict[str, Any]) -> Schedule:
+def schedule_from_config(config: dict[str, Any]) -> AnySchedule:
     """The schedule that a diffusers scheduler_config.json describes; how to sample is `sampler_from_config`'s matter.
 
     Raises MinidiffError for a value that is out of range or not supported, by its name.
     """
     if not isinstance(config, dict):
         raise MinidiffError(f"a scheduler configuration must be keys and values, not {config!r:.80}")
+    if config.get("_class_name") in tuple(KEYS):
+        return continuous_from_config(config)
     if "_class_name" in config:  # of diffusers; our own are written in full
         config = (HEUN_DEFAULTS if config["_class_name"] == "HeunDiscreteScheduler" else DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
+    _check_prediction_type(prediction_type, PREDICTION_TYPES)
     rescale = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
@@ -242,9 +263,6 @@ def _check_alphas_cumprod(abar: np.ndarray) -> None:
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")
 
 
-def _check_prediction_type(prediction_type: str, last: float) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        known = ", ".join(PREDICTION_TYPES)
-        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {known}")
-    if prediction_type == "epsilon" and last < np.finfo(np.float32).tiny:  # zero to the pictures' precision
-        raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")
+def _check_prediction_type(prediction_type: str, known: tuple[str, ...]) -> None:
+    if prediction_type not in known:
+        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {', '.join(known)}")

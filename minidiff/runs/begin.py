@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.data import Dataset, open_dataset
-from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule, cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import machine, state
@@ -18,7 +19,7 @@ from minidiff.runs.train import SCHEDULE, TrainConfig
 
 def start_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
     """A new run of the given choices, every other at its default."""
-    schedule = cosine_schedule(len(SCHEDULE), given.pop("objective", SCHEDULE.prediction_type))
+    schedule = _schedule_of(given.pop("objective", SCHEDULE.prediction_type))
     config = TrainConfig(data, **given)
     threads = machine.use_threads(threads, config.backend)
     dataset = _open(data, config.size)
@@ -55,6 +56,15 @@ def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, thre
         raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
     state.settle(run)
     return replace(run, config=config), dataset
+
+
+def _schedule_of(objective: str) -> AnySchedule:
+    """The noise that goes with what is to be predicted."""
+    continuous = {schedule.prediction_type: schedule for schedule in (EDM(), Flow())}
+    if objective not in (*PREDICTION_TYPES, *continuous):
+        known = ", ".join((*PREDICTION_TYPES, *continuous))
+        raise MinidiffError(f"--objective {objective}: choose from {known}")
+    return continuous.get(objective) or cosine_schedule(len(SCHEDULE), objective)
 
 
 def _open(data: str, size: int | None) -> Dataset:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.sampler import Sampler, sampler_from_config, sampler_to_config
-from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.schedule import AnySchedule, Schedule, schedule_from_config, schedule_to_config
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.unet import UNet
@@ -59,7 +59,7 @@ def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | N
     (folder / INDEX).unlink(missing_ok=True)  # of a network in several files that was here before: it would win
 
 
-def load_schedule(folder: str | Path) -> Schedule:
+def load_schedule(folder: str | Path) -> AnySchedule:
     """The schedule of a pipeline folder or run, or of a folder that holds scheduler_config.json itself."""
     folder = _component(folder, "scheduler", "scheduler_config.json")
     return read_json(folder / "scheduler_config.json", schedule_from_config)
@@ -84,16 +84,21 @@ def _names(values: Any) -> tuple[str, ...]:
 
 
 def save_pipeline(
-    folder: str | Path, schedule: Schedule, sampler: Sampler | None = None, classes: tuple[str, ...] = ()
+    folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None, classes: tuple[str, ...] = ()
 ) -> None:
     """Write scheduler/ and model_index.json: with `unet/` beside them, what DDPMPipeline.from_pretrained opens.
 
     A network of classes has none that draws from it in diffusers: in the place of the index are the classes' names.
+    Nor has one over continuous times, whose scheduler is the one that knows them.
     """
-    scheduler = schedule_to_config(schedule) | sampler_to_config(sampler or Sampler())
+    scheduler = schedule_to_config(schedule)
+    if isinstance(schedule, Schedule):
+        scheduler |= sampler_to_config(sampler or Sampler())
     write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     if classes:
-        return write_json(Path(folder) / "classes.json", list(classes))
+        write_json(Path(folder) / "classes.json", list(classes))
+    if classes or not isinstance(schedule, Schedule):
+        return
     index = {
         "_class_name": "DDPMPipeline",
         "unet": ["diffusers", "UNet2DModel"],

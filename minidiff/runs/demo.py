@@ -77,7 +77,7 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
     """Write every picture of the demo and the page that shows them; tick() is called after every step back."""
     rng = np.random.default_rng(run.config.seed)
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
-    save(forward_strip(run.schedule, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
+    save(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
     save(sheet(dataset.take(np.arange(SAMPLES))), out / "data.png")
     steps, losses = state.read_metrics(run.folder / "metrics.csv")
     loss_plot(steps, losses, out / "loss.png", "What the network still gets wrong")
@@ -89,9 +89,9 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
 def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
     """samples.png, cats above dogs; asked.png, a row of each; the way of the first: reverse.png, reverse.gif."""
     labels = np.arange(SAMPLES) * 2 // SAMPLES
-    model = guided(run.unet, len(run.config.classes), GUIDANCE)
+    model = guided(run.model, len(run.config.classes), GUIDANCE)
     x_T = rng.standard_normal((SAMPLES, *run.unet.picture_shape), dtype=np.float32)
-    x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(run.schedule) - 1)]
+    x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(SCHEDULE) - 1)]
     with run.optimizer.averaged():
         for t, x_t, _ in sample(model, run.schedule, x_T.shape, rng, STEPS, cond=labels, x_T=x_T):
             walk.append(to_uint8(x_t[0]))

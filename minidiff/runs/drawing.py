@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 from minidiff.data.pictures import check_place, load, to_float
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
@@ -99,20 +101,21 @@ def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | No
     return np.full(n, names.index(name))
 
 
-def insisting(folder: Path, unet: UNet, guidance: float) -> Callable[..., Any]:
-    """The network, or the same under classifier-free guidance, from 0 to 100.
+def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) -> Callable[..., Any]:
+    """The model that the network is, or the same under classifier-free guidance, from 0 to 100.
 
     Raises MinidiffError if it knows no classes, or if nothing tells that its last row stands for no label.
     """
+    model = as_model(unet, schedule)
     if guidance == 1:
-        return unet
+        return model
     if not 0 <= guidance <= 100:  # NaN is not
         raise MinidiffError(f"--guidance {guidance:g}: give a number from 0 to 100")
     if unet.config.num_class_embeds is None:
         raise MinidiffError(f"--guidance {guidance:g} is for networks that were trained by class; leave it out")
     if len(load_classes(folder)) != unet.config.num_class_embeds - 1:
         raise MinidiffError(f"{folder}: has no classes.json of all its classes but the last; leave --guidance out")
-    return guided(unet, unet.config.num_class_embeds - 1, guidance)
+    return guided(model, unet.config.num_class_embeds - 1, guidance)
 
 
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:

@@ -42,7 +42,7 @@ def fit(
     batches = prefetch(make_batch, range(run.step + 1, config.steps + 1))
     try:
         with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
-            for stats in train(run.unet, run.schedule, run.optimizer, batches, config):
+            for stats in train(run.model, run.schedule, run.optimizer, batches, config):
                 metrics.write(stats, run.optimizer.lr)
                 on_step(stats)
                 stopping = stop()
@@ -72,7 +72,7 @@ def draw(run: Run, n: int, steps: int) -> np.ndarray:
     """n pictures (n, H, W, C) uint8 by DDIM, class after class, from noise that the run's seed alone decides."""
     rng = np.random.default_rng([run.config.seed, 0])
     labels = np.arange(n) * len(run.config.classes) // n if run.config.classes else None
-    *_, (_, x_0, _) = sample(run.unet, run.schedule, (n, *run.unet.picture_shape), rng, steps, cond=labels)
+    *_, (_, x_0, _) = sample(run.model, run.schedule, (n, *run.unet.picture_shape), rng, steps, cond=labels)
     return to_uint8(x_0)
 
 

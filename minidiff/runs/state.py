@@ -9,14 +9,16 @@ RUN/samples, RUN/loss.png        pictures on the way
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.schedule import Schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.schedule import AnySchedule, schedule_from_config, schedule_to_config
 from minidiff.engine.optim import AdamW
 from minidiff.errors import MinidiffError
 from minidiff.models import config as unet_config
@@ -39,8 +41,13 @@ class Run:
     folder: Path
     config: TrainConfig
     unet: UNet
-    schedule: Schedule
+    schedule: AnySchedule
     optimizer: AdamW
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The network as a function of x_t and t."""
+        return as_model(self.unet, self.schedule)
 
     @property
     def step(self) -> int:
@@ -53,7 +60,7 @@ def state_file(folder: Path) -> Path:
     return folder / "training" / "state.safetensors"
 
 
-def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule) -> Run:
+def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: AnySchedule) -> Run:
     """A run at step 0, its state written. Raises MinidiffError if that would overwrite a run or a pipeline."""
     if state_file(folder).exists():
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
@@ -103,7 +110,7 @@ def settle(run: Run) -> None:
     export(run)
 
 
-def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Schedule, rng) -> Run:
+def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: AnySchedule, rng) -> Run:
     unet = UNet(network, rng, config.backend)
     optimizer = train.make_optimizer(unet.parameters(), config)
     return Run(folder, config, unet, schedule, optimizer)

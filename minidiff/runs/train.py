@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.loss import min_snr_weight, training_loss
-from minidiff.diffusion.schedule import Schedule, cosine_schedule
+from minidiff.diffusion.schedule import AnySchedule, cosine_schedule
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, learning_rate
 from minidiff.errors import MinidiffError
@@ -115,7 +115,7 @@ class StepStats:
 
 def train_step(
     model: Callable[..., Any],
-    schedule: Schedule,
+    schedule: AnySchedule,
     optimizer: AdamW,
     x0: np.ndarray,
     rng: Any,
@@ -127,7 +127,7 @@ def train_step(
     x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
     With min_snr, the loss is weighted with that gamma (`min_snr_weight`).
     """
-    t = rng.integers(0, len(schedule), len(x0))  # (N,)
+    t = schedule.draw(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     optimizer.zero_grad()
     weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
@@ -138,7 +138,7 @@ def train_step(
 
 def train(
     model: Callable[..., Any],
-    schedule: Schedule,
+    schedule: AnySchedule,
     optimizer: AdamW,
     batches: Iterator[tuple[np.ndarray, Any]],
     config: TrainConfig,

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.forward import q_sample, target, x0_and_eps
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.schedule import Schedule, linear_schedule, rescale_zero_terminal_snr
 from minidiff.engine.backend import get_backend
@@ -62,6 +64,17 @@ def test_min_snr_weighs_the_error_of_x0_alike_for_all_objectives():
     for prediction_type, error in off.items():
         weight = min_snr_weight(linear_schedule(10, 0.01, 0.4, prediction_type), t)
         np.testing.assert_allclose(weight * error**2, np.minimum(ratio, 5) * wrong**2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [EDM(), Flow()], ids=["edm", "flow"])
+def test_min_snr_of_continuous_times(schedule):
+    """As above: a prediction wrong by d makes x0_hat wrong by some factor of d; both squares weigh the same."""
+    t = np.array([0.02, 0.3, 0.9])
+    x0, eps = X0.astype(np.float64), EPS.astype(np.float64)
+    x_t, prediction = q_sample(schedule, x0, t, eps), target(schedule, x0, t, eps)
+    off = x0_and_eps(schedule, prediction + 1, x_t, t)[0] - x0_and_eps(schedule, prediction, x_t, t)[0]
+    ratio = schedule.abar(t) / (1 - schedule.abar(t))
+    np.testing.assert_allclose(min_snr_weight(schedule, t), np.minimum(ratio, 5) * off[:, 0, 0, 0] ** 2, rtol=1e-9)
 
 
 def test_min_snr_at_zero_terminal_snr():

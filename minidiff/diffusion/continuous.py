@@ -1,0 +1,122 @@
+"""Noise by a formula in place of a table: EDM and rectified flow, whose time is any real number.
+
+Both papers mix picture and noise with weights of their own. Divided by the root of the sum of their squares these are
+sqrt(abar) and sqrt(1 - abar) again, DDPM's eq. 4. So here x_t means the same as everywhere, every sampler walks with
+every objective, and each of the two is only this: how much of the picture is left at t, which t training draws, what
+the network is shown of x_t and t, and where a walk stops. What it is to predict stands in forward.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minidiff.errors import MinidiffError
+
+RHO = 7  # Karras et al. (2022), section 3: how much of a walk is spent near the picture
+SIGMA_DATA = 0.5  # the standard deviation of pictures in [-1, 1], about (ibid., table 1)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Karras et al. 2022 (arXiv 2206.00364), table 1: t is sigma, the noise in x = x0 + sigma eps.
+
+    x is x_t / sqrt(abar). A walk goes from sigma_max to sigma_min and then to 0.
+    Raises MinidiffError unless 0 < sigma_min < sigma_max <= 10000.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    prediction_type: ClassVar[str] = "edm"
+
+    def __post_init__(self) -> None:
+        numbers = (self.sigma_min, self.sigma_max)
+        if not all(type(s) in (int, float) for s in numbers) or not 0 < self.sigma_min < self.sigma_max <= 10_000:
+            raise MinidiffError(f"sigma_min, sigma_max = {numbers}: give 0 < sigma_min < sigma_max <= 10000")
+
+    def abar(self, t: Any) -> np.ndarray:
+        """What is left of x0's variance in x_t."""
+        return 1 / (1 + np.square(_within(t, 1e-9, 1e9)))
+
+    def draw(self, rng: Any, n: int) -> np.ndarray:
+        """The times (n,) of a training step: ln sigma is normal, with mean -1.2 and deviation 1.2."""
+        return np.exp(1.2 * rng.standard_normal(n) - 1.2)
+
+    def times(self, steps: int) -> np.ndarray:
+        """Where a walk asks, (steps,) falling (eq. 5)."""
+        return karras(self.sigma_max, self.sigma_min, steps)
+
+    def shown(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
+        """c_in x and c_noise: x_t with a standard deviation of 1, and ln(sigma) / 4."""
+        return x_t / (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5, np.log(t) / 4
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - t) x0 + t eps, on a straight line from 0 to 1.
+
+    x is x_t / (sqrt(abar) + sqrt(1 - abar)). A walk goes from 1 to 0.
+    """
+
+    prediction_type: ClassVar[str] = "flow"
+
+    def abar(self, t: Any) -> np.ndarray:
+        """What is left of x0's variance in x_t."""
+        t = _within(t, 0.0, 1.0)
+        return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+
+    def draw(self, rng: Any, n: int) -> np.ndarray:
+        """The times (n,) of a training step: all alike."""
+        return rng.random(n)
+
+    def times(self, steps: int) -> np.ndarray:
+        """Where a walk asks, (steps,) falling; from the last, 0.001, it goes to 0."""
+        return np.linspace(1, 0.001, steps)
+
+    def shown(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
+        """x and t, from 0 to 1000 as embeddings of time have it."""
+        return x_t / (signal + noise), 1000 * np.asarray(t)
+
+
+def karras(largest: float, smallest: float, steps: int) -> np.ndarray:
+    """(steps,) falling sigmas, denser near the smallest (Karras et al. 2022, eq. 5)."""
+    ramp = np.linspace(0, 1, steps)
+    return (largest ** (1 / RHO) + ramp * (smallest ** (1 / RHO) - largest ** (1 / RHO))) ** RHO
+
+
+def _within(t: Any, low: float, high: float) -> np.ndarray:
+    t = np.asarray(t, dtype=np.float64)
+    if not np.all((t >= low) & (t <= high)):  # NaN is not
+        raise MinidiffError(f"t must be from {low:g} to {high:g}, not {t.ravel()[:8].tolist()}")
+    return t
+
+
+# diffusers' scheduler classes, and the only values of their keys that are built here.
+EDM_KEYS = {
+    "num_train_timesteps": 1000, "sigma_data": SIGMA_DATA, "rho": float(RHO), "prediction_type": "epsilon",
+    "sigma_schedule": "karras", "final_sigmas_type": "zero",
+}  # fmt: skip
+FLOW_KEYS = {
+    "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "invert_sigmas": False,
+    "shift_terminal": None, "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}  # fmt: skip
+KEYS = {"EDMEulerScheduler": EDM_KEYS, "FlowMatchEulerDiscreteScheduler": FLOW_KEYS}
+
+
+def continuous_to_config(schedule: EDM | Flow) -> dict[str, Any]:
+    """The schedule as diffusers' scheduler_config.json, of the class that walks it by Euler's method."""
+    if isinstance(schedule, Flow):
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **FLOW_KEYS}
+    sigmas = {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
+    return {"_class_name": "EDMEulerScheduler", **EDM_KEYS, **sigmas}
+
+
+def continuous_from_config(config: dict[str, Any]) -> EDM | Flow:
+    """The inverse, for a `_class_name` of KEYS. Raises MinidiffError that names a value that is not built here."""
+    for key, value in KEYS[config["_class_name"]].items():
+        if config.get(key, value) != value:
+            raise MinidiffError(f"{key} = {config[key]!r:.80} is not supported: use {value!r}")
+    if config["_class_name"] == "FlowMatchEulerDiscreteScheduler":
+        return Flow()
+    return EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))

@@ -1,0 +1,23 @@
+"""What a network is shown, where that is not x_t and t themselves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.forward import mixture
+from minidiff.diffusion.schedule import AnySchedule, Schedule
+
+
+def as_model(network: Callable[..., Any], schedule: AnySchedule) -> Callable[..., Any]:
+    """The model that a network is: a function of x_t and t, which `training_loss` and `sample` take.
+
+    EDM's network is shown c_in x and c_noise, rectified flow's x and 1000 t (continuous.py); any other x_t and t.
+    """
+    if isinstance(schedule, Schedule):
+        return network
+
+    def model(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
+        return network(*schedule.shown(x_t, *mixture(schedule, t, x_t), t), **extras)
+
+    return model
