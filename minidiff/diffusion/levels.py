@@ -92,7 +92,7 @@ def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> Le
         raise MinidiffError(f"karras is for schedules over whole timesteps: {schedule.prediction_type} has its own")
     ts = schedule.times(steps)
     abar = schedule.abar(ts)
-    if sampler.name in ("heun", "dpmpp_2m"):  # whose steps are over sigma, or its logarithm
+    if sampler.name == "dpmpp_2m":  # whose steps are over the logarithm of sigma
         abar = np.maximum(abar, FAINTEST)
     return Levels(ts, from_alphas_cumprod(abar[::-1], schedule.prediction_type), end=1.0)
 

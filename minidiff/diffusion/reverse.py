@@ -95,14 +95,19 @@ def euler_ancestral(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sa
 
 
 def heun(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
-    """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, taken again with the mean of eps_hat at both ends.
+    """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, taken again with the mean slope of both its ends.
 
-    For eps_hat is the slope of x_t / sqrt(abar) over sigma. The last step is Euler's.
+    eps_hat is the slope of x_t / sqrt(abar) over sigma; what rectified flow predicts is that of its x over t.
+    The last step is Euler's.
     """
     for i, t, t_prev, abar, abar_prev in way.legs():
-        x0_hat, eps_hat = guess(ask(x_t, t), x_t, i)
+        prediction = ask(x_t, t)
+        x0_hat, eps_hat = guess(prediction, x_t, i)
         x_prev = toward(x0_hat, eps_hat, abar, abar_prev)
-        if i > 0:
+        if i > 0 and way.schedule.prediction_type == "flow":
+            x0_hat, mean = guess((prediction + ask(x_prev, t_prev)) / 2, x_t, i)
+            x_prev = toward(x0_hat, mean, abar, abar_prev)
+        elif i > 0:
             x0_hat, eps_there = guess(ask(x_prev, t_prev), x_prev, i - 1)
             mean = (eps_hat + eps_there) / 2
             x_prev = toward(picture_in(x_t, mean, abar), mean, abar, abar_prev)

