@@ -9,7 +9,7 @@ from typing import Any
 
 from minidiff.errors import MinidiffError
 
-PACKAGES = {"numpy": "reference", "numba": "cpu"}
+PACKAGES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu", "cupy-tf32": "gpu"}
 
 FAMILIES = {
     "memory": ("empty", "asarray", "to_numpy"),
@@ -30,7 +30,7 @@ class Backend:
     Whatever is plain algebra (reshape, mean, indexing) runs on `xp`, the array module itself.
     """
 
-    name: str  # "numpy" | "numba"
+    name: str  # one of PACKAGES
     xp: ModuleType
 
     empty: Callable[..., Any]  # shape -> array with arbitrary contents, out of the backend's memory
@@ -62,17 +62,38 @@ class Backend:
 
 @cache
 def get_backend(name: str) -> Backend:
-    """The backend of that name: "numpy", the reference, or "numba", multi-threaded on the CPU.
+    """The backend of that name.
 
-    Raises MinidiffError for any other name.
+    "numpy"      the reference
+    "numba"      multi-threaded on the CPU
+    "cupy"       on a GPU of NVIDIA's, in float32
+    "cupy-tf32"  the same with convolutions on its tensor cores, which look at ten bits of mantissa
+
+    Raises MinidiffError for any other name, and for a GPU's where there is no CuPy or no GPU.
     """
     if name not in PACKAGES:
         raise MinidiffError(f"unknown backend {name!r}: choose one of {', '.join(PACKAGES)}")
     package = PACKAGES[name]
     if package == "cpu" and not importlib.import_module("minidiff_kernels.cpu.jit").ENABLED:
         package = "reference"  # without the compiler there is no fast twin; `minidiff info` says so
+    xp = _cupy(name) if package == "gpu" else importlib.import_module("numpy")
     ops = {}
     for family, names in FAMILIES.items():
-        module = importlib.import_module(f"minidiff_kernels.{package}.{family}")
+        file = "conv_tf32" if (name, family) == ("cupy-tf32", "conv") else family
+        module = importlib.import_module(f"minidiff_kernels.{package}.{file}")
         ops |= {op: getattr(module, op) for op in names}
-    return Backend(name, importlib.import_module("numpy"), **ops)
+    return Backend(name, xp, **ops)
+
+
+def _cupy(name: str) -> ModuleType:
+    """CuPy, if it is installed and finds a GPU."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError:
+        remedy = "pip install 'minidiff[gpu]', or choose --backend numba"
+        raise MinidiffError(f"backend {name} needs CuPy, which is not installed: {remedy}") from None
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy's own kinds, which cannot be named where there is none
+        raise MinidiffError(f"backend {name} finds no GPU ({error}): choose --backend numba") from None
+    return cupy

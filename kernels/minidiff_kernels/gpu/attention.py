@@ -1,0 +1,85 @@
+"""Attention in tiles that never leave the multiprocessor; what a block does stands in attention.cu.
+
+That is for heads up to 128 numbers wide. Wider ones need more memory than a multiprocessor has: for them, the same in
+whole matrices.
+"""
+
+import cupy as cp
+
+from .launch import blocks_of, launch
+from .memory import empty
+
+WIDTHS = (32, 64, 128)
+
+
+def attention(q, k, v):
+    """o, lse, as in the reference."""
+    (N, T, heads, D), S = q.shape, k.shape[1]
+    if D > WIDTHS[-1]:
+        return _whole(q, k, v)
+    o, lse = empty(q.shape), empty((N, heads, T))
+    width, side = _tile(D)
+    launch(
+        "attention", f"attend_{width}", (N * heads, blocks_of(T, side)), 256, q, k, v, o, lse, T, S, heads, D,
+        D**-0.5, shared=_shared(width, side, tiles=3, scores=1),
+    )  # fmt: skip
+    return o, lse
+
+
+def attention_backward(do, q, k, v, o, lse):
+    """The gradients dq, dk, dv."""
+    (N, T, heads, D), S = q.shape, k.shape[1]
+    if D > WIDTHS[-1]:
+        return _whole_backward(do, q, k, v, o, lse)
+    dq, dk, dv, delta = empty(q.shape), empty(k.shape), empty(v.shape), empty(lse.shape)
+    launch("attention", "attention_delta", (N * heads, blocks_of(T, 8)), 256, do, o, delta, T, heads, D)
+    width, side = _tile(D)
+    rest = T, S, heads, D, D**-0.5
+    launch(
+        "attention", f"gradient_of_queries_{width}", (N * heads, blocks_of(T, side)), 256, do, q, k, v, lse, delta, dq,
+        *rest, shared=_shared(width, side, tiles=4, scores=1),
+    )  # fmt: skip
+    launch(
+        "attention", f"gradient_of_keys_{width}", (N * heads, blocks_of(S, side)), 256, do, q, k, v, lse, delta, dk, dv,
+        *rest, shared=_shared(width, side, tiles=4, scores=2),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _tile(D):
+    """Columns and rows of a tile for heads of D numbers."""
+    width = next(width for width in WIDTHS if D <= width)
+    return width, 64 if width == 32 else 32
+
+
+def _shared(width, side, tiles, scores):
+    """Bytes of shared memory for so many tiles of rows and of scores."""
+    return 4 * side * (tiles * (width + 4) + scores * (side + 4))
+
+
+def _by_head(a):
+    """(N, T, heads, D) as (N, heads, T, D)."""
+    return cp.ascontiguousarray(a.transpose(0, 2, 1, 3))
+
+
+def _scores(q, k):
+    """s (N, heads, T, S)."""
+    return cp.matmul(q, k.swapaxes(2, 3)) * q.dtype.type(q.shape[-1] ** -0.5)
+
+
+def _whole(q, k, v):
+    q, k, v = map(_by_head, (q, k, v))
+    s = _scores(q, k)
+    largest = s.max(-1, keepdims=True)
+    p = cp.exp(s - largest)
+    total = p.sum(-1, keepdims=True)
+    return _by_head(cp.matmul(p / total, v)), cp.ascontiguousarray((largest + cp.log(total))[..., 0])
+
+
+def _whole_backward(do, q, k, v, o, lse):
+    do, q, k, v, o = map(_by_head, (do, q, k, v, o))
+    p = cp.exp(_scores(q, k) - lse[..., None])  # (N, heads, T, S)
+    dp, delta = cp.matmul(do, v.swapaxes(2, 3)), (do * o).sum(-1, keepdims=True)
+    ds = p * (dp - delta) * q.dtype.type(q.shape[-1] ** -0.5)
+    dq, dk, dv = cp.matmul(ds, k), cp.matmul(ds.swapaxes(2, 3), q), cp.matmul(p.swapaxes(2, 3), do)
+    return _by_head(dq), _by_head(dk), _by_head(dv)

@@ -1,0 +1,62 @@
+// What all kernels share; it stands in front of every family's file when that is compiled. No header is needed.
+//
+// Instructions that C++ has no word for are wrapped here, so that tests can run the very same kernels on a CPU:
+// tests/gpu_simulator/ has its own version of what stands between #ifndef and #endif.
+
+#ifndef SIMULATED
+
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) T name[]
+
+// Copy 16 or 4 bytes from global to shared memory without waiting; zeros if not `there`.
+__device__ __forceinline__ void copy16(float* to, const float* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(to)),
+               "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy4(float* to, const float* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(to)),
+               "l"(from), "r"(there ? 4 : 0) : "memory");
+}
+
+// End a group of copies; wait for all groups but the last LEFT.
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+template <int LEFT>
+__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory"); }
+
+// A float32 rounded to the 10 bits of mantissa that tensor cores look at.
+__device__ __forceinline__ unsigned to_tf32(float x) {
+  unsigned rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(x));
+  return rounded;
+}
+
+// d (16 x 8) += a (16 x 8) b (8 x 8) by one warp. Lane 4 g + t holds a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4];
+// b[t][g], b[t + 4][g]; and d[g][2 t], d[g][2 t + 1], d[g + 8][2 t], d[g + 8][2 t + 1].
+__device__ __forceinline__ void multiply_16x8x8(float* d, const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#endif
+
+constexpr unsigned ALL = 0xffffffffu;  // all lanes of a warp take part
+
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// The sum over a block of at most 1024 threads, a multiple of 32; the whole block calls it and all get the sum.
+__device__ __forceinline__ double block_sum(double value) {
+  __shared__ double parts[32];
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(ALL, value, step);
+  __syncthreads();  // the last sum has been read
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+  __syncthreads();
+  double total = 0;
+  for (int i = 0; i < blockDim.x / 32; i++) total += parts[i];
+  return total;
+}

@@ -1,0 +1,311 @@
+// Convolution as one product of matrices that are never stored (implicit GEMM), in NHWC.
+//
+// Take the matrix of patches X: a row for every output pixel, a column for every number that it sees, (tap, channel).
+//
+//   forward           y  = X w^T          rows are pixels, columns output channels, the sum runs over (tap, channel)
+//   weight gradient   dw = dy^T X         rows are output channels, columns (tap, channel), the sum runs over pixels
+//   input gradient    the forward product again, of dy, with w turned around
+//
+// A block computes a tile of TM x TN numbers of the result, 64 a thread. The sum goes in steps of DEPTH = 16: step by
+// step, a strip of TM rows and one of TN, 16 long each, come into shared memory, gathered from where they lie in x;
+// pixels beyond the border come as zeros. Copies run STAGES - 1 steps ahead of the products.
+//
+// A sum over a few blocks' worth of tiles would leave most of the card idle, so sums are also cut into `splits` parts
+// (blockIdx.y): then y is (splits, ...), and add_parts adds them up, always in the same order.
+
+constexpr int DEPTH = 16;
+
+// Where a patch begins in x (its corner), or where a tap and channel lie within a patch. What the two add up to is the
+// place of a number in x; row + row and col + col say whether it is inside the picture.
+struct Place {
+  int offset;
+  short row, col;
+};
+
+constexpr short NOWHERE = -20000;  // so far out that no tap leads inside; pictures are at most 16384 wide
+
+__device__ __forceinline__ bool inside(Place patch, Place tap, int H, int W) {
+  return unsigned(patch.row + tap.row) < unsigned(H) && unsigned(patch.col + tap.col) < unsigned(W);
+}
+
+// Strips lie in shared memory as rows of 16, each in four chunks of 16 bytes. Chunks change places from row pair to row
+// pair, so that neither the copies nor either of the products below meet in a bank.
+__device__ __forceinline__ int spot(int row, int chunk) { return row * DEPTH + 4 * (chunk ^ (row >> 1 & 3)); }
+
+// Which numbers of a strip a thread copies: four in a row along the sum if they lie so in memory (V = 4), or single
+// ones (V = 1). `depth` is the place along the sum, the same for all its rows first, first + step, ...
+template <int THREADS, int V>
+struct Share {
+  int depth, first;
+  static constexpr int step = V == 4 ? THREADS / 4 : THREADS / 16;
+
+  __device__ Share() {
+    const int tid = threadIdx.x;
+    depth = V == 4 ? tid % 4 * 4 : tid % 4 + tid / 32 % 4 * 4;
+    first = V == 4 ? tid / 4 : tid / 4 % 8 + tid / 128 * 8;
+  }
+
+  __device__ void copy(float* strip, int row, const float* from, bool there) const {
+    if (V == 4)
+      copy16(strip + spot(row, depth / 4), from, there);
+    else
+      copy4(strip + spot(row, depth / 4) + depth % 4, from, there);
+  }
+};
+
+// sums += a b^T for strips a (TM x 16) and b (TN x 16). A warp is 4 x 8 threads; a thread has rows TM / 8 apart.
+template <int TM, int TN>
+struct Float32 {
+  static constexpr int STAGES = 3;
+
+  static __device__ __forceinline__ int row(int e) {
+    return threadIdx.x / 8 % 4 + threadIdx.x / 32 / (TN / 64) * 4 + TM / 8 * (e / 8);
+  }
+
+  static __device__ __forceinline__ int col(int e) {
+    return threadIdx.x % 8 + threadIdx.x / 32 % (TN / 64) * 8 + TN / 8 * (e % 8);
+  }
+
+  static __device__ __forceinline__ void multiply(float (&sums)[64], const float* a, const float* b) {
+#pragma unroll 2
+    for (int pair = 0; pair < DEPTH / 2; pair++) {  // two steps of the sum at a time: more would need too many registers
+      float2 left[8];
+#pragma unroll
+      for (int i = 0; i < 8; i++) left[i] = *(const float2*)(a + spot(row(8 * i), pair / 2) + pair % 2 * 2);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        const float2 right = *(const float2*)(b + spot(col(j), pair / 2) + pair % 2 * 2);
+#pragma unroll
+        for (int i = 0; i < 8; i++) sums[8 * i + j] += left[i].x * right.x;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sums[8 * i + j] += left[i].y * right.y;
+      }
+    }
+  }
+};
+
+// The same on tensor cores: factors are rounded to TF32, sums stay float32. A warp has 64 x 32 numbers of the tile.
+// The order within a sum is free: lane t takes 4 t ... 4 t + 3 as one load, where the manual says t and t + 4.
+template <int TM, int TN>
+struct TensorCore {
+  static constexpr int STAGES = 4;
+
+  static __device__ __forceinline__ int row(int e) {
+    return threadIdx.x / 32 / (TN / 32) * 64 + threadIdx.x % 32 / 4 + e / 16 * 16 + e / 2 % 2 * 8;
+  }
+
+  static __device__ __forceinline__ int col(int e) {
+    return threadIdx.x / 32 % (TN / 32) * 32 + threadIdx.x % 4 * 2 + e / 4 % 4 * 8 + e % 2;
+  }
+
+  static __device__ __forceinline__ void multiply(float (&sums)[64], const float* a, const float* b) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int first_col = threadIdx.x / 32 % (TN / 32) * 32;
+    uint4 right[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) right[j] = rounded(b + spot(first_col + 8 * j + g, t));
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint4 upper = rounded(a + spot(row(16 * i), t)), lower = rounded(a + spot(row(16 * i) + 8, t));
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        multiply_16x8x8(sums + 16 * i + 4 * j, {upper.x, lower.x, upper.y, lower.y}, {right[j].x, right[j].y});
+        multiply_16x8x8(sums + 16 * i + 4 * j, {upper.z, lower.z, upper.w, lower.w}, {right[j].z, right[j].w});
+      }
+    }
+  }
+
+  static __device__ __forceinline__ uint4 rounded(const float* from) {
+    const float4 x = *(const float4*)from;
+    return {to_tf32(x.x), to_tf32(x.y), to_tf32(x.z), to_tf32(x.w)};
+  }
+};
+
+// The whole sum of a tile. fetch(a, b) starts the copies of the next two strips.
+template <template <int, int> class Product, int TM, int TN, class Fetch>
+__device__ __forceinline__ void sum_up(float (&sums)[64], float* strips, int steps, Fetch fetch) {
+  constexpr int STAGES = Product<TM, TN>::STAGES, STAGE = (TM + TN) * DEPTH;
+  for (int k = 0; k < STAGES - 1; k++) {
+    if (k < steps) fetch(strips + k * STAGE, strips + k * STAGE + TM * DEPTH);
+    end_copies();
+  }
+  int now = 0;
+  for (; steps > 0; steps--) {
+    wait_copies<STAGES - 2>();
+    __syncthreads();  // all copies of this step are there, and nobody reads the strips of the last one any more
+    float* last = strips + (now == 0 ? STAGES - 1 : now - 1) * STAGE;
+    if (steps >= STAGES) fetch(last, last + TM * DEPTH);
+    end_copies();
+    Product<TM, TN>::multiply(sums, strips + now * STAGE, strips + now * STAGE + TM * DEPTH);
+    now = now + 1 == STAGES ? 0 : now + 1;
+  }
+}
+
+// y[n, p, q, :] = bias + add[n, p, q, :] + sum over i, j of w[:, i, j, :] @ x[n, stride p + i - top, stride q + j - left, :]
+//
+// With holes > 1, x has holes - 1 zero rows and columns between any two of its own: so it is for the input gradient of
+// a convolution with stride. Pixels of y whose row and column leave the same remainders a, b see the same taps, every
+// `holes`-th; blockIdx.z goes over these classes, and the zeros are never multiplied.
+// add_by_picture: add is (N, 1, 1, O); otherwise it has y's shape.
+template <template <int, int> class Product, int TM, int TN, int V>
+__device__ __forceinline__ void convolve(
+    const float* __restrict__ x, const float* __restrict__ w, const float* bias, const float* add, float* y, int N,
+    int H, int W, int C, int P, int Q, int O, int KH, int KW, int stride, int top, int left, int holes, int add_by_picture) {
+  constexpr int THREADS = TM * TN / 64;
+  DYNAMIC_SHARED(float, strips);
+  __shared__ Place patches[TM];
+  __shared__ int places[TM], places_of_add[TM];  // where the rows of the tile go in y, -1: nowhere; and in add
+
+  const int a = blockIdx.z / holes, b = blockIdx.z % holes;  // this block's class of pixels, and its first taps
+  const int i0 = ((top - a) % holes + holes) % holes, j0 = ((left - b) % holes + holes) % holes;
+  const int row0 = (a - top + i0) / holes, col0 = (b - left + j0) / holes;
+  const int taps_i = (KH - i0 + holes - 1) / holes, taps_j = (KW - j0 + holes - 1) / holes;  // 0 if i0 >= KH
+  const int rows = (P - a + holes - 1) / holes, cols = (Q - b + holes - 1) / holes;
+  const int m0 = blockIdx.x / ((O + TN - 1) / TN) * TM, n0 = blockIdx.x % ((O + TN - 1) / TN) * TN;
+  if (m0 >= N * rows * cols) return;
+
+  for (int r = threadIdx.x; r < TM; r += THREADS) {
+    const int m = m0 + r, n = m / (rows * cols), p = m / cols % rows, q = m % cols;
+    const int row = p * stride + row0, col = q * stride + col0;
+    const bool there = n < N;
+    patches[r] = there ? Place{((n * H + row) * W + col) * C, short(row), short(col)} : Place{0, NOWHERE, NOWHERE};
+    places[r] = there ? ((n * P + p * holes + a) * Q + q * holes + b) * O : -1;
+    places_of_add[r] = add_by_picture ? n * O : places[r];
+  }
+  __syncthreads();
+
+  const int steps = (taps_i * taps_j * C + DEPTH - 1) / DEPTH, part = (steps + gridDim.y - 1) / gridDim.y;
+  const int begin = min(steps, int(blockIdx.y) * part), end = min(steps, begin + part);
+  const Share<THREADS, V> share;
+  int c = (begin * DEPTH + share.depth) % C, j = (begin * DEPTH + share.depth) / C, i = 0;
+  if (taps_j > 0) i = j / taps_j, j = j % taps_j;
+
+  const int w0 = (n0 * KH * KW + i0 * KW + j0) * C, outputs = O - n0;
+  float sums[64] = {};
+  sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* pixels, float* weights) {
+    const Place tap = {(i * W + j) * C + c, short(i), short(j)};
+    const int w_tap = w0 + holes * (i * KW + j) * C + c;
+#pragma unroll 2
+    for (int r = share.first; r < TM; r += share.step) {
+      const Place patch = patches[r];
+      const bool there = i < taps_i && inside(patch, tap, H, W);
+      share.copy(pixels, r, x + (there ? patch.offset + tap.offset : 0), there);
+    }
+#pragma unroll 2
+    for (int r = share.first; r < TN; r += share.step) {
+      const bool there = i < taps_i && r < outputs;
+      share.copy(weights, r, w + (there ? w_tap + r * KH * KW * C : 0), there);
+    }
+    for (c += DEPTH; c >= C; c -= C)
+      if (++j == taps_j) j = 0, i++;
+  });
+
+  y += (long long)(blockIdx.y) * N * P * Q * O;
+#pragma unroll
+  for (int e = 0; e < 64; e++) {
+    const int place = places[Product<TM, TN>::row(e)], o = n0 + Product<TM, TN>::col(e);
+    if (place < 0 || o >= O) continue;
+    float sum = sums[e];
+    if (bias) sum += bias[o];
+    if (add) sum += add[places_of_add[Product<TM, TN>::row(e)] + o];
+    y[place + o] = sum;
+  }
+}
+
+// dw[o, i, j, c] = sum over n, p, q of dy[n, p, q, o] x[n, stride p + i - top, stride q + j - left, c]
+template <template <int, int> class Product, int TM, int TN>
+__device__ __forceinline__ void correlate(const float* __restrict__ dy, const float* __restrict__ x, float* dw, int N,
+                                          int H, int W, int C, int P, int Q, int O, int KH, int KW, int stride, int top,
+                                          int left) {
+  constexpr int THREADS = TM * TN / 64;
+  DYNAMIC_SHARED(float, strips);
+  __shared__ Place taps[TN];
+  const int columns = KH * KW * C, blocks = (columns + TN - 1) / TN;
+  const int m0 = blockIdx.x / blocks * TM, n0 = blockIdx.x % blocks * TN;
+
+  for (int r = threadIdx.x; r < TN; r += THREADS) {
+    const int c = (n0 + r) % C, i = (n0 + r) / C / KW, j = (n0 + r) / C % KW;
+    const bool there = n0 + r < columns;
+    taps[r] = there ? Place{(i * W + j) * C + c, short(i), short(j)} : Place{0, NOWHERE, NOWHERE};
+  }
+  __syncthreads();
+
+  const int pixels = N * P * Q, steps = (pixels + DEPTH - 1) / DEPTH, part = (steps + gridDim.y - 1) / gridDim.y;
+  const int begin = min(steps, int(blockIdx.y) * part), end = min(steps, begin + part);
+  const Share<THREADS, 1> share;
+  int pixel = begin * DEPTH + share.depth, n = pixel / (P * Q), p = pixel / Q % P, q = pixel % Q;
+
+  float sums[64] = {};
+  sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* gradients, float* patches) {
+    const int row = p * stride - top, col = q * stride - left;
+    const Place patch = {((n * H + row) * W + col) * C, short(row), short(col)};
+#pragma unroll 2
+    for (int r = share.first; r < TM; r += share.step) {
+      const bool there = pixel < pixels && m0 + r < O;
+      share.copy(gradients, r, dy + (there ? pixel * O + m0 + r : 0), there);
+    }
+#pragma unroll 2
+    for (int r = share.first; r < TN; r += share.step) {
+      const Place tap = taps[r];
+      const bool there = pixel < pixels && inside(patch, tap, H, W);
+      share.copy(patches, r, x + (there ? patch.offset + tap.offset : 0), there);
+    }
+    pixel += DEPTH;
+    for (q += DEPTH; q >= Q; q -= Q)
+      if (++p == P) p = 0, n++;
+  });
+
+  dw += (long long)(blockIdx.y) * O * columns;
+#pragma unroll
+  for (int e = 0; e < 64; e++) {
+    const int o = m0 + Product<TM, TN>::row(e), column = n0 + Product<TM, TN>::col(e);
+    if (o < O && column < columns) dw[o * columns + column] = sums[e];
+  }
+}
+
+// Registers for two blocks of 256 threads, or four of 128, on a multiprocessor.
+#define CONVOLVE(name, Product, TM, TN, V)                                                                          \
+  extern "C" __global__ void __launch_bounds__(TM* TN / 64, V == 4 ? 32768 / (TM * TN) : 3) name(                                \
+      const float* x, const float* w, const float* bias, const float* add, float* y, int N, int H, int W, int C,    \
+      int P, int Q, int O, int KH, int KW, int stride, int top, int left, int holes, int add_by_picture) {                 \
+    convolve<Product, TM, TN, V>(x, w, bias, add, y, N, H, W, C, P, Q, O, KH, KW, stride, top, left, holes, add_by_picture); \
+  }
+
+CONVOLVE(convolve_128x128, Float32, 128, 128, 4)
+CONVOLVE(convolve_128x64, Float32, 128, 64, 4)
+CONVOLVE(convolve_128x64_single, Float32, 128, 64, 1)
+CONVOLVE(convolve_128x128_tf32, TensorCore, 128, 128, 4)
+CONVOLVE(convolve_128x64_tf32, TensorCore, 128, 64, 4)
+CONVOLVE(convolve_128x64_single_tf32, TensorCore, 128, 64, 1)
+
+#define CORRELATE(name, Product, TM, TN)                                                                   \
+  extern "C" __global__ void __launch_bounds__(TM* TN / 64, 32768 / (TM * TN)) name(                       \
+      const float* dy, const float* x, float* dw, int N, int H, int W, int C, int P, int Q, int O, int KH, \
+      int KW, int stride, int top, int left) {                                                             \
+    correlate<Product, TM, TN>(dy, x, dw, N, H, W, C, P, Q, O, KH, KW, stride, top, left);                 \
+  }
+
+CORRELATE(correlate_128x128, Float32, 128, 128)
+CORRELATE(correlate_64x128, Float32, 64, 128)
+CORRELATE(correlate_128x128_tf32, TensorCore, 128, 128)
+CORRELATE(correlate_64x128_tf32, TensorCore, 64, 128)
+
+// y = the sum of the parts (splits, size), plus bias and add as in convolve.
+extern "C" __global__ void __launch_bounds__(256) add_parts(const float* parts, const float* bias, const float* add,
+                                                            float* y, int size, int O, int splits, int picture) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= size) return;
+  float sum = 0;
+  for (int s = 0; s < splits; s++) sum += parts[(long long)(s) * size + i];
+  if (bias) sum += bias[i % O];
+  if (add) sum += add[picture ? i / picture * O + i % O : i];
+  y[i] = sum;
+}
+
+// w (O, KH, KW, C) turned around: turned[c, i, j, o] = w[o, KH - 1 - i, KW - 1 - j, c].
+extern "C" __global__ void __launch_bounds__(256) turn(const float* w, float* turned, int O, int taps, int C) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= O * taps * C) return;
+  const int o = i % O, tap = i / O % taps, c = i / O / taps;
+  turned[i] = w[(o * taps + taps - 1 - tap) * C + c];
+}

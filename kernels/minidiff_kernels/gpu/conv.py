@@ -1,0 +1,114 @@
+"""Convolution as one product of matrices that are never stored; what a block does stands in conv.cu.
+
+The same kernels come in two precisions: "float32", and "tf32", on tensor cores, where factors are rounded to ten bits
+of mantissa and sums stay float32. This file's conv2d is the first; conv_tf32.py has the second.
+"""
+
+from .elementwise import sum_to
+from .launch import aligned, blocks_of, launch
+from .memory import empty
+
+DEPTH = 16  # numbers of a sum that come into shared memory at once
+ENOUGH = 264  # blocks of 256 threads that keep a large GPU busy: two for each of 132 multiprocessors
+LONGEST = 144  # steps of DEPTH that a sum in float32 takes before its rounding errors show
+SHORTEST = 8  # and those that are worth a block of their own
+STAGES = {"float32": 3, "tf32": 4}
+SUFFIX = {"float32": "", "tf32": "_tf32"}
+
+
+def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
+    """y (N, P, Q, O), as in the reference."""
+    return forward(x, w, bias, stride, pad, add, "float32")
+
+
+def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
+    """The gradients dx (None if not needed), dw, dbias."""
+    return backward(dy, x, w, stride, pad, need_dx, "float32")
+
+
+def forward(x, w, bias, stride, pad, add, precision):
+    """conv2d in that precision."""
+    (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x.shape, w.shape, pad
+    y = empty((N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O))
+    _convolve(x, w, bias, add, y, stride, (top, left), 1, precision)
+    return y
+
+
+def backward(dy, x, w, stride, pad, need_dx, precision):
+    """conv2d_backward in that precision."""
+    dx = input_gradient(dy, x.shape, w, stride, pad, precision) if need_dx else None
+    return dx, weight_gradient(dy, x, w.shape, stride, pad, precision), sum_to(dy, (dy.shape[-1],))
+
+
+def input_gradient(dy, x_shape, w, stride, pad, precision="float32"):
+    """dx: dy with holes between its pixels, convolved with w turned around."""
+    O, KH, KW, C = w.shape
+    turned, dx = empty((C, KH, KW, O)), empty(x_shape)
+    launch("conv", "turn", blocks_of(w.size, 256), 256, w, turned, O, KH * KW, C)
+    _convolve(dy, turned, None, None, dx, 1, (KH - 1 - pad[0], KW - 1 - pad[2]), stride, precision)
+    return dx
+
+
+def weight_gradient(dy, x, w_shape, stride, pad, precision="float32"):
+    """dw: over all pixels, what goes into w's taps times what comes out."""
+    (N, P, Q, O), (_, H, W, C), (_, KH, KW, _) = dy.shape, x.shape, w_shape
+    rows = 64 if O <= 64 else 128
+    blocks, steps = blocks_of(O, rows) * blocks_of(KH * KW * C, 128), blocks_of(N * P * Q, DEPTH)
+    splits = _splits(blocks, steps, rows)
+    dw = empty(w_shape)
+    parts = dw if splits == 1 else empty((splits, *w_shape))
+    _check(H, W)
+    launch(
+        "conv", f"correlate_{rows}x128{SUFFIX[precision]}", (blocks, splits), 2 * rows, dy, x, parts,
+        N, H, W, C, P, Q, O, KH, KW, stride, pad[0], pad[2], shared=_shared(rows, precision),
+    )  # fmt: skip
+    return _added(parts, None, None, dw)
+
+
+def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
+    """Into y: x, with holes - 1 zeros between its pixels, convolved with w. corner: zeros above and to the left."""
+    (N, H, W, C), (_, P, Q, O), (_, KH, KW, _) = x.shape, y.shape, w.shape
+    together = C % 4 == 0 and aligned(x, w)
+    columns = 128 if O > 64 and together else 64
+    kind = f"128x{columns}{'' if together else '_single'}{SUFFIX[precision]}"
+    blocks = blocks_of(N * blocks_of(P, holes) * blocks_of(Q, holes), 128) * blocks_of(O, columns)
+    steps = blocks_of(blocks_of(KH, holes) * blocks_of(KW, holes) * C, DEPTH)
+    splits = _splits(blocks * holes**2, steps, columns)
+    parts = y if splits == 1 else empty((splits, *y.shape))
+    _check(H, W)
+    launch(
+        "conv", f"convolve_{kind}", (blocks, splits, holes**2), 2 * columns, x, w, *((bias, add) if splits == 1 else (None, None)),
+        parts, N, H, W, C, P, Q, O, KH, KW, stride, *corner, holes, add is not None and add.shape != y.shape,
+        shared=_shared(columns, precision),
+    )  # fmt: skip
+    _added(parts, bias, add, y)
+
+
+def _added(parts, bias, add, y):
+    """y = the sum of the parts, bias and add, unless y is itself the only part."""
+    if parts is not y:
+        by_picture = add is not None and add.shape != y.shape
+        picture = y[0].size if by_picture else 0
+        size, splits, O = y.size, len(parts), y.shape[-1]
+        launch("conv", "add_parts", blocks_of(size, 256), 256, parts, bias, add, y, size, O, splits, picture)
+    return y
+
+
+def _splits(blocks, steps, side):
+    """Into how many parts to cut sums of so many steps: enough blocks to fill the GPU, no sum too long, none too short.
+
+    It follows from shapes alone, so that the same numbers are added in the same order everywhere.
+    """
+    slots = ENOUGH * 128 // side
+    return max(1, min(slots // max(blocks, 1), steps // SHORTEST), blocks_of(steps, LONGEST))
+
+
+def _shared(side, precision):
+    """Bytes of shared memory: the strips of all stages for a tile of 128 by side."""
+    return STAGES[precision] * (128 + side) * DEPTH * 4
+
+
+def _check(H, W):
+    """Kernels keep rows and columns in 16 bits."""
+    if max(H, W) > 16384:
+        raise ValueError(f"conv2d: {H}x{W} pixels are too many; the GPU takes 16384 on a side")

@@ -1,0 +1,73 @@
+// Operations that look at one number at a time, and the sums that undo broadcasting.
+
+extern "C" __global__ void __launch_bounds__(256) silu(const float* __restrict__ x, float* y, int size) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < size) y[i] = x[i] * sigmoid(x[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    silu_backward(const float* __restrict__ dy, const float* __restrict__ x, float* dx, int size) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= size) return;
+  const float s = sigmoid(x[i]);
+  dx[i] = dy[i] * s * (1 + x[i] * (1 - s));
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    add(const float* __restrict__ a, const float* __restrict__ b, float* y, int size) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < size) y[i] = a[i] + b[i];
+}
+
+// a (A, R, B, Q, C) summed over R and Q: parts (chunks, A B C). A block is 32 results wide, neighbours in memory if C is
+// long, and 8 rows of terms deep; blockIdx.y is the chunk of the R Q terms. A thread adds 16 in float32, the rest is
+// float64.
+extern "C" __global__ void __launch_bounds__(256)
+    sum_chunks(const float* __restrict__ a, double* parts, int A, int R, int B, int Q, int C, int chunk) {
+  __shared__ double rows[8][32];
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32, result = blockIdx.x * 32 + lane, results = A * B * C;
+  const int begin = blockIdx.y * chunk, end = min(R * Q, begin + chunk);
+  double total = 0;
+  if (result < results) {
+    const int first = result / C / B, second = result / C % B, third = result % C;
+    for (int term = begin + row; term < end; term += 8 * 16) {
+      float sum = 0;
+#pragma unroll 4
+      for (int t = term; t < min(end, term + 8 * 16); t += 8)
+        sum += a[(((long long)(first) * R + t / Q) * B + second) * Q * C + (t % Q) * C + third];
+      total += sum;
+    }
+  }
+  rows[row][lane] = total;
+  __syncthreads();
+  if (row > 0 || result >= results) return;
+  for (int i = 1; i < 8; i++) total += rows[i][lane];
+  parts[(long long)(blockIdx.y) * results + result] = total;
+}
+
+// The chunks' sums added up, in their order.
+extern "C" __global__ void __launch_bounds__(256) add_chunks(const double* parts, float* y, int results, int chunks) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= results) return;
+  double total = 0;
+  for (int k = 0; k < chunks; k++) total += parts[(long long)(k) * results + i];
+  y[i] = total;
+}
+
+// y[n] = table[index[n]]; one thread a number, width numbers a row.
+extern "C" __global__ void __launch_bounds__(256)
+    embedding(const float* table, const int* index, float* y, int size, int width) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < size) y[i] = table[(long long)(index[i / width]) * width + i % width];
+}
+
+// dtable: every number looks for its rows among dy (n, width), in their order.
+extern "C" __global__ void __launch_bounds__(256)
+    embedding_backward(const float* dy, const int* index, float* dtable, int n, int size, int width) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= size) return;
+  double total = 0;
+  for (int k = 0; k < n; k++)
+    if (index[k] == i / width) total += dy[(long long)(k) * width + i % width];
+  dtable[i] = total;
+}

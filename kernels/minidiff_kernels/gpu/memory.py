@@ -1,0 +1,21 @@
+"""Arrays on the GPU, out of CuPy's pool: what one step gives back the next one takes."""
+
+import cupy as cp
+import numpy as np
+
+
+def empty(shape):
+    """An array of the given shape whose contents are arbitrary."""
+    return cp.empty(shape, np.float32)
+
+
+def asarray(a):
+    """A contiguous float32 array on the GPU with the values of `a`; `a` itself if it is one."""
+    if isinstance(a, cp.ndarray):
+        return a if a.dtype == np.float32 and a.flags.c_contiguous else cp.array(a, np.float32, order="C")
+    return cp.array(np.asarray(a), np.float32, order="C")
+
+
+def to_numpy(a):
+    """The same values in host memory; this waits for them."""
+    return cp.asnumpy(a)

@@ -1,0 +1,43 @@
+"""Group normalisation with SiLU; what a block does stands in norm.cu."""
+
+from .elementwise import sum_to
+from .launch import launch
+from .memory import empty
+
+THREADS = 512
+
+
+def group_norm(x, weight, bias, groups, eps, silu=False):
+    """y, mean, rstd: the output (x's shape) and what the backward pass needs (N, groups)."""
+    N, C = len(x), x.shape[-1]
+    y, mean, rstd = empty(x.shape), empty((N, groups)), empty((N, groups))
+    width = _width(C, groups)
+    S = x[0].size // C
+    launch(
+        "norm", "group_norm", N * (C // width), THREADS, x, weight, bias, y, mean, rstd, S, C, groups, width,
+        float(eps), silu,
+    )  # fmt: skip
+    return y, mean, rstd
+
+
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
+    """The gradients dx, dweight, dbias."""
+    N, C, groups = len(x), x.shape[-1], mean.shape[1]
+    dx, parts = empty(x.shape), empty((N, 2, C))
+    width = _width(C, groups)
+    S = x[0].size // C
+    launch(
+        "norm", "group_norm_backward", N * (C // width), THREADS, dy, x, weight, bias, mean, rstd, dx, parts,
+        S, C, groups, width, silu,
+    )  # fmt: skip
+    dbias, dweight = sum_to(parts, (2, C))
+    return dx, dweight, dbias
+
+
+def _width(C, groups):
+    """How many channels a block takes: whole groups, together 16 or more if they can share their sums."""
+    each = C // groups
+    for together in range(1, groups + 1):
+        if groups % together == 0 and each * together >= 16:
+            return each * together if each * together <= THREADS else each
+    return C if C <= THREADS else each

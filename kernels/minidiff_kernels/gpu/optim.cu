@@ -1,0 +1,32 @@
+// AdamW over flat buffers: clipping, decay, update and moving average in one pass; nothing is read back by the host.
+
+// parts[b] = the sum of squares of the b-th of as many stretches of g as there are blocks, in float64.
+extern "C" __global__ void __launch_bounds__(256) sum_of_squares(const float* __restrict__ g, double* parts, int size) {
+  double total = 0;
+  for (int i = blockIdx.x * 256 + threadIdx.x; i < size; i += gridDim.x * 256) total += (double)(g[i]) * g[i];
+  total = block_sum(total);
+  if (threadIdx.x == 0) parts[blockIdx.x] = total;
+}
+
+// norm = the root of the parts' sum; one block of 256 threads.
+extern "C" __global__ void __launch_bounds__(256) root_of_sum(const double* parts, double* norm, int count) {
+  double total = 0;
+  for (int i = threadIdx.x; i < count; i += 256) total += parts[i];
+  total = block_sum(total);
+  if (threadIdx.x == 0) *norm = sqrt(total);
+}
+
+// The equations stand in reference/optim.py: keep = 1 - lr weight_decay, new_m = 1 - beta1, new_v = 1 - beta2,
+// rate = lr / (1 - beta1^step), unbias_v = (1 - beta2^step)^-1/2, new_ema = 1 - ema_decay. ema may be null.
+extern "C" __global__ void __launch_bounds__(256)
+    adamw(float* p, const float* __restrict__ g, float* m, float* v, float* ema, const double* norm, int size,
+          float clip, float keep, float new_m, float new_v, float rate, float unbias_v, float eps, float new_ema) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= size) return;
+  const float scale = isfinite(*norm) ? fmin(1.0, clip / (*norm + 1e-6)) : *norm - *norm;  // NaN: no small step
+  const float gradient = g[i] * scale;
+  m[i] += new_m * (gradient - m[i]);
+  v[i] += new_v * (gradient * gradient - v[i]);
+  p[i] = p[i] * keep - rate * m[i] / (sqrtf(v[i]) * unbias_v + eps);
+  if (ema) ema[i] += new_ema * (p[i] - ema[i]);
+}

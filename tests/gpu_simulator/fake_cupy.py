@@ -1,0 +1,104 @@
+"""The part of CuPy that minidiff uses, on NumPy's memory; kernels run in the simulator.
+
+Its arrays are of a type of their own, so that mixing them with NumPy's fails as it does on a GPU. What `empty` gives is
+NaN: a number that a kernel forgets to write is noticed.
+"""
+
+import types
+
+import numpy as np
+import simulator
+
+float32, float64, int32 = np.float32, np.float64, np.int32
+
+
+class ndarray(np.ndarray):
+    """An array on the device."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        outputs = {"out": tuple(map(_inside, out))} if out else {}
+        result = getattr(ufunc, method)(*map(_inside, inputs), **outputs, **kwargs)
+        return out[0] if out else _outside(result)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return _outside(function(*map(_inside, args), **{k: _inside(a) for k, a in kwargs.items()}))
+
+    def __float__(self):
+        return float(self.view(np.ndarray))
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+    def __setitem__(self, key, value):
+        self.view(np.ndarray)[key] = _inside(value)
+
+
+def _inside(a):
+    """As NumPy's; an array of the host's has no business here."""
+    if isinstance(a, ndarray):
+        return a.view(np.ndarray)
+    if isinstance(a, np.ndarray) and a.ndim:
+        raise TypeError("an array of the host met one of the device")
+    return a
+
+
+def _outside(a):
+    """As an array of the device; CuPy has no scalars."""
+    return np.asarray(a).view(ndarray) if isinstance(a, np.ndarray | np.generic) else a
+
+
+def empty(shape, dtype=float32):
+    a = np.empty(shape, dtype)
+    a.reshape(-1).view(np.uint8)[...] = 0xFF
+    return a.view(ndarray)
+
+
+def array(a, dtype=None, order="C"):
+    return np.array(a.view(np.ndarray) if isinstance(a, ndarray) else a, dtype, order=order).view(ndarray)
+
+
+def asarray(a, dtype=None):
+    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(a, dtype)
+
+
+def asnumpy(a):
+    return np.array(a.view(np.ndarray))
+
+
+def __getattr__(name):
+    """Every other function is NumPy's, with its results on the device."""
+    function = getattr(np, name)
+    return lambda *args, **kwargs: _outside(function(*map(_inside, args), **{k: _inside(a) for k, a in kwargs.items()}))
+
+
+class RawModule:
+    """What CuPy compiles; here g++ does."""
+
+    flags: tuple[str, ...] = ()
+
+    def __init__(self, code, options=()):
+        self.module = simulator.Module(code, self.flags)
+
+    def get_function(self, name):
+        kernel = self.module.get_function(name)
+        return _Checked(kernel)
+
+
+class _Checked:
+    """A kernel that takes arrays of the device only."""
+
+    def __init__(self, kernel):
+        object.__setattr__(self, "kernel", kernel)
+
+    def __setattr__(self, name, value):
+        setattr(self.kernel, name, value)
+
+    def __call__(self, grid, block, arguments, *, shared_mem=0):
+        for a in arguments:
+            if isinstance(a, np.ndarray) and not isinstance(a, ndarray):
+                raise TypeError("a kernel was given an array of the host")
+        self.kernel(grid, block, arguments, shared_mem=shared_mem)
+
+
+cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1))
