@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 from rich.table import Table
 
 from minidiff import cli_edit
-from minidiff.bench import cases, measure, report
+from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import Dataset, pictures
 from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
@@ -94,7 +95,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps in all, not more.  [default: 2000]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: 0.001]")] = None,
-    backend: Annotated[str | None, typer.Option(help="numba, or numpy, the reference.  [default: numba]")] = None,
+    backend: Annotated[str | None, typer.Option(help="numba, numpy, cupy or cupy-tf32.  [default: numba]")] = None,
     threads: Threads = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
     objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
@@ -221,6 +222,7 @@ def bench_command(
     rounds: Annotated[int | None, typer.Option(help="Rounds of each.  [default: 5, or a second]", min=1)] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes minutes.")] = False,
     json_to: Annotated[str | None, typer.Option("--json", help="Write all numbers to a file; - is stdout.")] = None,
+    backend: Annotated[str, typer.Option(help="numba; or cupy or cupy-tf32, beside PyTorch CUDA.")] = "numba",
     threads: Threads = None,
 ) -> None:
     """How fast and how exact: kernels, network and training step beside PyTorch's, in turn, on the same cores.
@@ -229,15 +231,21 @@ def bench_command(
     """
     chosen = cases.choose(names or [], against, batch)
     report.check_place(json_to)
-    around, compiled_before = report.surroundings(), machine.compiled()
-    rival = measure.open_rival(against, threads)
-    if not compiled_before:
-        errors.print("Compiling the kernels for this processor, once: about a minute.")
-    facts, peaks, rows = {**rival.facts, **around}, measure.peaks(), []
+    around, rows = report.surroundings(), []
+    if backend == "numba":
+        compiled_before, rival = machine.compiled(), measure.open_rival(against, threads)
+        if not compiled_before:
+            errors.print("Compiling the kernels for this processor, once: about a minute.")
+        measured, peaks = partial(measure.measure, rival=rival, compiled=compiled, rounds=rounds), measure.peaks()
+    else:
+        rival = gpu.open_rival(backend)
+        measured = partial(gpu.measure, rival=rival, backend=backend, compiled=compiled, rounds=rounds)
+        peaks = gpu.peaks(backend)
+    facts = {**rival.facts, **around}
     try:
         with bar_of(transient=True, on=errors if json_to == "-" else console) as bar:
             bar.console.print(report.head(facts, peaks))
-            for row in report.follow(chosen, lambda case: measure.measure(case, rival, compiled, rounds), peaks, bar):
+            for row in report.follow(chosen, measured, peaks, bar):
                 rows.append(row)
     finally:
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))

@@ -82,16 +82,20 @@ def _own(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case: seconds of every round by side; relative rms errors by result, then by side."""
+    """What was measured of a case: seconds of every round by side; relative rms errors by result, then by side.
+
+    peer: the side to compare with; None: the fastest in float32.
+    """
 
     case: Case
     seconds: dict[str, list[float]]
     errors: dict[str, dict[str, float]]
+    peer: str | None = None
 
     @property
     def rival(self) -> str:
-        """The side whose ratio counts: the fastest in float32."""
-        return min(self.seconds.keys() - {"ours", "bfloat16"}, key=lambda side: min(self.seconds[side]))
+        """The side whose ratio counts."""
+        return self.peer or min(self.seconds.keys() - {"ours", "bfloat16"}, key=lambda side: min(self.seconds[side]))
 
     def ratio(self, statistic: Callable[[list[float]], float]) -> float:
         """How many times faster than the rival: by the best round (min) or the median."""

@@ -64,8 +64,7 @@ def table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Table:
         "median",
         UNITS[rows[0].case.unit],
         "peak",
-        "error",
-        f"{_judge(rows[0])}'s",
+        *(("error", f"{_judge(rows[0])}'s") if rows[0].errors else ()),
     ):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -86,8 +85,10 @@ def _judge(row: Row) -> str:
     return next(side for side in ("channels_last", "float32", "numpy") if side in row.seconds)
 
 
-def _errors(row: Row) -> tuple[str, str]:
-    """A line for every result, ours and the rival's."""
+def _errors(row: Row) -> tuple[str, ...]:
+    """A line for every result, ours and the rival's; nothing where none was looked at."""
+    if not row.errors:
+        return ()
     ours = (f"{result} {by_side['ours']:.1e}" for result, by_side in row.errors.items())
     return "\n".join(ours), "\n".join(f"{by_side[_judge(row)]:.1e}" for by_side in row.errors.values())
 

@@ -33,13 +33,14 @@ class Kind:
     layout: torch.memory_format = torch.channels_last
     dtype: torch.dtype = torch.float32
     compiled: bool = False
+    device: str = "cpu"
 
     def compile(self, function: Callable) -> Callable:
         return torch.compile(function) if self.compiled else function
 
     def tensor(self, name: str, a: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         """A copy in torch's order."""
-        tensor = torch.tensor(a, dtype=dtype if a.dtype.kind == "f" else None)
+        tensor = torch.tensor(a, dtype=dtype if a.dtype.kind == "f" else None, device=self.device)
         if name in PLANES and a.ndim == 4:
             tensor = tensor.movedim(-1, 1).contiguous(memory_format=self.layout)
         return tensor
@@ -52,6 +53,10 @@ KINDS = {
     "compiled": Kind(compiled=True),
     "bfloat16": Kind(dtype=torch.bfloat16),
     "float64": Kind(dtype=torch.float64),
+    "cuda float32": Kind(torch.contiguous_format, device="cuda"),
+    "cuda tf32": Kind(device="cuda"),  # and what torch is told for the whole process: see gpu.py
+    "cuda bfloat16": Kind(dtype=torch.bfloat16, device="cuda"),
+    "cuda compiled": Kind(compiled=True, device="cuda"),
 }
 
 
@@ -166,7 +171,11 @@ def adamw(kind, p, g, m, v, ema, step, shapes):
     optimizer = torch.optim.AdamW(parameters, ours.RATE, fused=True)
     for parameter, grad, m_, v_ in zip(parameters, flat["g"], flat["m"], flat["v"], strict=True):
         parameter.grad = grad
-        optimizer.state[parameter] = {"step": torch.tensor(step - 1.0), "exp_avg": m_, "exp_avg_sq": v_}
+        optimizer.state[parameter] = {
+            "step": torch.tensor(step - 1.0, device=p.device),
+            "exp_avg": m_,
+            "exp_avg_sq": v_,
+        }
 
     def run():
         _update(optimizer, parameters, flat["ema"])
@@ -234,7 +243,7 @@ def _forward(kind: Kind, net: Any) -> Callable:
 
     def forward(x_t, t):
         half = kind.dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+        with torch.autocast(kind.device, torch.bfloat16) if half else nullcontext():
             y = call(x_t, t).sample
         return y.float() if half else y
 
@@ -247,7 +256,7 @@ def _unet(kind: Kind, x_t: torch.Tensor, config) -> Any:
     net: Any = UNet2DModel(**values)
     state = {name: torch.tensor(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
     net.load_state_dict({name: a.movedim(-1, 1) if a.ndim == 4 else a for name, a in state.items()})
-    torch.nn.Module.to(net, x_t.dtype)  # in place; diffusers' own `to` warns of nothing
+    torch.nn.Module.to(net, x_t.device, x_t.dtype)  # in place; diffusers' own `to` warns of nothing
     return net.to(memory_format=kind.layout)
 
 

@@ -49,7 +49,12 @@ def reports(log: str) -> dict[str, Report]:
     for part in log.split("Compiling entry function '")[1:]:
         used, stack, stores, loads = (
             int(re.search(pattern, part)[1])  # type: ignore[index]
-            for pattern in (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
+            for pattern in (
+                r"Used (\d+) registers",
+                r"(\d+) bytes stack",
+                r"(\d+) bytes spill stores",
+                r"(\d+) bytes spill loads",
+            )
         )
         found[part.split("'")[0]] = Report(used, stack, stores + loads)
     return found

@@ -6,14 +6,14 @@
 //   weight gradient   dw = dy^T X         rows are output channels, columns (tap, channel), the sum runs over pixels
 //   input gradient    the forward product again, of dy, with w turned around
 //
-// A block computes a tile of TM x TN numbers of the result, 64 a thread. The sum goes in steps of DEPTH = 16: step by
+// A block of 128 threads computes a tile of TM x TN numbers of the result. The sum goes in steps of DEPTH = 16: step by
 // step, a strip of TM rows and one of TN, 16 long each, come into shared memory, gathered from where they lie in x;
 // pixels beyond the border come as zeros. Copies run STAGES - 1 steps ahead of the products.
 //
 // A sum over a few blocks' worth of tiles would leave most of the card idle, so sums are also cut into `splits` parts
 // (blockIdx.y): then y is (splits, ...), and add_parts adds them up, always in the same order.
 
-constexpr int DEPTH = 16;
+constexpr int DEPTH = 16, THREADS = 128;
 
 // Where a patch begins in x (its corner), or where a tap and channel lie within a patch. What the two add up to is the
 // place of a number in x; row + row and col + col say whether it is inside the picture.
@@ -34,7 +34,7 @@ __device__ __forceinline__ int spot(int row, int chunk) { return row * DEPTH + 4
 
 // Which numbers of a strip a thread copies: four in a row along the sum if they lie so in memory (V = 4), or single
 // ones (V = 1). `depth` is the place along the sum, the same for all its rows first, first + step, ...
-template <int THREADS, int V>
+template <int V>
 struct Share {
   int depth, first;
   static constexpr int step = V == 4 ? THREADS / 4 : THREADS / 16;
@@ -42,7 +42,7 @@ struct Share {
   __device__ Share() {
     const int tid = threadIdx.x;
     depth = V == 4 ? tid % 4 * 4 : tid % 4 + tid / 32 % 4 * 4;
-    first = V == 4 ? tid / 4 : tid / 4 % 8 + tid / 128 * 8;
+    first = V == 4 ? tid / 4 : tid / 4 % 8;
   }
 
   __device__ void copy(float* strip, int row, const float* from, bool there) const {
@@ -53,65 +53,67 @@ struct Share {
   }
 };
 
-// sums += a b^T for strips a (TM x 16) and b (TN x 16). A warp is 4 x 8 threads; a thread has rows TM / 8 apart.
+// sums += a b^T for strips a (TM x 16) and b (TN x 16). A thread has 8 rows by COLS columns of the tile, each TM / 8 and
+// ACROSS apart; a warp is 4 x 8 threads. Out of shared memory come 8 + COLS numbers for 8 COLS products: what a
+// multiprocessor can read at a time bounds it no less than what it can multiply.
 template <int TM, int TN>
 struct Float32 {
-  static constexpr int STAGES = 3;
+  static constexpr int STAGES = 3, ACROSS = THREADS * 8 / TM, COLS = TN / ACROSS;
 
   static __device__ __forceinline__ int row(int e) {
-    return threadIdx.x / 8 % 4 + threadIdx.x / 32 / (TN / 64) * 4 + TM / 8 * (e / 8);
+    return threadIdx.x / 8 % 4 + threadIdx.x / 32 / (ACROSS / 8) * 4 + TM / 8 * (e / COLS);
   }
 
   static __device__ __forceinline__ int col(int e) {
-    return threadIdx.x % 8 + threadIdx.x / 32 % (TN / 64) * 8 + TN / 8 * (e % 8);
+    return threadIdx.x % 8 + threadIdx.x / 32 % (ACROSS / 8) * 8 + ACROSS * (e % COLS);
   }
 
-  static __device__ __forceinline__ void multiply(float (&sums)[64], const float* a, const float* b) {
+  static __device__ __forceinline__ void multiply(float (&sums)[8 * COLS], const float* a, const float* b) {
 #pragma unroll 2
     for (int pair = 0; pair < DEPTH / 2; pair++) {  // two steps of the sum at a time: more would need too many registers
       float2 left[8];
 #pragma unroll
-      for (int i = 0; i < 8; i++) left[i] = *(const float2*)(a + spot(row(8 * i), pair / 2) + pair % 2 * 2);
+      for (int i = 0; i < 8; i++) left[i] = *(const float2*)(a + spot(row(COLS * i), pair / 2) + pair % 2 * 2);
 #pragma unroll
-      for (int j = 0; j < 8; j++) {
+      for (int j = 0; j < COLS; j++) {
         const float2 right = *(const float2*)(b + spot(col(j), pair / 2) + pair % 2 * 2);
 #pragma unroll
-        for (int i = 0; i < 8; i++) sums[8 * i + j] += left[i].x * right.x;
+        for (int i = 0; i < 8; i++) sums[COLS * i + j] += left[i].x * right.x;
 #pragma unroll
-        for (int i = 0; i < 8; i++) sums[8 * i + j] += left[i].y * right.y;
+        for (int i = 0; i < 8; i++) sums[COLS * i + j] += left[i].y * right.y;
       }
     }
   }
 };
 
-// The same on tensor cores: factors are rounded to TF32, sums stay float32. A warp has 64 x 32 numbers of the tile.
+// The same on tensor cores: factors are rounded to TF32, sums stay float32. A warp has 64 x WIDE numbers of the tile.
 // The order within a sum is free: lane t takes 4 t ... 4 t + 3 as one load, where the manual says t and t + 4.
 template <int TM, int TN>
 struct TensorCore {
-  static constexpr int STAGES = 4;
+  static constexpr int STAGES = 4, WIDE = TM * TN / 256, EACH = WIDE / 8;
 
   static __device__ __forceinline__ int row(int e) {
-    return threadIdx.x / 32 / (TN / 32) * 64 + threadIdx.x % 32 / 4 + e / 16 * 16 + e / 2 % 2 * 8;
+    return threadIdx.x / 32 / (TN / WIDE) * 64 + threadIdx.x % 32 / 4 + e / (4 * EACH) * 16 + e / 2 % 2 * 8;
   }
 
   static __device__ __forceinline__ int col(int e) {
-    return threadIdx.x / 32 % (TN / 32) * 32 + threadIdx.x % 4 * 2 + e / 4 % 4 * 8 + e % 2;
+    return threadIdx.x / 32 % (TN / WIDE) * WIDE + threadIdx.x % 4 * 2 + e / 4 % EACH * 8 + e % 2;
   }
 
-  static __device__ __forceinline__ void multiply(float (&sums)[64], const float* a, const float* b) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const int first_col = threadIdx.x / 32 % (TN / 32) * 32;
-    uint4 right[4];
+  static __device__ __forceinline__ void multiply(float (&sums)[16 * EACH], const float* a, const float* b) {
+    const int t = threadIdx.x % 4, first = threadIdx.x / 32 % (TN / WIDE) * WIDE + threadIdx.x % 32 / 4;
+    uint4 right[EACH];
 #pragma unroll
-    for (int j = 0; j < 4; j++) right[j] = rounded(b + spot(first_col + 8 * j + g, t));
+    for (int j = 0; j < EACH; j++) right[j] = rounded(b + spot(first + 8 * j, t));
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const uint4 upper = rounded(a + spot(row(16 * i), t)), lower = rounded(a + spot(row(16 * i) + 8, t));
+      const uint4 upper = rounded(a + spot(row(4 * EACH * i), t)), lower = rounded(a + spot(row(4 * EACH * i) + 8, t));
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        multiply_16x8x8(sums + 16 * i + 4 * j, {upper.x, lower.x, upper.y, lower.y}, {right[j].x, right[j].y});
-        multiply_16x8x8(sums + 16 * i + 4 * j, {upper.z, lower.z, upper.w, lower.w}, {right[j].z, right[j].w});
-      }
+      for (int j = 0; j < EACH; j++)  // all of them before any again: the next sum of the same numbers has to wait
+        multiply_16x8x8(sums + 4 * (EACH * i + j), {upper.x, lower.x, upper.y, lower.y}, {right[j].x, right[j].y});
+#pragma unroll
+      for (int j = 0; j < EACH; j++)
+        multiply_16x8x8(sums + 4 * (EACH * i + j), {upper.z, lower.z, upper.w, lower.w}, {right[j].z, right[j].w});
     }
   }
 
@@ -123,7 +125,7 @@ struct TensorCore {
 
 // The whole sum of a tile. fetch(a, b) starts the copies of the next two strips.
 template <template <int, int> class Product, int TM, int TN, class Fetch>
-__device__ __forceinline__ void sum_up(float (&sums)[64], float* strips, int steps, Fetch fetch) {
+__device__ __forceinline__ void sum_up(float (&sums)[TM * TN / THREADS], float* strips, int steps, Fetch fetch) {
   constexpr int STAGES = Product<TM, TN>::STAGES, STAGE = (TM + TN) * DEPTH;
   for (int k = 0; k < STAGES - 1; k++) {
     if (k < steps) fetch(strips + k * STAGE, strips + k * STAGE + TM * DEPTH);
@@ -151,7 +153,6 @@ template <template <int, int> class Product, int TM, int TN, int V>
 __device__ __forceinline__ void convolve(
     const float* __restrict__ x, const float* __restrict__ w, const float* bias, const float* add, float* y, int N,
     int H, int W, int C, int P, int Q, int O, int KH, int KW, int stride, int top, int left, int holes, int add_by_picture) {
-  constexpr int THREADS = TM * TN / 64;
   DYNAMIC_SHARED(float, strips);
   __shared__ Place patches[TM];
   __shared__ int places[TM], places_of_add[TM];  // where the rows of the tile go in y, -1: nowhere; and in add
@@ -176,12 +177,12 @@ __device__ __forceinline__ void convolve(
 
   const int steps = (taps_i * taps_j * C + DEPTH - 1) / DEPTH, part = (steps + gridDim.y - 1) / gridDim.y;
   const int begin = min(steps, int(blockIdx.y) * part), end = min(steps, begin + part);
-  const Share<THREADS, V> share;
+  const Share<V> share;
   int c = (begin * DEPTH + share.depth) % C, j = (begin * DEPTH + share.depth) / C, i = 0;
   if (taps_j > 0) i = j / taps_j, j = j % taps_j;
 
   const int w0 = (n0 * KH * KW + i0 * KW + j0) * C, outputs = O - n0;
-  float sums[64] = {};
+  float sums[TM * TN / THREADS] = {};
   sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* pixels, float* weights) {
     const Place tap = {(i * W + j) * C + c, short(i), short(j)};
     const int w_tap = w0 + holes * (i * KW + j) * C + c;
@@ -202,7 +203,7 @@ __device__ __forceinline__ void convolve(
 
   y += (long long)(blockIdx.y) * N * P * Q * O;
 #pragma unroll
-  for (int e = 0; e < 64; e++) {
+  for (int e = 0; e < TM * TN / THREADS; e++) {
     const int place = places[Product<TM, TN>::row(e)], o = n0 + Product<TM, TN>::col(e);
     if (place < 0 || o >= O) continue;
     float sum = sums[e];
@@ -217,7 +218,6 @@ template <template <int, int> class Product, int TM, int TN>
 __device__ __forceinline__ void correlate(const float* __restrict__ dy, const float* __restrict__ x, float* dw, int N,
                                           int H, int W, int C, int P, int Q, int O, int KH, int KW, int stride, int top,
                                           int left) {
-  constexpr int THREADS = TM * TN / 64;
   DYNAMIC_SHARED(float, strips);
   __shared__ Place taps[TN];
   const int columns = KH * KW * C, blocks = (columns + TN - 1) / TN;
@@ -232,10 +232,10 @@ __device__ __forceinline__ void correlate(const float* __restrict__ dy, const fl
 
   const int pixels = N * P * Q, steps = (pixels + DEPTH - 1) / DEPTH, part = (steps + gridDim.y - 1) / gridDim.y;
   const int begin = min(steps, int(blockIdx.y) * part), end = min(steps, begin + part);
-  const Share<THREADS, 1> share;
+  const Share<1> share;
   int pixel = begin * DEPTH + share.depth, n = pixel / (P * Q), p = pixel / Q % P, q = pixel % Q;
 
-  float sums[64] = {};
+  float sums[TM * TN / THREADS] = {};
   sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* gradients, float* patches) {
     const int row = p * stride - top, col = q * stride - left;
     const Place patch = {((n * H + row) * W + col) * C, short(row), short(col)};
@@ -257,15 +257,15 @@ __device__ __forceinline__ void correlate(const float* __restrict__ dy, const fl
 
   dw += (long long)(blockIdx.y) * O * columns;
 #pragma unroll
-  for (int e = 0; e < 64; e++) {
+  for (int e = 0; e < TM * TN / THREADS; e++) {
     const int o = m0 + Product<TM, TN>::row(e), column = n0 + Product<TM, TN>::col(e);
     if (o < O && column < columns) dw[o * columns + column] = sums[e];
   }
 }
 
-// Registers for two blocks of 256 threads, or four of 128, on a multiprocessor.
+// Registers for two blocks with the large tile, or four with a small one, on a multiprocessor.
 #define CONVOLVE(name, Product, TM, TN, V)                                                                          \
-  extern "C" __global__ void __launch_bounds__(TM* TN / 64, V == 4 ? 32768 / (TM * TN) : 3) name(                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, V == 4 ? 32768 / (TM * TN) : 3) name(                                \
       const float* x, const float* w, const float* bias, const float* add, float* y, int N, int H, int W, int C,    \
       int P, int Q, int O, int KH, int KW, int stride, int top, int left, int holes, int add_by_picture) {                 \
     convolve<Product, TM, TN, V>(x, w, bias, add, y, N, H, W, C, P, Q, O, KH, KW, stride, top, left, holes, add_by_picture); \
@@ -279,7 +279,7 @@ CONVOLVE(convolve_128x64_tf32, TensorCore, 128, 64, 4)
 CONVOLVE(convolve_128x64_single_tf32, TensorCore, 128, 64, 1)
 
 #define CORRELATE(name, Product, TM, TN)                                                                   \
-  extern "C" __global__ void __launch_bounds__(TM* TN / 64, 32768 / (TM * TN)) name(                       \
+  extern "C" __global__ void __launch_bounds__(THREADS, 32768 / (TM * TN)) name(                       \
       const float* dy, const float* x, float* dw, int N, int H, int W, int C, int P, int Q, int O, int KH, \
       int KW, int stride, int top, int left) {                                                             \
     correlate<Product, TM, TN>(dy, x, dw, N, H, W, C, P, Q, O, KH, KW, stride, top, left);                 \

@@ -9,7 +9,8 @@ from .launch import aligned, blocks_of, launch
 from .memory import empty
 
 DEPTH = 16  # numbers of a sum that come into shared memory at once
-ENOUGH = 264  # blocks of 256 threads that keep a large GPU busy: two for each of 132 multiprocessors
+THREADS = 128
+ENOUGH = 264  # blocks with the large tile that keep a large GPU busy: two for each of 132 multiprocessors
 LONGEST = 144  # steps of DEPTH that a sum in float32 takes before its rounding errors show
 SHORTEST = 8  # and those that are worth a block of their own
 STAGES = {"float32": 3, "tf32": 4}
@@ -59,7 +60,7 @@ def weight_gradient(dy, x, w_shape, stride, pad, precision="float32"):
     parts = dw if splits == 1 else empty((splits, *w_shape))
     _check(H, W)
     launch(
-        "conv", f"correlate_{rows}x128{SUFFIX[precision]}", (blocks, splits), 2 * rows, dy, x, parts,
+        "conv", f"correlate_{rows}x128{SUFFIX[precision]}", (blocks, splits), THREADS, dy, x, parts,
         N, H, W, C, P, Q, O, KH, KW, stride, pad[0], pad[2], shared=_shared(rows, precision),
     )  # fmt: skip
     return _added(parts, None, None, dw)
@@ -77,7 +78,7 @@ def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
     parts = y if splits == 1 else empty((splits, *y.shape))
     _check(H, W)
     launch(
-        "conv", f"convolve_{kind}", (blocks, splits, holes**2), 2 * columns, x, w, *((bias, add) if splits == 1 else (None, None)),
+        "conv", f"convolve_{kind}", (blocks, splits, holes**2), THREADS, x, w, *((bias, add) if splits == 1 else (None, None)),
         parts, N, H, W, C, P, Q, O, KH, KW, stride, *corner, holes, add is not None and add.shape != y.shape,
         shared=_shared(columns, precision),
     )  # fmt: skip

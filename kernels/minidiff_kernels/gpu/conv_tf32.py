@@ -1,13 +1,18 @@
 """Convolution on tensor cores: factors rounded to TF32, ten bits of mantissa, sums in float32."""
 
-from .conv import backward, forward
+from . import conv
 
 
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     """y (N, P, Q, O), as in the reference, to about three digits."""
-    return forward(x, w, bias, stride, pad, add, "tf32")
+    return conv.forward(x, w, bias, stride, pad, add, "tf32")
 
 
 def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
     """The gradients dx (None if not needed), dw, dbias; dbias in float32."""
-    return backward(dy, x, w, stride, pad, need_dx, "tf32")
+    return conv.backward(dy, x, w, stride, pad, need_dx, "tf32")
+
+
+def input_gradient(dy, x_shape, w, stride, pad):
+    """dx alone."""
+    return conv.input_gradient(dy, x_shape, w, stride, pad, "tf32")

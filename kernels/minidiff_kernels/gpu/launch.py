@@ -11,7 +11,7 @@ import cupy as cp
 import numpy as np
 
 HERE = Path(__file__).parent
-FREE_SHARED = 48 * 1024  # bytes of shared memory that a block gets without asking
+FREE_SHARED = 32 * 1024  # bytes of dynamic shared memory that a block gets without asking, beside what it has by itself
 NOTHING = np.uint64(0)  # a null pointer
 
 

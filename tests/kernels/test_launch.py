@@ -1,0 +1,70 @@
+"""Starting kernels on a GPU: what goes to one is looked at, and without CuPy or a GPU a line says so."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from minidiff_kernels.gpu import launch
+
+from minidiff.engine import backend
+from minidiff.errors import MinidiffError
+
+GPU = backend.get_backend("cupy")
+
+
+def add(a, b, y, size=12):
+    launch.launch("elementwise", "add", 1, 256, a, b, y, size)
+
+
+def test_arrays_must_be_contiguous():
+    a = GPU.asarray(np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"add: an array of shape \(4, 3\) is not contiguous"):
+        add(a, a.T, a)
+
+
+@pytest.mark.parametrize("size", [2**31, -(2**31) - 1])
+def test_integers_must_fit_32_bits(size):
+    a = GPU.asarray(np.ones(12))
+    with pytest.raises(ValueError, match="does not fit 32 bits"):
+        add(a, a, a, size)
+
+
+@pytest.mark.parametrize("argument", [np.ones(12, np.float32), "12", np.int64(12)])
+def test_nothing_else_is_passed_on(argument):
+    a = GPU.asarray(np.ones(12))
+    with pytest.raises(TypeError, match="cannot pass"):
+        add(a, argument, a)
+
+
+def test_nothing_is_started_for_empty_arrays():
+    assert GPU.add(GPU.empty((0, 4)), GPU.empty((0, 4))).shape == (0, 4)
+
+
+def test_pictures_that_are_too_large_are_refused():
+    x, w = GPU.empty((1, 1, 16385, 1)), GPU.empty((1, 1, 1, 1))
+    with pytest.raises(ValueError, match="1x16385 pixels are too many"):
+        GPU.conv2d(x, w)
+
+
+def test_without_cupy_a_line_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    with pytest.raises(MinidiffError, match=r"needs CuPy, which is not installed: pip install 'minidiff\[gpu\]'"):
+        backend.get_backend.__wrapped__("cupy")
+
+
+def test_without_a_gpu_a_line_says_what_to_do(monkeypatch):
+    def none():
+        raise RuntimeError("cudaErrorNoDevice")
+
+    monkeypatch.setitem(
+        sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=none)))
+    )
+    with pytest.raises(MinidiffError, match="finds no GPU .cudaErrorNoDevice.: choose --backend numba"):
+        backend.get_backend.__wrapped__("cupy-tf32")
+
+
+def test_cupy_is_not_imported_before_it_is_asked_for():
+    program = "import sys, minidiff, minidiff.cli; sys.exit('cupy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
