@@ -22,7 +22,7 @@ from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 from minidiff.runs import machine
 
-WHOLE = ("network", "step")  # families that are not recorded
+WHOLE = ("network", "step", "optim")  # families that are not recorded: torch's AdamW cannot be
 REPLAYS = 10  # of a graph, between two looks at the clock
 WARMING = 3
 KINDS = ("cuda float32", "cuda tf32", "cuda bfloat16")
@@ -113,6 +113,7 @@ def _timed(case: Case, run: Callable, cupy: Any, record: Callable) -> Callable[[
 
 def _recorded_by_cupy(run: Callable, cupy: Any) -> Callable[[], None]:
     """The kernels of a run as a graph; its memory stays with it."""
+    cupy.cuda.runtime.deviceSynchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         run()  # the stream's own pool takes its memory now: it must not while a graph is recorded

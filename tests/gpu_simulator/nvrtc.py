@@ -3,7 +3,7 @@
 import ctypes
 import re
 from functools import cache
-from importlib.metadata import files
+from importlib.metadata import PackageNotFoundError, files
 from typing import NamedTuple
 
 OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")  # as CuPy compiles
@@ -18,9 +18,12 @@ class Report(NamedTuple):
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The compiler, out of the wheel."""
-    paths = [path for path in files("nvidia-cuda-nvrtc") or () if re.fullmatch(r"libnvrtc\.so\.\d+", path.name)]
+def library() -> ctypes.CDLL | None:
+    """The compiler, out of the wheel; None if that is not installed."""
+    try:
+        paths = [path for path in files("nvidia-cuda-nvrtc") or () if re.fullmatch(r"libnvrtc\.so\.\d+", path.name)]
+    except PackageNotFoundError:
+        return None
     return ctypes.CDLL(str(paths[0].locate()))
 
 
@@ -30,7 +33,10 @@ def compile_cuda(source: str, arch: str) -> dict[str, Report]:
     Raises SyntaxError with the compiler's log.
     """
     lib, program = library(), ctypes.c_void_p()
-    assert lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
+    assert (
+        lib is not None
+        and lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
+    )
     options = [option.encode() for option in (*OPTIONS, f"-arch={arch}", "--ptxas-options=-v")]
     failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
@@ -47,14 +53,12 @@ def reports(log: str) -> dict[str, Report]:
     """The assembler's words on every kernel."""
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
-        used, stack, stores, loads = (
-            int(re.search(pattern, part)[1])  # type: ignore[index]
-            for pattern in (
-                r"Used (\d+) registers",
-                r"(\d+) bytes stack",
-                r"(\d+) bytes spill stores",
-                r"(\d+) bytes spill loads",
-            )
+        patterns = (
+            r"Used (\d+) registers",
+            r"(\d+) bytes stack",
+            r"(\d+) bytes spill stores",
+            r"(\d+) bytes spill loads",
         )
+        used, stack, stores, loads = (int(re.findall(pattern, part)[0]) for pattern in patterns)
         found[part.split("'")[0]] = Report(used, stack, stores + loads)
     return found

@@ -44,9 +44,7 @@ def wrong(name: str, case: Case) -> str | None:
     except RuntimeError as error:  # the simulator's own words
         return str(error)
     for key, want in expected(case).items():
-        error = np.abs(got[key] - want).max() / max(
-            np.abs(want).max(), 1e-2
-        )  # against nothing but rounding errors, too
+        error = np.abs(got[key] - want).max() / max(np.abs(want).max(), 1e-2)  # where all cancels, only that is left
         if not error < (1e-3 if name == "cupy" else 1e-2):  # nor may it be NaN
             return f"{case}: {key} is off by {error}"
     return None

@@ -41,10 +41,9 @@ def run_sanitized(flags: tuple[str, ...], families: list[str], **environment: st
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
 
 
-@pytest.mark.parametrize("family", FILES)
-def test_nothing_undefined_is_done(family):
+def test_nothing_undefined_is_done():
     """Misaligned loads, places beyond the end of an array, overflows of signed numbers, shifts too far."""
-    done = run_sanitized(UNDEFINED, [family])
+    done = run_sanitized(UNDEFINED, list(FILES))
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from simulator import Kernel, Module
 
+WRITE, READ = "__shared__ float s[64]; s[threadIdx.x] = threadIdx.x;", "y[threadIdx.x] = s[63 - threadIdx.x];"
 KERNEL = 'extern "C" __global__ void __launch_bounds__(64) f(float* y, int n) {{ {} }}'
 
 
@@ -33,8 +34,7 @@ def test_a_barrier_lets_all_see_what_all_have_written():
 
 
 def test_a_missing_barrier_reads_what_was_not_written():
-    body = "__shared__ float s[64]; s[threadIdx.x] = threadIdx.x; y[threadIdx.x] = s[63 - threadIdx.x];"
-    assert all(np.isnan(run(body, order=order)).any() for order in range(3))
+    assert all(np.isnan(run(WRITE + READ, order=order)).any() for order in range(3))
 
 
 @pytest.mark.parametrize(

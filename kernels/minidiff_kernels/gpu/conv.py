@@ -77,9 +77,10 @@ def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
     splits = _splits(blocks * holes**2, steps, columns)
     parts = y if splits == 1 else empty((splits, *y.shape))
     _check(H, W)
+    at_once = (bias, add) if splits == 1 else (None, None)  # otherwise they are added with the parts
     launch(
-        "conv", f"convolve_{kind}", (blocks, splits, holes**2), THREADS, x, w, *((bias, add) if splits == 1 else (None, None)),
-        parts, N, H, W, C, P, Q, O, KH, KW, stride, *corner, holes, add is not None and add.shape != y.shape,
+        "conv", f"convolve_{kind}", (blocks, splits, holes**2), THREADS, x, w, *at_once, parts, N, H, W, C,
+        P, Q, O, KH, KW, stride, *corner, holes, add is not None and add.shape != y.shape,
         shared=_shared(columns, precision),
     )  # fmt: skip
     _added(parts, bias, add, y)
