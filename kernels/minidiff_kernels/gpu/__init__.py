@@ -1,1 +1,1 @@
-"""CUDA kernels, written by hand: each family's .cu beside the .py that launches it. CuPy compiles it when first used."""
+"""CUDA kernels by hand: each family's .cu beside the .py that launches it. CuPy compiles it when first used."""

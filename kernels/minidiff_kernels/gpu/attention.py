@@ -4,9 +4,7 @@ That is for heads up to 128 numbers wide. Wider ones need more memory than a mul
 whole matrices.
 """
 
-import cupy as cp
-
-from .launch import blocks_of, launch
+from .launch import blocks_of, cp, launch
 from .memory import empty
 
 WIDTHS = (32, 64, 128)

@@ -3,10 +3,9 @@
 from itertools import groupby
 from math import prod
 
-import cupy as cp
 import numpy as np
 
-from .launch import blocks_of, launch
+from .launch import blocks_of, cp, launch
 from .memory import empty
 
 

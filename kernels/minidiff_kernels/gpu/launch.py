@@ -7,7 +7,7 @@ a float as a double.
 from functools import cache
 from pathlib import Path
 
-import cupy as cp
+import cupy as cp  # pyright: ignore[reportMissingImports]  (it is an extra)
 import numpy as np
 
 HERE = Path(__file__).parent

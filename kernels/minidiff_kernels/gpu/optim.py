@@ -1,9 +1,8 @@
 """AdamW over flat buffers: clipping, decay, update and moving average in one pass over memory."""
 
-import cupy as cp
 import numpy as np
 
-from .launch import blocks_of, launch
+from .launch import blocks_of, cp, launch
 
 PARTS = 512  # that a sum over all parameters is cut into at most
 
