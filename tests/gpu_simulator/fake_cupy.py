@@ -9,6 +9,7 @@ import types
 import numpy as np
 import simulator
 
+__version__ = "simulated"
 float32, float64, int32 = np.float32, np.float64, np.int32
 
 
@@ -101,4 +102,6 @@ class _Checked:
         self.kernel(grid, block, arguments, shared_mem=shared_mem)
 
 
-cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1))
+cuda = types.SimpleNamespace(
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: None)
+)

@@ -13,6 +13,7 @@ CASES = [
     concat(1, 1, 1, channels=(1, 1)),
     concat(2, 5, 7, channels=(3, 5)),
     concat(3, 4, 4, channels=(32, 17)),
+    concat(3, 4, 4, channels=(32, 20)),  # by fours
     concat(1, 9, 2, channels=(1, 64)),
     concat(7, channels=(33, 8)),
 ]
