@@ -35,7 +35,6 @@ extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")
 struct uint3 { unsigned x, y, z; };
 struct __attribute__((aligned(8))) float2 { float x, y; };
 struct __attribute__((aligned(16))) float4 { float x, y, z, w; };
-struct __attribute__((aligned(16))) uint4 { unsigned x, y, z, w; };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint3 threadIdx, blockIdx, blockDim, gridDim;
 using std::isfinite; using std::isnan; using std::max; using std::min;
@@ -253,11 +252,16 @@ inline void finish_copies(size_t left) {
       for (int i = 0; i < copy.count; i++) copy.to[i] = copy.from ? copy.from[i] : 0;
 }
 
-inline float cut(unsigned bits) { bits &= ~0x1fffu; float x; memcpy(&x, &bits, 4); return x; }  // what a tensor core sees
+// What a tensor core sees of a number.
+inline float cut(float x) {
+  unsigned bits;
+  memcpy(&bits, &x, 4), bits &= ~0x1fffu, memcpy(&x, &bits, 4);
+  return x;
+}
 
 // d (16 x 8) += a (16 x 8) b (8 x 8); which lane holds what stands in common.cu.
-inline void multiply(float* d, const unsigned* a, const unsigned* b) {
-  struct Shown { const unsigned *a, *b; } mine{a, b};
+inline void multiply(float* d, const float* a, const float* b) {
+  struct Shown { const float *a, *b; } mine{a, b};
   current->shown = &mine;
   wait_for_warp(~0u, -1);
   const Fiber* warp = &fibers[current->index & ~31u];
@@ -281,8 +285,7 @@ inline void copy16(float* to, const float* from, bool there) { simulator::copy_l
 inline void copy4(float* to, const float* from, bool there) { simulator::copy_later(to, from, 1, there); }
 inline void end_copies() { simulator::current->groups.emplace_back(); }
 template <int LEFT> void wait_copies() { simulator::finish_copies(LEFT); }
-inline unsigned to_tf32(float x) { unsigned u; memcpy(&u, &x, 4); return (u & 0x7f800000u) == 0x7f800000u ? u : u + 0x1000u; }
-inline void multiply_16x8x8(float* d, const unsigned (&a)[4], const unsigned (&b)[2]) { simulator::multiply(d, a, b); }
+inline void multiply_16x8x8(float* d, const float (&a)[4], const float (&b)[2]) { simulator::multiply(d, a, b); }
 
 #define EXPORT(name)                                                                                             \
   extern "C" int launch_##name(unsigned x, unsigned y, unsigned z, unsigned block, size_t shared, void** a) {    \

@@ -10,33 +10,28 @@
 // Copy 16 or 4 bytes from global to shared memory without waiting; zeros if not `there`.
 __device__ __forceinline__ void copy16(float* to, const float* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(to)),
-               "l"(from), "r"(there ? 16 : 0) : "memory");
+               "l"(from), "r"(there ? 16 : 0));
 }
 
 __device__ __forceinline__ void copy4(float* to, const float* from, bool there) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(to)),
-               "l"(from), "r"(there ? 4 : 0) : "memory");
+               "l"(from), "r"(there ? 4 : 0));
 }
 
 // End a group of copies; wait for all groups but the last LEFT.
-__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n"); }
 
 template <int LEFT>
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory"); }
 
-// A float32 rounded to the 10 bits of mantissa that tensor cores look at.
-__device__ __forceinline__ unsigned to_tf32(float x) {
-  unsigned rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(x));
-  return rounded;
-}
-
-// d (16 x 8) += a (16 x 8) b (8 x 8) by one warp. Lane 4 g + t holds a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4];
+// d (16 x 8) += a (16 x 8) b (8 x 8) by one warp, on its tensor core, which sees ten bits of mantissa of each factor and
+// cuts off the rest (TF32). Lane 4 g + t holds a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4];
 // b[t][g], b[t + 4][g]; and d[g][2 t], d[g][2 t + 1], d[g + 8][2 t], d[g + 8][2 t + 1].
-__device__ __forceinline__ void multiply_16x8x8(float* d, const unsigned (&a)[4], const unsigned (&b)[2]) {
+__device__ __forceinline__ void multiply_16x8x8(float* d, const float (&a)[4], const float (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+               : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+                 "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
 #endif

@@ -14,6 +14,7 @@
 // (blockIdx.y): then y is (splits, ...), and add_parts adds them up, always in the same order.
 
 constexpr int DEPTH = 16, THREADS = 128;
+constexpr int UNROLLED = 4;  // copies whose addresses are worked out side by side
 
 // Where a patch begins in x (its corner), or where a tap and channel lie within a patch. What the two add up to is the
 // place of a number in x; row + row and col + col say whether it is inside the picture.
@@ -86,7 +87,7 @@ struct Float32 {
   }
 };
 
-// The same on tensor cores: factors are rounded to TF32, sums stay float32. A warp has 64 x WIDE numbers of the tile.
+// The same on tensor cores: factors are cut to TF32, sums stay float32. A warp has 64 x WIDE numbers of the tile.
 // The order within a sum is free: lane t takes 4 t ... 4 t + 3 as one load, where the manual says t and t + 4.
 template <int TM, int TN>
 struct TensorCore {
@@ -102,12 +103,13 @@ struct TensorCore {
 
   static __device__ __forceinline__ void multiply(float (&sums)[16 * EACH], const float* a, const float* b) {
     const int t = threadIdx.x % 4, first = threadIdx.x / 32 % (TN / WIDE) * WIDE + threadIdx.x % 32 / 4;
-    uint4 right[EACH];
+    float4 right[EACH];
 #pragma unroll
-    for (int j = 0; j < EACH; j++) right[j] = rounded(b + spot(first + 8 * j, t));
+    for (int j = 0; j < EACH; j++) right[j] = *(const float4*)(b + spot(first + 8 * j, t));
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const uint4 upper = rounded(a + spot(row(4 * EACH * i), t)), lower = rounded(a + spot(row(4 * EACH * i) + 8, t));
+      const float4 upper = *(const float4*)(a + spot(row(4 * EACH * i), t));
+      const float4 lower = *(const float4*)(a + spot(row(4 * EACH * i) + 8, t));
 #pragma unroll
       for (int j = 0; j < EACH; j++)  // all of them before any again: the next sum of the same numbers has to wait
         multiply_16x8x8(sums + 4 * (EACH * i + j), {upper.x, lower.x, upper.y, lower.y}, {right[j].x, right[j].y});
@@ -115,11 +117,6 @@ struct TensorCore {
       for (int j = 0; j < EACH; j++)
         multiply_16x8x8(sums + 4 * (EACH * i + j), {upper.z, lower.z, upper.w, lower.w}, {right[j].z, right[j].w});
     }
-  }
-
-  static __device__ __forceinline__ uint4 rounded(const float* from) {
-    const float4 x = *(const float4*)from;
-    return {to_tf32(x.x), to_tf32(x.y), to_tf32(x.z), to_tf32(x.w)};
   }
 };
 
@@ -186,14 +183,16 @@ __device__ __forceinline__ void convolve(
   sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* pixels, float* weights) {
     const Place tap = {(i * W + j) * C + c, short(i), short(j)};
     const int w_tap = w0 + holes * (i * KW + j) * C + c;
-#pragma unroll 2
-    for (int r = share.first; r < TM; r += share.step) {
+#pragma unroll UNROLLED
+    for (int k = 0; k < TM / share.step; k++) {
+      const int r = share.first + k * share.step;
       const Place patch = patches[r];
       const bool there = i < taps_i && inside(patch, tap, H, W);
       share.copy(pixels, r, x + (there ? patch.offset + tap.offset : 0), there);
     }
-#pragma unroll 2
-    for (int r = share.first; r < TN; r += share.step) {
+#pragma unroll UNROLLED
+    for (int k = 0; k < TN / share.step; k++) {
+      const int r = share.first + k * share.step;
       const bool there = i < taps_i && r < outputs;
       share.copy(weights, r, w + (there ? w_tap + r * KH * KW * C : 0), there);
     }
@@ -239,13 +238,15 @@ __device__ __forceinline__ void correlate(const float* __restrict__ dy, const fl
   sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* gradients, float* patches) {
     const int row = p * stride - top, col = q * stride - left;
     const Place patch = {((n * H + row) * W + col) * C, short(row), short(col)};
-#pragma unroll 2
-    for (int r = share.first; r < TM; r += share.step) {
+#pragma unroll UNROLLED
+    for (int k = 0; k < TM / share.step; k++) {
+      const int r = share.first + k * share.step;
       const bool there = pixel < pixels && m0 + r < O;
       share.copy(gradients, r, dy + (there ? pixel * O + m0 + r : 0), there);
     }
-#pragma unroll 2
-    for (int r = share.first; r < TN; r += share.step) {
+#pragma unroll UNROLLED
+    for (int k = 0; k < TN / share.step; k++) {
+      const int r = share.first + k * share.step;
       const Place tap = taps[r];
       const bool there = pixel < pixels && inside(patch, tap, H, W);
       share.copy(patches, r, x + (there ? patch.offset + tap.offset : 0), there);

@@ -1,6 +1,6 @@
 """Convolution as one product of matrices that are never stored; what a block does stands in conv.cu.
 
-The same kernels come in two precisions: "float32", and "tf32", on tensor cores, where factors are rounded to ten bits
+The same kernels come in two precisions: "float32", and "tf32", on tensor cores, where factors are cut to ten bits
 of mantissa and sums stay float32. This file's conv2d is the first; conv_tf32.py has the second.
 """
 

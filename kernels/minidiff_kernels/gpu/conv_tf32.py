@@ -1,4 +1,4 @@
-"""Convolution on tensor cores: factors rounded to TF32, ten bits of mantissa, sums in float32."""
+"""Convolution on tensor cores: factors cut to TF32, ten bits of mantissa, sums in float32."""
 
 from . import conv
 
