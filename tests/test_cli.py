@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from small_runs import contents, idx_set, network, rows, tree
 
 import minidiff as md
-from minidiff import cli
+from minidiff import cli, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.runs import begin, checkpoint, demo, drawing, fit, machine, state
 from minidiff.runs.state import only_one, state_file
@@ -265,8 +265,9 @@ def test_train(done, data, tmp_path):
     assert out.splitlines()[-1].endswith("minidiff sample deep/er/run")
     assert [row.split(",")[0] for row in rows(folder)] == ["1", "2", "3", "4"]
     assert set(tree(folder)) == {
-        ".lock", "loss.png", "metrics.csv", "model_index.json", "samples", "samples/step-000002.png",
+        ".lock", "checkpoints.csv", "loss.png", "metrics.csv", "model_index.json", "samples", "samples/step-000002.png",
         "samples/step-000004.png", "scheduler", "scheduler/scheduler_config.json", "training",
+        "training/best.safetensors", "training/state-000002.safetensors", "training/state-000004.safetensors",
         "training/state.safetensors", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
 
@@ -306,7 +307,7 @@ def test_a_folder_of_pictures(done, tmp_path):
 def test_resume_goes_on(done, data, tmp_path):
     done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cli, "stoppable", stop_after(3))
+        patched.setattr(cli_train, "stoppable", stop_after(3))
         patched.setattr(sys, "argv", "minidiff train data --out run --steps 6".split() + [str(a) for a in SMALL])
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -414,26 +415,57 @@ def test_a_place_that_cannot_be_written(refused, data, out):
     refused("train", "data", "--out", out, match="choose a folder that can be written")
 
 
-def test_a_damaged_state(refused, trained):
+def test_a_damaged_state_falls_back_and_says_so(done, refused, trained):
+    done("train", "data", "--out", "run", "--resume", "--steps", 6)
+    whole = rows(trained / "run")
     path = state_file(trained / "run")
     path.write_bytes(path.read_bytes()[:-100])
+    out = done("train", "data", "--out", "run", "--resume", "--steps", 6)
+    assert re.search(r"state.safetensors: damaged or not .*Going back to step 3, state-000003.safetensors", out)
+    assert "Done: step 6" in out and rows(trained / "run") == whole
+    for damaged in (trained / "run" / "training").iterdir():
+        damaged.write_bytes(b"")
     refused("train", "data", "--out", "run", "--resume", match="state.safetensors: damaged or not safetensors")
 
 
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-def test_a_loss_that_is_no_number(run, data, tmp_path, monkeypatch):
-    def spoilt(*arguments):
-        stats = train_step(*arguments)
-        if stats.step == 3:
-            stats._loss.data[...] = np.nan
-        return stats
+@pytest.fixture
+def bad_answers(monkeypatch):
+    """bad_answers(first, last): in those steps the network's answers are no numbers."""
 
-    train_step = md.train_step
-    monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
-    code, _, err = run("train", "data", "--out", "run", "--steps", 5, "--checkpoint-every", 2, *SMALL)
+    def spoil(first, last):
+        def spoilt(model, schedule, optimizer, *rest):
+            def answer(*args, **kwargs):
+                y = model(*args, **kwargs)
+                if first <= optimizer.step_count + 1 <= last:
+                    y.data[...] = np.nan
+                return y
+
+            return train_step(answer, schedule, optimizer, *rest)
+
+        train_step = md.train_step
+        monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
+
+    return spoil
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_a_gradient_that_is_no_number_is_told_and_the_run_goes_on(done, data, tmp_path, bad_answers):
+    bad_answers(3, 4)
+    out = done("train", "data", "--out", "run", "--steps", 6, *SMALL)
+    assert [line for line in out.splitlines() if "skipped" in line] == [
+        f"step {step}: skipped, for its gradient is not finite (loss nan)" for step in (3, 4)
+    ]
+    assert re.search(r"step 6: loss 0\.\d+, of the average 0\.\d+; saved", out)
+    assert [row.split(",")[1] == "nan" for row in rows(tmp_path / "run")] == [False, False, True, True, False, False]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_too_many_of_them_stop_it(run, data, tmp_path, bad_answers):
+    bad_answers(3, 50)
+    code, _, err = run("train", "data", "--out", "run", "--steps", 50, "--checkpoint-every", 2, *SMALL)
     assert code == 2
-    assert re.fullmatch("minidiff: step 3: the loss is nan.*; the checkpoint of step 2 is kept in run\n", err)
-    assert len(rows(tmp_path / "run")) == 2
+    assert re.fullmatch("minidiff: step 12: .*--lr; the checkpoint of step 10 is kept in run\n", err)
+    assert len(rows(tmp_path / "run")) == 11
 
 
 @pytest.mark.parametrize("name", ["[bold] [x]", ":smile: a", "é ☃ 猫", "-x", "100% {0}", "$a_b^$", "l\nine", "x" * 150])
@@ -493,9 +525,9 @@ save_state, fsync = fit.save_state, os.fsync
 def slow(file):
     print("saving", flush=True)
     time.sleep(100)
-def slow_save(run):
+def slow_save(run, keep):
     os.fsync = slow
-    save_state(run)
+    save_state(run, keep)
 fit.save_state = slow_save
 """
     child = process("train", "data", "--out", "run", "--steps", 500, *SMALL, code=hang)
@@ -954,7 +986,7 @@ def test_demo(done, small_demo, tmp_path):
 def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch):
     done("demo", "--out", "whole", "--threads", 1, "--seed", 3)
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "stoppable", stop_after(1))
+        patched.setattr(cli_train, "stoppable", stop_after(1))
         code, out, _ = run("demo", "--out", "my demo", "--threads", 1, "--seed", 3)
     assert code == 130
     assert out.endswith("Saved at step 1. To go on: minidiff demo --out 'my demo' --seed 3\n")

@@ -13,15 +13,19 @@ import time
 import numpy as np
 import pytest
 import small_runs
-from small_runs import contents, go_on, new_run, read_safetensors, rows
+from small_runs import contents, go_on, kept_states, new_run, read_safetensors, rows
 
 from minidiff.runs import state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 STEPS, EVERY = 12, 3
-EVENTS = ["fsync", "replace"] * 5  # a checkpoint's: state, weights, config.json, scheduler_config.json, model_index
-EVENTS = EVENTS + (["fsync metrics"] + EVENTS) * (STEPS // EVERY)
+STATE = ["fsync", "replace"] * 2  # by its step's name, and by that of the newest
+EXPORT = ["fsync", "replace"] * 4  # weights, config.json, scheduler_config.json, model_index.json
+PROBED, BEST = ["fsync", "replace"], ["fsync", "replace"]  # checkpoints.csv; each of these checkpoints is the best yet
+CHECKPOINT = ["fsync metrics", *PROBED, *STATE, *BEST, *EXPORT]
+EVENTS = STATE + EXPORT + CHECKPOINT * (STEPS // EVERY)
+FIRST, LAST = len(STATE + EXPORT), len(EVENTS) - len(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,12 @@ def killed_at(folder, event, reference):
     check_whole(folder, reference)
     assert not finish(process(folder))
     assert without_leftovers(folder) == contents(reference)
+    assert kept_states(reference).items() <= kept_states(folder).items()  # an older one may have outlived its turn
 
 
-# The first state before its rename, between it and the export, in the export; at a checkpoint: after the log was
-# flushed, before the state's rename, after it, before the weights' rename, before the last file; at the last step.
-MOMENTS = [2, 3, 4, 12, 13, 14, 15, 21, len(EVENTS) - 9, len(EVENTS)]
+# The first state before its rename, between its two names, in the export; at a checkpoint: before its loss is noted,
+# before the state's rename, before it is the newest, before it is the best, in the export; the same at the last step.
+MOMENTS = [2, 4, 7, *(begin + k for begin in (FIRST, LAST) for k in (3, 5, 7, 9, 12)), len(EVENTS)]
 
 
 @pytest.mark.parametrize("event", MOMENTS)
@@ -117,3 +122,4 @@ def test_killed_at_random_moments(tmp_path, backend, steps, kills):
     assert not finish(process(tmp_path / "run", backend=backend, steps=steps))
     assert [int(row.split(",")[0]) for row in rows(tmp_path / "run")] == list(range(1, steps + 1))
     assert without_leftovers(tmp_path / "run") == without_leftovers(tmp_path / "never")
+    assert kept_states(tmp_path / "never").items() <= kept_states(tmp_path / "run").items()
