@@ -152,6 +152,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Of the checkpoint of lowest loss, not the last.")] = False,
 ) -> None:
     """Write a run's network as a folder of its own, which diffusers opens.
 
@@ -159,7 +160,7 @@ def export(
     """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise MinidiffError(f"{out}: is there already; choose a new folder")
-    opened = state.open_run(run)
+    opened = state.open_best(run) if best else state.open_run(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as part:  # the whole folder, or none of it
         state.export(opened, Path(part, "whole"), raw)

@@ -304,6 +304,62 @@ def test_a_folder_of_pictures(done, tmp_path):
     assert md.load_unet("run", "numpy").picture_shape == (8, 8, 3)
 
 
+def test_choices_of_a_training(done, refused, data, tmp_path):
+    """Each does something, is remembered, and can be made once."""
+    done("train", "data", "--out", "plain", "--steps", 4, *QUICK, "--batch-size", 4, "--warmup", 2)
+    choices = {
+        "accumulate": (2, 2, 4), "warmup": (3, 3, 2), "decay": ("none", "none", "cosine"), "pad-crop": (1, 1, 2),
+        "ema-half-life": (0.3, 0.5 ** (1 / 0.3), 3),
+    }  # fmt: skip
+    for option, (value, kept, other) in choices.items():
+        more = ["--warmup", 2] if option != "warmup" else []
+        done("train", "data", "--out", option, "--steps", 4, *QUICK, "--batch-size", 4, f"--{option}", value, *more)
+        name = {"ema-half-life": "ema"}.get(option, option.replace("-", "_"))
+        assert getattr(state.open_run(Path(option)).config, name) == kept
+        same = bytes_of(f"{option}/unet/{checkpoint.WEIGHTS}") == bytes_of(f"plain/unet/{checkpoint.WEIGHTS}")
+        assert not same
+        refused("train", "data", "--out", option, "--resume", f"--{option}", other, match=f"was started with {name}")
+        done("train", "data", "--out", option, "--resume", f"--{option}", value)
+    for option, value, match in (
+        ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"), ("decay", "linear", "choose cosine or none"),
+        ("pad-crop", 4, "--pad-crop 4: give less than the 4 pixels"), ("pad-crop", -1, "pad_crop = -1"),
+        ("ema-half-life", 0, "--ema-half-life 0: give 0.1 to 1e9 steps"), ("ema-half-life", "nan", "half-life nan"),
+        ("warmup", -1, "warmup = -1"), ("keep", 0, "'--keep'"),
+    ):  # fmt: skip
+        refused("train", "data", "--out", "no", f"--{option}", value, *QUICK, match=match)
+
+
+def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
+    (tmp_path / "pets").mkdir()
+    for i in range(4):
+        Image.effect_noise((4, 4), 50).save(tmp_path / "pets" / f"{i}.png")
+    done("train", "pets", "--out", "run", "--steps", 2, *SMALL)
+    (tmp_path / "pets" / "2.png").write_text("no picture")
+    refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as a picture")
+    refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as a picture")
+    out = done("train", "pets", "--out", "new", "--steps", 2, "--skip-bad", *SMALL)
+    assert "left out: pets/2.png: cannot be read as a picture" in out and "pets: 3 pictures" in out
+    assert "left out: pets/2.png" in done("train", "pets", "--out", "new", "--resume", "--steps", 3)  # remembered
+    out = done("train", "pets", "--out", "run", "--resume", "--steps", 3, "--skip-bad")
+    assert out.count("left out") == 1 and "Done: step 3" in out
+
+
+def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_path):
+    assert "measured on 10 of its own pictures" in done("train", "data", "--out", "one", "--steps", 1, *SMALL)
+    idx_set(tmp_path / "test", n=7)
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / "test" / f"train-{kind}-ubyte").rename(data / f"t10k-{kind}-ubyte")
+    assert "measured on 7 of the test split" in done("train", "data", "--out", "two", "--steps", 1, *SMALL)
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+    assert bytes_of("one/checkpoints.csv") != bytes_of("two/checkpoints.csv")
+    shutil.rmtree(tmp_path / "test")
+    idx_set(tmp_path / "test", height=8).joinpath("train-images-idx3-ubyte").rename(data / "t10k-images-idx3-ubyte")
+    (tmp_path / "test" / "train-labels-idx1-ubyte").rename(data / "t10k-labels-idx1-ubyte")
+    code = "data: its test pictures are (8, 4, 1), the others (4, 4, 1)"
+    with pytest.raises(md.MinidiffError, match=re.escape(code)):
+        begin.held_out(state.open_run(Path("one")), md.open_dataset("data"))
+
+
 def test_resume_goes_on(done, data, tmp_path):
     done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
     with pytest.MonkeyPatch.context() as patched:
@@ -777,6 +833,20 @@ def test_export(done, refused, trained):
     assert bytes_of(f"raw/unet/{checkpoint.WEIGHTS}") != bytes_of(f"average/unet/{checkpoint.WEIGHTS}")
     refused("export", "run", "average", match="average: is there already; choose a new folder")
     refused("export", "raw", "again", match="raw: holds no run")
+
+
+def test_the_best_checkpoint_can_be_exported(done, refused, trained, monkeypatch):
+    losses = iter([0.2, 0.1, 0.3])
+    monkeypatch.setattr(fit, "probe", lambda run, dataset: next(losses))
+    out = done("train", "data", "--out", "new", "--steps", 6, "--checkpoint-every", 2, "--keep", 1, *SMALL)
+    assert "step 4: loss" in out and ", of the average 0.1000; saved" in out
+    assert done("export", "new", "best", "--best") == "Wrote best, of step 4\n"
+    assert bytes_of(f"best/unet/{checkpoint.WEIGHTS}") != bytes_of(f"new/unet/{checkpoint.WEIGHTS}")
+    assert {path.name for path in Path("new/training").iterdir()} == {
+        "best.safetensors", "state.safetensors", "state-000006.safetensors",
+    }  # fmt: skip
+    (trained / "run" / "training" / "best.safetensors").unlink()
+    refused("export", "run", "none", "--best", match="run: holds no training/best.safetensors")
 
 
 def test_an_export_that_fails_leaves_nothing(refused, trained, monkeypatch):
