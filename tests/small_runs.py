@@ -82,9 +82,16 @@ def reopen(folder: Path) -> Run:
     return run
 
 
-def go_on(run: Run, checkpoint_every: int = 4, stop_at: int = 0, on_step=lambda stats: None, **more) -> None:
+def go_on(
+    run: Run,
+    checkpoint_every: int = 4,
+    stop_at: int = 0,
+    on_step=lambda stats: None,
+    dataset: Dataset | None = None,
+    **more,
+) -> None:
     """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
-    dataset = pictures(shape=run.unet.picture_shape)
+    dataset = dataset or pictures(shape=run.unet.picture_shape)
     with patch.object(fit, "draw_progress"):
         fit.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
 
