@@ -2,10 +2,8 @@
 
 import io
 import math
-import os
 import shlex
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +13,15 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import cli_edit
+from minidiff import cli_edit, cli_evaluate
 from minidiff.bench import cases, measure, report
 from minidiff.data import Dataset, pictures
-from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.options import Asked, Backend, Guidance, Net, Out, Seed, Threads
 from minidiff.runs import checkpoint, demo, drawing, machine, state
 from minidiff.runs.begin import resume_run, start_run
+from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.state import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
@@ -151,9 +149,7 @@ def sample_command(
     unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
     way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
-    if steps is None:
-        longest = most_steps(schedule, way)
-        steps = longest if way.name == "ddpm" else min(50, longest)
+    steps = drawing.usual_steps(schedule, way) if steps is None else steps
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
     model = drawing.insisting(run, unet, schedule, guidance)
@@ -180,7 +176,7 @@ def sample_command(
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
 
 
-for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between):
+for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):
     app.command()(command)
 
 
@@ -194,13 +190,10 @@ def export(
 
     DDPMPipeline.from_pretrained(OUT), or, of a run by class, UNet2DModel.from_pretrained(OUT, subfolder="unet").
     """
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise MinidiffError(f"{out}: is there already; choose a new folder")
+    check_new_folder(out)
     opened = state.open_run(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as part:  # the whole folder, or none of it
-        state.export(opened, Path(part, "whole"), raw)
-        os.rename(Path(part, "whole"), out)
+    with new_folder(out) as folder:
+        state.export(opened, folder, raw)
     console.print(f"Wrote {out}, of step {opened.step}")
 
 

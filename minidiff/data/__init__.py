@@ -8,6 +8,7 @@ from minidiff.errors import MinidiffError
 
 __all__ = ["Dataset", "open_dataset"]
 
+SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
 FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs or cifar10"
 
 
@@ -19,7 +20,7 @@ def open_dataset(
     data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), a
               folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
     size      the side to which a folder's pictures are cut; of other sets, the side they must have
-    split     "train" or "test"; cats_dogs and folders of pictures have only the first
+    split     "train" or "test"; folders of pictures have only the first
 
     A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
     for data that is none of these and for all that its reader refuses.
@@ -27,15 +28,16 @@ def open_dataset(
     dataset = _open(data, size, split, progress)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
-        raise MinidiffError(f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out")
+        raise MinidiffError(f"{data}: its pictures are {width}x{height}, not of size {size}; give no size")
     return dataset
 
 
 def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None) -> Dataset:
     """The built-in set of that name, else what lies at that path."""
     if data == "cats_dogs":
-        _refuse_test(data, split)
-        return cats_dogs.cats_dogs()
+        if split not in SPLITS:
+            raise _no_split(data, split)
+        return cats_dogs.cats_dogs(**SPLITS[split])
     if data == "cifar10":
         archive = cifar10.cache_dir() / cifar10.ARCHIVE
         if not archive.is_file():
@@ -56,10 +58,17 @@ def _at_path(path: str, size: int | None, split: str) -> Dataset:
         return idx.idx(path, split)
     if cifar10.is_cifar10(path):
         return cifar10.cifar10(path, split)
-    _refuse_test(path, split)
+    if split != "train":
+        raise _no_split(path, split)
     return folder.folder(path, size)
 
 
-def _refuse_test(data: str, split: str) -> None:
-    if split != "train":
-        raise MinidiffError(f"{data}: has no split {split!r}; leave the split out")
+def _no_split(data: str, split: str) -> MinidiffError:
+    return MinidiffError(f"{data}: has no split {split!r}; leave the split out")
+
+
+def has_test(data: str) -> bool:
+    """Whether it has pictures that are not to be trained on, the split "test"."""
+    if data in ("cats_dogs", "cifar10") or os.path.isfile(data):
+        return True
+    return idx.is_idx(data, ("test",)) or cifar10.has_test(data)

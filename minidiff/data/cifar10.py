@@ -53,6 +53,11 @@ def is_cifar10(folder: str | Path) -> bool:
     return any(os.path.exists(Path(folder) / name) for name in names)
 
 
+def has_test(folder: str | Path) -> bool:
+    """Whether a folder holds the batch to test with, or the folder of its batches does."""
+    return any(os.path.isfile(Path(folder) / name) for name in (*SPLITS["test"], f"{FOLDER}/{SPLITS['test'][0]}"))
+
+
 def cifar10(path: str | Path, split: str = "train") -> Dataset:
     """Reads the binary version from its .tar.gz, its folder, or the folder that holds that one.
 

@@ -28,11 +28,11 @@ CHUNK = 2**20
 DEFLATE_RATIO = 1032  # no gzip stream inflates to more than this times its own length
 
 
-def is_idx(folder: str | Path) -> bool:
-    """Whether a folder holds pictures in IDX, of either split."""
+def is_idx(folder: str | Path, splits: tuple[str, ...] = ("train", "test")) -> bool:
+    """Whether a folder holds pictures in IDX, of any of these splits."""
     return any(
-        os.path.isfile(Path(folder) / f"{prefix}-images-idx3-ubyte{suffix}")
-        for prefix in PREFIXES.values()
+        os.path.isfile(Path(folder) / f"{PREFIXES[split]}-images-idx3-ubyte{suffix}")
+        for split in splits
         for suffix in ("", ".gz")
     )
 

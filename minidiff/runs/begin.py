@@ -22,7 +22,7 @@ def start_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threa
     schedule = _schedule_of(given.pop("objective", SCHEDULE.prediction_type))
     config = TrainConfig(data, **given)
     threads = machine.use_threads(threads, config.backend)
-    dataset = _open(data, config.size)
+    dataset = open_data(data, config.size)
     classes = dataset.classes if by_class else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
@@ -49,7 +49,7 @@ def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, thre
     config = replace(run.config, steps=given.get("steps", run.config.steps), threads=threads)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset = _open(data, config.size)
+    dataset = open_data(data, config.size)
     if dataset.shape != run.unet.picture_shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
     if run.config.classes and dataset.classes != run.config.classes:
@@ -67,7 +67,7 @@ def _schedule_of(objective: str) -> AnySchedule:
     return continuous.get(objective) or cosine_schedule(len(SCHEDULE), objective)
 
 
-def _open(data: str, size: int | None) -> Dataset:
+def open_data(data: str, size: int | None) -> Dataset:
     """The set, with a bar if it has to be downloaded."""
     with ExitStack() as shown:
         bar = bar_of(transient=True)

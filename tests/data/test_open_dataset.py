@@ -68,7 +68,7 @@ def test_cats_dogs(monkeypatch):
     assert open_dataset("cats_dogs") is drawn
     assert open_dataset("cats_dogs", size=32) is drawn
     refused(": its pictures are 32x32, not of size 64", "cats_dogs", size=64)
-    refused(": has no split 'test'", "cats_dogs", split="test")
+    refused(": has no split 'valid'", "cats_dogs", split="valid")
 
 
 def test_cifar10_is_downloaded_once(cache):
