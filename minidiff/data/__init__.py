@@ -28,7 +28,9 @@ def open_dataset(
     dataset = _open(data, size, split, progress)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
-        raise MinidiffError(f"{data}: its pictures are {width}x{height}, not of size {size}; give no size")
+        raise MinidiffError(
+            f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out, or choose other data"
+        )
     return dataset
 
 

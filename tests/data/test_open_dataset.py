@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minidiff.data import Dataset, cats_dogs, cifar10, open_dataset
+from minidiff.data import Dataset, cats_dogs, cifar10, has_test, open_dataset
 from minidiff.errors import MinidiffError
 
 RECORDS = bytes(3073 * 2)
@@ -69,6 +69,31 @@ def test_cats_dogs(monkeypatch):
     assert open_dataset("cats_dogs", size=32) is drawn
     refused(": its pictures are 32x32, not of size 64", "cats_dogs", size=64)
     refused(": has no split 'valid'", "cats_dogs", split="valid")
+
+
+def test_cats_dogs_has_other_pictures_to_test_with():
+    """Of as many classes; not one of them is drawn for training."""
+    train, test = open_dataset("cats_dogs"), open_dataset("cats_dogs", split="test")
+    assert len(test) == 4000 and abs(test.labels.mean() - 0.5) < 4 * 0.5 / 4000**0.5
+    first = train.take(np.arange(20)), test.take(np.arange(20))
+    assert not any((a == b).all() for a in first[0] for b in first[1])
+
+
+def test_which_sets_can_be_tested_with(tmp_path):
+    assert has_test("cats_dogs") and has_test("cifar10") and not has_test("missing")
+    for name in ("idx", "cifar", "pictures"):
+        (tmp_path / name).mkdir()
+    write_idx(tmp_path / "idx", "train")
+    assert not has_test(str(tmp_path / "idx"))
+    write_idx(tmp_path / "idx", "t10k")
+    assert has_test(str(tmp_path / "idx"))
+    batches = tmp_path / "cifar" / "cifar-10-batches-bin"
+    write_cifar10(batches)
+    assert has_test(str(tmp_path / "cifar")) and has_test(str(batches))
+    (batches / "test_batch.bin").unlink()
+    assert not has_test(str(tmp_path / "cifar")) and not has_test(str(batches))
+    (tmp_path / "c.tar.gz").write_bytes(archive_bytes())
+    assert has_test(str(tmp_path / "c.tar.gz")) and not has_test(str(tmp_path / "pictures"))
 
 
 def test_cifar10_is_downloaded_once(cache):
