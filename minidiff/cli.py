@@ -1,9 +1,7 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
 import io
-import os
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +11,14 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import cli_edit, cli_train
+from minidiff import cli_edit, cli_evaluate, cli_train
 from minidiff.bench import cases, measure, report
 from minidiff.data import pictures
-from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.options import Asked, Backend, Guidance, Net, Out, Seed, Threads
 from minidiff.runs import checkpoint, demo, drawing, machine, state
+from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
 from minidiff.runs.train import SCHEDULE
 
@@ -114,9 +112,7 @@ def sample_command(
     unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
     way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
-    if steps is None:
-        longest = most_steps(schedule, way)
-        steps = longest if way.name == "ddpm" else min(50, longest)
+    steps = drawing.usual_steps(schedule, way) if steps is None else steps
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
     model = drawing.insisting(run, unet, schedule, guidance)
@@ -143,7 +139,7 @@ def sample_command(
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
 
 
-for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between):
+for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):
     app.command()(command)
 
 
@@ -158,13 +154,10 @@ def export(
 
     DDPMPipeline.from_pretrained(OUT), or, of a run by class, UNet2DModel.from_pretrained(OUT, subfolder="unet").
     """
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise MinidiffError(f"{out}: is there already; choose a new folder")
+    check_new_folder(out)
     opened = state.open_best(run) if best else state.open_run(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as part:  # the whole folder, or none of it
-        state.export(opened, Path(part, "whole"), raw)
-        os.rename(Path(part, "whole"), out)
+    with new_folder(out) as folder:
+        state.export(opened, folder, raw)
     console.print(f"Wrote {out}, of step {opened.step}")
 
 
