@@ -29,11 +29,21 @@ def whole(tmp_path_factory):
     return folder
 
 
+class Lost(Exception):
+    """The process ended, and with it all that was in memory."""
+
+
 @pytest.fixture
 def stopped(tmp_path):
     """A run that lost what came after its checkpoint of step 9."""
     folder = tmp_path / "run"
-    go_on(new_run(folder, STEPS), 3, stop_at=9)
+
+    def lose(stats):
+        if stats.step == 10:
+            raise Lost
+
+    with pytest.raises(Lost):
+        go_on(new_run(folder, STEPS), 3, on_step=lose)
     return folder
 
 
@@ -191,13 +201,20 @@ def test_a_best_that_is_damaged_or_of_a_forgotten_future(stopped, monkeypatch):
         state.open_best(stopped)
 
 
+def test_what_is_saved_in_haste_is_not_measured(tmp_path):
+    """Ctrl-C asks for an end. The state is kept, the best is another."""
+    go_on(new_run(tmp_path, STEPS), 3, stop_at=7)
+    assert list(read_losses(tmp_path)) == [3, 6] and list(states(tmp_path)) == [6, 7]
+    assert step_of(best_file(tmp_path)) == 6
+
+
 # What it is measured by
 
 
 def test_the_probe_is_the_loss_of_the_average(tmp_path):
     """On the whole of a small set, at times and noise of its own, without dropout; twice the same, nothing changed."""
-    run = new_run(tmp_path, dropout=0.5)
-    go_on(run, stop_at=4)
+    run = new_run(tmp_path, 4, dropout=0.5)
+    go_on(run)
     own, average, dataset = run.optimizer.p.copy(), run.optimizer.ema.copy(), pictures()
     measured = probe(run, dataset)
     assert measured == probe(run, dataset) == read_losses(tmp_path)[4]
@@ -239,7 +256,7 @@ def test_the_probe_asks_by_class_and_weighs_as_the_run(tmp_path, monkeypatch):
 
 def test_the_probe_measures_what_it_is_given(tmp_path):
     other = pictures(shape=(4, 4, 1), n=3)
-    go_on(run := new_run(tmp_path), stop_at=4, probed=other)
+    go_on(run := new_run(tmp_path, 4), probed=other)
     assert read_losses(tmp_path)[4] == probe(run, other) != probe(run, pictures())
 
 
