@@ -186,6 +186,25 @@ def test_the_best_stays_when_its_step_is_long_gone(tmp_path, monkeypatch, losses
     np.testing.assert_array_equal(list(read_losses(tmp_path).values()), losses)
 
 
+def test_the_best_before_is_given_up_last(tmp_path, monkeypatch):
+    """Lost after its first link, a checkpoint that is the best yet is the newest, and the best once it is settled."""
+    values, links, link = iter([0.2, 0.3, 0.3, 0.1]), [], kept.link
+
+    def lost(source, target):
+        if links and "12" in source.name:
+            raise Lost
+        link(source, target)
+        links.extend(["once"] * ("12" in source.name))
+
+    monkeypatch.setattr("minidiff.runs.fit.probe", lambda run, dataset: next(values))
+    with monkeypatch.context() as patched, pytest.raises(Lost):
+        patched.setattr(kept, "link", lost)
+        go_on(new_run(tmp_path, STEPS), 3, keep=1)
+    assert step_of(best_file(tmp_path)) == 3
+    reopen(tmp_path)
+    assert step_of(best_file(tmp_path)) == best_by_hand(tmp_path) == 12
+
+
 def test_a_best_that_is_damaged_or_of_a_forgotten_future(stopped, monkeypatch):
     damage(best_file(stopped), copies=True)
     reopen(stopped)
