@@ -14,7 +14,7 @@ from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.errors import MinidiffError
 from minidiff.runs import probe as probing
 from minidiff.runs import state
-from minidiff.runs.kept import best_file, read_losses, state_file, step_file
+from minidiff.runs.kept import best_file, link, read_losses, state_file, step_file
 from minidiff.runs.kept import kept as states
 from minidiff.runs.probe import probe
 
@@ -188,17 +188,18 @@ def test_the_best_stays_when_its_step_is_long_gone(tmp_path, monkeypatch, losses
 
 def test_the_best_before_is_given_up_last(tmp_path, monkeypatch):
     """Lost after its first link, a checkpoint that is the best yet is the newest, and the best once it is settled."""
-    values, links, link = iter([0.2, 0.3, 0.3, 0.1]), [], kept.link
+    values, done = iter([0.2, 0.3, 0.3, 0.1]), []
 
     def lost(source, target):
-        if links and "12" in source.name:
+        if source.name in done:
             raise Lost
         link(source, target)
-        links.extend(["once"] * ("12" in source.name))
+        if source == step_file(tmp_path, 12):
+            done.append(source.name)
 
     monkeypatch.setattr("minidiff.runs.fit.probe", lambda run, dataset: next(values))
     with monkeypatch.context() as patched, pytest.raises(Lost):
-        patched.setattr(kept, "link", lost)
+        patched.setattr("minidiff.runs.kept.link", lost)
         go_on(new_run(tmp_path, STEPS), 3, keep=1)
     assert step_of(best_file(tmp_path)) == 3
     reopen(tmp_path)
