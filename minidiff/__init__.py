@@ -6,6 +6,7 @@ for t, x_t, x0_hat in md.sample(unet, md.load_schedule("runs/cats"), (64, 32, 32
 """
 
 from minidiff.data import open_dataset
+from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.editing import filling_in, redraw, slerp
 from minidiff.diffusion.forward import q_posterior, q_sample
@@ -35,9 +36,9 @@ from minidiff.runs.train import train, train_step
 
 __all__ = [
     "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
-    "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided", "linear_schedule",
-    "load_sampler", "load_schedule", "load_unet", "min_snr_weight", "no_grad", "open_dataset", "p_sample",
-    "q_posterior", "q_sample", "redraw", "rescale_zero_terminal_snr", "sample", "save_unet",
+    "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided",
+    "linear_schedule", "load_sampler", "load_schedule", "load_unet", "min_snr_weight", "no_grad", "open_dataset",
+    "p_sample", "q_posterior", "q_sample", "redraw", "rescale_zero_terminal_snr", "sample", "save_unet",
     "scaled_linear_schedule", "sigmoid_schedule", "slerp", "torch_generator", "train", "train_step",
     "training_loss",
 ]  # fmt: skip

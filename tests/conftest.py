@@ -2,12 +2,15 @@
 
 import pytest
 import which_cupy  # noqa: F401  (before anything asks for CuPy)
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 from minidiff.engine.backend import Backend, get_backend
 
 BACKENDS = ("numpy", "numba", "cupy")
 
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 threadpool_limits(1, "blas")  # NumPy's products are small here, and threads that wait for them spin
 
 

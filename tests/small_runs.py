@@ -56,17 +56,26 @@ def pictures(n: int = 10, shape: tuple[int, int, int] = (4, 4, 1)) -> Dataset:
     return from_arrays("noise", rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.zeros(n, int), ("noise",))
 
 
-def idx_set(folder: Path, n: int = 10, height: int = 4, width: int = 4) -> Path:
+def idx_set(folder: Path, n: int = 10, height: int = 4, width: int = 4, prefix: str = "train") -> Path:
     """A folder of IDX files, which is the smallest set that the command line takes."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(1)
     for name, a in {
         "images-idx3": rng.integers(0, 256, (n, height, width), dtype=np.uint8),
         "labels-idx1": rng.integers(0, 10, n, dtype=np.uint8),
     }.items():
         header = bytes([0, 0, 8, a.ndim]) + struct.pack(f">{a.ndim}I", *a.shape)
-        (folder / f"train-{name}-ubyte").write_bytes(header + a.tobytes())
+        (folder / f"{prefix}-{name}-ubyte").write_bytes(header + a.tobytes())
     return folder
+
+
+def bars(n: int, seed: int = 0, channels: int = 1) -> Dataset:
+    """Bars that lie or stand, anywhere in a noisy picture: two classes that can be told apart."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 120, (n, 8, 8, channels), dtype=np.uint8), rng.integers(0, 2, n)
+    for picture, stands, at in zip(images, labels, rng.integers(0, 8, n), strict=True):
+        (picture[:, at] if stands else picture[at])[:] += 120
+    return from_arrays("bars", images, labels, ("lying", "standing"))
 
 
 def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> Run:
@@ -82,11 +91,18 @@ def reopen(folder: Path) -> Run:
     return run
 
 
-def go_on(run: Run, checkpoint_every: int = 4, stop_at: int = 0, on_step=lambda stats: None) -> None:
+def go_on(
+    run: Run,
+    checkpoint_every: int = 4,
+    stop_at: int = 0,
+    on_step=lambda stats: None,
+    dataset: Dataset | None = None,
+    **more,
+) -> None:
     """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
-    dataset = pictures(shape=run.unet.picture_shape)
+    dataset = dataset or pictures(shape=run.unet.picture_shape)
     with patch.object(fit, "draw_progress"):
-        fit.fit(run, dataset, checkpoint_every, on_step, lambda step: None, lambda: run.step == stop_at)
+        fit.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
 
 
 def rows(folder: Path) -> list[str]:
@@ -111,10 +127,21 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def contents(run: Path) -> dict[str, object]:
-    """The same of a run's folder, its state read: the order of the metadata in the file is not fixed."""
+    """The same of a run's folder, its state read: the order of the metadata in the file is not fixed.
+
+    Without what tells of the checkpoints on the way: two runs that are the same may have been saved at other steps.
+    """
     tensors, metadata = read_safetensors(state.state_file(run))
     numbers = {name: a.tobytes() for name, a in tensors.items()}
-    return {**tree(run), "training/state.safetensors": (numbers, metadata)}
+    kept = {name: a for name, a in tree(run).items() if not name.startswith(("training/", "checkpoints"))}
+    return {**kept, "training/state.safetensors": (numbers, metadata)}
+
+
+def kept_states(run: Path) -> dict[str, tuple]:
+    """What checkpoints left behind: every state's step and numbers, and the table of their losses."""
+    states = {path.name: read_safetensors(path) for path in (run / "training").glob("*.safetensors")}
+    read = {name: (metadata["step"], tensors["p"].tobytes()) for name, (tensors, metadata) in states.items()}
+    return {**read, "losses": (run / "checkpoints.csv").read_text()}
 
 
 def kill_at(event: int) -> None:

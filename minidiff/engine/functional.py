@@ -218,6 +218,22 @@ def avg_pool(x: Tensor) -> Tensor:
     return AvgPool()(x)
 
 
+class MeanPixel(Function):
+    def forward(self, x):
+        self.shape = x.shape
+        return x.mean((1, 2))
+
+    def backward(self, dy):
+        N, H, W, C = self.shape
+        dx = dy.reshape(N, 1, 1, C) / (H * W)
+        return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
+
+
+def mean_pixel(x: Tensor) -> Tensor:
+    """The mean over all pixels: (N, H, W, C) -> (N, C)."""
+    return MeanPixel()(x)
+
+
 class Concat(Function):
     def forward(self, a, b):
         self.channels = a.shape[-1]
@@ -288,29 +304,3 @@ def dropout(x: Tensor, p: float, rng=None) -> Tensor:
         return x
     keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)
     return mul(x, Tensor(keep / np.float32(1 - p), x.backend))
-
-
-class MSE(Function):
-    def __init__(self, target, weight):
-        self.target, self.weight = target, weight
-
-    def forward(self, prediction):
-        self.error = prediction - self.backend.asarray(self.target)
-        self.weighted = self.error if self.weight is None else self.error * self.backend.asarray(self.weight)
-        return (self.error * self.weighted).mean()
-
-    def backward(self, dy):
-        return (self.weighted * (dy * 2 / self.error.size),)
-
-
-def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
-    """The mean of weight (prediction - target)^2 over all numbers; a scalar.
-
-    weight: (N, 1, 1, ...), one number a picture; 1 if not given.
-    Raises ValueError if a shape does not fit: broadcasting would hide a mistake.
-    """
-    if prediction.shape != target.shape:
-        raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
-    if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
-        raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}; give (N, 1, 1, ...)")
-    return MSE(target, weight)(prediction)

@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 
 from minidiff.data.pictures import check_place, load, to_float
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
@@ -116,6 +118,12 @@ def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) 
     if len(load_classes(folder)) != unet.config.num_class_embeds - 1:
         raise MinidiffError(f"{folder}: has no classes.json of all its classes but the last; leave --guidance out")
     return guided(model, unet.config.num_class_embeds - 1, guidance)
+
+
+def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:
+    """How many steps a walk has if nobody says: 50; of ddpm, as many as there are."""
+    longest = most_steps(schedule, sampler)
+    return longest if sampler.name == "ddpm" else min(50, longest)
 
 
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:

@@ -102,6 +102,4 @@ class _Checked:
         self.kernel(grid, block, arguments, shared_mem=shared_mem)
 
 
-cuda = types.SimpleNamespace(
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: None)
-)
+cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: None))

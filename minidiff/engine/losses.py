@@ -1,0 +1,60 @@
+"""What training makes small, differentiable as the rest."""
+
+import numpy as np
+
+from minidiff.engine.tensor import Function, Tensor
+
+
+class MSE(Function):
+    def __init__(self, target, weight):
+        self.target, self.weight = target, weight
+
+    def forward(self, prediction):
+        self.error = prediction - self.backend.asarray(self.target)
+        self.weighted = self.error if self.weight is None else self.error * self.backend.asarray(self.weight)
+        return (self.error * self.weighted).mean()
+
+    def backward(self, dy):
+        return (self.weighted * (dy * 2 / self.error.size),)
+
+
+def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
+    """The mean of weight (prediction - target)^2 over all numbers; a scalar.
+
+    weight: (N, 1, 1, ...), one number a picture; 1 if not given.
+    Raises ValueError if a shape does not fit: broadcasting would hide a mistake.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
+    if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
+        raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}; give (N, 1, 1, ...)")
+    return MSE(target, weight)(prediction)
+
+
+class CrossEntropy(Function):
+    def __init__(self, labels):
+        self.labels = labels
+
+    def forward(self, logits):
+        shifted = logits - logits.max(1, keepdims=True)
+        log_p = shifted - self.backend.xp.log(self.backend.xp.exp(shifted).sum(1, keepdims=True))  # (N, K)
+        self.log_p, self.rows = log_p, self.backend.xp.arange(len(logits))
+        return -log_p[self.rows, self.labels].mean()
+
+    def backward(self, dy):
+        dx = self.backend.xp.exp(self.log_p)
+        dx[self.rows, self.labels] -= 1
+        return (dx * (dy / len(dx)),)
+
+
+def cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:
+    """The mean of -log softmax(logits[n])[labels[n]]; a scalar.
+
+    logits (N, K), labels (N,) integers. Raises ValueError if a shape does not fit, IndexError unless 0 <= label < K.
+    """
+    labels = np.asarray(labels)
+    if len(logits.shape) != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(f"cross_entropy: logits {logits.shape} and labels {labels.shape} {labels.dtype} do not fit")
+    if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
+        raise IndexError(f"cross_entropy: labels {labels.min()}..{labels.max()} for {logits.shape[1]} classes")
+    return CrossEntropy(labels)(logits)
