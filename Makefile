@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak docs bench ladder endurance clean
+.PHONY: demo test test-gpu soak docs bench ladder endurance clean
 
 demo: .venv/installed
 	$(BIN)/minidiff demo
@@ -13,6 +13,16 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU of NVIDIA's: the tests of every kernel again, with CuPy itself; out-of-range accesses and races,
+# where CUDA's own tool for them is there.
+test-gpu: .venv/installed-test
+	$(BIN)/pip install --quiet --editable '.[test,gpu]'
+	MINIDIFF_TEST_GPU=1 $(BIN)/python -m pytest tests/kernels tests/engine tests/parity/test_training.py -k "cupy or tf32"
+	@if command -v compute-sanitizer; then for tool in memcheck racecheck synccheck; do \
+	  MINIDIFF_TEST_GPU=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -x \
+	    tests/kernels/test_tf32.py tests/kernels/test_norm.py tests/kernels/test_resample.py -k "cupy or tf32" || exit 1; \
+	done; fi
 
 soak: .venv/installed-test
 	$(BIN)/python -m pytest -m soak

@@ -174,13 +174,17 @@ def train(
 
     batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. A step whose gradient is not finite is
     skipped: it changes no weight, and its StepStats tells of it.
-    Raises MinidiffError, with the step, when that is so ten times in a row.
+    Raises MinidiffError, with the step, when that is so ten times in a row, and if memory does not suffice.
     """
     for x0, cond in batches:
         step = optimizer.step_count + 1
         optimizer.lr = config.rate(step)
         rng = np.random.default_rng([config.seed, step])
-        stats = train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        try:
+            stats = train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        except MemoryError:  # CuPy's, too
+            remedy = f"start a new run with --batch-size {max(len(x0) // 2, 1)}"
+            raise MinidiffError(f"step {step}: there is no memory for {len(x0)} pictures at a time; {remedy}") from None
         if optimizer.skipped >= MOST_SKIPPED:
             raise MinidiffError(
                 f"step {step}: the gradient was not finite {optimizer.skipped} times in a row (now the loss is "

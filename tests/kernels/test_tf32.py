@@ -17,8 +17,8 @@ CASES = [
     conv((2, 7, 9, 5), (17, 3, 3, 5), stride=2, pad=(0, 1, 0, 1), add="temb"),
 ]
 
-# Cutting to ten bits makes a factor smaller by up to 2^-10 of it, by 1 / sqrt(3) of that in the root of the mean square.
-# A product has two factors; both errors have one sign, so that they add up at most as numbers do.
+# Cutting to ten bits makes a factor smaller by up to 2^-10 of it, by 1 / sqrt(3) of that in the root of the mean
+# square. A product has two factors; both errors have one sign, so that they add up at most as numbers do.
 CUT = 2**-10 * 2 / 3**0.5
 
 
