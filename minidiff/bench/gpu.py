@@ -119,8 +119,12 @@ def _recorded_by_cupy(run: Callable, cupy: Any) -> Callable[[], None]:
         run()  # the stream's own pool takes its memory now: it must not while a graph is recorded
         stream.synchronize()
         stream.begin_capture()
-        kept = run()
-        graph = stream.end_capture()
+        try:
+            kept = run()
+        except NotImplementedError:  # CuPy's cuBLAS, which attention with wide heads needs, cannot be recorded
+            return run
+        finally:
+            graph = stream.end_capture()
 
     def replay(kept=kept):
         graph.launch(stream)
