@@ -72,7 +72,7 @@ def evaluate(
     subject: Subject, real: Real, judge: Judge, seed: int, threads: int
 ) -> tuple[dict[str, Any], np.ndarray, Image.Image]:
     """The report, which is what figures.json holds; the pictures; the sheet of those closest to a training picture."""
-    images = with_bar("drawing", subject.ticks, subject.draw)
+    images = with_bar("drawing", subject.ticks, subject.draw) if subject.ticks else subject.draw(lambda: None)
     seen, baseline, reference = map(judge.look, (images, pictures_of(real.baseline), pictures_of(real.reference)))
     bits = None if subject.model is None else bits_of(subject, real.baseline, seed)
     machine.use_threads(threads, "numpy")  # whose products are all that is left to do
