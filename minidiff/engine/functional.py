@@ -83,6 +83,25 @@ def silu(x: Tensor) -> Tensor:
     return SiLU()(x)
 
 
+class GELU(Function):
+    def forward(self, x):
+        self.x = x
+        return self.backend.gelu(x)
+
+    def backward(self, dy):
+        return (self.backend.gelu_backward(dy, self.x),)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), Phi being the distribution function of a normal number."""
+    return GELU()(x)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x): what CLIP took for gelu."""
+    return affine(silu(affine(x, 1.702)), 1 / 1.702)
+
+
 class Conv2d(Function):
     def __init__(self, stride, pad):
         self.stride, self.pad = stride, pad
@@ -170,24 +189,27 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 class Attention(Function):
+    def __init__(self, causal):
+        self.causal = causal
+
     def forward(self, q, k, v):
-        o, lse = self.backend.attention(q, k, v)
+        o, lse = self.backend.attention(q, k, v, self.causal)
         self.saved = q, k, v, o, lse
         return o
 
     def backward(self, dy):
-        return self.backend.attention_backward(dy, *self.saved)
+        return self.backend.attention_backward(dy, *self.saved, self.causal)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D).
 
-    Raises ValueError if the shapes do not fit.
+    causal: query t sees the keys up to t alone. Raises ValueError if the shapes do not fit.
     """
     (N, _, *head), (M, _, *head_k) = q.shape, k.shape
     if N != M or head != head_k or k.shape != v.shape:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
-    return Attention()(q, k, v)
+    return Attention(causal)(q, k, v)
 
 
 class UpsampleNearest(Function):
