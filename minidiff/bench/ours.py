@@ -11,7 +11,7 @@ import numpy as np
 from minidiff_kernels.cpu import conv as cpu_conv
 
 from minidiff.engine.backend import Backend
-from minidiff.engine.functional import mse
+from minidiff.engine.losses import mse
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.models.unet import UNet, timestep_embedding

@@ -8,7 +8,7 @@ import numpy as np
 from minidiff.diffusion.continuous import SIGMA_DATA
 from minidiff.diffusion.forward import q_sample, target
 from minidiff.diffusion.schedule import AnySchedule, snr
-from minidiff.engine.functional import mse
+from minidiff.engine.losses import mse
 from minidiff.engine.tensor import Tensor
 
 

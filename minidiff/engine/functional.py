@@ -69,37 +69,26 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return Reshape(shape)(x)
 
 
-class SiLU(Function):
+class Pointwise(Function):
+    def __init__(self, op):
+        self.op = op
+
     def forward(self, x):
         self.x = x
-        return self.backend.silu(x)
+        return getattr(self.backend, self.op)(x)
 
     def backward(self, dy):
-        return (self.backend.silu_backward(dy, self.x),)
+        return (getattr(self.backend, f"{self.op}_backward")(dy, self.x),)
 
 
 def silu(x: Tensor) -> Tensor:
     """x sigmoid(x)."""
-    return SiLU()(x)
-
-
-class GELU(Function):
-    def forward(self, x):
-        self.x = x
-        return self.backend.gelu(x)
-
-    def backward(self, dy):
-        return (self.backend.gelu_backward(dy, self.x),)
+    return Pointwise("silu")(x)
 
 
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x), Phi being the distribution function of a normal number."""
-    return GELU()(x)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): what CLIP took for gelu."""
-    return affine(silu(affine(x, 1.702)), 1 / 1.702)
+    return Pointwise("gelu")(x)
 
 
 class Conv2d(Function):
@@ -310,29 +299,3 @@ def dropout(x: Tensor, p: float, rng=None) -> Tensor:
         return x
     keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)
     return mul(x, Tensor(keep / np.float32(1 - p), x.backend))
-
-
-class MSE(Function):
-    def __init__(self, target, weight):
-        self.target, self.weight = target, weight
-
-    def forward(self, prediction):
-        self.error = prediction - self.backend.asarray(self.target)
-        self.weighted = self.error if self.weight is None else self.error * self.backend.asarray(self.weight)
-        return (self.error * self.weighted).mean()
-
-    def backward(self, dy):
-        return (self.weighted * (dy * 2 / self.error.size),)
-
-
-def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
-    """The mean of weight (prediction - target)^2 over all numbers; a scalar.
-
-    weight: (N, 1, 1, ...), one number a picture; 1 if not given.
-    Raises ValueError if a shape does not fit: broadcasting would hide a mistake.
-    """
-    if prediction.shape != target.shape:
-        raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
-    if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
-        raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}; give (N, 1, 1, ...)")
-    return MSE(target, weight)(prediction)

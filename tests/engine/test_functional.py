@@ -9,6 +9,8 @@ import torch.nn.functional as T
 from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, nhwc
 
 from minidiff.engine import functional as F
+from minidiff.engine import losses
+from minidiff.engine.losses import mse
 from minidiff.engine.tensor import Tensor
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
@@ -38,7 +40,7 @@ def layer_norm(x, weight, bias):
     return T.layer_norm(x, weight.shape, weight, bias)
 
 
-def mse(prediction, weight=None):
+def squared(prediction, weight=None):
     error = (prediction - torch.tensor(TARGET)) ** 2
     return (error if weight is None else error * torch.tensor(weight)).mean()
 
@@ -78,14 +80,13 @@ LINES = [
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
     ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
-    ("quick_gelu", F.quick_gelu, lambda x: x * torch.sigmoid(1.702 * x), {"x": X}),
     ("upsample_nearest", F.upsample_nearest, lambda x: nhwc(T.interpolate(nchw(x), scale_factor=2)), {"x": X}),
     ("avg_pool", F.avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
     ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
-    ("mse", partial(F.mse, target=TARGET), mse, {"prediction": X}),
-    ("mse, weighted", partial(F.mse, target=TARGET, weight=WEIGHT), partial(mse, weight=WEIGHT), {"prediction": X}),
+    ("mse", partial(mse, target=TARGET), squared, {"prediction": X}),
+    ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared, weight=WEIGHT), {"prediction": X}),
 ]  # fmt: skip
 CASES = [
     differentiable(label, ours, theirs, CONV_FLOOR if label.startswith(("conv", "linear")) else FLOOR, **inputs)
@@ -100,7 +101,12 @@ def test_function_equals_torch(backend, case):
 
 def test_every_function_stands_in_the_table():
     """Those that are not compared with torch have a test of their own below."""
-    public = {name for name, f in vars(F).items() if getattr(f, "__module__", "") == F.__name__ and name[0].islower()}
+    public = {
+        name
+        for module in (F, losses)
+        for name, f in vars(module).items()
+        if getattr(f, "__module__", "") == module.__name__ and name[0].islower()
+    }
     assert public - {str(case).partition(",")[0] for case in CASES} == {"reshape", "dropout"}
 
 
@@ -146,8 +152,8 @@ WRONG = {
     "group_norm: weight": lambda t: F.group_norm(t(2, 3, 6), t(1), t(6), 3, 1e-5),
     "attention: q": lambda t: F.attention(t(2, 5, 2, 3), t(2, 4, 2, 3), t(2, 5, 2, 3)),
     "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
-    "mse: prediction": lambda t: F.mse(t(2, 3), draw(1, 3)),
-    "mse: weight": lambda t: F.mse(t(2, 3), draw(2, 3), draw(4, 2, 1)),
+    "mse: prediction": lambda t: mse(t(2, 3), draw(1, 3)),
+    "mse: weight": lambda t: mse(t(2, 3), draw(2, 3), draw(4, 2, 1)),
     "cannot reshape": lambda t: F.linear(t(2, 3), t(5, 4)),
 }
 

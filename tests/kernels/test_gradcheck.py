@@ -11,6 +11,7 @@ from against_torch import draw
 
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
+from minidiff.engine.losses import mse
 from minidiff.engine.tensor import Function, Tensor, no_grad
 from minidiff.models import unet
 from minidiff.models.config import UNetConfig
@@ -64,14 +65,13 @@ OPS = {
     "attention": (F.attention, [HEADS, (2, 4, 2, 3), (2, 4, 2, 3)]),
     "attention, causal": (lambda q, k, v: F.attention(q, k, v, causal=True), [HEADS, HEADS, HEADS]),
     "gelu": (F.gelu, [(3, 7)]),
-    "quick_gelu": (F.quick_gelu, [(3, 7)]),
     "upsample_nearest": (F.upsample_nearest, [PICTURE]),
     "avg_pool": (F.avg_pool, [(2, 6, 4, 3)]),
     "split": (lambda x: F.mul(*F.split(x)), [PICTURE]),
     "concat": (F.concat, [PICTURE, (2, 5, 4, 3)]),
     "embedding": (lambda table: F.embedding(table, np.array([1, 3, 1])), [(4, 5)]),
     "dropout": (lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [(4, 6)]),
-    "mse": (lambda x: F.mse(x, draw(2, 3, 1, 1), draw(2, 1, 1, 1) ** 2), [(2, 3, 1, 1)]),
+    "mse": (lambda x: mse(x, draw(2, 3, 1, 1), draw(2, 1, 1, 1) ** 2), [(2, 3, 1, 1)]),
 }
 
 
