@@ -5,7 +5,7 @@ Attributes are named as diffusers names them, so the keys of a checkpoint are th
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,34 +13,17 @@ from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.tensor import Tensor
 
+Make = Callable[[], Callable[..., Tensor]]  # makes a layer
 
-class BlockConfig(Protocol):
-    """What a residual block wants to know of its network."""
 
-    @property
-    def norm_num_groups(self) -> int:
-        """Groups of every normalisation."""
-        ...
+class Kind(NamedTuple):
+    """What all residual blocks of a network have in common."""
 
-    @property
-    def norm_eps(self) -> float:
-        """Keeps their variance from zero."""
-        ...
-
-    @property
-    def time_embed_dim(self) -> int | None:
-        """Channels of the time embedding; None: there is no time."""
-        ...
-
-    @property
-    def scale_shift(self) -> bool:
-        """Whether the time scales and shifts."""
-        ...
-
-    @property
-    def dropout(self) -> float:
-        """The probability of zero."""
-        ...
+    groups: int  # of the normalisations
+    eps: float  # keeps their variance from zero
+    temb: int | None = None  # channels of the time embedding, if there is one
+    scale_shift: bool = False  # whether the time scales and shifts
+    dropout: float = 0.0  # the probability of zero
 
 
 def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_shift: float) -> np.ndarray:
@@ -69,20 +52,20 @@ class TimestepEmbedding(Module):
 class ResnetBlock(Module):
     """Norm, SiLU, conv, the time; norm, SiLU, dropout, conv; + x: (N, H, W, inputs) -> (N, H, W, outputs).
 
-    The time is added, or scales and shifts what norm2 gives (Dhariwal & Nichol 2021, section 3), as cfg says; or
+    The time is added, or scales and shifts what norm2 gives (Dhariwal & Nichol 2021, section 3), as its kind says; or
     there is none.
     resample   F.avg_pool or F.upsample_nearest: what halves or doubles H and W, of x too, before the first conv
     """
 
-    def __init__(self, inputs: int, outputs: int, cfg: BlockConfig, rng, backend: str, resample=None):
-        groups, eps, temb = cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim
+    def __init__(self, inputs: int, outputs: int, kind: Kind, rng, backend: str, resample=None):
+        groups, eps, temb = kind.groups, kind.eps, kind.temb
         self.norm1 = GroupNorm(groups, inputs, eps, backend)
         self.conv1 = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj = Linear(temb, outputs * (2 if cfg.scale_shift else 1), rng, backend) if temb else None
+        self.time_emb_proj = Linear(temb, outputs * (2 if kind.scale_shift else 1), rng, backend) if temb else None
         self.norm2 = GroupNorm(groups, outputs, eps, backend)
         self.conv2 = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
         self.conv_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
-        self.scale_shift, self.dropout, self.resample = cfg.scale_shift, cfg.dropout, resample
+        self.scale_shift, self.dropout, self.resample = kind.scale_shift, kind.dropout, resample
 
     def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None) -> Tensor:
         h = self.norm1(x, silu=True)
@@ -137,13 +120,13 @@ class DownBlock(Module):
     def __init__(
         self,
         widths: list[int],
-        cfg: BlockConfig,
+        kind: Kind,
         rng,
         backend: str,
-        attend: Callable[[], Module] | None = None,
-        halve: Callable[[], Module] | None = None,
+        attend: Make | None = None,
+        halve: Make | None = None,
     ):
-        self.resnets = [ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
+        self.resnets = [ResnetBlock(i, o, kind, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
         self.attentions = [attend() for _ in self.resnets] if attend else []
         self.downsamplers = [halve()] if halve else []
 
@@ -165,14 +148,14 @@ class MidBlock(Module):
     def __init__(
         self,
         channels: int,
-        cfg: BlockConfig,
+        kind: Kind,
         rng,
         backend: str,
-        attend: Callable[[], Module] | None = None,
+        attend: Make | None = None,
         divisor: float = 1,
     ):
         self.attentions = [attend()] if attend else []
-        self.resnets = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
+        self.resnets = [ResnetBlock(channels, channels, kind, rng, backend) for _ in range(2)]
         self.scale = 1 / divisor
 
     def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng=None, *text: Tensor) -> Tensor:
@@ -192,13 +175,13 @@ class UpBlock(Module):
         self,
         widths: list[int],
         outputs: int,
-        cfg: BlockConfig,
+        kind: Kind,
         rng,
         backend: str,
-        attend: Callable[[], Module] | None = None,
-        double: Callable[[], Module] | None = None,
+        attend: Make | None = None,
+        double: Make | None = None,
     ):
-        self.resnets = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
+        self.resnets = [ResnetBlock(width, outputs, kind, rng, backend) for width in widths]
         self.attentions = [attend() for _ in widths] if attend else []
         self.upsamplers = [double()] if double else []
 

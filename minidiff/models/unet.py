@@ -16,6 +16,7 @@ from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import (
     DownBlock,
     Downsample,
+    Kind,
     MidBlock,
     ResnetBlock,
     TimestepEmbedding,
@@ -55,28 +56,29 @@ class UNet(Module):
             self.class_embedding = Embedding(cfg.num_class_embeds, cfg.time_embed_dim, rng, backend)
 
         groups, last = cfg.norm_num_groups, len(widths) - 1
+        kind = Kind(groups, cfg.norm_eps, cfg.time_embed_dim, cfg.scale_shift, cfg.dropout)
         self.down_blocks, h = [], widths[0]
-        for i, (kind, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
-            attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in kind else None
+        for i, (name, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
+            attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in name else None
             halve = partial(Downsample, width, cfg.downsample_padding, rng, backend)
-            if resamples_in_resnet(kind, cfg.downsample_type):
-                halve = partial(ResnetBlock, width, width, cfg, rng, backend, F.avg_pool)
+            if resamples_in_resnet(name, cfg.downsample_type):
+                halve = partial(ResnetBlock, width, width, kind, rng, backend, F.avg_pool)
             inputs = [h] + [width] * cfg.layers_per_block
-            self.down_blocks.append(DownBlock(inputs, cfg, rng, backend, attend, None if i == last else halve))
+            self.down_blocks.append(DownBlock(inputs, kind, rng, backend, attend, None if i == last else halve))
             h = width
 
         of_middle = cfg.attn_norm_num_groups or (None if cfg.scale_shift else groups)
         attend = partial(attention_of, h, cfg, rng, backend, of_middle) if cfg.add_attention else None
-        self.mid_block = MidBlock(h, cfg, rng, backend, attend, cfg.mid_block_scale_factor)
+        self.mid_block = MidBlock(h, kind, rng, backend, attend, cfg.mid_block_scale_factor)
 
         self.up_blocks = []
         inputs = skip_widths(widths[0], widths, cfg.layers_per_block)
-        for i, (kind, width) in enumerate(zip(cfg.up_block_types, reversed(widths), strict=True)):
-            attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in kind else None
+        for i, (name, width) in enumerate(zip(cfg.up_block_types, reversed(widths), strict=True)):
+            attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in name else None
             double = partial(Upsample, width, rng, backend)
-            if resamples_in_resnet(kind, cfg.upsample_type):
-                double = partial(ResnetBlock, width, width, cfg, rng, backend, F.upsample_nearest)
-            self.up_blocks.append(UpBlock(inputs[i], width, cfg, rng, backend, attend, None if i == last else double))
+            if resamples_in_resnet(name, cfg.upsample_type):
+                double = partial(ResnetBlock, width, width, kind, rng, backend, F.upsample_nearest)
+            self.up_blocks.append(UpBlock(inputs[i], width, kind, rng, backend, attend, None if i == last else double))
             h = width
 
         self.conv_norm_out = GroupNorm(cfg.norm_num_groups, h, cfg.norm_eps, backend)
