@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline of diffusers so small that a test can walk with it: 64 x 64 pixels, 16 x 16 latents."""
+"""A Stable Diffusion pipeline of diffusers so small that a test can walk with it: 32 x 32 pixels, 8 x 8 latents."""
 
 import os
 
@@ -21,16 +21,22 @@ def pipeline(unet_changes: dict | None = None) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer(vocabulary(MERGES), MERGES, model_max_length=77)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, num_hidden_layers=3, num_attention_heads=4
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=None,
+        eos_token_id=2,
     )
     unet = dict(
-        block_out_channels=(32, 64), layers_per_block=2, sample_size=16, in_channels=4, out_channels=4,
+        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4, norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32, attention_head_dim=8,
+        cross_attention_dim=16, attention_head_dim=4,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(32, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=8,
-        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, sample_size=64,
+        block_out_channels=(8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, sample_size=32,
     )  # fmt: skip
     made = StableDiffusionPipeline(
         vae.eval(), CLIPTextModel(text).eval(), tokenizer, UNet2DConditionModel(**unet | (unet_changes or {})).eval(),

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.editing import filling_in, redraw
+from minidiff.diffusion.editing import blended, redraw
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.levels import levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import Walk, sample
 from minidiff.diffusion.sampler import Sampler
@@ -90,18 +91,20 @@ def inpaint(
 ) -> np.ndarray:
     """Draw what is under the mask anew, out of noise, toward the prompts; the rest keeps its latents.
 
-    mask is bool (H, W, 1): one pixel of it speaks for each latent. For ddpm, ddim and pndm, which ask at whole
-    timesteps; others raise MinidiffError. The rest as of `text_to_image`.
+    mask is bool (H, W, 1): one pixel of it speaks for each latent. The rest as of `text_to_image`.
+    Raises MinidiffError for walks that do not keep to whole timesteps, as some over sigma do not.
     """
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
-    if sampler.name not in ("ddpm", "ddim", "pndm"):
-        raise MinidiffError(f"{sampler.name} cannot fill in: use ddim, ddpm or pndm")
+    way = levels(pipeline.schedule, steps, sampler)
+    if way.ts.dtype.kind != "i":
+        raise MinidiffError(f"{sampler.name} with {sampler.spacing} steps asks between whole timesteps: use ddim")
     latents = encoded(pipeline, x0, rng)
+    eps = rng.standard_normal(latents.shape, dtype=np.float32)
     known = ~mask[:: pipeline.vae.factor, :: pipeline.vae.factor]  # (h, w, 1)
     model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
-    model = filling_in(model, pipeline.schedule, latents, ~known)
-    drawn = _end(sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond), tick)
-    return decoded(pipeline, np.where(known, latents, drawn))
+    model = blended(model, pipeline.schedule, latents, ~known, eps, way.ts[0])
+    walk = sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond, x_T=np.float32(way.start) * eps)
+    return decoded(pipeline, np.where(known, latents, _end(walk, tick)))
 
 
 def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
