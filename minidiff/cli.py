@@ -1,9 +1,7 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
 import io
-import math
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -15,19 +13,16 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import cli_edit
+from minidiff import cli_edit, cli_train
 from minidiff.bench import cases, measure, report
-from minidiff.data import Dataset, pictures
+from minidiff.data import pictures
 from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.options import Asked, Backend, Guidance, Net, Out, Seed, Threads
 from minidiff.runs import checkpoint, demo, drawing, machine, state
-from minidiff.runs.begin import resume_run, start_run
-from minidiff.runs.fit import fit, stoppable
-from minidiff.runs.state import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
-from minidiff.runs.train import SCHEDULE, StepStats
+from minidiff.runs.train import SCHEDULE
 
 app = typer.Typer(
     name="minidiff",
@@ -68,7 +63,7 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
     with state.only_one(out):
         run, dataset = demo.open_demo(out, machine.use_threads(threads, "numba"), seed)
         go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # of another seed it would begin anew
-        _train(run, dataset, demo.CHECKPOINT_EVERY, go_on)
+        cli_train.train_with_bar(run, dataset, demo.CHECKPOINT_EVERY, go_on)
         with_bar("drawing", demo.STEPS, lambda tick: demo.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")
@@ -86,39 +81,7 @@ def noise(
     console.print(f"Wrote {out}")
 
 
-@app.command()
-def train(
-    data: Annotated[str, typer.Argument(help="cats_dogs, cifar10, or a path: IDX, CIFAR-10, a folder.")],
-    out: Annotated[Path, typer.Option(help="The run's folder.")],
-    size: Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps in all, not more.  [default: 2000]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: 0.001]")] = None,
-    backend: Annotated[str | None, typer.Option(help="numba, or numpy, the reference.  [default: numba]")] = None,
-    threads: Threads = None,
-    by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
-    objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
-    min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides weights, order and noise.  [default: 0]")] = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")] = 500,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-) -> None:
-    """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
-
-    Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both;
-    edm, the same as Karras et al. weigh it; flow, the straight way from picture to noise.
-    Beside the weights it holds metrics.csv, loss.png and a sheet of samples for every checkpoint.
-    """
-    given = {"size": size, "steps": steps, "batch_size": batch_size, "lr": lr, "backend": backend, "seed": seed}
-    given |= {"min_snr": min_snr, "objective": objective}
-    given = {name: value for name, value in given.items() if value is not None}
-    with state.only_one(out):
-        run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
-        if run.step == run.config.steps:
-            console.print(f"{out}: all {run.step} steps are done already; to go on, give a larger --steps")
-        else:
-            _train(run, dataset, checkpoint_every, ["minidiff", "train", data, "--out", str(out), "--resume"])
-            console.print(f"Done: step {run.step}. Samples: {shlex.join(['minidiff', 'sample', str(out)])}")
+app.command()(cli_train.train)
 
 
 @app.command("sample")
@@ -189,6 +152,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Of the checkpoint of lowest loss, not the last.")] = False,
 ) -> None:
     """Write a run's network as a folder of its own, which diffusers opens.
 
@@ -196,7 +160,7 @@ def export(
     """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise MinidiffError(f"{out}: is there already; choose a new folder")
-    opened = state.open_run(run)
+    opened = state.open_best(run) if best else state.open_run(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as part:  # the whole folder, or none of it
         state.export(opened, Path(part, "whole"), raw)
@@ -241,28 +205,3 @@ def bench_command(
                 rows.append(row)
     finally:
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
-
-
-def _train(run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str]) -> None:
-    """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
-    parameters = sum(p.data.size for p in run.unet.parameters())
-    console.print(f"U-Net: {parameters / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    announce_compiling(run.config.backend)
-    notice = "Stopping after this step; Ctrl-C again breaks off."
-    with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
-        task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
-        loss = math.nan  # a running mean
-
-        def on_step(stats: StepStats) -> None:
-            nonlocal loss
-            loss = stats.loss if math.isnan(loss) else 0.95 * loss + 0.05 * stats.loss
-            speed = (bar.tasks[task].speed or 0) * run.config.batch_size
-            bar.update(task, advance=1, note=f"loss {loss:.4f}, {speed:.0f} images/s")
-
-        def on_checkpoint(step: int) -> None:
-            bar.console.print(f"step {step}: loss {loss:.4f}; saved, see {run.folder / 'samples'}")
-
-        fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop)
-    if run.step < run.config.steps:
-        console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
-        sys.exit(130)

@@ -82,11 +82,18 @@ def reopen(folder: Path) -> Run:
     return run
 
 
-def go_on(run: Run, checkpoint_every: int = 4, stop_at: int = 0, on_step=lambda stats: None) -> None:
+def go_on(
+    run: Run,
+    checkpoint_every: int = 4,
+    stop_at: int = 0,
+    on_step=lambda stats: None,
+    dataset: Dataset | None = None,
+    **more,
+) -> None:
     """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
-    dataset = pictures(shape=run.unet.picture_shape)
+    dataset = dataset or pictures(shape=run.unet.picture_shape)
     with patch.object(fit, "draw_progress"):
-        fit.fit(run, dataset, checkpoint_every, on_step, lambda step: None, lambda: run.step == stop_at)
+        fit.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
 
 
 def rows(folder: Path) -> list[str]:
@@ -111,10 +118,21 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def contents(run: Path) -> dict[str, object]:
-    """The same of a run's folder, its state read: the order of the metadata in the file is not fixed."""
+    """The same of a run's folder, its state read: the order of the metadata in the file is not fixed.
+
+    Without what tells of the checkpoints on the way: two runs that are the same may have been saved at other steps.
+    """
     tensors, metadata = read_safetensors(state.state_file(run))
     numbers = {name: a.tobytes() for name, a in tensors.items()}
-    return {**tree(run), "training/state.safetensors": (numbers, metadata)}
+    kept = {name: a for name, a in tree(run).items() if not name.startswith(("training/", "checkpoints"))}
+    return {**kept, "training/state.safetensors": (numbers, metadata)}
+
+
+def kept_states(run: Path) -> dict[str, tuple]:
+    """What checkpoints left behind: every state's step and numbers, and the table of their losses."""
+    states = {path.name: read_safetensors(path) for path in (run / "training").glob("*.safetensors")}
+    read = {name: (metadata["step"], tensors["p"].tobytes()) for name, (tensors, metadata) in states.items()}
+    return {**read, "losses": (run / "checkpoints.csv").read_text()}
 
 
 def kill_at(event: int) -> None:

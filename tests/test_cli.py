@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from small_runs import contents, idx_set, network, rows, tree
 
 import minidiff as md
-from minidiff import cli
+from minidiff import cli, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.runs import begin, checkpoint, demo, drawing, fit, machine, state
 from minidiff.runs.state import only_one, state_file
@@ -265,8 +265,9 @@ def test_train(done, data, tmp_path):
     assert out.splitlines()[-1].endswith("minidiff sample deep/er/run")
     assert [row.split(",")[0] for row in rows(folder)] == ["1", "2", "3", "4"]
     assert set(tree(folder)) == {
-        ".lock", "loss.png", "metrics.csv", "model_index.json", "samples", "samples/step-000002.png",
+        ".lock", "checkpoints.csv", "loss.png", "metrics.csv", "model_index.json", "samples", "samples/step-000002.png",
         "samples/step-000004.png", "scheduler", "scheduler/scheduler_config.json", "training",
+        "training/best.safetensors", "training/state-000002.safetensors", "training/state-000004.safetensors",
         "training/state.safetensors", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
 
@@ -303,10 +304,66 @@ def test_a_folder_of_pictures(done, tmp_path):
     assert md.load_unet("run", "numpy").picture_shape == (8, 8, 3)
 
 
+def test_choices_of_a_training(done, refused, data, tmp_path):
+    """Each does something, is remembered, and can be made once."""
+    done("train", "data", "--out", "plain", "--steps", 4, *QUICK, "--batch-size", 4, "--warmup", 2)
+    choices = {
+        "accumulate": (2, 2, 4), "warmup": (3, 3, 2), "decay": ("none", "none", "cosine"), "pad-crop": (1, 1, 2),
+        "ema-half-life": (0.3, 0.5 ** (1 / 0.3), 3),
+    }  # fmt: skip
+    for option, (value, kept, other) in choices.items():
+        more = ["--warmup", 2] if option != "warmup" else []
+        done("train", "data", "--out", option, "--steps", 4, *QUICK, "--batch-size", 4, f"--{option}", value, *more)
+        name = {"ema-half-life": "ema"}.get(option, option.replace("-", "_"))
+        assert getattr(state.open_run(Path(option)).config, name) == kept
+        same = bytes_of(f"{option}/unet/{checkpoint.WEIGHTS}") == bytes_of(f"plain/unet/{checkpoint.WEIGHTS}")
+        assert not same
+        refused("train", "data", "--out", option, "--resume", f"--{option}", other, match=f"was started with {name}")
+        done("train", "data", "--out", option, "--resume", f"--{option}", value)
+    for option, value, match in (
+        ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"), ("decay", "linear", "choose cosine or none"),
+        ("pad-crop", 4, "--pad-crop 4: give less than the 4 pixels"), ("pad-crop", -1, "pad_crop = -1"),
+        ("ema-half-life", 0, "--ema-half-life 0: give 0.1 to 1e9 steps"), ("ema-half-life", "nan", "half-life nan"),
+        ("warmup", -1, "warmup = -1"), ("keep", 0, "'--keep'"),
+    ):  # fmt: skip
+        refused("train", "data", "--out", "no", f"--{option}", value, *QUICK, match=match)
+
+
+def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
+    (tmp_path / "pets").mkdir()
+    for i in range(4):
+        Image.effect_noise((4, 4), 50).save(tmp_path / "pets" / f"{i}.png")
+    done("train", "pets", "--out", "run", "--steps", 2, *SMALL)
+    (tmp_path / "pets" / "2.png").write_text("no picture")
+    refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as a picture")
+    refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as a picture")
+    out = done("train", "pets", "--out", "new", "--steps", 2, "--skip-bad", *SMALL)
+    assert "left out: pets/2.png: cannot be read as a picture" in out and "pets: 3 pictures" in out
+    assert "left out: pets/2.png" in done("train", "pets", "--out", "new", "--resume", "--steps", 3)  # remembered
+    out = done("train", "pets", "--out", "run", "--resume", "--steps", 3, "--skip-bad")
+    assert out.count("left out") == 1 and "Done: step 3" in out
+
+
+def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_path):
+    assert "measured on 10 of its own pictures" in done("train", "data", "--out", "one", "--steps", 1, *SMALL)
+    idx_set(tmp_path / "test", n=7)
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / "test" / f"train-{kind}-ubyte").rename(data / f"t10k-{kind}-ubyte")
+    assert "measured on 7 of the test split" in done("train", "data", "--out", "two", "--steps", 1, *SMALL)
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+    assert bytes_of("one/checkpoints.csv") != bytes_of("two/checkpoints.csv")
+    shutil.rmtree(tmp_path / "test")
+    idx_set(tmp_path / "test", height=8).joinpath("train-images-idx3-ubyte").rename(data / "t10k-images-idx3-ubyte")
+    (tmp_path / "test" / "train-labels-idx1-ubyte").rename(data / "t10k-labels-idx1-ubyte")
+    code = "data: its test pictures are (8, 4, 1), the others (4, 4, 1)"
+    with pytest.raises(md.MinidiffError, match=re.escape(code)):
+        begin.held_out(state.open_run(Path("one")), md.open_dataset("data"))
+
+
 def test_resume_goes_on(done, data, tmp_path):
     done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cli, "stoppable", stop_after(3))
+        patched.setattr(cli_train, "stoppable", stop_after(3))
         patched.setattr(sys, "argv", "minidiff train data --out run --steps 6".split() + [str(a) for a in SMALL])
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -414,26 +471,57 @@ def test_a_place_that_cannot_be_written(refused, data, out):
     refused("train", "data", "--out", out, match="choose a folder that can be written")
 
 
-def test_a_damaged_state(refused, trained):
+def test_a_damaged_state_falls_back_and_says_so(done, refused, trained):
+    done("train", "data", "--out", "run", "--resume", "--steps", 6)
+    whole = rows(trained / "run")
     path = state_file(trained / "run")
     path.write_bytes(path.read_bytes()[:-100])
+    out = done("train", "data", "--out", "run", "--resume", "--steps", 6)
+    assert re.search(r"state.safetensors: damaged or not .*Going back to step 3, state-000003.safetensors", out)
+    assert "Done: step 6" in out and rows(trained / "run") == whole
+    for damaged in (trained / "run" / "training").iterdir():
+        damaged.write_bytes(b"")
     refused("train", "data", "--out", "run", "--resume", match="state.safetensors: damaged or not safetensors")
 
 
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-def test_a_loss_that_is_no_number(run, data, tmp_path, monkeypatch):
-    def spoilt(*arguments):
-        stats = train_step(*arguments)
-        if stats.step == 3:
-            stats._loss.data[...] = np.nan
-        return stats
+@pytest.fixture
+def bad_answers(monkeypatch):
+    """bad_answers(first, last): in those steps the network's answers are no numbers."""
 
-    train_step = md.train_step
-    monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
-    code, _, err = run("train", "data", "--out", "run", "--steps", 5, "--checkpoint-every", 2, *SMALL)
+    def spoil(first, last):
+        def spoilt(model, schedule, optimizer, *rest):
+            def answer(*args, **kwargs):
+                y = model(*args, **kwargs)
+                if first <= optimizer.step_count + 1 <= last:
+                    y.data[...] = np.nan
+                return y
+
+            return train_step(answer, schedule, optimizer, *rest)
+
+        train_step = md.train_step
+        monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
+
+    return spoil
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_a_gradient_that_is_no_number_is_told_and_the_run_goes_on(done, data, tmp_path, bad_answers):
+    bad_answers(3, 4)
+    out = done("train", "data", "--out", "run", "--steps", 6, *SMALL)
+    assert [line for line in out.splitlines() if "skipped" in line] == [
+        f"step {step}: skipped, for its gradient is not finite (loss nan)" for step in (3, 4)
+    ]
+    assert re.search(r"step 6: loss 0\.\d+, of the average 0\.\d+; saved", out)
+    assert [row.split(",")[1] == "nan" for row in rows(tmp_path / "run")] == [False, False, True, True, False, False]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_too_many_of_them_stop_it(run, data, tmp_path, bad_answers):
+    bad_answers(3, 50)
+    code, _, err = run("train", "data", "--out", "run", "--steps", 50, "--checkpoint-every", 2, *SMALL)
     assert code == 2
-    assert re.fullmatch("minidiff: step 3: the loss is nan.*; the checkpoint of step 2 is kept in run\n", err)
-    assert len(rows(tmp_path / "run")) == 2
+    assert re.fullmatch("minidiff: step 12: .*--lr; the checkpoint of step 10 is kept in run\n", err)
+    assert len(rows(tmp_path / "run")) == 11
 
 
 @pytest.mark.parametrize("name", ["[bold] [x]", ":smile: a", "é ☃ 猫", "-x", "100% {0}", "$a_b^$", "l\nine", "x" * 150])
@@ -493,9 +581,9 @@ save_state, fsync = fit.save_state, os.fsync
 def slow(file):
     print("saving", flush=True)
     time.sleep(100)
-def slow_save(run):
+def slow_save(run, keep):
     os.fsync = slow
-    save_state(run)
+    save_state(run, keep)
 fit.save_state = slow_save
 """
     child = process("train", "data", "--out", "run", "--steps", 500, *SMALL, code=hang)
@@ -747,6 +835,20 @@ def test_export(done, refused, trained):
     refused("export", "raw", "again", match="raw: holds no run")
 
 
+def test_the_best_checkpoint_can_be_exported(done, refused, trained, monkeypatch):
+    losses = iter([0.2, 0.1, 0.3])
+    monkeypatch.setattr(fit, "probe", lambda run, dataset: next(losses))
+    out = done("train", "data", "--out", "new", "--steps", 6, "--checkpoint-every", 2, "--keep", 1, *SMALL)
+    assert "step 4: loss" in out and ", of the average 0.1000; saved" in out
+    assert done("export", "new", "best", "--best") == "Wrote best, of step 4\n"
+    assert bytes_of(f"best/unet/{checkpoint.WEIGHTS}") != bytes_of(f"new/unet/{checkpoint.WEIGHTS}")
+    assert {path.name for path in Path("new/training").iterdir()} == {
+        "best.safetensors", "state.safetensors", "state-000006.safetensors",
+    }  # fmt: skip
+    (trained / "run" / "training" / "best.safetensors").unlink()
+    refused("export", "run", "none", "--best", match="run: holds no training/best.safetensors")
+
+
 def test_an_export_that_fails_leaves_nothing(refused, trained, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -954,7 +1056,7 @@ def test_demo(done, small_demo, tmp_path):
 def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch):
     done("demo", "--out", "whole", "--threads", 1, "--seed", 3)
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "stoppable", stop_after(1))
+        patched.setattr(cli_train, "stoppable", stop_after(1))
         code, out, _ = run("demo", "--out", "my demo", "--threads", 1, "--seed", 3)
     assert code == 130
     assert out.endswith("Saved at step 1. To go on: minidiff demo --out 'my demo' --seed 3\n")

@@ -4,7 +4,8 @@ import os
 
 from minidiff.data import cats_dogs, cifar10, folder, idx
 from minidiff.data.dataset import Dataset
-from minidiff.errors import MinidiffError
+from minidiff.data.folder import Skip
+from minidiff.errors import MinidiffError, NoSplit
 
 __all__ = ["Dataset", "open_dataset"]
 
@@ -12,7 +13,11 @@ FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version,
 
 
 def open_dataset(
-    data: str, size: int | None = None, split: str = "train", progress: cifar10.Progress | None = None
+    data: str,
+    size: int | None = None,
+    split: str = "train",
+    progress: cifar10.Progress | None = None,
+    skip: Skip | None = None,
 ) -> Dataset:
     """Opens a built-in set by its name, or finds out what lies at a path.
 
@@ -20,18 +25,19 @@ def open_dataset(
               folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
     size      the side to which a folder's pictures are cut; of other sets, the side they must have
     split     "train" or "test"; cats_dogs and folders of pictures have only the first
+    skip      of a folder, leaves pictures out that cannot be read: skip(error) is told of each
 
     A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
-    for data that is none of these and for all that its reader refuses.
+    for data that is none of these and for all that its reader refuses; NoSplit, which is one, for a split it has not.
     """
-    dataset = _open(data, size, split, progress)
+    dataset = _open(data, size, split, progress, skip)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
         raise MinidiffError(f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out")
     return dataset
 
 
-def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None) -> Dataset:
+def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None, skip: Skip | None) -> Dataset:
     """The built-in set of that name, else what lies at that path."""
     if data == "cats_dogs":
         _refuse_test(data, split)
@@ -41,10 +47,10 @@ def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | 
         if not archive.is_file():
             cifar10.download_cifar10(archive.parent, progress)
         return cifar10.cifar10(archive, split)
-    return _at_path(data, size, split)
+    return _at_path(data, size, split, skip)
 
 
-def _at_path(path: str, size: int | None, split: str) -> Dataset:
+def _at_path(path: str, size: int | None, split: str, skip: Skip | None) -> Dataset:
     """The set that lies there: an archive by its name, a folder by what it holds."""
     if os.path.isfile(path):
         if path.endswith((".tar.gz", ".tgz")):
@@ -57,9 +63,9 @@ def _at_path(path: str, size: int | None, split: str) -> Dataset:
     if cifar10.is_cifar10(path):
         return cifar10.cifar10(path, split)
     _refuse_test(path, split)
-    return folder.folder(path, size)
+    return folder.folder(path, size, skip)
 
 
 def _refuse_test(data: str, split: str) -> None:
     if split != "train":
-        raise MinidiffError(f"{data}: has no split {split!r}; leave the split out")
+        raise NoSplit(f"{data}: has no split {split!r}; leave the split out")

@@ -1,4 +1,4 @@
-"""Which pictures a step sees: order, flips, [-1, 1]. Randomness by step, not by state.
+"""Which pictures a step sees: order, flips, shifts, [-1, 1]. Randomness by step, not by state.
 
 A step's batch follows from (seed, step) alone, so a resumed run needs no position in the data, and a batch
 may be made early, late, or twice.
@@ -15,18 +15,20 @@ import numpy as np
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import to_float
 
-ORDER, FLIPS, LABELS = 1, 2, 3  # the last word of a generator's seed: one stream for each purpose
+ORDER, FLIPS, LABELS, SHIFTS = 1, 2, 3, 4  # the last word of a generator's seed: one stream for each purpose
 AHEAD = 2  # batches that are made before they are asked for
 
 Batch = TypeVar("Batch")
 
 
-def batch(dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def batch(
+    dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = True, pad_crop: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of a step (1, 2, ...) -> x0 (B, H, W, C) float32 in [-1, 1], labels (B,) int64.
 
     Laid end to end, the batches run through one permutation of the set after another: each epoch has every
     picture once, and an epoch may end within a batch. With `flip`, each picture is mirrored left to right
-    with probability 1/2.
+    with probability 1/2. With `pad_crop`, each is then shifted by up to so many pixels (`shift`).
     """
     epochs, places = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), len(dataset))
     index = np.concatenate(
@@ -36,7 +38,21 @@ def batch(dataset: Dataset, step: int, batch_size: int, seed: int, flip: bool = 
     if flip:
         mirrored = np.random.default_rng([seed, step, FLIPS]).integers(2, size=(batch_size, 1, 1, 1))
         images = np.where(mirrored, images[:, :, ::-1], images)
+    if pad_crop:
+        images = shift(images, pad_crop, np.random.default_rng([seed, step, SHIFTS]))
     return to_float(images), dataset.labels[index]
+
+
+def shift(images: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Pad pictures (B, H, W, C) by `most` < H, W pixels on all sides, and crop each to (H, W) at a place of its own.
+
+    The padding mirrors what is inside: black borders would be learnt, and drawn.
+    """
+    B, H, W, _ = images.shape
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), "reflect")
+    crops = np.lib.stride_tricks.sliding_window_view(padded, (H, W), (1, 2))  # (B, 2 most + 1, 2 most + 1, C, H, W)
+    down, right = rng.integers(2 * most + 1, size=(2, B))
+    return np.ascontiguousarray(np.moveaxis(crops[np.arange(B), down, right], 1, -1))  # (B, H, W, C)
 
 
 def drop_labels(labels: np.ndarray, null: int, share: float, seed: int, step: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from minidiff.data.dataset import Dataset, from_arrays
-from minidiff.errors import MinidiffError
+from minidiff.errors import MinidiffError, NoSplit
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 LENGTH = 170_052_171
@@ -68,7 +68,7 @@ def cifar10(path: str | Path, split: str = "train") -> Dataset:
     files = _read_archive(path, wanted) if os.path.isfile(path) else _read_folder(path, wanted)
     for name in SPLITS[split]:
         if name not in files:
-            raise MinidiffError(f"{path}: {name} of CIFAR-10's binary version is not there; get it again")
+            raise NoSplit(f"{path}: {name} of CIFAR-10's binary version is not there; get it again")
     classes = _class_names(files.pop(META), path) if META in files else CLASSES
 
     total = sum(len(files[name]) // RECORD for name in SPLITS[split])

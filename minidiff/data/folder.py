@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +16,28 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 GREY = ("1", "L", "I", "I;16", "I;16B")
 MAX_SIZE = 4096
 
+Skip = Callable[[MinidiffError], object]
 
-def folder(path: str | Path, size: int | None = None) -> Dataset:
+
+def folder(path: str | Path, size: int | None = None, skip: Skip | None = None) -> Dataset:
     """Reads every picture of a folder, sorted by class and name; C is 1 if all of them are grey, else 3.
 
     Classes are the sub-folders that hold a picture, or, where there is none, the folder itself. Hidden
     files, other files and deeper folders are passed over. With `size`, pictures are scaled and cut to
-    (size, size) about their centre. Raises MinidiffError for a folder that cannot be read or holds no
-    picture, pictures both in it and in sub-folders, a picture that cannot be read, and mixed sizes
-    without `size`.
+    (size, size) about their centre. All are read here, so that a bad one is found before the first is used.
+    With `skip`, such ones are left out, and skip(error) is told of each.
+    Raises MinidiffError for a folder that cannot be read or holds no picture, pictures both in it and in
+    sub-folders, a picture that cannot be read and is not left out, and mixed sizes without `size`.
     """
     if size is not None and not 1 <= size <= MAX_SIZE:
         raise MinidiffError(f"size {size}: is no size for a picture; give 1 to {MAX_SIZE} pixels")
     classes = _classes(Path(path))
     files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
-    channels = 1 if all(map(_is_grey, files)) else 3
+    channels = 3 if any(map(_has_colour, files)) else 1
     name = os.path.basename(os.path.abspath(path))
-    return from_arrays(name, _load_all(files, channels, size), labels, tuple(classes))
+    images, read = _load_all(files, channels, size, skip)
+    return from_arrays(name, images, labels[read], tuple(classes))
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
@@ -62,39 +66,56 @@ def _pictures(directory: Path) -> list[Path]:
     return [p for p in _visible(directory) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
-def _is_grey(file: Path) -> bool:
-    """What the header says. A file that has none to read is not grey: `load` will say what is wrong."""
+def _has_colour(file: Path) -> bool:
+    """What the header says. A file that has none to read has no colour: `load` will say what is wrong."""
     if not file.is_file():
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as image:
-                return image.mode in GREY
+                return image.mode not in GREY
         except Exception:
             return False
 
 
-def _load_all(files: Sequence[Path], channels: int, size: int | None) -> np.ndarray:
-    """The pictures of the files, in their order -> (N, H, W, channels) uint8."""
-    first = _load(files[0], channels, size)
-    height, width, _ = first.shape
-    try:
-        images = np.empty((len(files), *first.shape), np.uint8)
-    except MemoryError as error:
-        raise MinidiffError(
-            f"{len(files)} pictures of {width}x{height} do not fit into memory; give a smaller --size"
-        ) from error
-    images[0] = first
-    for i, file in enumerate(files[1:], start=1):
-        image = _load(file, channels, size)
-        if image.shape != first.shape:
+def _load_all(
+    files: Sequence[Path], channels: int, size: int | None, skip: Skip | None
+) -> tuple[np.ndarray, list[int]]:
+    """The pictures of the files, in their order -> (N, H, W, channels) uint8, and the numbers of those files."""
+    images, read = np.zeros((0, 0, 0, channels), np.uint8), []
+    for i, file in enumerate(files):
+        try:
+            image = _load(file, channels, size)
+        except MinidiffError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
+        if not read:
+            images = _room(len(files), image)
+        if image.shape != images.shape[1:]:
+            (height, width, _), (_, first_height, first_width, _) = image.shape, images.shape
             raise MinidiffError(
-                f"{file} has {image.shape[1]}x{image.shape[0]} pixels, {files[0]} has {width}x{height}; "
+                f"{file} has {width}x{height} pixels, {files[read[0]]} has {first_width}x{first_height}; "
                 "give one size for all, such as --size 32"
             )
-        images[i] = image
-    return images
+        images[len(read)] = image
+        read.append(i)
+    if not read:
+        raise MinidiffError(f"{files[0].parent}: none of its pictures can be read; replace them")
+    return images[: len(read)], read
+
+
+def _room(n: int, image: np.ndarray) -> np.ndarray:
+    """Memory for n pictures like this one."""
+    try:
+        return np.empty((n, *image.shape), np.uint8)
+    except MemoryError as error:
+        height, width, _ = image.shape
+        raise MinidiffError(
+            f"{n} pictures of {width}x{height} do not fit into memory; give a smaller --size"
+        ) from error
 
 
 def _load(file: Path, channels: int, size: int | None) -> np.ndarray:

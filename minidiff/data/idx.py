@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from minidiff.data.dataset import Dataset, from_arrays
-from minidiff.errors import MinidiffError
+from minidiff.errors import MinidiffError, NoSplit
 
 PREFIXES = {"train": "train", "test": "t10k"}
 DIGITS = tuple("0123456789")
@@ -64,11 +64,11 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
 
 
 def _find(folder: str | Path, name: str) -> Path:
-    """The file of that name, or its gzip."""
+    """The file of that name, or its gzip. Raises NoSplit if there is neither."""
     for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if os.path.isfile(path):
             return path
-    raise MinidiffError(f"{folder}: holds neither {name} nor {name}.gz; put one there")
+    raise NoSplit(f"{folder}: holds neither {name} nor {name}.gz; put one there")
 
 
 def read_idx(path: str | Path) -> np.ndarray:

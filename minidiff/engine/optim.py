@@ -17,6 +17,7 @@ class AdamW:
 
     clip  the largest norm that all gradients together may have (Pascanu et al. 2013); None: any
     ema   decay of the moving average (None: none kept). It warms up: min(ema, (1 + step) / (10 + step))
+    A step whose gradient is not finite is skipped; `skipped` counts those in a row.
     Raises ValueError if there is no parameter, one stands twice, or they live on different backends.
     """
 
@@ -31,7 +32,7 @@ class AdamW:
         ema: float | None = None,
     ):
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.clip, self.ema_decay, self.step_count = clip, ema, 0
+        self.clip, self.ema_decay, self.step_count, self.skipped = clip, ema, 0, 0
         if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
             raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
         self.backend = params[0].backend
@@ -63,9 +64,15 @@ class AdamW:
         self.g[...] = 0
 
     def step(self):
-        """Update every parameter from its gradient; returns the norm of all gradients before clipping (0-d)."""
+        """Update every parameter from its gradient; returns the norm of all gradients before clipping (0-d).
+
+        If that is not finite, weights, moments and average stay as they are; the step is counted all the same.
+        """
         self.step_count += 1
         norm = self.backend.grad_norm(self.g)
+        self.skipped = 0 if math.isfinite(float(norm)) else self.skipped + 1
+        if self.skipped:
+            return norm
         decay = 0.0 if self.ema_decay is None else ema_decay(self.ema_decay, self.step_count)
         clip = math.inf if self.clip is None else self.clip
         self.backend.adamw(
@@ -78,6 +85,11 @@ class AdamW:
 def ema_decay(decay: float, step: int) -> float:
     """The decay at a step (from 1): small at first, so that the average forgets the random start."""
     return min(decay, (1 + step) / (10 + step))
+
+
+def half_life(steps: float) -> float:
+    """The decay of a moving average in which weights count half as much that many steps later: 2^(-1 / steps)."""
+    return 0.5 ** (1 / steps)
 
 
 def learning_rate(lr: float, step: int, steps: int, warmup: int, decay_from: float = 1.0) -> float:

@@ -8,35 +8,45 @@ from typing import Any
 
 from minidiff.data import Dataset, open_dataset
 from minidiff.diffusion.continuous import EDM, Flow
-from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule, cosine_schedule
-from minidiff.errors import MinidiffError
-from minidiff.models.config import default_config
-from minidiff.runs import machine, state
+from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
+from minidiff.errors import MinidiffError, NoSplit
+from minidiff.runs import machine, recipes, state
+from minidiff.runs.probe import PICTURES
 from minidiff.runs.state import Run
 from minidiff.runs.terminal import bar_of, console
-from minidiff.runs.train import SCHEDULE, TrainConfig
+from minidiff.runs.train import TrainConfig
 
 
 def start_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
-    """A new run of the given choices, every other at its default."""
-    schedule = _schedule_of(given.pop("objective", SCHEDULE.prediction_type))
-    config = TrainConfig(data, **given)
+    """A new run of the given choices, every other as the recipe has it, or at its default."""
+    recipe = recipes.find(name := given.pop("recipe", None))
+    schedule = _schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
+    config = TrainConfig(data, **(recipe.choices | given))
     threads = machine.use_threads(threads, config.backend)
-    dataset = _open(data, config.size)
-    classes = dataset.classes if by_class else ()
+    dataset = _open(config)
+    classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
     config = replace(config, flip=dataset.mirrors, threads=threads, classes=classes)
-    network = default_config(dataset.shape, num_class_embeds=len(classes) + 1 if classes else None)
+    if config.pad_crop >= (side := min(dataset.shape[:2])):
+        raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
+    try:
+        network = recipe.network(dataset.shape, len(classes) + 1 if classes else None)
+    except MinidiffError as error:
+        raise MinidiffError(f"--recipe {name}: {error}") from None
+    if name:
+        console.print(f"Recipe {name}, if nothing of it is changed: {recipe.time}")
     return state.new_run(out, config, network, schedule), dataset
 
 
 def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
-    """The run as it was; only its total of steps may change, and the threads."""
+    """The run as it was; only its total of steps may change, the threads, and that it skips pictures from now on."""
     run = state.open_run(out)
+    recipe = recipes.find(given.pop("recipe", None))
+    given = {k: value for k, value in recipe.choices.items() if k != "steps"} | given
     if by_class and not run.config.classes:
         raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
-    choices = {name: value for name, value in given.items() if name not in ("steps", "objective")}
+    choices = {name: value for name, value in given.items() if name not in ("steps", "objective", "skip_bad")}
     if given.get("objective", run.schedule.prediction_type) != run.schedule.prediction_type:
         raise MinidiffError(f"{out}: was started with objective {run.schedule.prediction_type}; give that, or none")
     if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
@@ -46,10 +56,11 @@ def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, thre
             raise MinidiffError(f"{out}: was started with {name} {was}, not {value}; give that, or start a new run")
     threads = min(run.config.threads, machine.cores()) if threads is None else threads
     threads = machine.use_threads(threads, run.config.backend)
-    config = replace(run.config, steps=given.get("steps", run.config.steps), threads=threads)
+    changes = {name: given[name] for name in ("steps", "skip_bad") if name in given}
+    config = replace(run.config, threads=threads, **changes)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset = _open(data, config.size)
+    dataset = _open(replace(config, data=data))
     if dataset.shape != run.unet.picture_shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
     if run.config.classes and dataset.classes != run.config.classes:
@@ -58,17 +69,30 @@ def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, thre
     return replace(run, config=config), dataset
 
 
-def _schedule_of(objective: str) -> AnySchedule:
-    """The noise that goes with what is to be predicted."""
+def held_out(run: Run, dataset: Dataset) -> Dataset:
+    """What checkpoints are measured on: the set's test split, or, where it has none, what the run learns from."""
+    try:
+        test = open_dataset(run.config.data, run.config.size, "test")
+    except NoSplit:
+        test = dataset
+    if test.shape != dataset.shape:
+        raise MinidiffError(f"{run.config.data}: its test pictures are {test.shape}, the others {dataset.shape}")
+    which = "its own pictures" if test is dataset else "the test split"
+    console.print(f"Checkpoints are measured on {min(PICTURES, len(test))} of {which}.")
+    return test
+
+
+def _schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
+    """The noise that goes with what is to be predicted: the one that is meant, where any will do."""
     continuous = {schedule.prediction_type: schedule for schedule in (EDM(), Flow())}
     if objective not in (*PREDICTION_TYPES, *continuous):
         known = ", ".join((*PREDICTION_TYPES, *continuous))
         raise MinidiffError(f"--objective {objective}: choose from {known}")
-    return continuous.get(objective) or cosine_schedule(len(SCHEDULE), objective)
+    return continuous.get(objective) or replace(schedule, prediction_type=objective)
 
 
-def _open(data: str, size: int | None) -> Dataset:
-    """The set, with a bar if it has to be downloaded."""
+def _open(config: TrainConfig) -> Dataset:
+    """The set, with a bar if it has to be downloaded; pictures that are left out are named."""
     with ExitStack() as shown:
         bar = bar_of(transient=True)
         task = bar.add_task("downloading, bytes", total=None, note="")
@@ -78,7 +102,8 @@ def _open(data: str, size: int | None) -> Dataset:
                 shown.enter_context(bar)
             bar.update(task, completed=done, total=total)
 
-        dataset = open_dataset(data, size, progress=downloaded)
+        skip = (lambda error: console.print(f"left out: {error}")) if config.skip_bad else None
+        dataset = open_dataset(config.data, config.size, progress=downloaded, skip=skip)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"

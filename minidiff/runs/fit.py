@@ -11,6 +11,8 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import loss_plot, save, sheet, to_uint8
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
+from minidiff.runs.kept import note_loss
+from minidiff.runs.probe import probe
 from minidiff.runs.state import Metrics, Run, read_metrics
 from minidiff.runs.state import save as save_state
 from minidiff.runs.train import StepStats, train
@@ -23,18 +25,21 @@ def fit(
     dataset: Dataset,
     checkpoint_every: int,
     on_step: Callable[[StepStats], object],
-    on_checkpoint: Callable[[int], object],
+    on_checkpoint: Callable[[int, float], object],
     stop: Callable[[], bool],
+    keep: int = 2,
+    probed: Dataset | None = None,
 ) -> None:
     """Train to run.config.steps, or until `stop()` after a step; then the state is saved in any case.
 
-    on_step and on_checkpoint are told of every step and every checkpoint; pictures come with a checkpoint.
-    Raises MinidiffError if the loss is no longer finite; the last checkpoint stays as it is.
+    on_step is told of every step, on_checkpoint of every checkpoint's step and of what `probe` says of it, on the set
+    `probed` or else the one that it learns from. The last `keep` checkpoints stay. Pictures come with each.
+    Raises MinidiffError if too many gradients in a row are not finite; the last checkpoint stays as it is.
     """
     config, saved = run.config, run.step
 
     def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
-        x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip)
+        x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
         if not config.classes:
             return x0, None
         return x0, drop_labels(labels, len(config.classes), config.label_dropout, config.seed, step)
@@ -48,12 +53,14 @@ def fit(
                 stopping = stop()
                 if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
                     metrics.flush()
-                    save_state(run)
+                    measured = probe(run, dataset if probed is None else probed)
+                    note_loss(run.folder, run.step, measured)
+                    save_state(run, keep)
                     saved = stats.step
                     if stopping:
                         return
                     draw_progress(run)
-                    on_checkpoint(saved)
+                    on_checkpoint(saved, measured)
     except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full
         raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
 

@@ -1,6 +1,7 @@
 """A run's folder: the one state file that is the truth of it, its log, and what is exported from them.
 
 RUN/training/state.safetensors   weights, their average, moments; step and configuration: replaced by one rename
+RUN/training, RUN/checkpoints.csv                  the states before it and the best (kept.py)
 RUN/metrics.csv                  step, loss, grad_norm, lr: each step once
 RUN/unet, RUN/scheduler, RUN/model_index.json      the averaged weights as a diffusers pipeline
 RUN/classes.json                 in the place of model_index.json if it was trained by class
@@ -8,10 +9,11 @@ RUN/samples, RUN/loss.png        pictures on the way
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ from minidiff.errors import MinidiffError
 from minidiff.models import config as unet_config
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
-from minidiff.runs import train
+from minidiff.runs import kept, train
 from minidiff.runs.checkpoint import check_claim, save_pipeline, save_unet
 from minidiff.runs.files import replace_file
+from minidiff.runs.kept import best_file, state_file
+from minidiff.runs.terminal import console
 from minidiff.runs.train import StepStats, TrainConfig
 from minidiff.runs.weights import open_safetensors, write_safetensors
 
@@ -43,6 +47,7 @@ class Run:
     unet: UNet
     schedule: AnySchedule
     optimizer: AdamW
+    read_from: Path | None = None  # the state that it was opened from, where that is not the newest
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -55,16 +60,11 @@ class Run:
         return self.optimizer.step_count
 
 
-def state_file(folder: Path) -> Path:
-    """Where a run keeps its truth."""
-    return folder / "training" / "state.safetensors"
-
-
 def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: AnySchedule) -> Run:
     """A run at step 0, its state written. Raises MinidiffError if that would overwrite a run or a pipeline."""
-    if state_file(folder).exists():
+    if state_file(folder).exists() or any(kept.kept(folder)):  # a state of step 0 alone is of one that never began
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
-    for name in ("metrics.csv", "unet", "scheduler", "model_index.json", "classes.json"):
+    for name in ("metrics.csv", "checkpoints.csv", "unet", "scheduler", "model_index.json", "classes.json"):
         if (folder / name).exists():
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = _build(folder, config, network, schedule, np.random.default_rng(config.seed))
@@ -75,17 +75,39 @@ def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: An
 def open_run(folder: Path) -> Run:
     """The run of a folder at its last checkpoint; `settle` it before it goes on.
 
-    Raises MinidiffError for a folder without a run and for a state file that is damaged.
+    If its state is damaged, the newest one that is kept and whole is taken in its place, in the end the best, and the
+    console is told.
+    Raises MinidiffError for a folder without a run, and if no state is whole.
     """
-    path = state_file(folder)
-    if not path.is_file():
+    path, others = state_file(folder), [*list(kept.kept(folder).values())[::-1], best_file(folder)]
+    if not any(other.is_file() for other in (path, *others)):
         raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
+    try:
+        return _read(folder, path)
+    except MinidiffError as error:
+        for other in others:
+            with suppress(MinidiffError):
+                run = replace(_read(folder, other), read_from=other)
+                console.print(f"{error}. Going back to step {run.step}, {other.name}.")
+                return run
+        raise
+
+
+def open_best(folder: Path) -> Run:
+    """The run of a folder at its best checkpoint, to be looked at. Raises MinidiffError if there is none."""
+    if not best_file(folder).is_file():
+        raise MinidiffError(f"{folder}: holds no training/best.safetensors, which comes with the next checkpoint")
+    return _read(folder, best_file(folder))
+
+
+def _read(folder: Path, path: Path) -> Run:
+    """The run of a state file. Raises MinidiffError if it is damaged."""
     tensors, metadata = open_safetensors(path)
     try:
         config = train.config_from_dict(json.loads(metadata["config"]))
         network = unet_config.config_from_dict(json.loads(metadata["unet"]))
         schedule = schedule_from_config(json.loads(metadata["schedule"]))
-        step = int(metadata["step"])
+        step, skipped = int(metadata["step"]), int(metadata.get("skipped", 0))  # older runs skipped none
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
     check_claim(network, tensors["p"].size if "p" in tensors else 0, path)
@@ -95,18 +117,21 @@ def open_run(folder: Path) -> Run:
         if name not in tensors or tensors[name].shape != buffer.shape:
             raise MinidiffError(f"{path}: {name} does not fit the network of its configuration; start a new run")
         buffer[...] = run.unet.backend.asarray(tensors[name].read())
-    if not 0 <= step <= 10**9:
-        raise MinidiffError(f"{path}: step {step} makes no sense; start a new run")
-    run.optimizer.step_count = step
+    if not 0 <= skipped <= step <= 10**9:
+        raise MinidiffError(f"{path}: step {step}, {skipped} skipped: makes no sense; start a new run")
+    run.optimizer.step_count, run.optimizer.skipped = step, skipped
     return run
 
 
 def settle(run: Run) -> None:
-    """Take log and export back to the state's step, wherever the last process ended.
+    """Take log, kept states and export back to the state's step, wherever the last process ended.
 
     Raises MinidiffError if the log does not reach that step.
     """
     cut_metrics(run.folder / "metrics.csv", run.step)
+    if run.read_from:
+        kept.link(run.read_from, state_file(run.folder))
+    kept.go_back(run.folder, run.step)
     export(run)
 
 
@@ -116,18 +141,24 @@ def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: Any
     return Run(folder, config, unet, schedule, optimizer)
 
 
-def save(run: Run) -> None:
-    """Replace the state by the present one, then export the averaged weights for the world outside."""
+def save(run: Run, keep: int = 2) -> None:
+    """Replace the state by the present one, then export the averaged weights for the world outside.
+
+    keep: how many of the last states stay, this one included. Raises MinidiffError if a weight is not finite.
+    """
+    if not math.isfinite(float(run.unet.backend.grad_norm(run.optimizer.p))):
+        raise MinidiffError(f"step {run.step}: the weights are no longer finite numbers; try a smaller --lr")
     to_numpy = run.unet.backend.to_numpy
     metadata = {
         "step": str(run.step),
+        "skipped": str(run.optimizer.skipped),
         "config": json.dumps(asdict(run.config)),
         "unet": json.dumps(unet_config.config_to_dict(run.unet.config)),
         "schedule": json.dumps(schedule_to_config(run.schedule)),
     }
-    write_safetensors(
-        state_file(run.folder), {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}, metadata
-    )
+    buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}
+    write_safetensors(kept.step_file(run.folder, run.step), buffers, metadata)
+    kept.keep(run.folder, run.step, keep)
     export(run)
 
 

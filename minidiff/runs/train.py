@@ -4,8 +4,7 @@ Randomness goes by step, not by state: step k draws t, eps and dropout from defa
 batch follows from (seed, k) too. So a resumed run is the very same run.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +17,12 @@ from minidiff.engine.optim import AdamW, learning_rate
 from minidiff.errors import MinidiffError
 
 SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of every run that is not told otherwise
+DECAY_FROM = {"cosine": 0.5, "none": 1.0}  # the share of a run's steps after which the rate falls
+WHOLE = {
+    "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
+    "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096),
+}  # fmt: skip
+MOST_SKIPPED = 10  # steps in a row; the weights are lost for good, or the rate is far too high
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,14 @@ class TrainConfig:
     """What a run is started with, and what its state file remembers.
 
     steps         the total, not "more"
-    lr            the peak; it rises over `warmup` steps and falls along half a cosine over the second half
+    batch_size    pictures a step; they pass through the network in `accumulate` parts, one after the other
+    lr            the peak; it rises over `warmup` steps, and falls as `decay` says: along half a cosine over the second
+                  half ("cosine"), or not at all ("none")
+    beta2         AdamW's memory of squared gradients
     ema           decay of the moving average of the weights, which is what samples are drawn from
     flip          mirror pictures at random
+    pad_crop      pixels by which pictures are shifted at random, at most (batches.py)
+    skip_bad      leave pictures out that cannot be read
     seed          of everything: weights, order, noise
     classes       what it learns to be asked for, by name; none: it never sees a label
     min_snr       the gamma of min-SNR weighting, which then weighs the loss
@@ -49,25 +59,29 @@ class TrainConfig:
     classes: tuple[str, ...] = ()
     label_dropout: float = 0.1
     min_snr: float | None = None
+    accumulate: int = 1
+    decay: str = "cosine"
+    beta2: float = 0.99
+    pad_crop: int = 0
+    skip_bad: bool = False
 
     def __post_init__(self):
-        for name, low, high in (
-            ("size", 1, 4096),
-            ("steps", 1, 10**9),
-            ("batch_size", 1, 65536),
-            ("warmup", 0, 10**9),
-            ("seed", 0, 2**63 - 1),
-            ("threads", 1, 4096),
-        ):
+        for name, (low, high) in WHOLE.items():
             value = getattr(self, name)
             if name == "size" and value is None:
                 continue
             if type(value) is not int or not low <= value <= high:
                 raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")
-        for name, low, high in (("lr", 0.0, 1.0), ("ema", 0.0, 1.0), ("label_dropout", 0.0, 1.0)):
+        for name in ("lr", "ema", "label_dropout", "beta2"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not low < value < high:
-                raise MinidiffError(f"{name} = {value!r}: give a number between {low:g} and {high:g}")
+            if type(value) not in (int, float) or not 0 < value < 1:
+                raise MinidiffError(f"{name} = {value!r}: give a number between 0 and 1")
+        if self.batch_size % self.accumulate:
+            raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
+        if self.decay not in DECAY_FROM:
+            raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_FROM)}")
+        if type(self.skip_bad) is not bool:
+            raise MinidiffError(f"skip_bad = {self.skip_bad!r}: give true or false")
         if self.min_snr is not None and not (type(self.min_snr) in (int, float) and 0 < self.min_snr <= 1e6):
             raise MinidiffError(f"min_snr = {self.min_snr!r}: give a number above 0, such as 5")
         names = self.classes
@@ -77,36 +91,39 @@ class TrainConfig:
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (1 ... steps)."""
-        return learning_rate(self.lr, step, self.steps, self.warmup, decay_from=0.5)
+        return learning_rate(self.lr, step, self.steps, self.warmup, DECAY_FROM[self.decay])
 
 
 def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
-    """AdamW as every run has it: a short memory (beta2 = 0.99), no weight decay, gradients clipped to a norm of 1."""
-    return AdamW(params, config.lr, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0, ema=config.ema)
+    """AdamW as every run has it: a short memory (beta2), no weight decay, gradients clipped to a norm of 1."""
+    return AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=config.ema)
 
 
 # Choices that older runs do not name; the defaults are what they did.
-LATER = {"classes", "label_dropout", "min_snr"}
+LATER = {"classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad"}
 
 
 def config_from_dict(values: Any) -> TrainConfig:
     """The inverse of asdict, for what was read from a file. Raises MinidiffError if it is not one."""
     names = {field.name for field in fields(TrainConfig)}
     whole = isinstance(values, dict) and names - LATER <= set(values) <= names
-    if not whole or not all(isinstance(values[name], str) for name in ("data", "backend")):
+    if not whole or not all(isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay")):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)
 
 
 class StepStats:
-    """What a step tells of itself: step (from 1), loss, grad_norm before clipping. Read when asked, not before."""
+    """What a step tells of itself: step (from 1), loss, grad_norm before clipping. Read when asked, not before.
 
-    def __init__(self, step: int, loss: Any, grad_norm: Any):
-        self.step, self._loss, self._grad_norm = step, loss, grad_norm
+    losses: scalars, one for each equal part of the batch; the loss is their mean.
+    """
+
+    def __init__(self, step: int, losses: Sequence[Any], grad_norm: Any):
+        self.step, self._losses, self._grad_norm = step, losses, grad_norm
 
     @property
     def loss(self) -> float:
-        return float(self._loss.numpy())
+        return sum(float(loss.numpy()) for loss in self._losses) / len(self._losses)
 
     @property
     def grad_norm(self) -> float:
@@ -121,19 +138,29 @@ def train_step(
     rng: Any,
     cond: Any = None,
     min_snr: float | None = None,
+    accumulate: int = 1,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
     x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
     With min_snr, the loss is weighted with that gamma (`min_snr_weight`).
+    accumulate  equal parts in which the batch passes through, so that memory for one suffices. Their gradients' mean is
+                that of the whole batch, up to rounding; but dropout is drawn part by part, and so is another
+    Raises ValueError if the batch cannot be cut into equal parts.
     """
+    if len(x0) % accumulate:
+        raise ValueError(f"train_step: a batch of {len(x0)} cannot be cut into {accumulate} equal parts")
     t = schedule.draw(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     optimizer.zero_grad()
     weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
-    loss = training_loss(model, schedule, x0, t, eps, cond, rng, weight)
-    loss.backward()
-    return StepStats(optimizer.step_count + 1, loss, optimizer.step())
+    losses, size = [], len(x0) // accumulate
+    for part in (slice(start, start + size) for start in range(0, len(x0), size)):
+        labels, weights = (None if a is None else a[part] for a in (cond, weight))
+        loss = training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
+        loss.backward(np.float32(1 / accumulate))
+        losses.append(loss)
+    return StepStats(optimizer.step_count + 1, losses, optimizer.step())
 
 
 def train(
@@ -145,16 +172,18 @@ def train(
 ) -> Iterator[StepStats]:
     """Every step that is left until config.steps, one StepStats each. A progress bar and a log are loops over it.
 
-    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on.
-    Raises MinidiffError, with the step, if the loss or the gradient is no longer a finite number.
+    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. A step whose gradient is not finite is
+    skipped: it changes no weight, and its StepStats tells of it.
+    Raises MinidiffError, with the step, when that is so ten times in a row.
     """
     for x0, cond in batches:
         step = optimizer.step_count + 1
         optimizer.lr = config.rate(step)
         rng = np.random.default_rng([config.seed, step])
-        stats = train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr)
-        if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
+        stats = train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        if optimizer.skipped >= MOST_SKIPPED:
             raise MinidiffError(
-                f"step {step}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}; try a smaller --lr"
+                f"step {step}: the gradient was not finite {optimizer.skipped} times in a row (now the loss is "
+                f"{stats.loss}, the learning rate {optimizer.lr:g}); start a new run with a smaller --lr"
             )
         yield stats

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidiff.data import batches
-from minidiff.data.batches import batch, drop_labels, prefetch
+from minidiff.data.batches import batch, drop_labels, prefetch, shift
 from minidiff.data.dataset import from_arrays
 from minidiff.data.pictures import to_float
 
@@ -68,6 +68,36 @@ def test_half_of_the_pictures_are_mirrored():
     flips = np.concatenate([batch(numbered(64), step, 64, seed=0)[0][:, 1, 0, 0] > 0 for step in range(1, 101)])
     # 6,400 fair coins: a standard deviation is 40, and six of them happen for one seed in 5e8.
     assert abs(int(flips.sum()) - 3200) < 240
+
+
+def test_a_shift_is_a_crop_of_the_mirrored_surroundings():
+    images = np.random.default_rng(0).integers(256, size=(40, 5, 4, 3), dtype=np.uint8)
+    before = images.copy()
+    shifted = shift(images, 2, np.random.default_rng(1))
+    assert shifted.shape == images.shape and shifted.dtype == np.uint8 and shifted.flags.c_contiguous
+    places = set()
+    for image, got in zip(images, shifted, strict=True):
+        rows, columns = ([abs(i) if i < n else 2 * (n - 1) - i for i in range(-2, n + 2)] for n in (5, 4))
+        found = [
+            (dy, dx)
+            for dy in range(5)
+            for dx in range(5)
+            if np.array_equal(image[rows[dy : dy + 5]][:, columns[dx : dx + 4]], got)
+        ]
+        assert len(found) == 1
+        places.update(found)
+    assert {dy for dy, _ in places} == {dx for _, dx in places} == set(range(5))  # missed at 40 draws: once in 700
+    np.testing.assert_array_equal(images, before)
+
+
+def test_shifts_follow_from_seed_and_step():
+    dataset = numbered(10)
+    plain, labels = batch(dataset, 3, 8, seed=1, flip=False)
+    shifted, same = batch(dataset, 3, 8, seed=1, flip=False, pad_crop=1)
+    np.testing.assert_array_equal(same, labels)
+    rng = np.random.default_rng([1, 3, 4])
+    np.testing.assert_array_equal(shifted, to_float(shift(dataset.take(labels), 1, rng)))
+    assert np.any(shifted != plain)
 
 
 def test_the_data_set_is_left_as_it_was():

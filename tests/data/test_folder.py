@@ -168,6 +168,36 @@ def test_pictures_that_cannot_be_read(tmp_path, name, make, first, channels):
     refused(tmp_path, name, size=8)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bad", [["a.png"], ["b.png"], ["d.png"], ["a.png", "c.png", "d.png"]])
+def test_bad_pictures_can_be_left_out(tmp_path, bad, channels):
+    """First, last and in between; the others keep order and class, and grey ones stay grey."""
+    names = ["a.png", "b.png", "c.png", "d.png"]
+    for i, name in enumerate(names):
+        write(tmp_path / ("x" if i < 2 else "y") / name, picture(i, channels=channels))
+    paths = [path for path in sorted(tmp_path.rglob("*.png")) if path.name in bad]
+    for path, content in zip(paths, (b"no picture", b"", paths[-1].read_bytes()[:-40]), strict=False):
+        path.write_bytes(content)
+    refused(tmp_path, bad[0])
+
+    told = []
+    dataset = folder(tmp_path, skip=told.append)
+    assert [str(path) in str(error) for path, error in zip(paths, told, strict=True)] == [True] * len(bad)
+    good = [i for i, name in enumerate(names) if name not in bad]
+    np.testing.assert_array_equal(contents(dataset), [picture(i, channels=channels) for i in good])
+    assert dataset.labels.tolist() == [i // 2 for i in good] and dataset.classes == ("x", "y")
+
+
+def test_what_is_left_must_be_something_and_of_one_size(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(MinidiffError, match="none of its pictures can be read; replace them"):
+        folder(tmp_path, skip=lambda error: None)
+    write(tmp_path / "b.png", picture(0, 6, 6))
+    write(tmp_path / "c.png", picture(1, 6, 9))
+    with pytest.raises(MinidiffError, match="c.png has 9x6 pixels, .*b.png has 6x6"):
+        folder(tmp_path, skip=lambda error: None)
+
+
 def test_a_picture_bomb(tmp_path, monkeypatch):
     write(tmp_path / "bomb.png", picture(0, 64, 64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)  # Pillow warns

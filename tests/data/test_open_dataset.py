@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from minidiff.data import Dataset, cats_dogs, cifar10, open_dataset
-from minidiff.errors import MinidiffError
+from minidiff.errors import MinidiffError, NoSplit
 
 RECORDS = bytes(3073 * 2)
 
@@ -139,3 +139,20 @@ def test_a_split_that_is_none(tmp_path, cache, kind):
         Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
     with pytest.raises(MinidiffError, match="valid: no such split|has no split 'valid'"):
         open_dataset(data, split="valid")
+
+
+def test_a_test_split_that_is_not_there(tmp_path):
+    """Told apart from one that is damaged."""
+    write_idx(tmp_path / "idx", "train")
+    write_cifar10(tmp_path / "cifar")
+    (tmp_path / "cifar" / "test_batch.bin").unlink()
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / "pictures" / "x.png")
+    for data in ("cats_dogs", *(str(tmp_path / name) for name in ("idx", "cifar", "pictures"))):
+        with pytest.raises(NoSplit):
+            open_dataset(data, split="test")
+    write_idx(tmp_path / "idx", "t10k")
+    (tmp_path / "idx" / "t10k-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(MinidiffError) as caught:
+        open_dataset(str(tmp_path / "idx"), split="test")
+    assert not isinstance(caught.value, NoSplit)

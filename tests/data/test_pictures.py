@@ -1,3 +1,4 @@
+import math
 import os
 import warnings
 
@@ -328,6 +329,14 @@ def test_loss_plot(tmp_path, rng, n):
     pixels = load(path)
     assert pixels.shape == (600, 1050, 3) and (pixels != 255).mean() > 0.01
     assert files(tmp_path) == ["loss.png"]
+
+
+@pytest.mark.parametrize("losses", [[math.nan, 0.5, math.inf, 0.4], [math.nan]])
+def test_losses_that_are_no_numbers_are_left_out_of_the_plot(tmp_path, losses):
+    loss_plot(range(1, len(losses) + 1), losses, tmp_path / "loss.png", "A title")
+    finite = [(step, loss) for step, loss in enumerate(losses, start=1) if math.isfinite(loss)]
+    loss_plot([step for step, _ in finite], [loss for _, loss in finite], tmp_path / "finite.png", "A title")
+    np.testing.assert_array_equal(load(tmp_path / "loss.png"), load(tmp_path / "finite.png"))
 
 
 def test_loss_plot_in_a_missing_folder(tmp_path):

@@ -10,7 +10,7 @@ from against_torch import draw, rms
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
 from minidiff.engine.nn import Parameter
-from minidiff.engine.optim import AdamW, ema_decay, learning_rate
+from minidiff.engine.optim import AdamW, ema_decay, half_life, learning_rate
 from minidiff.engine.tensor import Tensor
 
 SHAPES = [(7, 5), (5,), (1, 3, 3, 2), ()]
@@ -98,6 +98,30 @@ def test_the_moving_average_warms_up(backend):
         ema = decay * ema + (1 - decay) * backend.to_numpy(optimizer.p)
     assert ema_decay(0.6, 1) == 2 / 11 and ema_decay(0.6, 1000) == 0.6
     assert rms(optimizer.ema - ema) <= STEPS * 2**-24 * rms(ema)  # a rounding a step
+
+
+def test_after_a_half_life_weights_count_half():
+    for steps in (1, 10, 138.5, 1e4):
+        np.testing.assert_allclose(half_life(steps) ** steps, 0.5, rtol=1e-11)  # 1e4 roundings of 2^-53
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_skipped(backend, value):
+    """The next one is taken as if it had come at its step without the other."""
+    optimizer = AdamW(parameters(backend), lr=0.05, ema=0.9)
+    optimizer.g[...] = 1
+    optimizer.step()
+    before = [backend.to_numpy(a).copy() for a in (optimizer.p, optimizer.m, optimizer.v, optimizer.ema)]
+    for skipped in (1, 2):
+        optimizer.g[3] = value
+        assert not math.isfinite(optimizer.step())
+        assert (optimizer.step_count, optimizer.skipped) == (1 + skipped, skipped)
+        for a, b in zip((optimizer.p, optimizer.m, optimizer.v, optimizer.ema), before, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(a), b)
+    optimizer.g[...] = 1
+    assert math.isfinite(optimizer.step())
+    assert (optimizer.step_count, optimizer.skipped) == (4, 0)
+    assert np.all(backend.to_numpy(optimizer.p) != before[0])
 
 
 def test_averaged_shows_the_moving_average_for_a_while(backend):

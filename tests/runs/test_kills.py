@@ -13,15 +13,19 @@ import time
 import numpy as np
 import pytest
 import small_runs
-from small_runs import contents, go_on, new_run, read_safetensors, rows
+from small_runs import contents, go_on, kept_states, new_run, read_safetensors, rows
 
 from minidiff.runs import state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 STEPS, EVERY = 12, 3
-EVENTS = ["fsync", "replace"] * 5  # a checkpoint's: state, weights, config.json, scheduler_config.json, model_index
-EVENTS = EVENTS + (["fsync metrics"] + EVENTS) * (STEPS // EVERY)
+STATE = ["fsync", "replace"] * 2  # by its step's name, and by that of the newest
+EXPORT = ["fsync", "replace"] * 4  # weights, config.json, scheduler_config.json, model_index.json
+PROBED, BEST = ["fsync", "replace"], ["fsync", "replace"]  # checkpoints.csv; each of these checkpoints is the best yet
+CHECKPOINT = ["fsync metrics", *PROBED, *STATE, *BEST, *EXPORT]
+EVENTS = STATE + EXPORT + CHECKPOINT * (STEPS // EVERY)
+FIRST, LAST = len(STATE + EXPORT), len(EVENTS) - len(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,12 @@ def killed_at(folder, event, reference):
     check_whole(folder, reference)
     assert not finish(process(folder))
     assert without_leftovers(folder) == contents(reference)
+    assert kept_states(reference).items() <= kept_states(folder).items()  # an older one may have outlived its turn
 
 
-# The first state before its rename, between it and the export, in the export; at a checkpoint: after the log was
-# flushed, before the state's rename, after it, before the weights' rename, before the last file; at the last step.
-MOMENTS = [2, 3, 4, 12, 13, 14, 15, 21, len(EVENTS) - 9, len(EVENTS)]
+# The first state before its rename, between its two names, in the export; at a checkpoint: before its loss is noted,
+# before the state's rename, before it is the newest, before it is the best, in the export; the same at the last step.
+MOMENTS = [2, 4, 7, *(begin + k for begin in (FIRST, LAST) for k in (3, 5, 7, 9, 12)), len(EVENTS)]
 
 
 @pytest.mark.parametrize("event", MOMENTS)
@@ -117,3 +122,47 @@ def test_killed_at_random_moments(tmp_path, backend, steps, kills):
     assert not finish(process(tmp_path / "run", backend=backend, steps=steps))
     assert [int(row.split(",")[0]) for row in rows(tmp_path / "run")] == list(range(1, steps + 1))
     assert without_leftovers(tmp_path / "run") == without_leftovers(tmp_path / "never")
+    assert kept_states(tmp_path / "never").items() <= kept_states(tmp_path / "run").items()
+
+
+def cifar10_set(folder):
+    """CIFAR-10's binary version, of pictures that are noise: a hundred to learn from, twenty held out."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for name in (*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"):
+        records = rng.integers(0, 256, (20, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        (folder / name).write_bytes(records.tobytes())
+    return folder
+
+
+@pytest.mark.soak
+def test_the_command_on_cifar10_killed_at_random_moments(tmp_path):
+    """A recipe, with all that is random: classes, flips, shifts, a batch in parts. Its losses are the same bits."""
+    data, rng = cifar10_set(tmp_path / "data"), np.random.default_rng(0)
+    choices = "--recipe small-cpu --steps 30 --batch-size 8 --accumulate 2 --pad-crop 2 --threads 1".split()
+
+    def command(name, *more):
+        arguments = ["train", data, "--out", tmp_path / name, "--checkpoint-every", "5", *more]
+        environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-m", "minidiff", *arguments], stdout=subprocess.PIPE, env=environment)
+
+    assert not finish(command("never", *choices))
+    for until in (1, 4, 9, 14, 22, 27):
+        there = state.state_file(tmp_path / "run").exists()
+        child = command("run", *(["--resume"] if there else choices))
+        log = tmp_path / "run" / "metrics.csv"
+        while not log.exists() or log.read_bytes().count(b"\n") <= until:
+            assert child.poll() is None
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        child.kill()
+        assert finish(child)
+        lines = rows(tmp_path / "run")
+        assert lines == rows(tmp_path / "never")[: len(lines)] and len(lines) >= until
+    assert not finish(command("run", "--resume"))
+    assert rows(tmp_path / "run") == rows(tmp_path / "never") and len(rows(tmp_path / "run")) == 30
+    states = [read_safetensors(state.state_file(tmp_path / name))[0] for name in ("run", "never")]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in state.BUFFERS)
+    checkpoints = [(tmp_path / name / "checkpoints.csv").read_text() for name in ("run", "never")]
+    assert checkpoints[0] == checkpoints[1] and checkpoints[0].count("\n") == 7

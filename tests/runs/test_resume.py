@@ -10,6 +10,7 @@ from small_runs import contents, go_on, new_run, pictures, reopen, rows, tree
 
 from minidiff.errors import MinidiffError
 from minidiff.runs import fit, machine, state
+from minidiff.runs import train as training
 from minidiff.runs.fit import stoppable
 from minidiff.runs.state import read_metrics
 
@@ -105,7 +106,7 @@ def test_checkpoints_change_nothing(uninterrupted, tmp_path):
 def test_pictures_change_nothing(tmp_path):
     """Sheets are drawn from the averaged weights, in place; the training goes on with its own."""
     go_on(new_run(tmp_path / "whole", 4))
-    fit.fit(new_run(tmp_path / "run", 4), pictures(), 2, lambda stats: None, lambda step: None, lambda: False)
+    fit.fit(new_run(tmp_path / "run", 4), pictures(), 2, lambda stats: None, lambda step, loss: None, lambda: False)
     after = contents(tmp_path / "run")
     drawn = {name: after.pop(name) for name in [name for name in after if name.endswith(".png") or name == "samples"]}
     assert after == contents(tmp_path / "whole")
@@ -128,22 +129,69 @@ def test_a_finished_run_has_nothing_left(tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint_every", [2, 100])
-def test_a_loss_that_is_no_number(tmp_path, checkpoint_every):
-    """The log ends before it, and the state is that of the last checkpoint."""
-    run = new_run(tmp_path / "run")
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, checkpoint_every):
+    """The state is that of the last checkpoint, whether the next one or ten bad gradients come first."""
+    run = new_run(tmp_path / "run", 40)
     kept = 4 if checkpoint_every == 2 else 0
+    said = "step 6: the weights are no longer finite" if kept else "step 15: .* not finite 10 times in a row"
 
     def poison(stats):
         if stats.step == 5:
             run.optimizer.p[...] = np.nan
 
-    with pytest.raises(MinidiffError, match=f"step 6: the loss is nan.*the checkpoint of step {kept} is kept in .*run"):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(MinidiffError, match=f"{said}.*the checkpoint of step {kept} is kept"),
+    ):
         go_on(run, checkpoint_every, on_step=poison)
-    assert [row.split(",")[0] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4", "5"]
-    assert np.isfinite(read_metrics(tmp_path / "run" / "metrics.csv")[1]).all()
+    assert [row.split(",")[0] for row in rows(tmp_path / "run")] == [str(k) for k in range(1, 7 if kept else 15)]
     again = reopen(tmp_path / "run")
     assert again.step == kept
     assert all(np.isfinite(getattr(again.optimizer, name)).all() for name in state.BUFFERS)
+
+
+@pytest.fixture
+def bad_gradients(monkeypatch):
+    """bad_gradients(steps): in these the answer of every network is no number."""
+
+    def spoil(steps):
+        train_step = training.train_step
+
+        def spoilt(model, schedule, optimizer, *rest):
+            def answer(*args, **kwargs):
+                y = model(*args, **kwargs)
+                if optimizer.step_count + 1 in steps:
+                    y.data[...] = np.nan
+                return y
+
+            return train_step(answer, schedule, optimizer, *rest)
+
+        monkeypatch.setattr(training, "train_step", spoilt)
+
+    return spoil
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("stop", [4, 5, 6, 7])
+def test_skipped_steps_are_skipped_again(tmp_path, bad_gradients, stop):
+    bad_gradients({5, 6})
+    go_on(new_run(tmp_path / "whole"))
+    go_on(new_run(tmp_path / "run"), stop_at=stop)
+    go_on(reopen(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    losses = read_metrics(tmp_path / "run" / "metrics.csv")[1]
+    assert [k for k, loss in enumerate(losses, start=1) if not np.isfinite(loss)] == [5, 6]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_ten_in_a_row_are_counted_across_a_stop(tmp_path, bad_gradients):
+    bad_gradients(range(5, 40))
+    with pytest.raises(MinidiffError, match="step 14: .*the checkpoint of step 8 is kept"):
+        run = new_run(tmp_path / "run", 40)
+        go_on(run, 8, stop_at=8)
+        run = reopen(tmp_path / "run")
+        assert run.optimizer.skipped == 4
+        go_on(run, 100)
 
 
 def test_the_state_precedes_its_export(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from small_runs import go_on, network, new_run, read_safetensors, reopen, rows, 
 
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
-from minidiff.runs import checkpoint, state
+from minidiff.runs import checkpoint, kept, state
 from minidiff.runs.state import Metrics, cut_metrics, open_run, read_metrics, state_file
 from minidiff.runs.state import new_run as start
 from minidiff.runs.train import StepStats, TrainConfig
@@ -33,8 +33,11 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run_folder(trained, tmp_path):
-    """A copy of it."""
-    return shutil.copytree(trained, tmp_path / "run")
+    """A copy of it, with no state to fall back on."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    for path in (*kept.kept(folder).values(), kept.best_file(folder)):
+        path.unlink()
+    return folder
 
 
 def refused(folder, match):
@@ -75,6 +78,8 @@ def rows_or_none(folder):
 
 def test_the_folder_holds_what_it_says_and_nothing_else(trained):
     assert set(tree(trained)) == {
+        "checkpoints.csv", "training/best.safetensors", "training/state-000000.safetensors",
+        "training/state-000004.safetensors",
         "metrics.csv", "model_index.json", "scheduler", "scheduler/scheduler_config.json", "training",
         "training/state.safetensors", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
@@ -144,7 +149,7 @@ def test_a_run_is_not_overwritten(run_folder):
     assert tree(run_folder) == before
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "unet", "scheduler", "model_index.json"])
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints.csv", "unet", "scheduler", "model_index.json"])
 def test_what_is_not_ours_is_not_overwritten(tmp_path, name):
     (tmp_path / name).mkdir()
     before = tree(tmp_path)
@@ -306,7 +311,7 @@ class Number:
 
 def test_numbers_stand_in_full_precision(tmp_path):
     metrics = Metrics(tmp_path / "metrics.csv")
-    metrics.write(StepStats(1, Number(1 / 3), np.float64(2) ** 0.5), 1e-3 / 7)
+    metrics.write(StepStats(1, [Number(1 / 3)], np.float64(2) ** 0.5), 1e-3 / 7)
     assert (tmp_path / "metrics.csv").read_text().endswith("\n")  # at once, for those who watch
     metrics.close()
     (line,) = rows(tmp_path)
@@ -317,7 +322,7 @@ def test_numbers_stand_in_full_precision(tmp_path):
 def test_the_log_is_continued(tmp_path):
     for step in (1, 2):
         metrics = Metrics(tmp_path / "metrics.csv")
-        metrics.write(StepStats(step, Number(0.5), 1.0), 0.1)
+        metrics.write(StepStats(step, [Number(0.5)], 1.0), 0.1)
         metrics.flush()
         metrics.close()
     assert rows(tmp_path) == ["1,0.5,1.0,0.1", "2,0.5,1.0,0.1"]
