@@ -66,8 +66,8 @@ def blended(
 ) -> Callable[..., Any]:
     """A model for inpainting that is shown the known part as it would be: x0 with the noise eps, as noisy as t has it.
 
-    So latent diffusion fills in (Avrahami et al. 2023, arXiv 2206.02779). At the first t it is shown the walk's start as
-    it is. What the walk leaves in the known part means nothing: take x0 there. mask as of `filling_in`, whole timesteps.
+    So latent diffusion fills in (Avrahami et al. 2023, arXiv 2206.02779). At the first t it is shown the walk's start
+    as it is. What the walk leaves in the known part means nothing: take x0 there. mask and t as of `filling_in`.
     """
 
     def predict(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:

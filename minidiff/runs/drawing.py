@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from PIL import Image, ImageOps
 
 from minidiff.data.pictures import check_place, load, to_float
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.levels import most_steps
 from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
-from minidiff.runs.checkpoint import load_classes, load_unet
+from minidiff.runs.checkpoint import load_classes, load_sampler, load_schedule, load_unet
 from minidiff.runs.files import replace_file
 
 BATCH = 64  # pictures at a time
@@ -116,6 +119,19 @@ def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) 
     if len(load_classes(folder)) != unet.config.num_class_embeds - 1:
         raise MinidiffError(f"{folder}: has no classes.json of all its classes but the last; leave --guidance out")
     return guided(model, unet.config.num_class_embeds - 1, guidance)
+
+
+def walk_of(
+    folder: Path, sampler: str | None, eta: float, spacing: str | None, karras: bool, steps: int | None
+) -> tuple[AnySchedule, Sampler, int]:
+    """A folder's schedule, its sampler or the one of that name with what else is given, and how many steps it takes."""
+    schedule = load_schedule(folder)
+    way = replace(load_sampler(folder, sampler), eta=eta)
+    way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
+    if steps is None:
+        longest = most_steps(schedule, way)
+        steps = longest if way.name == "ddpm" else min(50, longest)
+    return schedule, way, steps
 
 
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:

@@ -22,6 +22,8 @@ from minidiff.runs.pipeline import Pipeline
 
 Tick = Callable[[], object]
 
+WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded in one go
+
 
 def text_to_image(
     pipeline: Pipeline,
@@ -122,10 +124,13 @@ def encoded(pipeline: Pipeline, x0: np.ndarray, rng: Any) -> np.ndarray:
 
 
 def decoded(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
-    """Pictures of scaled latents, one after the other, for at full size one takes most of a gigabyte."""
-    latents = latents / np.float32(pipeline.vae.config.scaling_factor)
+    """Pictures of scaled latents, one after the other; those of more than WHOLE pixels in tiles."""
+    vae, latents = pipeline.vae, latents / np.float32(pipeline.vae.config.scaling_factor)
+    in_tiles = latents.shape[1] * latents.shape[2] * vae.factor**2 > WHOLE
     with no_grad():
-        return np.concatenate([pipeline.vae.decode(z[None]).numpy() for z in latents])
+        return np.concatenate(
+            [vae.decode_in_tiles(z[None]) if in_tiles else vae.decode(z[None]).numpy() for z in latents]
+        )
 
 
 def native_size(pipeline: Pipeline) -> tuple[int, int]:
