@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak docs bench ladder clean
+.PHONY: demo test soak docs bench ladder endurance clean
 
 demo: .venv/installed
 	$(BIN)/minidiff demo
@@ -22,6 +22,9 @@ bench: .venv/installed-test
 
 ladder: .venv/installed-test
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python benchmarks/ladder/climb.py $(ARGS)
+
+endurance: .venv/installed-test
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python benchmarks/endurance/endure.py $(ARGS)
 
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -1,9 +1,7 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
 import io
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +10,14 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import cli_edit, cli_text, cli_train
+from minidiff import cli_edit, cli_evaluate, cli_text, cli_train
 from minidiff.bench import cases, measure, report
 from minidiff.data import pictures
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.options import Asked, Backend, Net, Out, Seed, Threads
 from minidiff.runs import demo, drawing, machine, state
+from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
 from minidiff.runs.train import SCHEDULE
 
@@ -90,16 +89,16 @@ def sample_command(
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
     height: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     width: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
-    n: Annotated[int | None, typer.Option(help="How many.  [default: 64; of a text, 1]", min=1, max=100_000)] = None,
+    n: Annotated[int | None, typer.Option(help="How many: 64, or 1 of a text.", min=1, max=100_000)] = None,
     name: Asked = None,
     guidance: Annotated[float | None, typer.Option(help="How much to insist.  [default: 1; a text, 7.5]")] = None,
     steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
-    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
+    eta: Annotated[float, typer.Option(help="DDIM's fresh noise, 0 to 1.")] = 0.0,
     spacing: Annotated[str | None, typer.Option(help="Of the steps.  [default: the folder's own]")] = None,
     karras: Annotated[bool, typer.Option("--karras", help="Levels as Karras et al. have them.")] = False,
     seed: Seed = 0,
-    noise: Annotated[str, typer.Option(help="numpy, or torch: what diffusers draws.")] = "numpy",
+    noise: Annotated[str, typer.Option(help="numpy, or torch, as diffusers.")] = "numpy",
     npz: Annotated[Path | None, typer.Option(help="Also write all pictures to a NumPy file, as arr_0.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.")] = None,
     backend: Backend = "numba",
@@ -159,7 +158,7 @@ def _draw(
     return np.concatenate(drawn), columns
 
 
-for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between):
+for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):
     app.command()(command)
 
 
@@ -174,13 +173,10 @@ def export(
 
     DDPMPipeline.from_pretrained(OUT), or, of a run by class, UNet2DModel.from_pretrained(OUT, subfolder="unet").
     """
-    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        raise MinidiffError(f"{out}: is there already; choose a new folder")
+    check_new_folder(out)
     opened = state.open_best(run) if best else state.open_run(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as part:  # the whole folder, or none of it
-        state.export(opened, Path(part, "whole"), raw)
-        os.rename(Path(part, "whole"), out)
+    with new_folder(out) as folder:
+        state.export(opened, folder, raw)
     console.print(f"Wrote {out}, of step {opened.step}")
 
 

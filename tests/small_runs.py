@@ -56,17 +56,26 @@ def pictures(n: int = 10, shape: tuple[int, int, int] = (4, 4, 1)) -> Dataset:
     return from_arrays("noise", rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.zeros(n, int), ("noise",))
 
 
-def idx_set(folder: Path, n: int = 10, height: int = 4, width: int = 4) -> Path:
+def idx_set(folder: Path, n: int = 10, height: int = 4, width: int = 4, prefix: str = "train") -> Path:
     """A folder of IDX files, which is the smallest set that the command line takes."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(1)
     for name, a in {
         "images-idx3": rng.integers(0, 256, (n, height, width), dtype=np.uint8),
         "labels-idx1": rng.integers(0, 10, n, dtype=np.uint8),
     }.items():
         header = bytes([0, 0, 8, a.ndim]) + struct.pack(f">{a.ndim}I", *a.shape)
-        (folder / f"train-{name}-ubyte").write_bytes(header + a.tobytes())
+        (folder / f"{prefix}-{name}-ubyte").write_bytes(header + a.tobytes())
     return folder
+
+
+def bars(n: int, seed: int = 0, channels: int = 1) -> Dataset:
+    """Bars that lie or stand, anywhere in a noisy picture: two classes that can be told apart."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 120, (n, 8, 8, channels), dtype=np.uint8), rng.integers(0, 2, n)
+    for picture, stands, at in zip(images, labels, rng.integers(0, 8, n), strict=True):
+        (picture[:, at] if stands else picture[at])[:] += 120
+    return from_arrays("bars", images, labels, ("lying", "standing"))
 
 
 def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> Run:

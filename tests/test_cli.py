@@ -24,7 +24,7 @@ from small_runs import contents, idx_set, network, rows, tree
 import minidiff as md
 from minidiff import cli, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
-from minidiff.runs import begin, checkpoint, demo, drawing, fit, machine, state
+from minidiff.runs import begin, checkpoint, demo, drawing, evaluate, fit, judge, machine, state, subject
 from minidiff.runs.state import only_one, state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
@@ -123,7 +123,7 @@ def process(*arguments, code=None, **options):
 # Help and info
 
 
-COMMANDS = ("demo", "noise", "train", "sample", "redraw", "fill", "between", "export", "info", "bench")
+COMMANDS = ("demo", "noise", "train", "sample", "redraw", "fill", "between", "evaluate", "export", "info", "bench")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -814,6 +814,128 @@ def test_what_sample_cannot_do(refused, trained):
     refused("sample", "run", "--noise", "jax", *QUICK, match="--noise jax: choose numpy or torch")
     refused("sample", "run", "--karras", *QUICK, match="karras is for euler, heun, dpmpp_2m: ddim walks over whole")
     refused("sample", "run", "--spacing", "even", *QUICK, match="spacing 'even' is unknown: use one of trailing")
+
+
+# Evaluating
+
+
+@pytest.fixture
+def quick_judge(monkeypatch, tmp_path_factory):
+    """A judge of two steps, kept outside the test's own folder."""
+    kept = tmp_path_factory.mktemp("kept")
+    for name, value in {"FEWEST": 2, "MOST": 2, "BATCH": 4, "user_cache_dir": lambda: kept}.items():
+        monkeypatch.setattr(judge, name, value)
+    monkeypatch.setattr(subject, "LEAST", 8)
+    monkeypatch.setattr(evaluate, "LEAST", 8)
+    monkeypatch.setattr(evaluate, "BITS", 4)
+    monkeypatch.setattr(evaluate, "ASKS", 2)
+
+
+@pytest.fixture
+def real(trained, quick_judge):
+    """The set of `trained`, and pictures to test with."""
+    return idx_set(trained / "data", n=40, prefix="t10k")
+
+
+def test_evaluate(done, real, tmp_path):
+    few = ("--n", 16, "--steps", 2, *QUICK)
+    out = done("evaluate", "run", "--against", "data", "--out", "new/folder", *few)
+    assert "Training a classifier of data, once" in out
+    assert "16 of run, weights moving average, of step 3, ddim in 2 steps, guidance 1, seed 0\n" in out
+    assert "16 of data, the other half\n" in out and "20 of data, half of the test split\n" in out
+    assert re.search(r"of 10 pictures, right on [0-9.]+ % of 40 others\n", out)
+    report = json.loads(Path("new/folder/figures.json").read_text())
+    assert report["samples"] == {
+        "of": "run", "n": 16, "weights": "moving average, of step 3", "sampler": "ddim", "steps": 2, "guidance": 1.0,
+        "seed": 0,
+    }  # fmt: skip
+    for side in ("samples", "baseline"):
+        figures = report["figures"][side]
+        assert set(figures) == {"frechet", "kid", "precision", "recall", "nearest", "colour"}
+        assert f"{figures['frechet']:.4f}" in out and f"{figures['nearest']:.4f}" in out
+    assert report["bits_per_dim"]["n"] == 4 and f"{report['bits_per_dim']['mean']:.3f} ± " in out
+    with Image.open("new/folder/neighbours.png") as sheet:
+        assert sheet.size[0] == 8 * 100 + 4
+    assert len(list(Path("new/folder/samples").iterdir())) == 16
+    assert len(list(Path("new/folder/reference").iterdir())) == 20
+    assert not list(tmp_path.glob("new/.*"))
+    assert "Training" not in done("evaluate", "run", "--against", "data", *few)
+
+
+def test_evaluate_what_is_drawn_already(done, refused, real):
+    """The figures are those of the run that drew it, by either way to the file."""
+    done("sample", "run", "--n", 16, "--steps", 2, "--npz", "a.npz", *QUICK)
+    done("evaluate", "run", "--n", 16, "--steps", 2, "--against", "data", "--out", "drawn", *QUICK)
+    for i, path in enumerate(("a.npz", "drawn/samples.npz")):
+        out = done("evaluate", path, "--against", "data", "--out", f"read{i}", *QUICK)
+        assert f"samples      16 of {path}\n" in out and "bits" not in out
+        drawn, read = (json.loads(Path(f, "figures.json").read_text()) for f in ("drawn", f"read{i}"))
+        assert read["figures"] == drawn["figures"] and read["bits_per_dim"] is None
+    refused("evaluate", "a.npz", "--against", "data", "--steps", 3, match="a.npz: these pictures are drawn already")
+    refused("evaluate", "a.npz", "--against", "data", "--raw", match="a.npz: these pictures are drawn already")
+    np.savez("few.npz", np.zeros((7, 4, 4, 1), np.uint8))
+    refused("evaluate", "few.npz", "--against", "data", match="few.npz: holds 7 pictures; 8 are the least")
+    Path("text.npz").write_text("x")
+    refused("evaluate", "text.npz", "--against", "data", match="text.npz: cannot be read as pictures")
+
+
+def test_evaluate_raw_weights(done, real):
+    reports = {}
+    for name, more in {"average": (), "raw": ("--raw",)}.items():
+        done("evaluate", "run", "--n", 16, "--steps", 2, "--against", "data", "--out", name, *more, *QUICK)
+        reports[name] = json.loads(Path(name, "figures.json").read_text())
+    assert reports["raw"]["samples"]["weights"] == "last, of step 3"
+    assert reports["raw"]["figures"]["samples"] != reports["average"]["figures"]["samples"]
+    assert reports["raw"]["figures"]["baseline"] == reports["average"]["figures"]["baseline"]
+    assert reports["raw"]["bits_per_dim"] != reports["average"]["bits_per_dim"]
+    done("export", "run", "exported", "--raw")
+    done("evaluate", "exported", "--n", 16, "--steps", 2, "--against", "data", "--out", "stored", *QUICK)
+    stored = json.loads(Path("stored/figures.json").read_text())
+    assert stored["samples"]["weights"] == "as stored" and stored["figures"] == reports["raw"]["figures"]
+
+
+def test_evaluate_by_class(done, refused, data, quick_judge):
+    idx_set(data, n=40, prefix="t10k")
+    done("train", "data", "--out", "run", "--steps", 1, "--by-class", *SMALL)
+    out = done("evaluate", "run", "--against", "data", "--n", 25, "--steps", 2, "--guidance", 2, "--out", "new", *QUICK)
+    report = json.loads(Path("new/figures.json").read_text())
+    agreement = report["figures"]["samples"]["agreement"]
+    assert list(agreement) == list("0123456789") and "guidance 2" in out
+    assert report["samples"]["n"] == 20 and set(agreement.values()) <= {0, 0.5, 1}
+    assert out.count(", taken for one") == 10
+    shutil.copytree("data", "fashion")
+    refused("evaluate", "run", "--against", "fashion", match="run: its classes are not those of fashion; evaluate what")
+
+
+def test_what_cannot_be_evaluated(refused, real):
+    against = ("evaluate", "run", "--against")
+    refused(*against[:2], match="Missing option '--against'")
+    refused(*against, "missing", match="missing: no built-in set has this name")
+    idx_set(real.parent / "other", height=5, n=90)
+    refused(*against, "other", match="other: its pictures are 4x5, not of size 4")
+    idx_set(real.parent / "few", n=20)
+    refused(*against, "few", match="few: 2 pictures to compare with are too few; 8 are the least")
+    refused(*against, "data", "--out", "run", match="run: is there already; choose a new folder")
+    refused(*against, "data", "--out", "data/t10k-images-idx3-ubyte/x", match="cannot be written; choose another place")
+    refused(*against, "data", "--n", 15, match="'--n'")
+    refused(*against, "data", "--steps", 1001, match="steps must be .* 1000")
+    refused(*against, "data", "--sampler", "eulr", match="sampler 'eulr' is unknown")
+    refused(*against, "data", "--guidance", 2, match="--guidance 2 is for networks that were trained by class")
+    refused("evaluate", "missing", "--against", "data", match="missing: no unet/config.json")
+    shutil.copytree("run/unet", "net/unet")
+    shutil.copytree("run/scheduler", "net/scheduler")
+    refused("evaluate", "net", "--against", "data", "--raw", match="net: holds no run")
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_nothing(run, real, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "save", full)
+    before = tree(tmp_path)
+    code, out, err = run("evaluate", "run", "--against", "data", "--n", 16, "--steps", 2, "--out", "new", *QUICK)
+    assert (code, tree(tmp_path)) == (2, before)
+    assert "No space left on device" in err and "Fréchet" in out  # the figures are not lost
 
 
 def test_export(done, refused, trained):

@@ -9,6 +9,7 @@ from minidiff.errors import MinidiffError, NoSplit
 
 __all__ = ["Dataset", "open_dataset"]
 
+SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
 FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs or cifar10"
 
 
@@ -24,7 +25,7 @@ def open_dataset(
     data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), a
               folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
     size      the side to which a folder's pictures are cut; of other sets, the side they must have
-    split     "train" or "test"; cats_dogs and folders of pictures have only the first
+    split     "train" or "test"; folders of pictures have only the first
     skip      of a folder, leaves pictures out that cannot be read: skip(error) is told of each
 
     A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
@@ -33,15 +34,18 @@ def open_dataset(
     dataset = _open(data, size, split, progress, skip)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
-        raise MinidiffError(f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out")
+        raise MinidiffError(
+            f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out, or choose other data"
+        )
     return dataset
 
 
 def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None, skip: Skip | None) -> Dataset:
     """The built-in set of that name, else what lies at that path."""
     if data == "cats_dogs":
-        _refuse_test(data, split)
-        return cats_dogs.cats_dogs()
+        if split not in SPLITS:
+            raise _no_split(data, split)
+        return cats_dogs.cats_dogs(**SPLITS[split])
     if data == "cifar10":
         archive = cifar10.cache_dir() / cifar10.ARCHIVE
         if not archive.is_file():
@@ -62,10 +66,10 @@ def _at_path(path: str, size: int | None, split: str, skip: Skip | None) -> Data
         return idx.idx(path, split)
     if cifar10.is_cifar10(path):
         return cifar10.cifar10(path, split)
-    _refuse_test(path, split)
+    if split != "train":
+        raise _no_split(path, split)
     return folder.folder(path, size, skip)
 
 
-def _refuse_test(data: str, split: str) -> None:
-    if split != "train":
-        raise NoSplit(f"{data}: has no split {split!r}; leave the split out")
+def _no_split(data: str, split: str) -> NoSplit:
+    return NoSplit(f"{data}: has no split {split!r}; leave the split out")

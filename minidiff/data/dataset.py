@@ -1,7 +1,7 @@
 """What every reader returns: pictures by number, labels beside them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,3 +34,14 @@ def from_arrays(
 ) -> Dataset:
     """A Dataset over pictures that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
     return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors)
+
+
+def part_of(dataset: Dataset, index: np.ndarray) -> Dataset:
+    """The pictures of these numbers (n,) alone, in that order."""
+    return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index])
+
+
+def blocks(dataset: Dataset, size: int = 1024) -> Iterator[np.ndarray]:
+    """All pictures in order, (size, H, W, C) uint8 at a time, the last block shorter."""
+    for start in range(0, len(dataset), size):
+        yield dataset.take(np.arange(start, min(start + size, len(dataset))))

@@ -30,11 +30,8 @@ DEFLATE_RATIO = 1032  # no gzip stream inflates to more than this times its own 
 
 def is_idx(folder: str | Path) -> bool:
     """Whether a folder holds pictures in IDX, of either split."""
-    return any(
-        os.path.isfile(Path(folder) / f"{prefix}-images-idx3-ubyte{suffix}")
-        for prefix in PREFIXES.values()
-        for suffix in ("", ".gz")
-    )
+    names = (f"{prefix}-images-idx3-ubyte{suffix}" for prefix in PREFIXES.values() for suffix in ("", ".gz"))
+    return any(os.path.isfile(Path(folder) / name) for name in names)
 
 
 def idx(folder: str | Path, split: str = "train") -> Dataset:
@@ -45,8 +42,8 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
     """
     if split not in PREFIXES:
         raise MinidiffError(f"{split}: no such split; take {' or '.join(PREFIXES)}")
-    images_path = _find(folder, f"{PREFIXES[split]}-images-idx3-ubyte")
-    labels_path = _find(folder, f"{PREFIXES[split]}-labels-idx1-ubyte")
+    images_path = _find(folder, f"{PREFIXES[split]}-images-idx3-ubyte", NoSplit)
+    labels_path = _find(folder, f"{PREFIXES[split]}-labels-idx1-ubyte", MinidiffError)
     images, labels = read_idx(images_path), read_idx(labels_path)  # (N, H, W), (N,)
 
     if images.ndim != 3:
@@ -63,12 +60,12 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
     return from_arrays(name, images[..., None], labels, classes, mirrors=False)  # (N, H, W, 1)
 
 
-def _find(folder: str | Path, name: str) -> Path:
-    """The file of that name, or its gzip. Raises NoSplit if there is neither."""
+def _find(folder: str | Path, name: str, missing: type[MinidiffError]) -> Path:
+    """The file of that name, or its gzip. Raises `missing` if there is neither."""
     for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if os.path.isfile(path):
             return path
-    raise NoSplit(f"{folder}: holds neither {name} nor {name}.gz; put one there")
+    raise missing(f"{folder}: holds neither {name} nor {name}.gz; put one there")
 
 
 def read_idx(path: str | Path) -> np.ndarray:

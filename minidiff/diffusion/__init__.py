@@ -2,7 +2,8 @@
 
 `schedule` says how much noise each of the T steps carries, `forward` adds it, `loss` asks a model to tell it,
 `steps` take some of it away, `reverse` all of it, by a `sampler` that visits some `levels`. `guidance` makes a model
-insist on a class, `editing` changes pictures with one, `torch_generator` draws the noise that torch would.
+insist on a class, `editing` changes pictures with one, `bound` counts the bits that pictures cost it, `torch_generator`
+draws the noise that torch would.
 Every t is 0-based: t = 0 has almost no noise, t = T - 1 is all but pure noise, and the papers' t is ours + 1.
 Equation numbers refer to
 

@@ -229,6 +229,22 @@ def avg_pool(x: Tensor) -> Tensor:
     return AvgPool()(x)
 
 
+class MeanPixel(Function):
+    def forward(self, x):
+        self.shape = x.shape
+        return x.mean((1, 2))
+
+    def backward(self, dy):
+        N, H, W, C = self.shape
+        dx = dy.reshape(N, 1, 1, C) / (H * W)
+        return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
+
+
+def mean_pixel(x: Tensor) -> Tensor:
+    """The mean over all pixels: (N, H, W, C) -> (N, C)."""
+    return MeanPixel()(x)
+
+
 class Concat(Function):
     def forward(self, a, b):
         self.channels = a.shape[-1]

@@ -29,3 +29,32 @@ def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None
     if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
         raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}; give (N, 1, 1, ...)")
     return MSE(target, weight)(prediction)
+
+
+class CrossEntropy(Function):
+    def __init__(self, labels):
+        self.labels = labels
+
+    def forward(self, logits):
+        shifted = logits - logits.max(1, keepdims=True)
+        log_p = shifted - self.backend.xp.log(self.backend.xp.exp(shifted).sum(1, keepdims=True))  # (N, K)
+        self.log_p, self.rows = log_p, self.backend.xp.arange(len(logits))
+        return -log_p[self.rows, self.labels].mean()
+
+    def backward(self, dy):
+        dx = self.backend.xp.exp(self.log_p)
+        dx[self.rows, self.labels] -= 1
+        return (dx * (dy / len(dx)),)
+
+
+def cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:
+    """The mean of -log softmax(logits[n])[labels[n]]; a scalar.
+
+    logits (N, K), labels (N,) integers. Raises ValueError if a shape does not fit, IndexError unless 0 <= label < K.
+    """
+    labels = np.asarray(labels)
+    if len(logits.shape) != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(f"cross_entropy: logits {logits.shape} and labels {labels.shape} {labels.dtype} do not fit")
+    if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
+        raise IndexError(f"cross_entropy: labels {labels.min()}..{labels.max()} for {logits.shape[1]} classes")
+    return CrossEntropy(labels)(logits)

@@ -23,7 +23,7 @@ def start_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threa
     schedule = _schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
     config = TrainConfig(data, **(recipe.choices | given))
     threads = machine.use_threads(threads, config.backend)
-    dataset = _open(config)
+    dataset = open_data(data, config.size, config.skip_bad)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
@@ -60,7 +60,7 @@ def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, thre
     config = replace(run.config, threads=threads, **changes)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset = _open(replace(config, data=data))
+    dataset = open_data(data, config.size, config.skip_bad)
     if dataset.shape != run.unet.picture_shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
     if run.config.classes and dataset.classes != run.config.classes:
@@ -91,7 +91,7 @@ def _schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
     return continuous.get(objective) or replace(schedule, prediction_type=objective)
 
 
-def _open(config: TrainConfig) -> Dataset:
+def open_data(data: str, size: int | None, skip_bad: bool = False) -> Dataset:
     """The set, with a bar if it has to be downloaded; pictures that are left out are named."""
     with ExitStack() as shown:
         bar = bar_of(transient=True)
@@ -102,8 +102,8 @@ def _open(config: TrainConfig) -> Dataset:
                 shown.enter_context(bar)
             bar.update(task, completed=done, total=total)
 
-        skip = (lambda error: console.print(f"left out: {error}")) if config.skip_bad else None
-        dataset = open_dataset(config.data, config.size, progress=downloaded, skip=skip)
+        skip = (lambda error: console.print(f"left out: {error}")) if skip_bad else None
+        dataset = open_dataset(data, size, progress=downloaded, skip=skip)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"

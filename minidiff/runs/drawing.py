@@ -128,10 +128,13 @@ def walk_of(
     schedule = load_schedule(folder)
     way = replace(load_sampler(folder, sampler), eta=eta)
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
-    if steps is None:
-        longest = most_steps(schedule, way)
-        steps = longest if way.name == "ddpm" else min(50, longest)
-    return schedule, way, steps
+    return schedule, way, usual_steps(schedule, way) if steps is None else steps
+
+
+def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:
+    """How many steps a walk has if nobody says: 50; of ddpm, as many as there are."""
+    longest = most_steps(schedule, sampler)
+    return longest if sampler.name == "ddpm" else min(50, longest)
 
 
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:

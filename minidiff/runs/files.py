@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,3 +52,24 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             raise
     except (OSError, ValueError) as error:  # ValueError: a path without a name
         raise MinidiffError(f"{path}: cannot be written ({error}); make room, or choose another place") from None
+
+
+def check_new_folder(path: Path) -> None:
+    """Raises MinidiffError if something is there already, or if no folder can be made there."""
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise MinidiffError(f"{path}: is there already; choose a new folder")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise MinidiffError(f"{path}: cannot be written; choose another place")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends without an error: the whole of it, or nothing."""
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as part:
+        whole = Path(part, "whole")
+        whole.mkdir()
+        yield whole
+        os.rename(whole, path)

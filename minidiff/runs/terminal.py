@@ -1,11 +1,14 @@
 """What a command says while it works."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minidiff.runs import machine
+
+T = TypeVar("T")
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path is printed as it is
 errors = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
@@ -26,8 +29,8 @@ def bar_of(transient: bool = False, on: Console = console) -> Progress:
     )  # fmt: skip
 
 
-def with_bar(name: str, total: int, work: Callable[[Callable[[], object]], object]) -> None:
-    """Run work(tick), where every tick() moves the bar by one."""
+def with_bar(name: str, total: int, work: Callable[[Callable[[], object]], T]) -> T:
+    """What work(tick) returns, where every tick() moves the bar by one."""
     with bar_of() as bar:
         task = bar.add_task(name, total=total, note="")
-        work(lambda: bar.advance(task))
+        return work(lambda: bar.advance(task))

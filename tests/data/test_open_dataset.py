@@ -68,7 +68,15 @@ def test_cats_dogs(monkeypatch):
     assert open_dataset("cats_dogs") is drawn
     assert open_dataset("cats_dogs", size=32) is drawn
     refused(": its pictures are 32x32, not of size 64", "cats_dogs", size=64)
-    refused(": has no split 'test'", "cats_dogs", split="test")
+    refused(": has no split 'valid'", "cats_dogs", split="valid")
+
+
+def test_cats_dogs_has_other_pictures_to_test_with():
+    """Of as many classes; not one of them is drawn for training."""
+    train, test = open_dataset("cats_dogs"), open_dataset("cats_dogs", split="test")
+    assert len(test) == 4000 and abs(test.labels.mean() - 0.5) < 4 * 0.5 / 4000**0.5
+    first = train.take(np.arange(20)), test.take(np.arange(20))
+    assert not any((a == b).all() for a in first[0] for b in first[1])
 
 
 def test_cifar10_is_downloaded_once(cache):
@@ -148,11 +156,15 @@ def test_a_test_split_that_is_not_there(tmp_path):
     (tmp_path / "cifar" / "test_batch.bin").unlink()
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (6, 4)).save(tmp_path / "pictures" / "x.png")
-    for data in ("cats_dogs", *(str(tmp_path / name) for name in ("idx", "cifar", "pictures"))):
+    for data in (str(tmp_path / name) for name in ("idx", "cifar", "pictures")):
         with pytest.raises(NoSplit):
             open_dataset(data, split="test")
     write_idx(tmp_path / "idx", "t10k")
     (tmp_path / "idx" / "t10k-images-idx3-ubyte").write_bytes(b"")
-    with pytest.raises(MinidiffError) as caught:
-        open_dataset(str(tmp_path / "idx"), split="test")
-    assert not isinstance(caught.value, NoSplit)
+    damaged = [tmp_path / "idx", tmp_path / "no-labels"]
+    write_idx(damaged[1], "t10k")
+    (damaged[1] / "t10k-labels-idx1-ubyte.gz").unlink()
+    for data in damaged:
+        with pytest.raises(MinidiffError) as caught:
+            open_dataset(str(data), split="test")
+        assert not isinstance(caught.value, NoSplit)

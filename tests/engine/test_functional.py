@@ -10,7 +10,7 @@ from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, 
 
 from minidiff.engine import functional as F
 from minidiff.engine import losses
-from minidiff.engine.losses import mse
+from minidiff.engine.losses import cross_entropy, mse
 from minidiff.engine.tensor import Tensor
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
@@ -43,6 +43,10 @@ def layer_norm(x, weight, bias):
 def squared(prediction, weight=None):
     error = (prediction - torch.tensor(TARGET)) ** 2
     return (error if weight is None else error * torch.tensor(weight)).mean()
+
+
+def surprise(logits):
+    return T.cross_entropy(logits, torch.tensor(INDEX))
 
 
 def recombined(x):
@@ -82,11 +86,13 @@ LINES = [
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
     ("upsample_nearest", F.upsample_nearest, lambda x: nhwc(T.interpolate(nchw(x), scale_factor=2)), {"x": X}),
     ("avg_pool", F.avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
+    ("mean_pixel", F.mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
     ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
     ("mse", partial(mse, target=TARGET), squared, {"prediction": X}),
     ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared, weight=WEIGHT), {"prediction": X}),
+    ("cross_entropy", partial(cross_entropy, labels=INDEX), surprise, {"logits": draw(4, 5, scale=20)}),
 ]  # fmt: skip
 CASES = [
     differentiable(label, ours, theirs, CONV_FLOOR if label.startswith(("conv", "linear")) else FLOOR, **inputs)
@@ -154,6 +160,8 @@ WRONG = {
     "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
     "mse: prediction": lambda t: mse(t(2, 3), draw(1, 3)),
     "mse: weight": lambda t: mse(t(2, 3), draw(2, 3), draw(4, 2, 1)),
+    "cross_entropy: logits": lambda t: cross_entropy(t(2, 3), np.array([0])),
+    "cross_entropy: logits .* float": lambda t: cross_entropy(t(2, 3), np.zeros(2)),
     "cannot reshape": lambda t: F.linear(t(2, 3), t(5, 4)),
 }
 
@@ -170,3 +178,17 @@ def test_shapes_that_do_not_fit_are_refused(backend, message):
 def test_an_index_that_is_none_is_refused(backend, index, error):
     with pytest.raises(error, match="embedding"):
         F.embedding(Tensor(draw(5, 2), backend), np.array(index))
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
+def test_a_label_beyond_the_classes_is_refused(backend, labels):
+    with pytest.raises(IndexError, match="cross_entropy"):
+        cross_entropy(Tensor(draw(2, 3), backend), np.array(labels))
+
+
+def test_cross_entropy_of_sure_logits_does_not_overflow(backend):
+    logits = Tensor(np.float32([[1000, -1000], [-1000, 1000]]), backend, requires_grad=True)
+    loss = cross_entropy(logits, np.array([0, 0]))
+    loss.backward()
+    assert float(loss.numpy()) == 1000
+    np.testing.assert_array_equal(backend.to_numpy(logits.grad), [[0, 0], [-0.5, 0.5]])

@@ -11,7 +11,7 @@ from against_torch import draw
 
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
-from minidiff.engine.losses import mse
+from minidiff.engine.losses import cross_entropy, mse
 from minidiff.engine.tensor import Function, Tensor, no_grad
 from minidiff.models import unet
 from minidiff.models.config import UNetConfig
@@ -71,6 +71,8 @@ OPS = {
     "concat": (F.concat, [PICTURE, (2, 5, 4, 3)]),
     "embedding": (lambda table: F.embedding(table, np.array([1, 3, 1])), [(4, 5)]),
     "dropout": (lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [(4, 6)]),
+    "mean_pixel": (F.mean_pixel, [PICTURE]),
+    "cross_entropy": (lambda x: cross_entropy(x, np.array([1, 3, 1])), [(3, 4)]),
     "mse": (lambda x: mse(x, draw(2, 3, 1, 1), draw(2, 1, 1, 1) ** 2), [(2, 3, 1, 1)]),
 }
 

@@ -189,7 +189,7 @@ def configs(draw):
     return small(of_each([D, A, R]), of_each([U, B, S]), of_each([8, 16, 24]), **chosen)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(config=configs(), backend=st.sampled_from(["numpy", "numba"]))
 def test_we_answer_as_diffusers_whatever_the_configuration(config, backend, tmp_path_factory):
     compare(theirs(config, tmp_path_factory.mktemp("drawn"), pictures=2), backend)

@@ -1,0 +1,42 @@
+"""Pictures in a NumPy archive: arr_0, uint8 (N, H, W, C), as `minidiff sample --npz` and others write them."""
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from minidiff.errors import MinidiffError
+
+ARRAY = "arr_0.npy"
+MAX_BYTES = 2**31  # half a million pictures of 32x32 in colour, and more
+
+
+def read_npz(path: str | Path) -> np.ndarray:
+    """The pictures (N, H, W, C) of an archive, uint8, C of 1 or 3; whatever else it holds is passed over.
+
+    Raises MinidiffError for a file that cannot be read, holds no such array, or holds less or more than its header
+    says; nothing is allocated for a claim that the archive belies, and nothing is unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(ARRAY) as file:
+            length = archive.getinfo(ARRAY).file_size
+            shape, fortran, dtype = _header(file)
+            if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+                raise ValueError(f"arr_0 is {dtype} {shape}, not uint8 (N, H, W, 1 or 3)")
+            if file.tell() + math.prod(shape) != length or length > MAX_BYTES:
+                raise ValueError(f"arr_0 has {length} bytes and claims the shape {shape}")
+            return np.frombuffer(file.read(), np.uint8).reshape(shape)
+    except KeyError:
+        raise MinidiffError(f"{path}: holds no arr_0; write it with minidiff sample --npz or np.savez") from None
+    except Exception as error:  # broken bytes lead a reader to any error: BadZipFile, ValueError, zlib.error, ...
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MinidiffError(f"{path}: cannot be read as pictures ({reason}); write it again") from None
+
+
+def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and dtype, by NumPy's own parser of literals."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)

@@ -1,0 +1,64 @@
+"""What a picture shows: a small convolutional network that names its class, and whose last layer but one sees with.
+
+Pictures of a kind lie close together in its features, so that is where sets of pictures are compared.
+"""
+
+import numpy as np
+
+from minidiff.engine import functional as F
+from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
+from minidiff.engine.tensor import Tensor
+
+WIDTHS = (16, 32, 64, 128)  # the channels at full size, at half, at a quarter, at an eighth
+GROUPS, EPS = 8, 1e-5
+
+
+class Halving(Module):
+    """Norm, SiLU, a 3x3 convolution with stride 2: (N, H, W, inputs) -> (N, H/2, W/2, outputs), rounded up."""
+
+    def __init__(self, inputs: int, outputs: int, rng, backend: str):
+        self.norm = GroupNorm(GROUPS, inputs, EPS, backend)
+        self.conv = Conv2d(inputs, outputs, 3, rng, backend, stride=2, pad=1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x, silu=True))
+
+
+class Block(Module):
+    """Norm, SiLU, conv, twice; + x (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
+
+    def __init__(self, channels: int, rng, backend: str):
+        self.norm1 = GroupNorm(GROUPS, channels, EPS, backend)
+        self.conv1 = Conv2d(channels, channels, 3, rng, backend, pad=1)
+        self.norm2 = GroupNorm(GROUPS, channels, EPS, backend)
+        self.conv2 = Conv2d(channels, channels, 3, rng, backend, pad=1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x, silu=True))
+        return self.conv2(self.norm2(h, silu=True), add=x)
+
+
+class Classifier(Module):
+    """logits = classifier(x): which of K classes a picture shows. 0.2 million parameters.
+
+    channels, classes   C and K
+    rng                 draws the starting weights; None: they are zeros, to be loaded
+    """
+
+    def __init__(self, channels: int, classes: int, rng, backend: str = "numba"):
+        self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, backend, pad=1)
+        self.halvings = [Halving(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
+        self.blocks = [Block(width, rng, backend) for width in WIDTHS[1:-1]]
+        self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS, backend)
+        self.out = Linear(WIDTHS[-1], classes, rng, backend)
+
+    def features(self, x: np.ndarray | Tensor) -> Tensor:
+        """What it sees in pictures x (N, H, W, C) in [-1, 1] of any size: (N, 128). Raises ValueError for another C."""
+        h = self.conv_in(x if isinstance(x, Tensor) else Tensor(x, self.backend))  # (N, H, W, 16)
+        for halving, block in zip(self.halvings, self.blocks, strict=False):
+            h = block(halving(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
+        h = self.halvings[-1](h)  # (N, H/8, W/8, 128)
+        return F.mean_pixel(self.norm_out(h, silu=True))
+
+    def __call__(self, x: np.ndarray | Tensor) -> Tensor:
+        return self.out(self.features(x))  # (N, K)

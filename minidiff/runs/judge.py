@@ -1,0 +1,134 @@
+"""The judge: a classifier that learns from a set's own pictures, once, and is kept. Samples are seen with its eyes.
+
+It is kept in the user's cache folder under a hash of the pictures and labels that it learned from and was tested on,
+so that figures of one day can be set beside figures of another.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from minidiff_kernels.cpu.jit import user_cache_dir
+
+from minidiff.data.batches import batch, prefetch
+from minidiff.data.dataset import Dataset, blocks
+from minidiff.data.pictures import to_float
+from minidiff.engine.losses import cross_entropy
+from minidiff.engine.optim import AdamW, learning_rate
+from minidiff.engine.tensor import no_grad
+from minidiff.errors import MinidiffError
+from minidiff.models.classifier import Classifier
+from minidiff.runs.terminal import console, with_bar
+from minidiff.runs.weights import open_safetensors, write_safetensors
+
+BATCH, LR, SEED = 64, 2e-3, 0
+FEWEST, EPOCHS, MOST = 500, 16, 5000  # steps: as many as 16 times through the set take, but not beyond these
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained classifier, and the share of `tested` pictures, of those it never saw, that it named rightly."""
+
+    classifier: Classifier
+    accuracy: float
+    tested: int
+
+    def look(self, images: np.ndarray) -> "Seen":
+        """Pictures (N, H, W, C) uint8 as it sees them."""
+        features, called = [], []
+        with no_grad():
+            for start in range(0, len(images), 256):
+                seen = self.classifier.features(to_float(images[start : start + 256]))
+                features.append(seen.numpy())
+                called.append(self.classifier.out(seen).numpy().argmax(1))
+        return Seen(images, np.concatenate(features), np.concatenate(called))
+
+
+class Seen(NamedTuple):
+    """Pictures (N, H, W, C) uint8, a judge's features of them (N, 128), and the classes (N,) it takes them for."""
+
+    images: np.ndarray
+    features: np.ndarray
+    called: np.ndarray
+
+
+def judge_of(train: Dataset, test: Dataset, backend: str) -> Judge:
+    """The judge of a set: the one that is kept, or a new one, which takes minutes.
+
+    Raises MinidiffError for a set of a single class, for a kept judge that is damaged, and, before anything is
+    trained, for a cache folder that cannot be written.
+    """
+    if len(train.classes) < 2:
+        raise MinidiffError(f"{train.name}: has a single class, and a classifier needs two; sort it into sub-folders")
+    path = with_bar("reading", -(-len(train) // 1024) - (-len(test) // 1024), lambda tick: place(train, test, tick))
+    if path.is_file():
+        return _kept(path, train, test, backend)
+    check_cache(path.parent)
+    console.print(f"Training a classifier of {train.name}, once; it will be kept in {path.parent}")
+    judge = with_bar("learning", steps_for(len(train)), lambda tick: learn(train, test, backend, tick))
+    write_safetensors(path, judge.classifier.state_dict(), {"accuracy": repr(judge.accuracy)})
+    return judge
+
+
+def steps_for(pictures: int) -> int:
+    """How many steps a judge of that many pictures learns."""
+    return min(max(EPOCHS * pictures // BATCH, FEWEST), MOST)
+
+
+def learn(train: Dataset, test: Dataset, backend: str, tick: Callable[[], object]) -> Judge:
+    """Train a judge by AdamW on cross-entropy, and test the moving average of its weights; tick() after each step."""
+    classifier = Classifier(train.shape[2], len(train.classes), np.random.default_rng(SEED), backend)
+    optimizer = AdamW(classifier.parameters(), LR, weight_decay=0.05, clip=1.0, ema=0.99)
+    steps = steps_for(len(train))
+    batches = prefetch(lambda step: batch(train, step, BATCH, SEED, train.mirrors), range(1, steps + 1))
+    for step, (x, labels) in enumerate(batches, start=1):
+        optimizer.lr = learning_rate(LR, step, steps, warmup=steps // 10, decay_from=0.1)
+        optimizer.zero_grad()
+        cross_entropy(classifier(x), labels).backward()
+        optimizer.step()
+        tick()
+    with optimizer.averaged():
+        judge = Judge(classifier.to(backend), 0.0, len(test))
+    called = np.concatenate([judge.look(images).called for images in blocks(test)])  # (len(test),)
+    return Judge(judge.classifier, float((called == test.labels).mean()), len(test))
+
+
+def place(train: Dataset, test: Dataset, tick: Callable[[], object]) -> Path:
+    """Where the judge of these pictures is kept; tick() for each block of them, which may have to be drawn."""
+    digest = hashlib.sha256(repr((BATCH, LR, SEED, FEWEST, EPOCHS, MOST, train.classes, train.mirrors)).encode())
+    for dataset in (train, test):
+        digest.update(dataset.labels.tobytes())
+        for images in blocks(dataset):
+            digest.update(images.tobytes())
+            tick()
+    return user_cache_dir() / "minidiff" / "classifiers" / f"{digest.hexdigest()[:16]}.safetensors"
+
+
+def check_cache(folder: Path) -> None:
+    """Raises MinidiffError if nothing can be kept there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise MinidiffError(f"{folder}: cannot be written; set XDG_CACHE_HOME to a folder that can")
+
+
+def _kept(path: Path, train: Dataset, test: Dataset, backend: str) -> Judge:
+    """The judge that lies there. Raises MinidiffError if it is damaged."""
+    classifier = Classifier(train.shape[2], len(train.classes), None, backend)
+    try:
+        stored, metadata = open_safetensors(path)
+        classifier.check_shapes({name: a.shape for name, a in stored.items()})
+        accuracy = float(metadata["accuracy"])
+        if not 0 <= accuracy <= 1:
+            raise ValueError("no share of pictures is so large")
+        classifier.load_state_dict({name: a.read() for name, a in stored.items()})
+    except (MinidiffError, KeyError, ValueError):
+        raise MinidiffError(f"{path}: is damaged; remove it, and it is trained again") from None
+    return Judge(classifier, accuracy, len(test))

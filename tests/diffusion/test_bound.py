@@ -1,0 +1,205 @@
+"""Bits per dimension where they are known: of one picture, of Gaussian data, and by torch's distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_runs import refused
+
+import minidiff as md
+from minidiff.data.pictures import to_float, to_uint8
+from minidiff.diffusion.bound import bits_per_dim
+from minidiff.diffusion.forward import target
+from minidiff.diffusion.levels import levels
+
+DDPM = md.Sampler("ddpm", clip=None)
+SCHEDULES = [
+    md.linear_schedule(40, 1e-4, 0.3), md.linear_schedule(40, 1e-4, 0.3, "sample"),
+    md.cosine_schedule(40, "v_prediction"), md.EDM(), md.Flow(),
+]  # fmt: skip
+by_name = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.prediction_type)
+
+
+def knowing(schedule, x0_of):
+    """A model that answers as the schedule asks, from x0_of(x_t, abar)."""
+
+    def model(x_t, t):
+        abar = schedule.abar(t).reshape(-1, 1, 1, 1)
+        x0 = x0_of(x_t, abar)
+        return target(schedule, x0, t, (x_t - np.sqrt(abar) * x0) / np.sqrt(1 - abar))
+
+    return model
+
+
+def some(n=4):
+    return to_float(np.random.default_rng(0).integers(0, 256, (n, 5, 4, 3), dtype=np.uint8)).astype(np.float64)
+
+
+@by_name
+def test_of_one_known_picture(schedule):
+    """A model that knows the picture: no step costs anything, and the byte lies in the middle of the last Gaussian."""
+    x0 = some(1)
+    found = bits_per_dim(knowing(schedule, lambda x_t, abar: x0), schedule, x0, np.random.default_rng(0), steps=40)
+    tables = levels(schedule, 40, DDPM).schedule
+    abar = tables.alphas_cumprod[-1]
+    prior = torch.distributions.kl_divergence(
+        torch.distributions.Normal(torch.tensor(np.sqrt(abar) * x0), math.sqrt(1 - abar)),
+        torch.distributions.Normal(torch.zeros(1, dtype=torch.float64), 1.0),
+    )
+    sigma = math.sqrt(tables.posterior_variance[1])
+    inner = math.erf(1 / 255 / sigma / math.sqrt(2))
+    outer = (1 + inner) / 2  # the two ends of the scale have all that lies beyond
+    ends = np.mean((x0 == -1) | (x0 == 1))
+    decoder = -((1 - ends) * math.log2(inner) + ends * math.log2(outer))
+    assert found.prior[0] == pytest.approx(prior.mean().item() / math.log(2), rel=1e-9, abs=1e-15)
+    assert found.steps[0] == pytest.approx(0, abs=1e-12)
+    assert found.decoder[0] == pytest.approx(decoder, rel=1e-9, abs=1e-12)
+    assert found.total[0] == found.prior[0] + found.steps[0] + found.decoder[0]
+
+
+MEAN, DEVIATION = 0.1, 0.2
+
+
+def gaussian(n):
+    """Bytes of normal numbers; far from the ends of the scale, and 26 levels to a deviation."""
+    numbers = MEAN + DEVIATION * np.random.default_rng(0).standard_normal((n, 8, 8, 1))
+    return to_float(to_uint8(numbers)).astype(np.float64)
+
+
+def best(x_t, abar):
+    """The mean of x0 given x_t, if x0 is normal."""
+    gain = np.sqrt(abar) * DEVIATION**2 / (abar * DEVIATION**2 + 1 - abar)
+    return MEAN + gain * (x_t - np.sqrt(abar) * MEAN)
+
+
+def known_steps(tables, variance):
+    """E KL of every step, bits: the guess at x0 is off by its variance given x_t, the rest is known."""
+    abar, before = tables.alphas_cumprod[1:], tables.alphas_cumprod_prev[1:]
+    off = DEVIATION**2 * (1 - abar) / (abar * DEVIATION**2 + 1 - abar)
+    of_x0 = np.sqrt(before) * tables.betas[1:] / (1 - abar)
+    beta_tilde = tables.posterior_variance[1:]
+    sigma2 = beta_tilde if variance == "fixed_small" else tables.betas[1:]
+    return (np.log(sigma2 / beta_tilde) + beta_tilde / sigma2 - 1 + of_x0**2 * off / sigma2) / 2 / math.log(2)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@by_name
+def test_of_gaussian_data(schedule, variance):
+    """Every picture's steps are known on average, and the bound is above the entropy, which it nearly reaches."""
+    sampler = md.Sampler("ddpm", clip=None, variance=variance)
+    x0, steps = gaussian(64), 40
+    found = bits_per_dim(knowing(schedule, best), schedule, x0, np.random.default_rng(1), steps=steps, sampler=sampler)
+    want = known_steps(levels(schedule, steps, sampler).schedule, variance).sum()
+    assert abs(found.steps.mean() - want) < 4 * found.steps.std() / 8
+    entropy = math.log2(DEVIATION * math.sqrt(2 * math.pi * math.e) * 127.5)
+    assert entropy < found.total.mean()
+
+
+def test_a_long_walk_nearly_reaches_what_it_bounds():
+    """-log2 p(x0), exactly; where steps are so short that their variance is beta, the bound is within 2 % of it."""
+    schedule, x0 = md.linear_schedule(1000), gaussian(16)
+    sampler = md.Sampler("ddpm", clip=None, variance="fixed_large")
+    found = bits_per_dim(knowing(schedule, best), schedule, x0, np.random.default_rng(1), sampler=sampler)
+    exact = (np.log(DEVIATION * math.sqrt(2 * math.pi) * 127.5) + ((x0 - MEAN) / DEVIATION) ** 2 / 2).mean((1, 2, 3))
+    exact /= math.log(2)
+    over = found.total - exact
+    assert abs(over.mean()) < 0.02 * exact.mean()
+
+
+def test_a_worse_model_costs_more():
+    schedule, x0 = SCHEDULES[0], gaussian(32)
+
+    def cost(x0_of):
+        return bits_per_dim(knowing(schedule, x0_of), schedule, x0, np.random.default_rng(1)).total.mean()
+
+    assert cost(best) < cost(lambda x_t, abar: best(x_t, abar) + 0.05) < cost(lambda x_t, abar: 0 * x_t)
+
+
+@pytest.mark.parametrize("asks", [1, 5, 39, 1000])
+def test_some_of_the_steps_tell_of_all(asks):
+    """Without bias: over 2000 pictures of one kind, the mean is within 4 of its standard errors of the known one."""
+    schedule = SCHEDULES[0]
+    x0 = gaussian(2000)
+    found = bits_per_dim(knowing(schedule, best), schedule, x0, np.random.default_rng(2), asks=asks, sampler=DDPM)
+    want = known_steps(levels(schedule, 40, DDPM).schedule, "fixed_small").sum()
+    assert abs(found.steps.mean() - want) < 4 * found.steps.std() / math.sqrt(2000)
+    assert found.steps.std() > 0
+
+
+def test_how_often_the_model_is_asked():
+    asked = []
+
+    def model(x_t, t, cond):
+        asked.append((t.tolist(), cond.tolist()))
+        return 0 * x_t
+
+    bits_per_dim(model, md.linear_schedule(40), some(2), np.random.default_rng(0), np.array([3, 5]), asks=4)
+    times = np.array([t for t, _ in asked])
+    assert [cond for _, cond in asked] == [[3, 5]] * 5
+    assert (times[-1] == 0).all() and (times[:-1] > 0).all()
+    assert (np.diff(times[:-1], axis=0) > 0).all()  # a stretch of ten steps each
+
+
+def decoded(byte, x0_hat, sigma):
+    """-log2 of a byte's share of a Gaussian, by torch in float64."""
+    normal = torch.distributions.Normal(torch.tensor(x0_hat, dtype=torch.float64), sigma)
+    low, high = (normal.cdf(torch.tensor((byte + side - 127.5) / 127.5, dtype=torch.float64)) for side in (-0.5, 0.5))
+    low, high = (0.0 if byte == 0 else low), (1.0 if byte == 255 else high)
+    return -math.log2(high - low)
+
+
+@pytest.mark.parametrize("byte", [0, 1, 100, 254, 255])
+@pytest.mark.parametrize("off", [-0.03, 0.0, 0.01])
+def test_the_decoder_is_a_gaussian_cut_into_bytes(byte, off):
+    schedule = SCHEDULES[0]
+    x0 = np.full((1, 1, 1, 1), byte / 127.5 - 1)
+    for variance, sigma2 in (("fixed_small", schedule.posterior_variance[1]), ("fixed_large", schedule.betas[0])):
+        sampler = md.Sampler("ddpm", clip=None, variance=variance)
+        model = knowing(schedule, lambda x_t, abar: x0 + off)
+        found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=sampler)
+        assert found.decoder[0] == pytest.approx(decoded(byte, x0.item() + off, math.sqrt(sigma2)), rel=1e-6, abs=1e-9)
+
+
+def test_the_bytes_of_a_guess_share_one():
+    """The masses of all 256 bytes add to 1: what the lower ends leave, the upper have."""
+    schedule = SCHEDULES[0]
+    x0 = (np.arange(256) / 127.5 - 1).reshape(256, 1, 1, 1)
+    model = knowing(schedule, lambda x_t, abar: np.full_like(x_t, 0.97))
+    found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=DDPM)
+    assert np.sum(2**-found.decoder) == pytest.approx(1, rel=1e-9)
+    assert np.isfinite(found.decoder).all()
+
+
+def test_clip():
+    """A guess beyond 1 is 1 to a sampler that clips, and then costs less."""
+    schedule, x0 = SCHEDULES[0], np.ones((1, 2, 2, 1))
+    model = knowing(schedule, lambda x_t, abar: np.full_like(x_t, 1.5))
+    clips, lets = (
+        bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=s) for s in (md.Sampler("ddpm"), DDPM)
+    )
+    assert clips.steps[0] == pytest.approx(0, abs=1e-12) and lets.steps[0] > 1
+
+
+def test_a_network_and_its_floats():
+    """float32 pictures and a model of Tensors: as in float64, but for x_t, which 2^-24 rounds."""
+    schedule, x0 = SCHEDULES[0], gaussian(4)
+    backend = md.get_backend("numpy")
+    network = knowing(schedule, best)
+
+    def model(x_t, t):
+        assert x_t.dtype == np.float32
+        return md.Tensor(network(x_t, t).astype(np.float32), backend)
+
+    wide = bits_per_dim(network, schedule, x0, np.random.default_rng(1)).total
+    narrow = bits_per_dim(model, schedule, x0.astype(np.float32), np.random.default_rng(1)).total
+    np.testing.assert_allclose(narrow, wide, rtol=1e-4)
+
+
+def test_what_has_no_bound():
+    model, rng = (lambda x_t, t: x_t), np.random.default_rng(0)
+    refused(
+        lambda: bits_per_dim(model, SCHEDULES[0], some(), rng, sampler=md.Sampler("ddim")), match="sampler ddim: the"
+    )
+    refused(lambda: bits_per_dim(model, SCHEDULES[0], some(), rng, steps=1), match="a walk of two steps or more")
+    refused(lambda: bits_per_dim(model, SCHEDULES[0], some(), rng, steps=41), match="steps must be")

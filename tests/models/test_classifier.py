@@ -1,0 +1,87 @@
+"""The classifier: its shapes, its gradients against torch's, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as T
+from against_torch import CONV_FLOOR, draw, nchw, rms_error, torch_layout
+from small_runs import bars
+
+from minidiff.data.batches import batch
+from minidiff.data.pictures import to_float
+from minidiff.engine.losses import cross_entropy
+from minidiff.engine.optim import AdamW
+from minidiff.models.classifier import EPS, GROUPS, Classifier
+
+LABELS = np.array([2, 0, 1])
+
+
+def classifier(backend="numpy", channels=3, classes=4):
+    return Classifier(channels, classes, np.random.default_rng(0), backend)
+
+
+@pytest.mark.parametrize("height, width, channels", [(28, 28, 1), (32, 32, 3), (5, 9, 3), (1, 1, 1)])
+def test_pictures_of_any_size(height, width, channels):
+    net, x = classifier(channels=channels), draw(2, height, width, channels)
+    assert net.features(x).shape == (2, 128)
+    assert net(x).shape == (2, 4)
+
+
+def test_it_is_small():
+    assert sum(p.data.size for p in classifier(classes=10).parameters()) < 300_000
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(ValueError, match="conv2d: the input has 1 channels"):
+        classifier()(draw(2, 8, 8, 1))
+
+
+def in_torch(weights, x, dtype):
+    """The same network, written with torch's functions: features, logits, and the gradient of all parameters."""
+    p = torch_layout({name: torch.tensor(a, dtype=dtype) for name, a in weights.items()})
+    p = {name: a.detach().requires_grad_() for name, a in p.items()}
+
+    def conv(h, name, stride=1):
+        return T.conv2d(h, p[f"{name}.weight"], p[f"{name}.bias"], stride, padding=1)
+
+    def norm(h, name):
+        return T.silu(T.group_norm(h, GROUPS, p[f"{name}.weight"], p[f"{name}.bias"], EPS))
+
+    h = conv(nchw(torch.tensor(x, dtype=dtype)), "conv_in")
+    for i in range(3):
+        h = conv(norm(h, f"halvings.{i}.norm"), f"halvings.{i}.conv", stride=2)
+        if i < 2:
+            inner = conv(norm(h, f"blocks.{i}.norm1"), f"blocks.{i}.conv1")
+            h = h + conv(norm(inner, f"blocks.{i}.norm2"), f"blocks.{i}.conv2")
+    features = norm(h, "norm_out").mean((2, 3))
+    logits = T.linear(features, p["out.weight"], p["out.bias"])
+    T.cross_entropy(logits, torch.tensor(LABELS)).backward()
+    return features.detach().numpy(), logits.detach().numpy(), flat({name: a.grad for name, a in p.items()})
+
+
+def flat(gradients):
+    return np.concatenate([gradients[name].numpy().ravel() for name in sorted(gradients)])
+
+
+def test_it_is_the_same_network_in_torch(backend):
+    """At most twice as far from float64 as torch's own float32 is, or the floor of convolutions."""
+    net, x = classifier(backend.name), draw(3, 12, 12, 3)
+    cross_entropy(net(x), LABELS).backward()
+    gradients = torch_layout({name: torch.tensor(backend.to_numpy(p.grad)) for name, p in net.named_parameters()})
+    ours = net.features(x).numpy(), net(x).numpy(), flat(gradients)
+    truth, rival = (in_torch(net.state_dict(), x, dtype) for dtype in (torch.float64, torch.float32))
+    for got, want, theirs in zip(ours, truth, rival, strict=True):
+        assert rms_error(got, want) <= max(2 * rms_error(theirs, want), CONV_FLOOR)
+
+
+def test_it_learns_what_can_be_told():
+    """Bars that lie or stand: untrained it guesses, and then it knows, also of bars that it never saw."""
+    net, train, test = classifier(channels=1, classes=2), bars(32 * 25), bars(200, seed=1)
+    optimizer = AdamW(net.parameters(), 3e-3)
+    for step in range(1, 26):
+        x, labels = batch(train, step, 32, seed=0, flip=False)
+        optimizer.zero_grad()
+        cross_entropy(net(x), labels).backward()
+        optimizer.step()
+    logits = net(to_float(test.take(np.arange(200)))).numpy()
+    assert (logits.argmax(1) == test.labels).mean() > 0.95
