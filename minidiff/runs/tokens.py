@@ -113,6 +113,8 @@ def _openai_merges(path: Path) -> Merges:
     try:
         with gzip.open(path) as file:
             _, *lines = file.read(LARGEST_JSON).decode().split("\n")
+        if not lines:
+            raise ValueError("it is empty")
         return _pairs([line for line in lines[:MERGES] if line])
     except (OSError, EOFError, ValueError, zlib.error, MinidiffError) as error:
         raise MinidiffError(f"{path}: is no list of merges ({error}); copy it again") from None
