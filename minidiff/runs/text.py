@@ -72,10 +72,12 @@ def image_to_image(
     """
     if not 0 <= strength <= 1:
         raise MinidiffError(f"strength must be from 0 to 1, not {strength!r:.80}")
-    rng = np.random.default_rng() if rng is None else rng
+    rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
+    levels(pipeline.schedule, steps, sampler)  # raises for steps that do not go
+    _check_one_each(prompts, x0)
     latents = encoded(pipeline, x0, rng)
     model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
-    share, sampler = int(steps * strength) / steps, sampler or pipeline.sampler
+    share = int(steps * strength) / steps
     return decoded(pipeline, _end(redraw(model, pipeline.schedule, latents, share, rng, steps, sampler, cond), tick))
 
 
@@ -100,6 +102,9 @@ def inpaint(
     way = levels(pipeline.schedule, steps, sampler)
     if way.ts.dtype.kind != "i":
         raise MinidiffError(f"{sampler.name} with {sampler.spacing} steps asks between whole timesteps: use ddim")
+    _check_one_each(prompts, x0)
+    if mask.shape != (*x0.shape[1:3], 1):
+        raise MinidiffError(f"the mask has shape {mask.shape}, the pictures have {x0.shape}: give (H, W, 1)")
     latents = encoded(pipeline, x0, rng)
     eps = rng.standard_normal(latents.shape, dtype=np.float32)
     known = ~mask[:: pipeline.vae.factor, :: pipeline.vae.factor]  # (h, w, 1)
@@ -147,6 +152,11 @@ def checked_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
     if not all(0 < n <= 65536 and n % multiple == 0 for n in (height, width)):
         raise MinidiffError(f"{height}x{width} pixels do not go: give multiples of {multiple}, such as {8 * multiple}")
     return height, width
+
+
+def _check_one_each(prompts: list[str], x0: np.ndarray) -> None:
+    if len(prompts) != len(x0):
+        raise MinidiffError(f"{len(x0)} pictures and {len(prompts)} prompts: give a prompt for each picture")
 
 
 def _listening(

@@ -220,6 +220,9 @@ def test_a_large_picture_is_decoded_in_tiles(folder, monkeypatch):
 def test_pictures_and_masks_that_do_not_go(folder):
     ours, x0 = load_pipeline(folder, "numpy"), np.zeros((1, 32, 32, 3), np.float32)
     refused_call(image_to_image, ours, ["a"], x0[:, :30], match="30x32 pixels do not go")
+    refused_call(image_to_image, ours, ["a", "b"], x0, match="1 pictures and 2 prompts")
+    refused_call(lambda: image_to_image(ours, ["a"], x0, steps=0), match="steps must be an integer from 1")
+    refused_call(inpaint, ours, ["a"], x0, np.ones((32, 32), bool), match=r"the mask has shape \(32, 32\)")
     refused_call(image_to_image, ours, ["a"], x0, 1.5, match="strength must be from 0 to 1, not 1.5")
     euler = pipeline.load_sampler(folder / "scheduler", "euler")
     between = dict(steps=7, sampler=type(euler)("euler", "linspace", clip=None))
