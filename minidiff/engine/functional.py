@@ -209,9 +209,10 @@ class UpsampleNearest(Function):
         return (self.backend.upsample_nearest_backward(dy),)
 
 
-def upsample_nearest(x: Tensor) -> Tensor:
-    """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C)."""
-    return UpsampleNearest()(x)
+def upsample_nearest(x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+    """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C), cut to the size (H', W') if there is one."""
+    y = UpsampleNearest()(x)
+    return y if size in (None, y.shape[1:3]) else Part((slice(None), slice(size[0]), slice(size[1])))(y)
 
 
 class AvgPool(Function):
@@ -259,17 +260,17 @@ def concat(a: Tensor, b: Tensor) -> Tensor:
     return Concat()(a, b)
 
 
-class Channels(Function):
-    def __init__(self, start, stop):
-        self.start, self.stop = start, stop
+class Part(Function):
+    def __init__(self, where):
+        self.where = where
 
     def forward(self, x):
         self.shape = x.shape
-        return x[..., self.start : self.stop].copy()
+        return x[self.where].copy()
 
     def backward(self, dy):
         dx = self.backend.xp.zeros(self.shape, dy.dtype)
-        dx[..., self.start : self.stop] = dy
+        dx[self.where] = dy
         return (dx,)
 
 
@@ -278,7 +279,7 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
     C, odd = divmod(x.shape[-1], 2)
     if odd:
         raise ValueError(f"split: {x.shape[-1]} channels have no halves")
-    return Channels(0, C)(x), Channels(C, 2 * C)(x)
+    return Part((..., slice(C)))(x), Part((..., slice(C, None)))(x)
 
 
 class Embedding(Function):

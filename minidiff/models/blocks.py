@@ -67,7 +67,7 @@ class ResnetBlock(Module):
         self.conv_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
         self.scale_shift, self.dropout, self.resample = kind.scale_shift, kind.dropout, resample
 
-    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None) -> Tensor:
+    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None, *_) -> Tensor:
         h = self.norm1(x, silu=True)
         if self.resample:
             h, x = self.resample(h), self.resample(x)
@@ -101,13 +101,16 @@ class Downsample(Module):
 
 
 class Upsample(Module):
-    """Nearest neighbour, then a 3x3 convolution. It takes no notice of what a residual block in its place is given."""
+    """Nearest neighbour, then a 3x3 convolution. It takes no notice of the time and the dropout.
+
+    size  (H', W') to which what is doubled is cut, for pictures whose halves were rounded up
+    """
 
     def __init__(self, channels: int, rng, backend: str):
         self.conv = Conv2d(channels, channels, 3, rng, backend, pad=1)
 
-    def __call__(self, x: Tensor, *_) -> Tensor:
-        return self.conv(F.upsample_nearest(x))  # (N, 2H, 2W, C)
+    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None, size=None) -> Tensor:
+        return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C)
 
 
 class DownBlock(Module):
@@ -191,7 +194,7 @@ class UpBlock(Module):
             if self.attentions:
                 h = self.attentions[i](h, *text)
         for upsample in self.upsamplers:
-            h = upsample(h, silu_temb, rng)
+            h = upsample(h, silu_temb, rng, hs[-1].shape[1:3])  # the size of what the next level takes back
         return h
 
 

@@ -199,7 +199,8 @@ class TextUNetConfig(FileConfig):
         "act_fn": "silu", "addition_embed_type": None, "addition_embed_type_num_heads": ...,
         "addition_time_embed_dim": None,
         "attention_type": "default", "class_embed_type": None, "class_embeddings_concat": False,
-        "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "dual_cross_attention": False,
+        "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1,
+        "dual_cross_attention": False,
         "encoder_hid_dim": None, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
         "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": None,
         "num_class_embeds": None, "only_cross_attention": False, "projection_class_embeddings_input_dim": None,
@@ -218,7 +219,6 @@ class TextUNetConfig(FileConfig):
     up_block_types: tuple[str, ...] = key((UP,) + (CROSS_UP,) * 3, each(one_of(CROSS_UP, UP)))
     block_out_channels: tuple[int, ...] = key((320, 640, 1280, 1280), each(whole(4, 16384)))
     layers_per_block: int = key(2, whole(1, 64))
-    downsample_padding: int = key(1, whole(0, 1))
     dropout: float = key(0.0, real(0, 0.99))
     norm_num_groups: int = key(32, whole(1, 1024))
     norm_eps: float = key(1e-5, real(1e-12, 1.0))

@@ -124,7 +124,7 @@ class TextUNet(Module):
         self.down_blocks, h = [], widths[0]
         for i, (name, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
             inputs = [h] + [width] * cfg.layers_per_block
-            halve = None if i == last else partial(Downsample, width, cfg.downsample_padding, rng, backend)
+            halve = None if i == last else partial(Downsample, width, 1, rng, backend)
             self.down_blocks.append(DownBlock(inputs, kind, rng, backend, attend(i, name), halve))
             h = width
         self.mid_block = MidBlock(h, kind, rng, backend, attend(last))
@@ -142,7 +142,7 @@ class TextUNet(Module):
     def __call__(self, x_t, t: np.ndarray, cond, rng=None) -> Tensor:
         """eps_hat (N, H, W, out_channels).
 
-        x_t   (N, H, W, C) array or Tensor; H and W divisible by 2 to the number of halvings
+        x_t   (N, H, W, C) array or Tensor; halves of odd H and W are rounded up
         t     (N,) numbers, 0-based
         cond  the text's embeddings (N, S, cross_attention_dim), array or Tensor
         rng   draws dropout; without it there is none
@@ -163,12 +163,10 @@ class TextUNet(Module):
         return self.conv_out(self.conv_norm_out(h, silu=True))
 
     def _check(self, x_t: Tensor, t: np.ndarray, text: Tensor) -> None:
-        cfg, divisor = self.config, 2 ** (len(self.config.block_out_channels) - 1)
+        cfg = self.config
         if len(x_t.shape) != 4 or x_t.shape[3] != cfg.in_channels:
             raise ValueError(f"x_t has shape {x_t.shape}, the network takes (N, H, W, {cfg.in_channels})")
-        N, H, W, _ = x_t.shape
-        if H % divisor or W % divisor:
-            raise ValueError(f"x_t is {H}x{W}: both must divide by {divisor}")
+        N = x_t.shape[0]
         if np.shape(t) != (N,):
             raise ValueError(f"t has shape {np.shape(t)}, x_t holds {N} pictures: give ({N},)")
         if len(text.shape) != 3 or (text.shape[0], text.shape[2]) != (N, cfg.cross_attention_dim):

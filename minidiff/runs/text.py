@@ -146,9 +146,9 @@ def native_size(pipeline: Pipeline) -> tuple[int, int]:
 
 
 def checked_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width. Raises MinidiffError unless both halve as often as autoencoder and U-Net do."""
+    """Height and width. Raises MinidiffError unless both can be halved as often as the autoencoder does."""
     height, width = size
-    multiple = pipeline.vae.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    multiple = pipeline.vae.factor
     if not all(0 < n <= 65536 and n % multiple == 0 for n in (height, width)):
         raise MinidiffError(f"{height}x{width} pixels do not go: give multiples of {multiple}, such as {8 * multiple}")
     return height, width

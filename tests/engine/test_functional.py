@@ -36,6 +36,10 @@ def attention(q, k, v, causal=False):
     return T.scaled_dot_product_attention(*by_head, is_causal=causal).transpose(1, 2)
 
 
+def double(x):
+    return nhwc(T.interpolate(nchw(x), scale_factor=2))
+
+
 def layer_norm(x, weight, bias):
     return T.layer_norm(x, weight.shape, weight, bias)
 
@@ -84,7 +88,8 @@ LINES = [
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
     ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
-    ("upsample_nearest", F.upsample_nearest, lambda x: nhwc(T.interpolate(nchw(x), scale_factor=2)), {"x": X}),
+    ("upsample_nearest", F.upsample_nearest, double, {"x": X}),
+    ("upsample_nearest, cut", partial(F.upsample_nearest, size=(11, 10)), lambda x: double(x)[:, :11], {"x": X}),
     ("avg_pool", F.avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
     ("mean_pixel", F.mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
     ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),

@@ -66,6 +66,7 @@ OPS = {
     "attention, causal": (lambda q, k, v: F.attention(q, k, v, causal=True), [HEADS, HEADS, HEADS]),
     "gelu": (F.gelu, [(3, 7)]),
     "upsample_nearest": (F.upsample_nearest, [PICTURE]),
+    "upsample_nearest, cut": (lambda x: F.upsample_nearest(x, (9, 7)), [PICTURE]),
     "avg_pool": (F.avg_pool, [(2, 6, 4, 3)]),
     "split": (lambda x: F.mul(*F.split(x)), [PICTURE]),
     "concat": (F.concat, [PICTURE, (2, 5, 4, 3)]),

@@ -199,20 +199,20 @@ UNETS = {
     "every other key": dict(
         down_block_types=(PLAIN, CROSS), up_block_types=(UP_CROSS, UP), block_out_channels=(8, 16), layers_per_block=1,
         attention_head_dim=2, cross_attention_dim=8, norm_num_groups=2, transformer_layers_per_block=2, dropout=0.1,
-        center_input_sample=True, flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-3,
+        center_input_sample=True, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-3,
         in_channels=9, out_channels=5, time_embedding_dim=20, sample_size=8,
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", UNETS)
-def test_the_u_net_is_diffusers_s(kind, backend, tmp_path):
+@pytest.mark.parametrize("kind, size", [*((kind, (8, 12)) for kind in UNETS), ("as 1.x", (9, 7))])
+def test_the_u_net_is_diffusers_s(kind, size, backend, tmp_path):
     net = moved(UNet2DConditionModel(**UNETS[kind]))
     net.save_pretrained(tmp_path)
     ours, cfg = load_text_unet(tmp_path, backend.name), net.config
     t = np.array([999, 17])
-    x_t, text = draw(2, 8, 12, cfg.in_channels), draw(2, 7, cfg.cross_attention_dim)
-    dy = draw(2, 8, 12, cfg.out_channels, seed=1)
+    x_t, text = draw(2, *size, cfg.in_channels), draw(2, 7, cfg.cross_attention_dim)
+    dy = draw(2, *size, cfg.out_channels, seed=1)
     x, heard = (Tensor(a, ours.backend, requires_grad=True) for a in (x_t, text))
     y = ours(x, t, heard)
     with torch.no_grad():

@@ -95,8 +95,8 @@ def test_options_that_do_not_go_together(refused, folder):
         (folder / "no_index.json").rename(folder / "model_index.json")
     for more in (["--class", "cat"], ["--gif", "walk.gif"]):
         refused("sample", "sd", "--prompt", "a", *more, match="--class and --gif are for networks without a text")
-    for more in (["--height", "36"], ["--width", "0"], ["--width", "-8"], ["--height", "99999996"]):
-        refused("sample", "sd", "--prompt", "a", *more, *QUICK, match="pixels do not go: give multiples of 8")
+    for more in (["--height", "34"], ["--width", "0"], ["--width", "-8"], ["--height", "99999996"]):
+        refused("sample", "sd", "--prompt", "a", *more, *QUICK, match="pixels do not go: give multiples of 4")
     for guidance in ("-1", "nan", "inf"):
         refused("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK, match="guidance must be a number")
     refused("sample", "sd", "--prompt", "a", "--steps", 1001, match="steps must be an integer from 1 to the schedule's")
