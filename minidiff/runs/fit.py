@@ -30,7 +30,7 @@ def fit(
     keep: int = 2,
     probed: Dataset | None = None,
 ) -> None:
-    """Train to run.config.steps, or until `stop()` after a step; then the state is saved in any case.
+    """Train to run.config.steps, or until `stop()` after a step; then the state is saved at once, and no more is done.
 
     on_step is told of every step, on_checkpoint of every checkpoint's step and of what `probe` says of it, on the set
     `probed` or else the one that it learns from. The last `keep` checkpoints stay. Pictures come with each.
@@ -50,15 +50,15 @@ def fit(
             for stats in train(run.model, run.schedule, run.optimizer, batches, config):
                 metrics.write(stats, run.optimizer.lr)
                 on_step(stats)
-                stopping = stop()
-                if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
+                if stop():
+                    metrics.flush()
+                    return save_state(run, keep)
+                if stats.step % checkpoint_every == 0 or stats.step == config.steps:
                     metrics.flush()
                     measured = probe(run, dataset if probed is None else probed)
                     note_loss(run.folder, run.step, measured)
                     save_state(run, keep)
                     saved = stats.step
-                    if stopping:
-                        return
                     draw_progress(run)
                     on_checkpoint(saved, measured)
     except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full

@@ -95,12 +95,9 @@ def nearest(f: np.ndarray, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np
 def _distances(f: np.ndarray, g: np.ndarray) -> Iterator[np.ndarray]:
     """|x - y|^2 = |x|^2 + |y|^2 - 2 x.y for rows x of f, ROWS at a time, and all y of g: (ROWS, m) each."""
     g2 = np.square(g).sum(1)
-    tiny = 4 * f.shape[1] * np.finfo(f.dtype).eps  # of sums of D products, rounded
     for start in range(0, len(f), ROWS):
         x = f[start : start + ROWS]
-        sizes = np.square(x).sum(1)[:, None] + g2
-        d = sizes - 2 * x @ g.T
-        yield np.where(d < tiny * sizes, 0, d)  # equal rows are at distance 0, whatever rounding says
+        yield np.square(x).sum(1)[:, None] + g2 - 2 * x @ g.T
 
 
 def _rows(f: np.ndarray, least: int) -> np.ndarray:

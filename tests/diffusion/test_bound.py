@@ -161,6 +161,18 @@ def test_the_decoder_is_a_gaussian_cut_into_bytes(byte, off):
         assert found.decoder[0] == pytest.approx(decoded(byte, x0.item() + off, math.sqrt(sigma2)), rel=1e-6, abs=1e-9)
 
 
+def test_far_from_the_guess_both_sides_cost_the_same():
+    """Some nine deviations off, where the distribution function is 1 to the last bit on one side."""
+    schedule, x0 = SCHEDULES[0], np.full((1, 1, 1, 1), 100 / 127.5 - 1)
+    costs = []
+    for sign in (1, -1):
+        model = knowing(schedule, lambda x_t, abar, sign=sign: sign * x0 - 0.1)
+        costs += bits_per_dim(model, schedule, sign * x0, np.random.default_rng(0), sampler=DDPM).decoder.tolist()
+        model = knowing(schedule, lambda x_t, abar, sign=sign: sign * x0 + 0.1)
+        costs += bits_per_dim(model, schedule, sign * x0, np.random.default_rng(0), sampler=DDPM).decoder.tolist()
+    assert costs[0] > 60 and costs == pytest.approx([costs[0]] * 4, rel=1e-9)
+
+
 def test_the_bytes_of_a_guess_share_one():
     """The masses of all 256 bytes add to 1: what the lower ends leave, the upper have."""
     schedule = SCHEDULES[0]

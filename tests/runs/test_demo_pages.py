@@ -30,7 +30,7 @@ def small(monkeypatch):
 def train(run, dataset, steps=0):
     """To the end, or for some steps."""
     done = iter(range(1, 100))
-    fit.fit(run, dataset, 100, lambda stats: None, lambda step: None, lambda: next(done) == steps)
+    fit.fit(run, dataset, 100, lambda stats: None, lambda step, loss: None, lambda: next(done) == steps)
 
 
 class Page(HTMLParser):

@@ -95,6 +95,17 @@ def test_precision_and_recall_are_of_as_many():
     assert few["recall"] > 0.4  # 30 of the reference; of 3000 picked at random about as many
 
 
+def test_a_set_in_order_counts_as_a_whole():
+    """Class after class, as a folder has them: of the longer set, pictures of both are taken."""
+    one, many = seen(40, 0), seen(200, 1)
+    many.features[100:] += 50
+    one.features[20:] += 50
+    found = figures(one, many, np.zeros(40), None, (), seed=0)
+    assert found["precision"] > 0.6 and found["recall"] > 0.6
+    found = figures(many, one, np.zeros(200), None, (), seed=0)
+    assert found["precision"] > 0.6 and found["recall"] > 0.6
+
+
 def test_agreement_is_by_class():
     one = Seen(np.zeros((20, 1, 1, 1), np.uint8), np.random.default_rng(0).standard_normal((20, 2)), np.arange(20) % 2)
     asked = np.array([0] * 4 + [2] * 16)

@@ -14,7 +14,7 @@ from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.errors import MinidiffError
 from minidiff.runs import probe as probing
 from minidiff.runs import state
-from minidiff.runs.kept import best_file, read_losses, state_file, step_file
+from minidiff.runs.kept import best_file, link, read_losses, state_file, step_file
 from minidiff.runs.kept import kept as states
 from minidiff.runs.probe import probe
 
@@ -29,11 +29,21 @@ def whole(tmp_path_factory):
     return folder
 
 
+class Lost(Exception):
+    """The process ended, and with it all that was in memory."""
+
+
 @pytest.fixture
 def stopped(tmp_path):
     """A run that lost what came after its checkpoint of step 9."""
     folder = tmp_path / "run"
-    go_on(new_run(folder, STEPS), 3, stop_at=9)
+
+    def lose(stats):
+        if stats.step == 10:
+            raise Lost
+
+    with pytest.raises(Lost):
+        go_on(new_run(folder, STEPS), 3, on_step=lose)
     return folder
 
 
@@ -176,6 +186,26 @@ def test_the_best_stays_when_its_step_is_long_gone(tmp_path, monkeypatch, losses
     np.testing.assert_array_equal(list(read_losses(tmp_path).values()), losses)
 
 
+def test_the_best_before_is_given_up_last(tmp_path, monkeypatch):
+    """Lost after its first link, a checkpoint that is the best yet is the newest, and the best once it is settled."""
+    values, done = iter([0.2, 0.3, 0.3, 0.1]), []
+
+    def lost(source, target):
+        if source.name in done:
+            raise Lost
+        link(source, target)
+        if source == step_file(tmp_path, 12):
+            done.append(source.name)
+
+    monkeypatch.setattr("minidiff.runs.fit.probe", lambda run, dataset: next(values))
+    with monkeypatch.context() as patched, pytest.raises(Lost):
+        patched.setattr("minidiff.runs.kept.link", lost)
+        go_on(new_run(tmp_path, STEPS), 3, keep=1)
+    assert step_of(best_file(tmp_path)) == 3
+    reopen(tmp_path)
+    assert step_of(best_file(tmp_path)) == best_by_hand(tmp_path) == 12
+
+
 def test_a_best_that_is_damaged_or_of_a_forgotten_future(stopped, monkeypatch):
     damage(best_file(stopped), copies=True)
     reopen(stopped)
@@ -191,13 +221,20 @@ def test_a_best_that_is_damaged_or_of_a_forgotten_future(stopped, monkeypatch):
         state.open_best(stopped)
 
 
+def test_what_is_saved_in_haste_is_not_measured(tmp_path):
+    """Ctrl-C asks for an end. The state is kept, the best is another."""
+    go_on(new_run(tmp_path, STEPS), 3, stop_at=7)
+    assert list(read_losses(tmp_path)) == [3, 6] and list(states(tmp_path)) == [6, 7]
+    assert step_of(best_file(tmp_path)) == 6
+
+
 # What it is measured by
 
 
 def test_the_probe_is_the_loss_of_the_average(tmp_path):
     """On the whole of a small set, at times and noise of its own, without dropout; twice the same, nothing changed."""
-    run = new_run(tmp_path, dropout=0.5)
-    go_on(run, stop_at=4)
+    run = new_run(tmp_path, 4, dropout=0.5)
+    go_on(run)
     own, average, dataset = run.optimizer.p.copy(), run.optimizer.ema.copy(), pictures()
     measured = probe(run, dataset)
     assert measured == probe(run, dataset) == read_losses(tmp_path)[4]
@@ -239,7 +276,7 @@ def test_the_probe_asks_by_class_and_weighs_as_the_run(tmp_path, monkeypatch):
 
 def test_the_probe_measures_what_it_is_given(tmp_path):
     other = pictures(shape=(4, 4, 1), n=3)
-    go_on(run := new_run(tmp_path), stop_at=4, probed=other)
+    go_on(run := new_run(tmp_path, 4), probed=other)
     assert read_losses(tmp_path)[4] == probe(run, other) != probe(run, pictures())
 
 

@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 def run_folder(trained, tmp_path):
     """A copy of it, with no state to fall back on."""
     folder = shutil.copytree(trained, tmp_path / "run")
-    for path in (*kept.kept(folder).values(), kept.best_file(folder)):
+    for path in kept.kept(folder).values():
         path.unlink()
     return folder
 
@@ -78,8 +78,7 @@ def rows_or_none(folder):
 
 def test_the_folder_holds_what_it_says_and_nothing_else(trained):
     assert set(tree(trained)) == {
-        "checkpoints.csv", "training/best.safetensors", "training/state-000000.safetensors",
-        "training/state-000004.safetensors",
+        "training/state-000000.safetensors", "training/state-000004.safetensors",
         "metrics.csv", "model_index.json", "scheduler", "scheduler/scheduler_config.json", "training",
         "training/state.safetensors", "unet", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
