@@ -14,9 +14,11 @@ import pytest
 import torch
 from against_torch import draw, nchw, nhwc, rms
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from one_thread import one_thread  # noqa: F401  for all tests of this module
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from minidiff.engine.nn import GroupNorm, LayerNorm, Module
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import timestep_embedding
 from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig, VAEConfig
@@ -225,6 +227,32 @@ def test_the_u_net_is_diffusers_s(kind, size, backend, tmp_path):
     nhwc(net(nchw(leaves[0]), torch.tensor(t), leaves[1]).sample).backward(torch.tensor(dy))
     inputs = [(ours.backend.to_numpy(a.grad), b.grad.numpy()) for a, b in zip((x, heard), leaves, strict=True)]
     same_gradients(ours, net, inputs)
+
+
+def norms(module, path=""):
+    """Every normalisation with its name."""
+    for name, value in vars(module).items():
+        for i, item in enumerate(value if isinstance(value, list) else [value]):
+            inner = f"{path}{name}.{i}" if isinstance(value, list) else f"{path}{name}"
+            if isinstance(item, GroupNorm | LayerNorm):
+                yield inner, item.eps
+            elif isinstance(item, Module):
+                yield from norms(item, f"{inner}.")
+
+
+def test_every_normalisation_has_their_eps():
+    """Which is too small to be seen in the outputs."""
+    text = TEXT_ENCODERS["gelu, one head"]
+    pairs = [
+        (TextEncoder(TextEncoderConfig.of(text.to_dict()), None, "numpy"), CLIPTextModel(text)),
+        *((VAE(VAEConfig.of(values), None, "numpy"), AutoencoderKL(**values)) for values in VAES.values()),
+        *((TextUNet(TextUNetConfig.of(v), None, "numpy"), UNet2DConditionModel(**v)) for v in UNETS.values()),
+    ]
+    for ours, theirs in pairs:
+        want = {name.removeprefix("text_model."): m.eps for name, m in theirs.named_modules() if hasattr(m, "eps")}
+        got = dict(norms(ours))
+        assert got and got == {name: eps for name, eps in want.items() if name in got}
+        assert len(got) == sum("Norm" in type(m).__name__ for m in theirs.modules())
 
 
 # The real ones. Weights of zeros take no memory until they are written.
