@@ -32,13 +32,15 @@ from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, default_config
 from minidiff.models.unet import UNet
 from minidiff.runs.checkpoint import load_sampler, load_schedule, load_unet, save_unet
+from minidiff.runs.pipeline import load_pipeline
+from minidiff.runs.text import image_to_image, inpaint, text_to_image
 from minidiff.runs.train import train, train_step
 
 __all__ = [
     "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
     "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided",
-    "linear_schedule", "load_sampler", "load_schedule", "load_unet", "min_snr_weight", "no_grad", "open_dataset",
-    "p_sample", "q_posterior", "q_sample", "redraw", "rescale_zero_terminal_snr", "sample", "save_unet",
-    "scaled_linear_schedule", "sigmoid_schedule", "slerp", "torch_generator", "train", "train_step",
-    "training_loss",
+    "image_to_image", "inpaint", "linear_schedule", "load_pipeline", "load_sampler", "load_schedule", "load_unet",
+    "min_snr_weight", "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "redraw",
+    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
+    "text_to_image", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip

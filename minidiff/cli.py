@@ -3,7 +3,6 @@
 import io
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +11,13 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import cli_edit, cli_evaluate, cli_train
+from minidiff import cli_edit, cli_evaluate, cli_text, cli_train
 from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import pictures
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.options import Asked, Backend, Guidance, Net, Out, Seed, Threads
-from minidiff.runs import checkpoint, demo, drawing, machine, state
+from minidiff.options import Asked, Backend, Net, Out, Seed, Threads
+from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
 from minidiff.runs.train import SCHEDULE
@@ -87,22 +86,26 @@ app.command()(cli_train.train)
 def sample_command(
     run: Net,
     out: Out = Path("sheet.png"),
-    n: Annotated[int, typer.Option(help="How many pictures.", min=1, max=100_000)] = 64,
+    prompt: Annotated[str | None, typer.Option(help="What to draw, if RUN is Stable Diffusion's.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
+    height: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
+    width: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
+    n: Annotated[int | None, typer.Option(help="How many: 64, or 1 of a text.", min=1, max=100_000)] = None,
     name: Asked = None,
-    guidance: Guidance = 1.0,
+    guidance: Annotated[float | None, typer.Option(help="How much to insist.  [default: 1; a text, 7.5]")] = None,
     steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
-    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
+    eta: Annotated[float, typer.Option(help="DDIM's fresh noise, 0 to 1.")] = 0.0,
     spacing: Annotated[str | None, typer.Option(help="Of the steps.  [default: the folder's own]")] = None,
     karras: Annotated[bool, typer.Option("--karras", help="Levels as Karras et al. have them.")] = False,
     seed: Seed = 0,
-    noise: Annotated[str, typer.Option(help="numpy, or torch: what diffusers draws.")] = "numpy",
+    noise: Annotated[str, typer.Option(help="numpy, or torch, as diffusers.")] = "numpy",
     npz: Annotated[Path | None, typer.Option(help="Also write all pictures to a NumPy file, as arr_0.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.")] = None,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
-    """Reverse diffusion: pictures out of noise, on a sheet.
+    """Reverse diffusion: pictures out of noise, on a sheet; or what a text says, with a folder of Stable Diffusion.
 
     Samplers: ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m. Spacings: trailing, leading, linspace.
     With the folder's own and --noise torch the pictures are those that its scheduler makes in diffusers of the noise
@@ -110,14 +113,34 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     drawing.check_places(out, gif, npz)
-    unet, schedule = drawing.drawable(run, backend), checkpoint.load_schedule(run)
-    way = replace(checkpoint.load_sampler(run, sampler), eta=eta)
-    way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
-    steps = drawing.usual_steps(schedule, way) if steps is None else steps
+    if prompt is None:
+        cli_text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
+    elif name or gif:
+        raise MinidiffError("--class and --gif are for networks without a text: leave them out")
+    settings, columns = (sampler, eta, spacing, karras, steps), None
+    if prompt is None:
+        guidance = 1.0 if guidance is None else guidance
+        images, columns = _draw(run, settings, n or 64, name, guidance, drawing.source(noise, seed), gif, backend)
+    else:
+        asked = prompt, negative_prompt or "", 7.5 if guidance is None else guidance
+        images = cli_text.draw(run, settings, n or 1, asked, (height, width), drawing.source(noise, seed), backend)
+    if npz:
+        drawing.write_npz(npz, images)
+    one_picture = prompt is not None and len(images) == 1  # which is no sheet
+    pictures.save(pictures.sheet(images, columns, gap=0 if one_picture else 4), out)
+    console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
+
+
+def _draw(
+    run: Path, settings: tuple, n: int, name: str | None, guidance: float, rng, gif: Path | None, backend: str
+) -> tuple[np.ndarray, int | None]:
+    """Pictures (n, H, W, C) uint8 of a network that hears no text, and in how many columns they are shown."""
+    unet = drawing.drawable(run, backend)
+    schedule, way, steps = drawing.walk_of(run, *settings)
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)
     model = drawing.insisting(run, unet, schedule, guidance)
-    rng, drawn, frames = drawing.source(noise, seed), [], []
+    drawn, frames = [], []
     announce_compiling(backend)
 
     def draw(tick) -> None:
@@ -130,14 +153,10 @@ def sample_command(
             drawn.append(pictures.to_uint8(x_t))
 
     with_bar("drawing", steps * len(drawing.batches(n, unet, labels)), draw)
-    images = np.concatenate(drawn)  # (n, H, W, C)
     if gif:
         pictures.gif(frames, gif)
-    if npz:
-        drawing.write_npz(npz, images)
     columns = None if labels is None or labels[0] == labels[-1] else min(n // len(set(labels.tolist())), 16)
-    pictures.save(pictures.sheet(images, columns), out)
-    console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
+    return np.concatenate(drawn), columns
 
 
 for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):

@@ -91,7 +91,7 @@ def table(report: dict[str, Any]) -> Table:
         shown.add_row(f"{label}, taken for one", *(f"{share:.1f} %" for share in shares))
     if report["bits_per_dim"]:
         bits = report["bits_per_dim"]
-        shown.add_row("bits per dimension", "", f"{bits['mean']:.3f} ± {bits['error']:.3f} of {bits['n']} at most")
+        shown.add_row("bits per dimension", "", f"at most {bits['mean']:.3f} ± {bits['error']:.3f}, of {bits['n']}")
     return shown
 
 

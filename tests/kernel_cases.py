@@ -54,28 +54,33 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
     return Case(label, inputs, ours, theirs)
 
 
-def attend(N, T, S, heads, D, scale=1.0):
+def attend(N, T, S, heads, D, scale=1.0, causal=False):
     """q (N, T, heads, D) times `scale`, k and v (N, S, heads, D)."""
     q, kv = (N, T, heads, D), (N, S, heads, D)
     inputs = {"do": draw(*q, seed=1), "q": draw(*q, scale=scale), "k": draw(*kv, seed=2), "v": draw(*kv, seed=3)}
 
     def ours(backend, do, q, k, v):
-        o, lse = backend.attention(q, k, v)
+        o, lse = backend.attention(q, k, v, causal)
         return {"o": o, "lse": lse} | dict(
-            zip(("dq", "dk", "dv"), backend.attention_backward(do, q, k, v, o, lse), strict=True)
+            zip(("dq", "dk", "dv"), backend.attention_backward(do, q, k, v, o, lse, causal), strict=True)
         )
 
     def theirs(do, q, k, v):
         leaves = [a.requires_grad_() for a in (q, k, v)]
         by_head = [a.transpose(1, 2) for a in leaves]  # (N, heads, T, D)
-        fused = SDPBackend.FLASH_ATTENTION  # the rival; the truth comes from plain algebra, which keeps NaN
-        with sdpa_kernel(fused if q.dtype == torch.float32 else SDPBackend.MATH):
-            o = F.scaled_dot_product_attention(*by_head).transpose(1, 2)
-        lse = (by_head[0] @ by_head[1].mT * D**-0.5).logsumexp(-1)
+        # the rival is the fused one; the truth comes from plain algebra, which keeps NaN
+        hidden = torch.ones(T, S, dtype=torch.bool).triu(1) if causal else torch.zeros(T, S, dtype=torch.bool)
+        s = (by_head[0] @ by_head[1].mT * D**-0.5).masked_fill(hidden, -math.inf)
+        if q.dtype == torch.float32:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                o = F.scaled_dot_product_attention(*by_head, is_causal=causal).transpose(1, 2)
+        else:
+            o = (s.softmax(-1) @ by_head[2]).transpose(1, 2)
+        lse = s.logsumexp(-1)
         gradients = zip(("dq", "dk", "dv"), torch.autograd.grad(o, leaves, do), strict=True)
         return {"o": o, "lse": lse, **dict(gradients)}
 
-    return Case(f"N{N} T{T} S{S} heads{heads} D{D} x{scale}", inputs, ours, theirs)
+    return Case(f"N{N} T{T} S{S} heads{heads} D{D} x{scale}{' causal' if causal else ''}", inputs, ours, theirs)
 
 
 def silu(*shape, scale=1.0):
@@ -84,6 +89,14 @@ def silu(*shape, scale=1.0):
 
     inputs = {"dy": draw(*shape, seed=1), "x": draw(*shape, scale=scale)}
     return Case(f"silu {shape} x{scale}", inputs, ours, autograd(lambda x: F.silu(x)))
+
+
+def gelu(*shape, scale=1.0):
+    def ours(backend, dy, x):
+        return {"y": backend.gelu(x), "dx": backend.gelu_backward(dy, x)}
+
+    inputs = {"dy": draw(*shape, seed=1), "x": draw(*shape, scale=scale)}
+    return Case(f"gelu {shape} x{scale}", inputs, ours, autograd(lambda x: F.gelu(x)))
 
 
 def add(*shape):

@@ -868,7 +868,7 @@ def test_evaluate_what_is_drawn_already(done, refused, real):
     done("evaluate", "run", "--n", 16, "--steps", 2, "--against", "data", "--out", "drawn", *QUICK)
     for i, path in enumerate(("a.npz", "drawn/samples.npz")):
         out = done("evaluate", path, "--against", "data", "--out", f"read{i}", *QUICK)
-        assert f"samples      16 of {path}\n" in out and "bits" not in out
+        assert f"samples      16 of {path}\n" in out and "bits" not in out and "drawing" not in out
         drawn, read = (json.loads(Path(f, "figures.json").read_text()) for f in ("drawn", f"read{i}"))
         assert read["figures"] == drawn["figures"] and read["bits_per_dim"] is None
     refused("evaluate", "a.npz", "--against", "data", "--steps", 3, match="a.npz: these pictures are drawn already")

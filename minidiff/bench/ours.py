@@ -14,7 +14,8 @@ from minidiff.engine.backend import Backend
 from minidiff.engine.losses import mse
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.models.unet import UNet, timestep_embedding
+from minidiff.models.blocks import timestep_embedding
+from minidiff.models.unet import UNet
 
 RATE, CLIP, EMA = 1e-4, 1.0, 0.999  # of every training step; the rival takes them from here
 

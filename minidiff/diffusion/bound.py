@@ -11,6 +11,7 @@ Both Gaussians of a step have the mean that q_posterior gives, once of x0 and on
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from minidiff.diffusion.steps import clipped
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 
-DDPM = Sampler("ddpm")
+DDPM = Sampler("ddpm", variance="fixed_large")
 
 
 class Bound(NamedTuple):
@@ -51,8 +52,9 @@ def bits_per_dim(
 ) -> Bound:
     """The bound for pictures x0, float (N, H, W, C), made of bytes: each number one of the 256 in [-1, 1].
 
-    asks     at how many of the steps the model is asked, each picture at others of its own; the estimate has no bias
-             (one of every `asks` equal stretches of the walk, at random). None: at all of them
+    asks     at how many of the steps the model is asked at most, of each picture at others. The walk is cut into
+             stretches, short ones near the picture, where a step costs most; a random step of each stands for all
+             of it, so that the estimate has no bias. None: at all of them
     steps    of the walk; None: the longest there is
     sampler  how it walks: variance and clip count. With "fixed_small", step 0 has the variance of step 1, as in DDPM
 
@@ -64,19 +66,19 @@ def bits_per_dim(
     T, N = len(way.ts), len(x0)
     if T < 2:
         raise MinidiffError("the bound needs a walk of two steps or more")
-    asks = T - 1 if asks is None else min(asks, T - 1)
-
-    def kl(i: np.ndarray) -> np.ndarray:
+    kls = np.zeros(N)
+    for first, after in pairwise(range(1, T + 1) if asks is None else _geometric(T, asks)):
+        i = first + np.floor(rng.random(N) * (after - first)).astype(np.int64)  # (N,), first ... after - 1
         x_t, x0_hat = _guess(model, way, x0, i, rng, cond, sampler)
-        return _step(way.schedule, x0, x0_hat, x_t, i, sampler.variance)
-
-    stretch = (T - 1) / asks
-    within = rng.random((asks, N)) if asks < T - 1 else np.zeros((asks, N))
-    at_steps = 1 + np.floor((np.arange(asks)[:, None] + within) * stretch).astype(np.int64)  # (asks, N), of 1 ... T-1
-    kls = sum(kl(i) for i in at_steps.clip(1, T - 1)) * stretch
+        kls += (after - first) * _step(way.schedule, x0, x0_hat, x_t, i, sampler.variance)
     _, x0_hat = _guess(model, way, x0, np.zeros(N, np.int64), rng, cond, sampler)
     parts = _prior(way.schedule, x0), kls, _decoder(way.schedule, x0, x0_hat, sampler.variance)
-    return Bound(*(np.asarray(part) / math.log(2) for part in parts))
+    return Bound(*(part / math.log(2) for part in parts))
+
+
+def _geometric(T: int, stretches: int) -> list[int]:
+    """Where up to that many stretches of 1 ... T - 1 begin, each longer than the last by one factor; and T."""
+    return np.unique(np.geomspace(1, T, stretches + 1).round().astype(int)).tolist()
 
 
 def _guess(

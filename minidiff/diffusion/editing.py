@@ -61,6 +61,22 @@ def filling_in(
     return predict
 
 
+def blended(
+    model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray, eps: np.ndarray, first: float
+) -> Callable[..., Any]:
+    """A model for inpainting that is shown the known part as it would be: x0 with the noise eps, as noisy as t has it.
+
+    So latent diffusion fills in (Avrahami et al. 2023, arXiv 2206.02779). At the first t it is shown the walk's start
+    as it is. What the walk leaves in the known part means nothing: take x0 there. mask and t as of `filling_in`.
+    """
+
+    def predict(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
+        shown = x_t if t[0] == first else np.where(mask, x_t, q_sample(schedule, x0, t, eps))
+        return model(shown, t, **extras)
+
+    return predict
+
+
 def slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     """Between two noises of one shape, share of the way from a to b, along a great circle (Shoemake 1985).
 

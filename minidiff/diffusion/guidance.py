@@ -13,7 +13,7 @@ import numpy as np
 
 def guided(
     model: Callable[..., Any],
-    null: int,
+    null: int | np.ndarray,
     scale: float,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0, float("inf")),
@@ -21,14 +21,14 @@ def guided(
 ) -> Callable[..., np.ndarray]:
     """A model that predicts p_null + scale (p_cond - p_null): `model` is asked once, for a batch twice as large.
 
-    null      the class that stands for no label
+    null      the class that stands for no label; of texts, the embeddings of none, or of one to lead away from
     scale     1 is the model as it is, 0 leaves the label out, more says more of it (w + 1 in the paper)
     rescale   how far the prediction's standard deviation is brought back to p_cond's, 0 to 1 (Lin et al. eq. 15, 16)
     interval  the timesteps lowest <= t <= highest that are guided (Kynkäänniemi et al. 2024, arXiv 2404.07724);
               elsewhere the model is asked as it is
     negative  a class to lead away from, in the place of null
 
-    cond is labels (N,) int. The result is in host memory.
+    cond is labels (N,) int, or embeddings (N, S, D). The result is in host memory.
     """
     lowest, highest = interval
 

@@ -16,7 +16,16 @@ FAMILIES = {
     "conv": ("conv2d", "conv2d_backward"),
     "norm": ("group_norm", "group_norm_backward"),
     "attention": ("attention", "attention_backward"),
-    "elementwise": ("silu", "silu_backward", "add", "sum_to", "embedding", "embedding_backward"),
+    "elementwise": (
+        "silu",
+        "silu_backward",
+        "gelu",
+        "gelu_backward",
+        "add",
+        "sum_to",
+        "embedding",
+        "embedding_backward",
+    ),
     "resample": ("upsample_nearest", "upsample_nearest_backward", "concat", "concat_backward"),
     "optim": ("grad_norm", "adamw"),
 }
@@ -41,10 +50,12 @@ class Backend:
     conv2d_backward: Callable[..., Any]  # dy, x, w, stride, pad, need_dx -> dx, dw, dbias
     group_norm: Callable[..., Any]  # x, weight, bias, groups, eps, silu -> y, mean, rstd
     group_norm_backward: Callable[..., Any]  # dy, x, weight, bias, mean, rstd, silu -> dx, dweight, dbias
-    attention: Callable[..., Any]  # q, k, v -> o, lse
-    attention_backward: Callable[..., Any]  # do, q, k, v, o, lse -> dq, dk, dv
+    attention: Callable[..., Any]  # q, k, v, causal -> o, lse
+    attention_backward: Callable[..., Any]  # do, q, k, v, o, lse, causal -> dq, dk, dv
     silu: Callable[..., Any]  # x -> y
     silu_backward: Callable[..., Any]  # dy, x -> dx
+    gelu: Callable[..., Any]  # x -> y
+    gelu_backward: Callable[..., Any]  # dy, x -> dx
     add: Callable[..., Any]  # a, b -> a + b, of one shape
     sum_to: Callable[..., Any]  # dy, shape -> dy summed to that shape
     embedding: Callable[..., Any]  # table, index -> rows

@@ -69,18 +69,26 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return Reshape(shape)(x)
 
 
-class SiLU(Function):
+class Pointwise(Function):
+    def __init__(self, op):
+        self.op = op
+
     def forward(self, x):
         self.x = x
-        return self.backend.silu(x)
+        return getattr(self.backend, self.op)(x)
 
     def backward(self, dy):
-        return (self.backend.silu_backward(dy, self.x),)
+        return (getattr(self.backend, f"{self.op}_backward")(dy, self.x),)
 
 
 def silu(x: Tensor) -> Tensor:
     """x sigmoid(x)."""
-    return SiLU()(x)
+    return Pointwise("silu")(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), Phi being the distribution function of a normal number."""
+    return Pointwise("gelu")(x)
 
 
 class Conv2d(Function):
@@ -170,24 +178,27 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 class Attention(Function):
+    def __init__(self, causal):
+        self.causal = causal
+
     def forward(self, q, k, v):
-        o, lse = self.backend.attention(q, k, v)
+        o, lse = self.backend.attention(q, k, v, self.causal)
         self.saved = q, k, v, o, lse
         return o
 
     def backward(self, dy):
-        return self.backend.attention_backward(dy, *self.saved)
+        return self.backend.attention_backward(dy, *self.saved, self.causal)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D).
 
-    Raises ValueError if the shapes do not fit.
+    causal: query t sees the keys up to t alone. Raises ValueError if the shapes do not fit.
     """
     (N, _, *head), (M, _, *head_k) = q.shape, k.shape
     if N != M or head != head_k or k.shape != v.shape:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
-    return Attention()(q, k, v)
+    return Attention(causal)(q, k, v)
 
 
 class UpsampleNearest(Function):
@@ -198,9 +209,10 @@ class UpsampleNearest(Function):
         return (self.backend.upsample_nearest_backward(dy),)
 
 
-def upsample_nearest(x: Tensor) -> Tensor:
-    """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C)."""
-    return UpsampleNearest()(x)
+def upsample_nearest(x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+    """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C), cut to the size (H', W') if there is one."""
+    y = UpsampleNearest()(x)
+    return y if size in (None, y.shape[1:3]) else Part((slice(None), slice(size[0]), slice(size[1])))(y)
 
 
 class AvgPool(Function):
@@ -248,17 +260,17 @@ def concat(a: Tensor, b: Tensor) -> Tensor:
     return Concat()(a, b)
 
 
-class Channels(Function):
-    def __init__(self, start, stop):
-        self.start, self.stop = start, stop
+class Part(Function):
+    def __init__(self, where):
+        self.where = where
 
     def forward(self, x):
         self.shape = x.shape
-        return x[..., self.start : self.stop].copy()
+        return x[self.where].copy()
 
     def backward(self, dy):
         dx = self.backend.xp.zeros(self.shape, dy.dtype)
-        dx[..., self.start : self.stop] = dy
+        dx[self.where] = dy
         return (dx,)
 
 
@@ -267,7 +279,7 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
     C, odd = divmod(x.shape[-1], 2)
     if odd:
         raise ValueError(f"split: {x.shape[-1]} channels have no halves")
-    return Channels(0, C)(x), Channels(C, 2 * C)(x)
+    return Part((..., slice(C)))(x), Part((..., slice(C, None)))(x)
 
 
 class Embedding(Function):

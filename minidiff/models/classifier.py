@@ -1,6 +1,7 @@
-"""What a picture shows: a small convolutional network that names its class, and whose last layer but one sees with.
+"""What a picture shows: a small convolutional network that learns to name its class.
 
-Pictures of a kind lie close together in its features, so that is where sets of pictures are compared.
+What its layers see on the way is where sets of pictures are compared. Not the last one: that one tells classes apart
+and little else, so that a blurred cat looks to it like any other.
 """
 
 import numpy as np
@@ -52,13 +53,18 @@ class Classifier(Module):
         self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS, backend)
         self.out = Linear(WIDTHS[-1], classes, rng, backend)
 
-    def features(self, x: np.ndarray | Tensor) -> Tensor:
-        """What it sees in pictures x (N, H, W, C) in [-1, 1] of any size: (N, 128). Raises ValueError for another C."""
+    def look(self, x: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, 96), what each block gives in the mean over pixels, and logits (N, K).
+
+        x (N, H, W, C) in [-1, 1], of any H and W. Raises ValueError for another C.
+        """
         h = self.conv_in(x if isinstance(x, Tensor) else Tensor(x, self.backend))  # (N, H, W, 16)
+        means = []
         for halving, block in zip(self.halvings, self.blocks, strict=False):
             h = block(halving(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
-        h = self.halvings[-1](h)  # (N, H/8, W/8, 128)
-        return F.mean_pixel(self.norm_out(h, silu=True))
+            means.append(F.mean_pixel(h))
+        h = self.norm_out(self.halvings[-1](h), silu=True)  # (N, H/8, W/8, 128)
+        return F.concat(*means), self.out(F.mean_pixel(h))
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:
-        return self.out(self.features(x))  # (N, K)
+        return self.look(x)[1]  # (N, K)

@@ -6,166 +6,26 @@ The time t enters every residual block, as a sinusoidal embedding passed through
 Attributes are named as diffusers names them, so the keys of a checkpoint are the names used here.
 """
 
-import math
+from functools import partial
 
 import numpy as np
 
 from minidiff.engine import functional as F
-from minidiff.engine.nn import Conv2d, Embedding, GroupNorm, Linear, Module, SelfAttention
+from minidiff.engine.nn import Conv2d, Embedding, GroupNorm, Module, SelfAttention
 from minidiff.engine.tensor import Tensor
+from minidiff.models.blocks import (
+    DownBlock,
+    Downsample,
+    Kind,
+    MidBlock,
+    ResnetBlock,
+    TimestepEmbedding,
+    UpBlock,
+    Upsample,
+    skip_widths,
+    timestep_embedding,
+)
 from minidiff.models.config import UNetConfig
-
-
-def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_shift: float) -> np.ndarray:
-    """Sines and cosines of t at geometric frequencies (Vaswani et al. 2017, section 3.5): (N,) -> (N, width).
-
-    frequency_i = 10000^(-i / (width/2 - freq_shift)); sines come first unless flip_sin_to_cos.
-    """
-    half = width // 2
-    frequency = np.exp(-math.log(10000) * np.arange(half) / (half - freq_shift))
-    angle = np.asarray(t, np.float64)[:, None] * frequency  # (N, half)
-    halves = (np.cos(angle), np.sin(angle)) if flip_sin_to_cos else (np.sin(angle), np.cos(angle))
-    return np.pad(np.concatenate(halves, 1), ((0, 0), (0, width % 2))).astype(np.float32)
-
-
-class TimestepEmbedding(Module):
-    """Linear, SiLU, Linear: the sinusoids become temb (N, outputs)."""
-
-    def __init__(self, inputs: int, outputs: int, rng, backend: str):
-        self.linear_1 = Linear(inputs, outputs, rng, backend)
-        self.linear_2 = Linear(outputs, outputs, rng, backend)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
-class ResnetBlock(Module):
-    """Norm, SiLU, conv, the time; norm, SiLU, dropout, conv; + x: (N, H, W, inputs) -> (N, H, W, outputs).
-
-    The time is added, or scales and shifts what norm2 gives (Dhariwal & Nichol 2021, section 3), as cfg says.
-    resample   F.avg_pool or F.upsample_nearest: what halves or doubles H and W, of x too, before the first conv
-    """
-
-    def __init__(self, inputs: int, outputs: int, cfg: UNetConfig, rng, backend: str, resample=None):
-        groups, eps = cfg.norm_num_groups, cfg.norm_eps
-        self.norm1 = GroupNorm(groups, inputs, eps, backend)
-        self.conv1 = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj = Linear(cfg.time_embed_dim, outputs * (2 if cfg.scale_shift else 1), rng, backend)
-        self.norm2 = GroupNorm(groups, outputs, eps, backend)
-        self.conv2 = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
-        self.conv_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
-        self.scale_shift, self.dropout, self.resample = cfg.scale_shift, cfg.dropout, resample
-
-    def __call__(self, x: Tensor, silu_temb: Tensor, rng=None) -> Tensor:
-        h = self.norm1(x, silu=True)
-        if self.resample:
-            h, x = self.resample(h), self.resample(x)
-        temb = self.time_emb_proj(silu_temb)
-        temb = F.reshape(temb, (temb.shape[0], 1, 1, -1))  # (N, 1, 1, O), twice as many for scale and shift
-        if self.scale_shift:
-            scale, shift = F.split(temb)
-            h = self.norm2(self.conv1(h))
-            h = F.silu(F.add(F.mul(h, F.affine(scale, 1, 1)), shift))  # silu(h (1 + scale) + shift)
-        else:
-            h = self.norm2(self.conv1(h, add=temb), silu=True)
-        h = F.dropout(h, self.dropout, rng)
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return self.conv2(h, add=shortcut)
-
-
-class Downsample(Module):
-    """A 3x3 convolution with stride 2. padding 0 pads below and to the right only, as DDPM did.
-
-    It takes no notice of the time and the dropout that a residual block in its place is given.
-    """
-
-    def __init__(self, channels: int, padding: int, rng, backend: str):
-        pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
-        self.conv = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
-
-    def __call__(self, x: Tensor, *_) -> Tensor:
-        return self.conv(x)  # (N, H/2, W/2, C)
-
-
-class Upsample(Module):
-    """Nearest neighbour, then a 3x3 convolution. It takes no notice of what a residual block in its place is given."""
-
-    def __init__(self, channels: int, rng, backend: str):
-        self.conv = Conv2d(channels, channels, 3, rng, backend, pad=1)
-
-    def __call__(self, x: Tensor, *_) -> Tensor:
-        return self.conv(F.upsample_nearest(x))  # (N, 2H, 2W, C)
-
-
-class DownBlock(Module):
-    """One level on the way down; every output is also pushed on hs."""
-
-    def __init__(self, inputs: int, outputs: int, kind: str, last: bool, cfg: UNetConfig, rng, backend: str):
-        widths = [inputs] + [outputs] * cfg.layers_per_block
-        self.resnets = [ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
-        self.attentions = (
-            [attention_of(outputs, cfg, rng, backend, cfg.norm_num_groups) for _ in self.resnets]
-            if "Attn" in kind
-            else []
-        )
-        if last:
-            self.downsamplers = []
-        elif resamples_in_resnet(kind, cfg.downsample_type):
-            self.downsamplers = [ResnetBlock(outputs, outputs, cfg, rng, backend, F.avg_pool)]
-        else:
-            self.downsamplers = [Downsample(outputs, cfg.downsample_padding, rng, backend)]
-
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(h, silu_temb, rng)
-            if self.attentions:
-                h = self.attentions[i](h)
-            hs.append(h)
-        for downsample in self.downsamplers:
-            h = downsample(h, silu_temb, rng)
-            hs.append(h)
-        return h
-
-
-class MidBlock(Module):
-    """Residual, attention (unless the configuration has none), residual; each divided by mid_block_scale_factor."""
-
-    def __init__(self, channels: int, cfg: UNetConfig, rng, backend: str):
-        groups = cfg.attn_norm_num_groups or (None if cfg.scale_shift else cfg.norm_num_groups)
-        self.attentions = [attention_of(channels, cfg, rng, backend, groups)] if cfg.add_attention else []
-        self.resnets = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
-        self.scale = 1 / cfg.mid_block_scale_factor
-
-    def __call__(self, h: Tensor, silu_temb: Tensor, rng=None) -> Tensor:
-        h = F.affine(self.resnets[0](h, silu_temb, rng), self.scale)
-        for attention in self.attentions:
-            h = F.affine(attention(h), self.scale)
-        return F.affine(self.resnets[1](h, silu_temb, rng), self.scale)
-
-
-class UpBlock(Module):
-    """One level on the way up; every residual block takes one of hs back in, beside its own input."""
-
-    def __init__(self, widths: list[int], outputs: int, kind: str, last: bool, cfg: UNetConfig, rng, backend: str):
-        self.resnets = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
-        self.attentions = (
-            [attention_of(outputs, cfg, rng, backend, cfg.norm_num_groups) for _ in widths] if "Attn" in kind else []
-        )
-        if last:
-            self.upsamplers = []
-        elif resamples_in_resnet(kind, cfg.upsample_type):
-            self.upsamplers = [ResnetBlock(outputs, outputs, cfg, rng, backend, F.upsample_nearest)]
-        else:
-            self.upsamplers = [Upsample(outputs, rng, backend)]
-
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            h = resnet(F.concat(h, hs.pop()), silu_temb, rng)
-            if self.attentions:
-                h = self.attentions[i](h)
-        for upsample in self.upsamplers:
-            h = upsample(h, silu_temb, rng)
-        return h
 
 
 def resamples_in_resnet(kind: str, resample_type: str) -> bool:
@@ -195,24 +55,31 @@ class UNet(Module):
         if cfg.num_class_embeds is not None:
             self.class_embedding = Embedding(cfg.num_class_embeds, cfg.time_embed_dim, rng, backend)
 
-        pushed = [widths[0]]  # the channels of everything on hs, in order
+        groups, last = cfg.norm_num_groups, len(widths) - 1
+        kind = Kind(groups, cfg.norm_eps, cfg.time_embed_dim, cfg.scale_shift, cfg.dropout)
         self.down_blocks, h = [], widths[0]
-        for i, (kind, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
-            last = i == len(widths) - 1
-            self.down_blocks.append(DownBlock(h, width, kind, last, cfg, rng, backend))
-            pushed += [width] * (cfg.layers_per_block + (not last))
+        for i, (name, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
+            attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in name else None
+            halve = partial(Downsample, width, cfg.downsample_padding, rng, backend)
+            if resamples_in_resnet(name, cfg.downsample_type):
+                halve = partial(ResnetBlock, width, width, kind, rng, backend, F.avg_pool)
+            inputs = [h] + [width] * cfg.layers_per_block
+            self.down_blocks.append(DownBlock(inputs, kind, rng, backend, attend, None if i == last else halve))
             h = width
 
-        self.mid_block = MidBlock(h, cfg, rng, backend)
+        of_middle = cfg.attn_norm_num_groups or (None if cfg.scale_shift else groups)
+        attend = partial(attention_of, h, cfg, rng, backend, of_middle) if cfg.add_attention else None
+        self.mid_block = MidBlock(h, kind, rng, backend, attend, cfg.mid_block_scale_factor)
 
         self.up_blocks = []
-        for i, (kind, width) in enumerate(zip(cfg.up_block_types, reversed(widths), strict=True)):
-            inputs = []
-            for _ in range(cfg.layers_per_block + 1):
-                inputs.append(h + pushed.pop())
-                h = width
-            last = i == len(widths) - 1
-            self.up_blocks.append(UpBlock(inputs, width, kind, last, cfg, rng, backend))
+        inputs = skip_widths(widths[0], widths, cfg.layers_per_block)
+        for i, (name, width) in enumerate(zip(cfg.up_block_types, reversed(widths), strict=True)):
+            attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in name else None
+            double = partial(Upsample, width, rng, backend)
+            if resamples_in_resnet(name, cfg.upsample_type):
+                double = partial(ResnetBlock, width, width, kind, rng, backend, F.upsample_nearest)
+            self.up_blocks.append(UpBlock(inputs[i], width, kind, rng, backend, attend, None if i == last else double))
+            h = width
 
         self.conv_norm_out = GroupNorm(cfg.norm_num_groups, h, cfg.norm_eps, backend)
         self.conv_out = Conv2d(h, cfg.out_channels, 3, rng, backend, pad=1)

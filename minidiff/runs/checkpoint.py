@@ -5,17 +5,20 @@ four axes, axis 1 goes last on the way in.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minidiff.diffusion.sampler import Sampler, sampler_from_config, sampler_to_config
 from minidiff.diffusion.schedule import AnySchedule, Schedule, schedule_from_config, schedule_to_config
+from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.unet import UNet
 from minidiff.runs.files import read_json, write_json
-from minidiff.runs.weights import INDEX, WEIGHTS, find_weights, refuse_pickles, write_safetensors
+from minidiff.runs.weights import INDEX, WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
+
+N = TypeVar("N", bound=Module)
 
 
 def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
@@ -29,14 +32,18 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     config = read_json(folder / "config.json", config_from_dict)
     stored = find_weights(folder)
     check_claim(config, sum(a.size for a in stored.values()), folder / "config.json")
-    unet = UNet(config, None, backend)
+    return fill(UNet(config, None, backend), stored, folder / WEIGHTS)
+
+
+def fill(network: N, stored: dict[str, Stored], path: Path) -> N:
+    """Read a network's weights from its file, one array after the other. Raises MinidiffError if they do not fit."""
     try:
-        unet.check_shapes({name: _shape_inside(a.shape) for name, a in stored.items()})
+        network.check_shapes({name: _shape_inside(a.shape) for name, a in stored.items()})
     except ValueError as error:
-        raise MinidiffError(f"{folder / WEIGHTS}: {error}; copy it and its config.json again") from None
-    for name, p in unet.named_parameters():
+        raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
+    for name, p in network.named_parameters():
         p.data[...] = p.backend.asarray(_from_file(stored[name].read()))
-    return unet
+    return network
 
 
 def check_claim(config: UNetConfig, weights: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
-from minidiff.runs.checkpoint import load_classes, load_unet
+from minidiff.runs.checkpoint import load_classes, load_sampler, load_schedule, load_unet
 from minidiff.runs.files import replace_file
 
 BATCH = 64  # pictures at a time
@@ -118,6 +119,16 @@ def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) 
     if len(load_classes(folder)) != unet.config.num_class_embeds - 1:
         raise MinidiffError(f"{folder}: has no classes.json of all its classes but the last; leave --guidance out")
     return guided(model, unet.config.num_class_embeds - 1, guidance)
+
+
+def walk_of(
+    folder: Path, sampler: str | None, eta: float, spacing: str | None, karras: bool, steps: int | None
+) -> tuple[AnySchedule, Sampler, int]:
+    """A folder's schedule, its sampler or the one of that name with what else is given, and how many steps it takes."""
+    schedule = load_schedule(folder)
+    way = replace(load_sampler(folder, sampler), eta=eta)
+    way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
+    return schedule, way, usual_steps(schedule, way) if steps is None else steps
 
 
 def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:

@@ -72,7 +72,7 @@ def evaluate(
     subject: Subject, real: Real, judge: Judge, seed: int, threads: int
 ) -> tuple[dict[str, Any], np.ndarray, Image.Image]:
     """The report, which is what figures.json holds; the pictures; the sheet of those closest to a training picture."""
-    images = with_bar("drawing", subject.ticks, subject.draw)
+    images = with_bar("drawing", subject.ticks, subject.draw) if subject.ticks else subject.draw(lambda: None)
     seen, baseline, reference = map(judge.look, (images, pictures_of(real.baseline), pictures_of(real.reference)))
     bits = None if subject.model is None else bits_of(subject, real.baseline, seed)
     machine.use_threads(threads, "numpy")  # whose products are all that is left to do
@@ -105,20 +105,22 @@ def figures(
 ) -> dict[str, Any]:
     """The figures of pictures against the reference, by the names that figures.json gives them.
 
-    frechet, kid, precision, recall   of their features (metrics.py); of kid the mean and the spread over subsets
+    frechet, kid, precision, recall   of their features (metrics.py), each in units of the reference's deviation; of
+                                      kid the mean and the spread over subsets
     nearest     the median of `distances` (n,), of each to the training picture that is nearest
     colour      the mean of every channel, 0 to 1
     agreement   the share of each class that is taken for what it should be, by `labels` (n,), if there are any
     """
-    f, g = seen.features, reference.features
+    mean, deviation = reference.features.mean(0), reference.features.std(0)
+    f, g = ((a.features - mean) / np.maximum(deviation, 1e-6) for a in (seen, reference))
     rng, few = np.random.default_rng(seed), min(len(f), len(g))
-    mean, spread = metrics.kid(f, g, rng)
+    kid = metrics.kid(f, g, rng)
     # of both as many: the more pictures a set has, the more densely it covers what it reaches
     real, drawn = (a[rng.permutation(len(a))[:few]] for a in (g, f))
     precision, recall = metrics.precision_recall(real, drawn)
     found = {
         "frechet": metrics.frechet_distance(*metrics.mean_and_covariance(f), *metrics.mean_and_covariance(g)),
-        "kid": [mean, spread],
+        "kid": list(kid),
         "precision": precision,
         "recall": recall,
         "nearest": float(np.median(distances)),

@@ -42,14 +42,14 @@ class Judge:
         features, called = [], []
         with no_grad():
             for start in range(0, len(images), 256):
-                seen = self.classifier.features(to_float(images[start : start + 256]))
+                seen, logits = self.classifier.look(to_float(images[start : start + 256]))
                 features.append(seen.numpy())
-                called.append(self.classifier.out(seen).numpy().argmax(1))
+                called.append(logits.numpy().argmax(1))
         return Seen(images, np.concatenate(features), np.concatenate(called))
 
 
 class Seen(NamedTuple):
-    """Pictures (N, H, W, C) uint8, a judge's features of them (N, 128), and the classes (N,) it takes them for."""
+    """Pictures (N, H, W, C) uint8, a judge's features of them (N, 96), and the classes (N,) it takes them for."""
 
     images: np.ndarray
     features: np.ndarray

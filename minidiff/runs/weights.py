@@ -53,20 +53,22 @@ class Stored:
         return a.astype(np.float32, copy=False)
 
 
-def find_weights(folder: Path) -> dict[str, Stored]:
+def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
     """Where each parameter of a network's folder lies, by today's names; nothing but headers is read.
 
+    weights: what its file is called; of several, the index has that name and .index.json.
     Raises MinidiffError for a folder without safetensors, and for files that are damaged or contradict one another.
     """
-    if (folder / INDEX).is_file():
-        found = _shards(folder / INDEX)
-    elif (folder / WEIGHTS).exists():
-        found, _ = open_safetensors(folder / WEIGHTS)
+    index = folder / f"{weights}.index.json"
+    if index.is_file():
+        found = _shards(index)
+    elif (folder / weights).exists():
+        found, _ = open_safetensors(folder / weights)
     else:
         refuse_pickles(folder)
-        for other in sorted(folder.glob("diffusion_pytorch_model.*.safetensors")):
-            raise MinidiffError(f"{other}: is a variant of the weights; rename it to {WEIGHTS}")
-        raise MinidiffError(f"{folder / WEIGHTS}: no such file; copy or train it again")
+        for other in sorted(folder.glob(f"{Path(weights).stem}.*.safetensors")):
+            raise MinidiffError(f"{other}: is a variant of the weights; rename it to {weights}")
+        raise MinidiffError(f"{folder / weights}: no such file; copy or train it again")
     today = {_todays_name(name): stored for name, stored in found.items()}
     if len(today) < len(found):
         raise MinidiffError(f"{folder}: has attention weights by old names and by new ones; save it in diffusers again")
@@ -89,7 +91,7 @@ def refuse_pickles(path: Path) -> None:
 
 def _shards(index: Path) -> dict[str, Stored]:
     """The arrays of all files that an index names, which must be the ones that it lists for each."""
-    weight_map = read_json(index, _weight_map)
+    weight_map = {name: shard for name, shard in read_json(index, _weight_map).items() if not _is_count(name)}
     shards = {shard: open_safetensors(index.parent / shard)[0] for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
@@ -128,7 +130,12 @@ def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         raise MinidiffError(f"{path}: no such file; copy or train it again") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from None
-    return {name: _stored(path, name, header[name], 8 + length) for name in names}, metadata
+    return {name: _stored(path, name, header[name], 8 + length) for name in names if not _is_count(name)}, metadata
+
+
+def _is_count(name: str) -> bool:
+    """Whether it is 0, 1, 2, ..., which files of text encoders hold that transformers saved before 2023."""
+    return name.endswith("position_ids")
 
 
 def _stored(path: Path, name: str, entry: dict, start: int) -> Stored:

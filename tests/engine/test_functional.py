@@ -31,8 +31,13 @@ def norm(x, weight, bias, groups, silu=False):
     return T.silu(z) if silu else z
 
 
-def attention(q, k, v):
-    return T.scaled_dot_product_attention(*(a.transpose(1, 2) for a in (q, k, v))).transpose(1, 2)
+def attention(q, k, v, causal=False):
+    by_head = (a.transpose(1, 2) for a in (q, k, v))
+    return T.scaled_dot_product_attention(*by_head, is_causal=causal).transpose(1, 2)
+
+
+def double(x):
+    return nhwc(T.interpolate(nchw(x), scale_factor=2))
 
 
 def layer_norm(x, weight, bias):
@@ -81,7 +86,10 @@ LINES = [
     ("group_norm, silu", groups2, partial(norm, groups=2, silu=True), {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("layer_norm", partial(F.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
-    ("upsample_nearest", F.upsample_nearest, lambda x: nhwc(T.interpolate(nchw(x), scale_factor=2)), {"x": X}),
+    ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
+    ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
+    ("upsample_nearest", F.upsample_nearest, double, {"x": X}),
+    ("upsample_nearest, cut", partial(F.upsample_nearest, size=(11, 10)), lambda x: double(x)[:, :11], {"x": X}),
     ("avg_pool", F.avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
     ("mean_pixel", F.mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
     ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),

@@ -20,6 +20,13 @@ CASES = [
     attend(1, 256, 256, 1, 64),
     attend(2, 50, 50, 8, 5),
     attend(2, 16, 16, 2, 8, scale=10.0),
+    attend(2, 1, 1, 2, 8, causal=True),
+    attend(2, 7, 7, 3, 8, causal=True),
+    attend(1, 77, 77, 2, 64, causal=True),
+    attend(1, 130, 130, 2, 17, causal=True),  # more than one block of queries
+    attend(2, 33, 20, 1, 5, causal=True),
+    attend(2, 20, 33, 2, 5, causal=True),
+    attend(2, 40, 40, 2, 8, scale=1000.0, causal=True),
     attend(4, 130, 77, 4, 17, scale=1000.0),  # exp of these scores would overflow; rows enough to average near ties
 ]
 

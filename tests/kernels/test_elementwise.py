@@ -1,9 +1,9 @@
-"""SiLU, sums of two arrays, sums that undo broadcasting, tables of embeddings."""
+"""SiLU, GELU, sums of two arrays, sums that undo broadcasting, tables of embeddings."""
 
 import numpy as np
 import pytest
 from against_torch import check, check_nan
-from kernel_cases import add, embedding, silu, sum_to
+from kernel_cases import add, embedding, gelu, silu, sum_to
 
 CASES = [
     silu(1),
@@ -11,6 +11,11 @@ CASES = [
     silu(2, 5, 7, 3),
     silu(3, 1000, scale=10.0),
     silu(4, 33, 17, scale=100.0),  # exp of these numbers would overflow
+    gelu(1),
+    gelu(7),
+    gelu(2, 5, 7, 3),
+    gelu(3, 1000, scale=10.0),
+    gelu(4, 33, 17, scale=100.0),
     add(1),
     add(13),
     add(2, 5, 7, 3),

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from against_torch import check, check_nan
-from kernel_cases import adamw, add, attend, concat, conv, embedding, grad_norm, norm, silu, sum_to, upsample
+from kernel_cases import adamw, add, attend, concat, conv, embedding, gelu, grad_norm, norm, silu, sum_to, upsample
+from minidiff_kernels.reference.elementwise import normal_cdf
 
 CONV = conv((2, 5, 7, 8), (17, 3, 3, 8), pad=(1, 1, 1, 1), add="temb")
 HALVING = conv((2, 8, 8, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1))
 NORM, NORM_SILU = norm((2, 5, 7, 8), 4), norm((2, 5, 7, 8), 4, silu=True)
-ATTENTION = attend(2, 9, 12, 2, 8)
+ATTENTION, CAUSAL = attend(2, 9, 12, 2, 8), attend(2, 9, 9, 2, 8, causal=True)
+GELU = gelu(2, 5, 7, 3)
 SILU, ADD, CONCAT = silu(2, 5, 7, 3), add(2, 5, 7, 3), concat(2, 5, 7, channels=(3, 3))
 EMBEDDING, UPSAMPLE = embedding(5, 8, 20), upsample(2, 3, 4, 5)
 ADAMW, CLIPPED = adamw(100), adamw(100, clip=0.1)
@@ -75,8 +77,8 @@ def overwritten(op):
     return wrapped
 
 
-def without_last_key(q, k, v):
-    return q, k[:, :-1].copy(), v[:, :-1].copy()
+def without_last_key(q, k, v, causal):
+    return q, k[:, :-1].copy(), v[:, :-1].copy(), causal
 
 
 def in_place(op):
@@ -123,12 +125,16 @@ MISTAKES = {
     "norm: SiLU forgotten backward": (NORM_SILU, "group_norm_backward", takes(lambda *args: (*args[:-1], False))),
     "norm: dx does not sum to zero": (NORM, "group_norm_backward", gives(lambda dx: dx + np.float32(1e-3), 0)),
     "norm: dbias a mean over pictures": (NORM, "group_norm_backward", gives(lambda g: g / np.float32(2), 2)),
-    "attention: no scale": (ATTENTION, "attention", takes(lambda q, k, v: (q * np.float32(8**0.5), k, v))),
+    "attention: no scale": (ATTENTION, "attention", takes(lambda q, k, v, c: (q * np.float32(8**0.5), k, v, c))),
     "attention: the last key ignored": (ATTENTION, "attention", takes(without_last_key)),
     "attention: lse without the largest score": (ATTENTION, "attention", gives(lambda lse: lse - lse.max(), 1)),
     "attention: dq without scale": (ATTENTION, "attention_backward", gives(lambda dq: dq * np.float32(8**0.5), 0)),
     "attention: dk of a key dropped": (ATTENTION, "attention_backward", gives(lambda g: with_zeros(g, 0, -1), 1)),
     "attention: dv of one head dropped": (ATTENTION, "attention_backward", gives(lambda g: with_zeros(g, 0, 0, 1), 2)),
+    "attention: later keys seen": (CAUSAL, "attention", takes(lambda q, k, v, c: (q, k, v, False))),
+    "attention: later keys seen backward": (CAUSAL, "attention_backward", takes(lambda *args: (*args[:-1], False))),
+    "gelu: by tanh": (GELU, "gelu", lambda op: lambda x: x / (1 + np.exp(-1.5957691 * (x + 0.044715 * x**3)))),
+    "gelu: the slope of Phi forgotten": (GELU, "gelu_backward", lambda op: lambda dy, x: dy * normal_cdf(x)),
     "silu: a few roundings too many": (SILU, "silu", gives(lambda y: y * np.float32(1 + 1e-6))),
     "silu: the slope of the sigmoid forgotten": (SILU, "silu_backward", lambda op: lambda dy, x: dy / (1 + np.exp(-x))),
     "add: one array forgotten": (ADD, "add", lambda op: lambda a, b: a.copy()),

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minidiff as md
-from minidiff.models.unet import timestep_embedding
+from minidiff.models.blocks import timestep_embedding
 
 # Between the loss and a parameter lie up to a hundred operations in a row, each off by up to 1.2e-6 of its result
 # (see against_torch), at random: the root of a hundred times that.

@@ -10,8 +10,9 @@ from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 
 from minidiff.engine.tensor import Tensor
+from minidiff.models.blocks import timestep_embedding
 from minidiff.models.config import UNetConfig, config_to_dict, default_config
-from minidiff.models.unet import UNet, timestep_embedding
+from minidiff.models.unet import UNet
 
 
 def config(*blocks, **settings):

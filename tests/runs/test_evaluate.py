@@ -80,8 +80,14 @@ def test_figures_of_a_set_against_itself():
 
 
 def test_figures_of_sets_that_lie_apart():
-    """A shift of 3 in six features is 54 in Fréchet's distance, but for what samples make of covariances."""
-    found = figures(seen(400, 0, shift=3), seen(300, 1), np.arange(400.0), None, (), seed=0)
+    """A shift of 3 in six features is 54 in Fréchet's distance, but for what samples make of covariances.
+
+    In units of the reference's deviations, whatever those are.
+    """
+    one, other = seen(400, 0, shift=3), seen(300, 1)
+    scales = np.float32([1, 10, 0.1, 1, 5, 1])
+    one, other = (a._replace(features=a.features * scales + 7) for a in (one, other))
+    found = figures(one, other, np.arange(400.0), None, (), seed=0)
     assert found["frechet"] == pytest.approx(54, rel=0.1)
     assert found["precision"] < 0.1 and found["recall"] < 0.1
     assert found["kid"][0] > 10 * found["kid"][1]

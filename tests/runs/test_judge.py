@@ -72,7 +72,7 @@ def test_a_tick_for_every_step():
 def test_what_it_sees(weights):
     images = TEST.take(np.arange(100)).repeat(6, 0)  # more than one batch
     seen = weights.look(images)
-    assert seen.features.shape == (600, 128) and seen.images is images
+    assert seen.features.shape == (600, 96) and seen.images is images
     np.testing.assert_allclose(seen.features[0], weights.look(images[:1]).features[0], rtol=1e-5, atol=1e-6)
     assert (seen.called == TEST.labels.repeat(6)).mean() == pytest.approx(weights.accuracy)
 

@@ -20,26 +20,27 @@ from .simd import LANES, copy, load, round_up, store, turn, turn_back, zeros
 
 MOST_VECTORS = 6  # of queries in a block: two tiles of the product wide
 SCORE_FLOATS = 64 * 1024  # scores of a block: 256 KB of the second-level cache
+LEAST = np.float32(-3e38)  # a score whose exponential is zero
 
 
-def attention(q, k, v):
-    """o (N, T, heads, D) and lse (N, heads, T)."""
+def attention(q, k, v, causal=False):
+    """o (N, T, heads, D) and lse (N, heads, T); causal: query t sees the keys up to t alone."""
     N, T, heads, D = q.shape
     o, lse = empty(q.shape), empty((N, heads, T))
     keys, width = round_up(k.shape[1], ROWS), round_up(D)
     vectors = _vectors(T, keys)
     scratch = empty((get_num_threads(), 2 * keys * width + vectors * LANES * (keys + 2 * width + 1)))
-    _forward(q, k, v, o, lse, scratch, vectors)
+    _forward(q, k, v, o, lse, scratch, vectors, causal)
     return o, lse
 
 
-def attention_backward(do, q, k, v, o, lse):
+def attention_backward(do, q, k, v, o, lse, causal=False):
     """The gradients dq, dk, dv."""
     dq, dk, dv = empty(q.shape), empty(k.shape), empty(v.shape)
     keys, width = round_up(k.shape[1], ROWS), round_up(q.shape[3])
     vectors = _vectors(q.shape[1], keys)
     scratch = empty((get_num_threads(), 4 * keys * width + vectors * LANES * (2 * keys + 5 * width + 2)))
-    _backward((do, q, k, v, o), lse, (dq, dk, dv), scratch, vectors)
+    _backward((do, q, k, v, o), lse, (dq, dk, dv), scratch, vectors, causal)
     return dq, dk, dv
 
 
@@ -75,6 +76,14 @@ def _store(x, n, h, source, source0, rows):
 
 
 @helper
+def _hide_later(a, at, S, query):
+    """Of LANES queries, the first of which is `query`: their scores, from a[at] on, of keys later than themselves."""
+    for s in range(query + 1, S):
+        for lane in range(min(LANES, s - query)):
+            a[at + s * LANES + lane] = LEAST
+
+
+@helper
 def _softmax(a, at, S, scale, rescale, largest):
     """s <- exp(scale (s - the largest)) for LANES queries, whose scores begin at a[at]; 1 / their sum; the largest."""
     most = load(a, at)
@@ -90,7 +99,7 @@ def _softmax(a, at, S, scale, rescale, largest):
 
 
 @kernel
-def _forward(q, k, v, o, lse, scratch, vectors):
+def _forward(q, k, v, o, lse, scratch, vectors, causal):
     (N, T, heads, D), S = q.shape, k.shape[1]
     scale, block, row = np.float32(1 / np.sqrt(D)), vectors * LANES, heads * D
     high, deep = (S + ROWS - 1) // ROWS * ROWS, (D + ROWS - 1) // ROWS * ROWS
@@ -112,6 +121,8 @@ def _forward(q, k, v, o, lse, scratch, vectors):
             S_t = (a, p, LANES, tall)
             product((a, keys, LANES, tall), (a, queries, LANES, D * LANES), S_t, high, wide, D, True)
             for i in range(wide):
+                if causal:
+                    _hide_later(a, p + i * tall, S, first + i * LANES)
                 _softmax(a, p + i * tall, S, scale, rescale + i * LANES, largest + i * LANES)
             product_transposed((a, values, LANES, tall), S_t, (a, out, LANES, deep * LANES), deep, wide, S, True)
             for i in range(wide):
@@ -134,7 +145,7 @@ def _score_gradients(a, p, ds, S, scale, lse, delta):
 
 
 @kernel
-def _backward(inputs, lse, gradients, scratch, vectors):
+def _backward(inputs, lse, gradients, scratch, vectors, causal):
     (do, q, k, v, o), (dq, dk, dv) = inputs, gradients
     (N, T, heads, D), S = q.shape, k.shape[1]
     scale, block, row = np.float32(1 / np.sqrt(D)), vectors * LANES, heads * D
@@ -171,6 +182,8 @@ def _backward(inputs, lse, gradients, scratch, vectors):
             product(K, (a, queries_t, LANES, D * LANES), P, high, wide, D, True)
             product((a, values, LANES, tall), (a, dout_t, LANES, D * LANES), dS, high, wide, D, True)
             for i in range(wide):
+                if causal:
+                    _hide_later(a, p + i * tall, S, first + i * LANES)
                 _score_gradients(a, p + i * tall, ds + i * tall, S, scale, rows_lse + i * LANES, delta + i * LANES)
             product(P, (a, dout, LANES, block * LANES), (a, dvalues, LANES, tall), high, V, count, fresh)
             product(dS, (a, queries, LANES, block * LANES), (a, dkeys, LANES, tall), high, V, count, fresh)

@@ -1,14 +1,16 @@
 """Operations that look at one number at a time, and the sums that undo broadcasting."""
 
-from math import prod
+from math import erf, pi, prod
 
 import numpy as np
 from numba import prange
 
-from .exponential import sigmoid
+from .exponential import exp, sigmoid
 from .jit import kernel
 from .memory import empty
 
+HALF, ONE, ROOT = np.float32(0.5), np.float32(1), np.float32(0.5**0.5)
+DENSITY = np.float32((2 * pi) ** -0.5)  # of a normal number at 0
 CHUNK = 64  # positions summed in float32 before they join a float64 total
 
 
@@ -23,6 +25,20 @@ def silu_backward(dy, x):
     """dx = dy s (1 + x (1 - s)), s = sigmoid(x)."""
     dx = empty(x.shape)
     _silu_backward(dy.ravel(), x.ravel(), dx.ravel())
+    return dx
+
+
+def gelu(x):
+    """y = x Phi(x), any shape; Phi is the distribution function of a normal number."""
+    y = empty(x.shape)
+    _gelu(x.ravel(), y.ravel())
+    return y
+
+
+def gelu_backward(dy, x):
+    """dx = dy (Phi(x) + x phi(x))."""
+    dx = empty(x.shape)
+    _gelu_backward(dy.ravel(), x.ravel(), dx.ravel())
     return dx
 
 
@@ -73,6 +89,19 @@ def _silu_backward(dy, x, dx):
     for i in prange(len(x)):
         s = sigmoid(x[i])
         dx[i] = dy[i] * s * (np.float32(1) + x[i] * (np.float32(1) - s))
+
+
+@kernel
+def _gelu(x, y):
+    for i in prange(len(x)):
+        y[i] = x[i] * HALF * (ONE + np.float32(erf(x[i] * ROOT)))
+
+
+@kernel
+def _gelu_backward(dy, x, dx):
+    for i in prange(len(x)):
+        phi = DENSITY * exp(-HALF * x[i] * x[i])
+        dx[i] = dy[i] * (HALF * (ONE + np.float32(erf(x[i] * ROOT))) + x[i] * phi)
 
 
 @kernel

@@ -103,11 +103,16 @@ __device__ __forceinline__ long long head(int rows, int heads, int D) {
   return ((long long)(blockIdx.x / heads) * rows * heads + blockIdx.x % heads) * D;
 }
 
+// Whether a query sees a key, of S: if causal, those up to its own place alone.
+__device__ __forceinline__ bool sees(int query, int key, int S, int causal) {
+  return key < S && (!causal || key <= query);
+}
+
 // The softmax of a row is known only at its end. Until then: `largest` so far, sums relative to exp(largest), and when
 // a larger score comes, all is scaled down.
 template <int WIDTH>
 __device__ __forceinline__ void attend(const float* q, const float* k, const float* v, float* o, float* lse, int T,
-                                       int S, int heads, int D, float scale) {
+                                       int S, int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
   float *queries = memory, *keys = queries + Tile<WIDTH>::SIZE, *values = keys + Tile<WIDTH>::SIZE;
@@ -129,7 +134,7 @@ __device__ __forceinline__ void attend(const float* q, const float* k, const flo
       float larger = largest[i];
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        s[i][j] = key + x + 16 * j < S ? s[i][j] * scale : -3e38f;
+        s[i][j] = sees(first + y + 16 * i, key + x + 16 * j, S, causal) ? s[i][j] * scale : -3e38f;
         larger = fmaxf(larger, s[i][j]);
       }
       larger = across(larger, [](float a, float b) { return fmaxf(a, b); });
@@ -139,7 +144,7 @@ __device__ __forceinline__ void attend(const float* q, const float* k, const flo
       for (int j = 0; j < COLUMNS; j++) out[i][j] *= shrink;
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        const float weight = key + x + 16 * j < S ? expf(s[i][j] - larger) : 0;
+        const float weight = sees(first + y + 16 * i, key + x + 16 * j, S, causal) ? expf(s[i][j] - larger) : 0;
         total[i] += weight;
         weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = weight;
       }
@@ -176,7 +181,7 @@ extern "C" __global__ void __launch_bounds__(256)
 template <int WIDTH>
 __device__ __forceinline__ void gradient_of_queries(const float* dout, const float* q, const float* k, const float* v,
                                                     const float* lse, const float* delta, float* dq, int T, int S,
-                                                    int heads, int D, float scale) {
+                                                    int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
   float *queries = memory, *gradients = queries + Tile<WIDTH>::SIZE, *keys = gradients + Tile<WIDTH>::SIZE;
@@ -202,7 +207,8 @@ __device__ __forceinline__ void gradient_of_queries(const float* dout, const flo
       for (int j = 0; j < EACH; j++) {
         const float p = expf(s[i][j] * scale - lse[blockIdx.x * T + row]);
         const float ds = p * (dp[i][j] - delta[blockIdx.x * T + row]) * scale;
-        weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = key + x + 16 * j < S ? ds : 0;
+        const bool seen = sees(first + y + 16 * i, key + x + 16 * j, S, causal);
+        weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = seen ? ds : 0;
       }
     }
     __syncthreads();  // all weights are there
@@ -215,7 +221,7 @@ __device__ __forceinline__ void gradient_of_queries(const float* dout, const flo
 template <int WIDTH>
 __device__ __forceinline__ void gradient_of_keys(const float* dout, const float* q, const float* k, const float* v,
                                                  const float* lse, const float* delta, float* dk, float* dv, int T,
-                                                 int S, int heads, int D, float scale) {
+                                                 int S, int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
   float *keys = memory, *values = keys + Tile<WIDTH>::SIZE, *queries = values + Tile<WIDTH>::SIZE;
@@ -241,10 +247,11 @@ __device__ __forceinline__ void gradient_of_keys(const float* dout, const float*
       const float lse_ = lse[blockIdx.x * T + min(column, T - 1)], delta_ = delta[blockIdx.x * T + min(column, T - 1)];
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        const float p = column < T ? expf(s[i][j] * scale - lse_) : 0;
+        const bool seen = column < T && sees(column, first + y + 16 * i, S, causal);
+        const float p = seen ? expf(s[i][j] * scale - lse_) : 0;
         const int place = (y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j;
         weights[place] = p;
-        weights_of_scores[place] = column < T ? p * (dp[i][j] - delta_) * scale : 0;
+        weights_of_scores[place] = seen ? p * (dp[i][j] - delta_) * scale : 0;
       }
     }
     __syncthreads();  // all weights are there
@@ -258,18 +265,18 @@ __device__ __forceinline__ void gradient_of_keys(const float* dout, const float*
 #define FOR_WIDTH(WIDTH)                                                                                              \
   extern "C" __global__ void __launch_bounds__(256)                                                                   \
       attend_##WIDTH(const float* q, const float* k, const float* v, float* o, float* lse, int T, int S, int heads,   \
-                     int D, float scale) {                                                                            \
-    attend<WIDTH>(q, k, v, o, lse, T, S, heads, D, scale);                                                            \
+                     int D, float scale, int causal) {                                                                            \
+    attend<WIDTH>(q, k, v, o, lse, T, S, heads, D, scale, causal);                                                            \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256)                                                                   \
       gradient_of_queries_##WIDTH(const float* dout, const float* q, const float* k, const float* v, const float* lse, \
-                                  const float* delta, float* dq, int T, int S, int heads, int D, float scale) {       \
-    gradient_of_queries<WIDTH>(dout, q, k, v, lse, delta, dq, T, S, heads, D, scale);                                 \
+                                  const float* delta, float* dq, int T, int S, int heads, int D, float scale, int causal) {       \
+    gradient_of_queries<WIDTH>(dout, q, k, v, lse, delta, dq, T, S, heads, D, scale, causal);                                 \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256) gradient_of_keys_##WIDTH(                                         \
       const float* dout, const float* q, const float* k, const float* v, const float* lse, const float* delta,        \
-      float* dk, float* dv, int T, int S, int heads, int D, float scale) {                                            \
-    gradient_of_keys<WIDTH>(dout, q, k, v, lse, delta, dk, dv, T, S, heads, D, scale);                                \
+      float* dk, float* dv, int T, int S, int heads, int D, float scale, int causal) {                                            \
+    gradient_of_keys<WIDTH>(dout, q, k, v, lse, delta, dk, dv, T, S, heads, D, scale, causal);                                \
   }
 
 FOR_WIDTH(32)

@@ -10,29 +10,29 @@ from .memory import empty
 WIDTHS = (32, 64, 128)
 
 
-def attention(q, k, v):
+def attention(q, k, v, causal=False):
     """o, lse, as in the reference."""
     (N, T, heads, D), S = q.shape, k.shape[1]
     if D > WIDTHS[-1]:
-        return _whole(q, k, v)
+        return _whole(q, k, v, causal)
     o, lse = empty(q.shape), empty((N, heads, T))
     width, side = _tile(D)
     launch(
         "attention", f"attend_{width}", (N * heads, blocks_of(T, side)), 256, q, k, v, o, lse, T, S, heads, D,
-        D**-0.5, shared=_shared(width, side, tiles=3, scores=1),
+        D**-0.5, causal, shared=_shared(width, side, tiles=3, scores=1),
     )  # fmt: skip
     return o, lse
 
 
-def attention_backward(do, q, k, v, o, lse):
+def attention_backward(do, q, k, v, o, lse, causal=False):
     """The gradients dq, dk, dv."""
     (N, T, heads, D), S = q.shape, k.shape[1]
     if D > WIDTHS[-1]:
-        return _whole_backward(do, q, k, v, o, lse)
+        return _whole_backward(do, q, k, v, o, lse, causal)
     dq, dk, dv, delta = empty(q.shape), empty(k.shape), empty(v.shape), empty(lse.shape)
     launch("attention", "attention_delta", (N * heads, blocks_of(T, 8)), 256, do, o, delta, T, heads, D)
     width, side = _tile(D)
-    rest = T, S, heads, D, D**-0.5
+    rest = T, S, heads, D, D**-0.5, causal
     launch(
         "attention", f"gradient_of_queries_{width}", (N * heads, blocks_of(T, side)), 256, do, q, k, v, lse, delta, dq,
         *rest, shared=_shared(width, side, tiles=4, scores=1),
@@ -60,23 +60,24 @@ def _by_head(a):
     return cp.ascontiguousarray(a.transpose(0, 2, 1, 3))
 
 
-def _scores(q, k):
+def _scores(q, k, causal):
     """s (N, heads, T, S)."""
-    return cp.matmul(q, k.swapaxes(2, 3)) * q.dtype.type(q.shape[-1] ** -0.5)
+    s = cp.matmul(q, k.swapaxes(2, 3)) * q.dtype.type(q.shape[-1] ** -0.5)
+    return cp.where(cp.tri(*s.shape[2:], dtype=bool), s, s.dtype.type("-inf")) if causal else s
 
 
-def _whole(q, k, v):
+def _whole(q, k, v, causal):
     q, k, v = map(_by_head, (q, k, v))
-    s = _scores(q, k)
+    s = _scores(q, k, causal)
     largest = s.max(-1, keepdims=True)
     p = cp.exp(s - largest)
     total = p.sum(-1, keepdims=True)
     return _by_head(cp.matmul(p / total, v)), cp.ascontiguousarray((largest + cp.log(total))[..., 0])
 
 
-def _whole_backward(do, q, k, v, o, lse):
+def _whole_backward(do, q, k, v, o, lse, causal):
     do, q, k, v, o = map(_by_head, (do, q, k, v, o))
-    p = cp.exp(_scores(q, k) - lse[..., None])  # (N, heads, T, S)
+    p = cp.exp(_scores(q, k, causal) - lse[..., None])  # (N, heads, T, S)
     dp, delta = cp.matmul(do, v.swapaxes(2, 3)), (do * o).sum(-1, keepdims=True)
     ds = p * (dp - delta) * q.dtype.type(q.shape[-1] ** -0.5)
     dq, dk, dv = cp.matmul(ds, k), cp.matmul(ds.swapaxes(2, 3), q), cp.matmul(p.swapaxes(2, 3), do)

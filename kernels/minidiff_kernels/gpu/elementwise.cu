@@ -13,6 +13,19 @@ extern "C" __global__ void __launch_bounds__(256)
   dx[i] = dy[i] * s * (1 + x[i] * (1 - s));
 }
 
+__device__ __forceinline__ float normal_cdf(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
+
+extern "C" __global__ void __launch_bounds__(256) gelu(const float* __restrict__ x, float* y, int size) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < size) y[i] = x[i] * normal_cdf(x[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_backward(const float* __restrict__ dy, const float* __restrict__ x, float* dx, int size) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < size) dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * expf(-0.5f * x[i] * x[i]) * 0.39894228f);
+}
+
 extern "C" __global__ void __launch_bounds__(256)
     add(const float* __restrict__ a, const float* __restrict__ b, float* y, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;

@@ -23,6 +23,20 @@ def silu_backward(dy, x):
     return dx
 
 
+def gelu(x):
+    """y = x Phi(x), any shape; Phi(x) is how likely a normal number is below x."""
+    y = empty(x.shape)
+    launch("elementwise", "gelu", blocks_of(x.size, 256), 256, x, y, x.size)
+    return y
+
+
+def gelu_backward(dy, x):
+    """dx = dy (Phi(x) + x phi(x)), phi(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
+    dx = empty(x.shape)
+    launch("elementwise", "gelu_backward", blocks_of(x.size, 256), 256, dy, x, dx, x.size)
+    return dx
+
+
 def add(a, b):
     """a + b, two arrays of one shape."""
     y = empty(a.shape)

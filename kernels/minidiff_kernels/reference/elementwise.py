@@ -1,6 +1,10 @@
 """Operations that look at one number at a time, and the sums that undo broadcasting."""
 
+import math
+
 import numpy as np
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def sigmoid(x):
@@ -17,6 +21,21 @@ def silu_backward(dy, x):
     """dx = dy s (1 + x (1 - s)), s = sigmoid(x)."""
     s = sigmoid(x)
     return dy * s * (1 + x * (1 - s))
+
+
+def normal_cdf(x):
+    """Phi(x) = (1 + erf(x / sqrt(2))) / 2: how likely a normal number is below x."""
+    return (0.5 * (1 + erf(x * 0.5**0.5))).astype(x.dtype)
+
+
+def gelu(x):
+    """y = x Phi(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415), any shape."""
+    return x * normal_cdf(x)
+
+
+def gelu_backward(dy, x):
+    """dx = dy (Phi(x) + x phi(x)), phi(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
+    return dy * (normal_cdf(x) + x * np.exp(-0.5 * x * x) * x.dtype.type((2 * math.pi) ** -0.5))
 
 
 def add(a, b):

@@ -1,0 +1,249 @@
+"""What Stable Diffusion's networks are made of: the keys of their config.json files, as dataclasses.
+
+Each key carries the rule for its values. A key that is not known, and a value that breaks its rule, is refused by name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from minidiff.errors import MinidiffError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values are taken, and what to say of others."""
+
+    holds: Callable[[Any], bool]
+    remedy: str
+
+
+def whole(low: int, high: int) -> Rule:
+    """Whole numbers from low to high."""
+    return Rule(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+
+
+def real(low: float, high: float) -> Rule:
+    """Numbers from low to high."""
+    return Rule(lambda value: type(value) in (int, float) and low <= value <= high, f"a number from {low} to {high}")
+
+
+def one_of(*choices: Any) -> Rule:
+    """Any of these."""
+    return Rule(lambda value: any(value is c or (value == c and type(value) is type(c)) for c in choices),
+                " or ".join(map(repr, choices)))  # fmt: skip
+
+
+def or_none(rule: Rule) -> Rule:
+    """What the rule takes, or nothing."""
+    return Rule(lambda value: value is None or rule.holds(value), f"{rule.remedy}, or null")
+
+
+def each(rule: Rule) -> Rule:
+    """Lists of up to twelve of what the rule takes."""
+    return Rule(
+        lambda value: isinstance(value, tuple) and 1 <= len(value) <= 12 and all(map(rule.holds, value)),
+        f"a list of up to twelve, each {rule.remedy}",
+    )
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    """What one of the two takes."""
+    return Rule(lambda value: first.holds(value) or second.holds(value), f"{first.remedy}, or {second.remedy}")
+
+
+def key(default: Any, rule: Rule) -> Any:
+    """A key of the file: its value where it is absent, and its rule."""
+    return field(default=default, metadata={"rule": rule})
+
+
+YES_OR_NO = one_of(True, False)
+SIZE = or_none(either(whole(1, 65536), each(whole(1, 65536))))
+
+
+class FileConfig:
+    """Raises MinidiffError that names the first value that is not taken."""
+
+    CLASS: ClassVar[str]  # which of diffusers' or transformers' networks it is
+    FIXED: ClassVar[dict[str, Any]] = {}  # keys that change it in ways not built here, with the only value taken
+
+    def __post_init__(self):
+        for entry in fields(self):  # pyright: ignore[reportArgumentType]  of the dataclasses below
+            value, rule = getattr(self, entry.name), entry.metadata["rule"]
+            value = tuple(value) if isinstance(value, list) else value
+            object.__setattr__(self, entry.name, value)
+            if not rule.holds(value):
+                raise self.bad(entry.name, value, f"give {rule.remedy}")
+
+    @classmethod
+    def bad(cls, name: str, value: Any, remedy: str) -> MinidiffError:
+        """What to say of a value."""
+        return MinidiffError(f"{cls.CLASS} configuration: {name} = {value!r:.200} is not supported: {remedy}")
+
+    @classmethod
+    def of(cls, values: Any) -> Self:
+        """The configuration that a config.json holds."""
+        if not isinstance(values, dict):
+            raise MinidiffError(f"{cls.CLASS} configuration: expected keys and values, found {type(values).__name__}")
+        known = {entry.name for entry in fields(cls)}  # pyright: ignore[reportArgumentType]
+        cls.check_keys(values, known)
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    @classmethod
+    def check_keys(cls, values: dict[str, Any], known: set[str]) -> None:
+        """Raises MinidiffError for a network of another class and for a key that is not known."""
+        if values.get("_class_name", cls.CLASS) != cls.CLASS:
+            raise cls.bad("_class_name", values["_class_name"], f"only {cls.CLASS} is read here")
+        for name, value in values.items():
+            if name in known or name.startswith("_"):
+                continue
+            if name not in cls.FIXED:
+                raise cls.bad(ascii(name)[1:-1], value, "the key is not known")
+            if value != cls.FIXED[name] and cls.FIXED[name] is not ...:
+                raise cls.bad(name, value, f"only {cls.FIXED[name]!r} is")
+
+    def check_levels(self, widths: tuple[int, ...], groups: int, *names: str) -> None:
+        """Raises MinidiffError unless these lists are as long as that of the widths, and groups divide all widths."""
+        for name in names:
+            if len(getattr(self, name)) != len(widths):
+                raise self.bad(
+                    name, getattr(self, name), f"block_out_channels has {len(widths)} levels, so give as many"
+                )
+        for width in widths:
+            if width % groups:
+                raise self.bad("norm_num_groups", groups, f"it must divide every width, and {width} is one")
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig(FileConfig):
+    """CLIP's text encoder in transformers' terms; the defaults are those of its class.
+
+    hidden_size and intermediate_size  channels of a token, and inside the two layers behind the attention
+    max_position_embeddings            the longest text, in tokens
+    """
+
+    CLASS: ClassVar[str] = "CLIPTextModel"
+
+    vocab_size: int = key(49408, whole(2, 1_000_000))
+    hidden_size: int = key(512, whole(1, 16384))
+    intermediate_size: int = key(2048, whole(1, 65536))
+    num_hidden_layers: int = key(12, whole(1, 100))
+    num_attention_heads: int = key(8, whole(1, 1024))
+    max_position_embeddings: int = key(77, whole(2, 65536))
+    hidden_act: str = key("quick_gelu", one_of("quick_gelu", "gelu"))
+    layer_norm_eps: float = key(1e-5, real(1e-12, 1.0))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size % self.num_attention_heads:
+            raise self.bad("num_attention_heads", self.num_attention_heads, f"it must divide {self.hidden_size}")
+
+    @classmethod
+    def check_keys(cls, values: dict[str, Any], known: set[str]) -> None:
+        """transformers writes down much that changes nothing here: only the kind of network is looked at."""
+        if values.get("model_type") != "clip_text_model":
+            raise cls.bad("model_type", values.get("model_type"), "only 'clip_text_model' is read here")
+        if values.get("use_attention_mask"):
+            raise cls.bad("use_attention_mask", True, "only false is")
+
+
+@dataclass(frozen=True)
+class VAEConfig(FileConfig):
+    """The autoencoder in diffusers' terms; the defaults are those of its class.
+
+    latent_channels   of what the encoder makes
+    scaling_factor    what makes the latents' standard deviation about 1
+    sample_size       of a tile, where pictures are decoded in tiles
+    """
+
+    CLASS: ClassVar[str] = "AutoencoderKL"
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None, "force_upcast": ...,
+    }  # fmt: skip
+
+    in_channels: int = key(3, whole(1, 1024))
+    out_channels: int = key(3, whole(1, 1024))
+    block_out_channels: tuple[int, ...] = key((64,), each(whole(1, 16384)))
+    down_block_types: tuple[str, ...] = key(("DownEncoderBlock2D",), each(one_of("DownEncoderBlock2D")))
+    up_block_types: tuple[str, ...] = key(("UpDecoderBlock2D",), each(one_of("UpDecoderBlock2D")))
+    layers_per_block: int = key(1, whole(1, 64))
+    latent_channels: int = key(4, whole(1, 1024))
+    norm_num_groups: int = key(32, whole(1, 1024))
+    sample_size: int | tuple[int, int] = key(32, SIZE)
+    scaling_factor: float = key(0.18215, real(1e-6, 1e6))
+    mid_block_add_attention: bool = key(True, YES_OR_NO)
+    use_quant_conv: bool = key(True, YES_OR_NO)
+    use_post_quant_conv: bool = key(True, YES_OR_NO)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_levels(self.block_out_channels, self.norm_num_groups, "down_block_types", "up_block_types")
+
+
+DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
+
+
+@dataclass(frozen=True)
+class TextUNetConfig(FileConfig):
+    """The U-Net that listens to text, in diffusers' terms; the defaults are those of its class.
+
+    attention_head_dim            the NUMBER of heads, of all levels or of each: an old mistake in the name
+    cross_attention_dim           channels of the text's embeddings
+    transformer_layers_per_block  transformer blocks behind each residual block
+    use_linear_projection         whether the projections before and behind them are linear layers (2.x) or 1x1
+                                  convolutions (1.x)
+    """
+
+    CLASS: ClassVar[str] = "UNet2DConditionModel"
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu", "addition_embed_type": None, "addition_embed_type_num_heads": ...,
+        "addition_time_embed_dim": None,
+        "attention_type": "default", "class_embed_type": None, "class_embeddings_concat": False,
+        "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "encoder_hid_dim": None, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+        "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": None,
+        "num_class_embeds": None, "only_cross_attention": False, "projection_class_embeddings_input_dim": None,
+        "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+        "reverse_transformer_layers_per_block": None, "time_cond_proj_dim": None, "time_embedding_act_fn": None,
+        "time_embedding_type": "positional", "timestep_post_act": None, "upcast_attention": ...,
+    }  # fmt: skip
+
+    sample_size: int | tuple[int, int] | None = key(None, SIZE)
+    in_channels: int = key(4, whole(1, 1024))
+    out_channels: int = key(4, whole(1, 1024))
+    center_input_sample: bool = key(False, YES_OR_NO)
+    flip_sin_to_cos: bool = key(True, YES_OR_NO)
+    freq_shift: float = key(0, real(0, 1))
+    down_block_types: tuple[str, ...] = key((CROSS_DOWN,) * 3 + (DOWN,), each(one_of(CROSS_DOWN, DOWN)))
+    up_block_types: tuple[str, ...] = key((UP,) + (CROSS_UP,) * 3, each(one_of(CROSS_UP, UP)))
+    block_out_channels: tuple[int, ...] = key((320, 640, 1280, 1280), each(whole(4, 16384)))
+    layers_per_block: int = key(2, whole(1, 64))
+    dropout: float = key(0.0, real(0, 0.99))
+    norm_num_groups: int = key(32, whole(1, 1024))
+    norm_eps: float = key(1e-5, real(1e-12, 1.0))
+    cross_attention_dim: int = key(1280, whole(1, 16384))
+    transformer_layers_per_block: int = key(1, whole(1, 64))
+    attention_head_dim: int | tuple[int, ...] = key(8, either(whole(1, 1024), each(whole(1, 1024))))
+    use_linear_projection: bool = key(False, YES_OR_NO)
+    time_embedding_dim: int | None = key(None, or_none(whole(1, 65536)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_levels(self.block_out_channels, self.norm_num_groups, "down_block_types", "up_block_types")
+        if len(self.heads) != len(self.block_out_channels):
+            raise self.bad("attention_head_dim", self.attention_head_dim, "give one number, or one for every level")
+        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if width % heads:
+                raise self.bad("attention_head_dim", self.attention_head_dim, f"{heads} heads do not divide {width}")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """How many heads each level's attention has."""
+        heads = self.attention_head_dim
+        return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
+
+    @property
+    def time_embed_dim(self) -> int:
+        """Channels of the time embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]

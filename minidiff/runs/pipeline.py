@@ -1,0 +1,143 @@
+"""A Stable Diffusion folder, as diffusers saves it: tokenizer, text encoder, U-Net, autoencoder and scheduler.
+
+Each part has a folder of its own, and model_index.json says which class of diffusers or transformers each is of.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.nn import Module
+from minidiff.errors import MinidiffError
+from minidiff.models.latent_config import FileConfig, TextEncoderConfig, TextUNetConfig, VAEConfig
+from minidiff.models.text_encoder import TextEncoder
+from minidiff.models.text_unet import TextUNet
+from minidiff.models.tokenizer import Tokenizer
+from minidiff.models.vae import VAE
+from minidiff.runs.checkpoint import fill, load_sampler, load_schedule
+from minidiff.runs.files import read_json
+from minidiff.runs.tokens import load_tokenizer
+from minidiff.runs.weights import WEIGHTS, find_weights, refuse_pickles
+
+INDEX = "model_index.json"
+PIPELINE = "StableDiffusionPipeline"
+PARTS = {
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": ("CLIPTextModel",),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}  # a scheduler's class is a matter of load_sampler
+
+
+N = TypeVar("N", bound=Module)
+C = TypeVar("C", bound=FileConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """The parts that make a picture of a text, on one backend."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    unet: TextUNet
+    vae: VAE
+    schedule: AnySchedule
+    sampler: Sampler
+
+
+def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
+    """The parts of a Stable Diffusion 1.x or 2.x folder; weights of 16 bits are widened once, as they are read.
+
+    Raises MinidiffError for a pipeline of another class, a part that is missing or of a class that is not built here,
+    pickled weights, and parts that do not fit together.
+    """
+    folder = Path(folder)
+    read_json(folder / INDEX, _check_index)
+    pipeline = Pipeline(
+        load_tokenizer(folder / "tokenizer"),
+        load_text_encoder(folder / "text_encoder", backend),
+        load_text_unet(folder / "unet", backend),
+        load_vae(folder / "vae", backend),
+        load_schedule(_there(folder / "scheduler")),
+        load_sampler(folder / "scheduler"),
+    )
+    _check_fit(folder, pipeline)
+    return pipeline
+
+
+def is_pipeline(folder: str | Path) -> bool:
+    """Whether a folder's index says that it holds more than one network, whatever these are."""
+    path = Path(folder) / INDEX
+    return path.is_file() and read_json(path, lambda index: isinstance(index, dict) and "vae" in index)
+
+
+def load_text_encoder(folder: str | Path, backend: str = "numba") -> TextEncoder:
+    """CLIP's text encoder of a folder with config.json and model.safetensors. Raises MinidiffError as load_pipeline."""
+    folder, weights = _there(Path(folder)), "model.safetensors"
+    config = _config(folder, TextEncoderConfig)
+    stored = {name.removeprefix("text_model."): a for name, a in find_weights(folder, weights).items()}
+    return fill(_made(TextEncoder, config, folder, backend), stored, folder / weights)
+
+
+def load_text_unet(folder: str | Path, backend: str = "numba") -> TextUNet:
+    """The U-Net of a UNet2DConditionModel folder. Raises MinidiffError as load_pipeline."""
+    folder = _there(Path(folder))
+    unet = _made(TextUNet, _config(folder, TextUNetConfig), folder, backend)
+    return fill(unet, find_weights(folder), folder / WEIGHTS)
+
+
+def load_vae(folder: str | Path, backend: str = "numba") -> VAE:
+    """The autoencoder of an AutoencoderKL folder. Raises MinidiffError as load_pipeline."""
+    folder = _there(Path(folder))
+    vae = _made(VAE, _config(folder, VAEConfig), folder, backend)
+    return fill(vae, find_weights(folder), folder / WEIGHTS)
+
+
+def _there(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise MinidiffError(f"{folder}: no such folder; the pipeline is not whole, copy it again")
+    return folder
+
+
+def _config(folder: Path, kind: type[C]) -> C:
+    if not (folder / "config.json").exists():
+        refuse_pickles(folder)
+    return read_json(folder / "config.json", kind.of)
+
+
+def _made(kind: Callable[[Any, None, str], N], config: FileConfig, folder: Path, backend: str) -> N:
+    """The network of zeros, which take no memory until weights are written over them."""
+    try:
+        return kind(config, None, backend)
+    except MemoryError:
+        raise MinidiffError(f"{folder / 'config.json'}: tells of a network larger than memory; copy it again") from None
+
+
+def _check_index(index: Any) -> None:
+    if not isinstance(index, dict):
+        raise MinidiffError("must be keys and values")
+    name = index.get("_class_name")
+    if name != PIPELINE:
+        raise MinidiffError(f"is of a {name!r:.80}, and only {PIPELINE} (1.x and 2.x) is read here")
+    for part, classes in PARTS.items():
+        entry = index.get(part)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
+            raise MinidiffError(f"{part} is {entry!r:.80}, and only {classes[0]} is read here")
+
+
+def _check_fit(folder: Path, pipeline: Pipeline) -> None:
+    """Raises MinidiffError unless tokens are known to the text encoder, its words to the U-Net, latents to the VAE."""
+    tokenizer, encoder, unet, vae = pipeline.tokenizer, pipeline.text_encoder.config, pipeline.unet.config, pipeline.vae
+    largest, channels = max(tokenizer.vocab.values()), vae.config.latent_channels
+    for wrong, what in (
+        (largest >= encoder.vocab_size, f"token {largest}, and the text encoder knows {encoder.vocab_size}"),
+        (tokenizer.length > encoder.max_position_embeddings, f"{tokenizer.length} tokens a text, which are too many"),
+        (encoder.hidden_size != unet.cross_attention_dim, f"embeddings of {encoder.hidden_size} channels"),
+        (unet.in_channels != channels or unet.out_channels != channels, f"latents of {channels} channels"),
+        (vae.config.in_channels != 3 or vae.config.out_channels != 3, "pictures that are not of three channels"),
+    ):
+        if wrong:
+            raise MinidiffError(f"{folder}: its parts do not fit: there are {what}; copy all of it again")

@@ -1,0 +1,120 @@
+"""The tokenizer against transformers' CLIPTokenizer, with merges that its own trainer learns from these pages."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Trained
+from tokenizers import models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from minidiff.models.tokenizer import BOS, EOS, Special, Tokenizer, byte_letters, vocabulary
+
+DOCS = Path(__file__).parents[2] / "docs"
+KINDS = ("as transformers makes it", "as Stable Diffusion 2 was saved")
+
+
+@pytest.fixture(scope="module")
+def merges():
+    trained = Trained(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=byte_letters(), end_of_word_suffix="</w>", show_progress=False
+    )
+    trained.train_from_iterator([path.read_text().lower() for path in sorted(DOCS.glob("*.md"))], trainer)
+    learned = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    assert len(learned) > 1000
+    return learned
+
+
+@pytest.fixture(scope="module")
+def both(merges, tmp_path_factory):
+    """Ours and theirs: its special tokens looked for in the text, or in the clean text and "!" for padding."""
+    vocab = vocabulary(merges)
+    theirs = CLIPTokenizer(vocab, merges, model_max_length=77)
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)))
+    named = {
+        name: {"content": token, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        for name, token in (("bos_token", BOS), ("eos_token", EOS), ("unk_token", EOS))
+    }
+    (folder / "special_tokens_map.json").write_text(json.dumps(named | {"pad_token": "!"}))
+    marked = {name: {"__type": "AddedToken", **token} for name, token in named.items()}
+    settings = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "pad_token": "!", **marked}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    saved = Special(pad="!", after_clean=frozenset((BOS, EOS)))
+    return {
+        KINDS[0]: (Tokenizer(vocab, merges), theirs),
+        KINDS[1]: (Tokenizer(vocab, merges, saved), CLIPTokenizer.from_pretrained(folder)),
+    }
+
+
+SNIPPETS = (
+    BOS, EOS, "<|StartOfText|>", "<|", "|>", "'s", "'LL", "'", "!", "!!", " ", "\n\t", "\x1c", "\x00", "\x7f", "\u00a0",
+    "\u0085", "\u200b", "Σ", "İ", "é", "e\u0301", "ǅ", "ﬁ", "ß", "½", "٣", "Ⅷ", "한국", "漢字", "カ\u3099", "😀",
+    "👩\u200d👩\u200d👧", "🏳\ufe0f", "noise", "Diffusion", "the picture is", "x_t", "3.14", "don't",
+)  # fmt: skip
+texts = st.lists(
+    st.sampled_from(SNIPPETS)
+    | st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=6)  # what this Python's Unicode knows
+    | st.text("abcdefghijklmnopqrstuvwxyz '", max_size=12),
+    max_size=12,
+).map("".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_text_has_transformers_s_numbers(both, kind):
+    ours, theirs = both[kind]
+
+    @settings(max_examples=500, deadline=None)
+    @given(texts)
+    @example("A photograph of an astronaut riding a horse on the moon, 4k, highly detailed")
+    @example("a black cat " * 250)  # 750 words, of which most are cut
+    @example("")
+    def equal(text):
+        want = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids
+        assert ours([text])[0].tolist() == want
+
+    equal()
+
+
+def test_a_byte_that_the_vocabulary_lacks_is_unknown():
+    """As in the vocabularies of a thousand tokens that small test models have."""
+    vocab = {token: i for i, token in enumerate([BOS, EOS, "a", "b", "a</w>", "b</w>", "ab</w>", "aa"])}
+    merges = [("a", "b</w>"), ("a", "a")]
+    ours, theirs = Tokenizer(vocab, merges, length=10), CLIPTokenizer(vocab, merges)
+    for text in ("ab", "aab aaab", "cab", "abc", "a 漢 b"):
+        assert ours([text])[0].tolist() == theirs(text, padding="max_length", max_length=10, truncation=True).input_ids
+
+
+def test_many_texts_are_rows(both):
+    ours, theirs = both[KINDS[0]]
+    rows = ours(["cat", "a black cat", ""])
+    assert rows.shape == (3, 77) and rows.tolist() == theirs(["cat", "a black cat", ""], padding="max_length").input_ids
+
+
+def test_what_is_cut_is_told(both):
+    ours, _ = both[KINDS[0]]
+    assert ours.cut("noise " * 75) == "" and ours.cut("noise " * 77) == "noise noise"
+    assert ours([BOS * 80])[0].tolist() == [ours.vocab[BOS]] * 76 + [ours.vocab[EOS]]
+
+
+def test_the_way_back(both):
+    ours, _ = both[KINDS[0]]
+    assert ours.decode(ours.encode("Ça va?  漢字 😀 it's")) == "ça va ? 漢字 😀 it 's"
+
+
+def test_special_tokens_that_the_vocabulary_lacks_are_refused():
+    with pytest.raises(ValueError, match="has no '<pad>'"):
+        Tokenizer({BOS: 0, EOS: 1}, [], Special(pad="<pad>"))
+    with pytest.raises(ValueError, match="length of 1 has no room"):
+        Tokenizer({BOS: 0, EOS: 1}, [], length=1)
