@@ -103,6 +103,8 @@ __device__ __forceinline__ long long head(int rows, int heads, int D) {
   return ((long long)(blockIdx.x / heads) * rows * heads + blockIdx.x % heads) * D;
 }
 
+constexpr float UNSEEN = -3e38f;  // exp of it is zero
+
 // Whether a query sees a key, of S: if causal, those up to its own place alone.
 __device__ __forceinline__ bool sees(int query, int key, int S, int causal) {
   return key < S && (!causal || key <= query);
@@ -121,7 +123,7 @@ __device__ __forceinline__ void attend(const float* q, const float* k, const flo
   load<WIDTH>(queries, q + head(T, heads, D), first, T, heads, D);
 
   float out[EACH][COLUMNS] = {}, largest[EACH], total[EACH] = {};
-  for (int i = 0; i < EACH; i++) largest[i] = -3e38f;
+  for (int i = 0; i < EACH; i++) largest[i] = UNSEEN;
   for (int key = 0; key < S; key += SIDE) {
     __syncthreads();  // nobody reads the last keys and values any more
     load<WIDTH>(keys, k + head(S, heads, D), key, S, heads, D);
@@ -134,7 +136,7 @@ __device__ __forceinline__ void attend(const float* q, const float* k, const flo
       float larger = largest[i];
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        s[i][j] = sees(first + y + 16 * i, key + x + 16 * j, S, causal) ? s[i][j] * scale : -3e38f;
+        s[i][j] = sees(first + y + 16 * i, key + x + 16 * j, S, causal) ? s[i][j] * scale : UNSEEN;
         larger = fmaxf(larger, s[i][j]);
       }
       larger = across(larger, [](float a, float b) { return fmaxf(a, b); });
@@ -205,10 +207,10 @@ __device__ __forceinline__ void gradient_of_queries(const float* dout, const flo
       const int row = min(first + y + 16 * i, T - 1);
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        const float p = expf(s[i][j] * scale - lse[blockIdx.x * T + row]);
-        const float ds = p * (dp[i][j] - delta[blockIdx.x * T + row]) * scale;
         const bool seen = sees(first + y + 16 * i, key + x + 16 * j, S, causal);
-        weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = seen ? ds : 0;
+        const float p = expf((seen ? s[i][j] * scale : UNSEEN) - lse[blockIdx.x * T + row]);  // NaN if lse is, seen or not
+        const float ds = p * (dp[i][j] - delta[blockIdx.x * T + row]) * scale;
+        weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = ds;
       }
     }
     __syncthreads();  // all weights are there
@@ -247,11 +249,11 @@ __device__ __forceinline__ void gradient_of_keys(const float* dout, const float*
       const float lse_ = lse[blockIdx.x * T + min(column, T - 1)], delta_ = delta[blockIdx.x * T + min(column, T - 1)];
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        const bool seen = column < T && sees(column, first + y + 16 * i, S, causal);
-        const float p = seen ? expf(s[i][j] * scale - lse_) : 0;
+        const float score = sees(column, first + y + 16 * i, S, causal) ? s[i][j] * scale : UNSEEN;
+        const float p = column < T ? expf(score - lse_) : 0;
         const int place = (y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j;
         weights[place] = p;
-        weights_of_scores[place] = seen ? p * (dp[i][j] - delta_) * scale : 0;
+        weights_of_scores[place] = p * (dp[i][j] - delta_) * scale;
       }
     }
     __syncthreads();  // all weights are there
