@@ -207,10 +207,10 @@ def test_json_to_stdout_and_one_family(run):
 def test_ctrl_c_shows_what_there_is(run, monkeypatch, tmp_path):
     measured = measure.measure
 
-    def interrupted(case, *rest):
+    def interrupted(case, **settings):
         if case.label.endswith("dx"):
             raise KeyboardInterrupt
-        return measured(case, *rest)
+        return measured(case, **settings)
 
     monkeypatch.setattr(measure, "measure", interrupted)
     code, out, err = run("--rounds", 1, "--json", tmp_path / "numbers.json")

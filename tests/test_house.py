@@ -55,5 +55,6 @@ def test_the_wheel_holds_every_module(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     want = {str(path.relative_to(ROOT)) for path in sources("minidiff")}
-    want |= {str(path.relative_to(ROOT / "kernels")) for path in sources("kernels")}
+    kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
+    want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
     assert held == want
