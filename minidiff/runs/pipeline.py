@@ -55,6 +55,8 @@ def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
     pickled weights, and parts that do not fit together.
     """
     folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        raise MinidiffError(f"{folder}: has no {INDEX}, so it draws no texts; give a Stable Diffusion folder")
     read_json(folder / INDEX, _check_index)
     pipeline = Pipeline(
         load_tokenizer(folder / "tokenizer"),

@@ -153,7 +153,7 @@ BAD = {
     "text_encoder is ['transformers', 'T5EncoderModel'], and only CLIPTextModel":
         index_with(text_encoder=["transformers", "T5EncoderModel"]),
     "model_index.json: must be keys and values": lambda folder: (folder / "model_index.json").write_text("[]"),
-    "model_index.json: No such file": without("model_index.json"),
+    "has no model_index.json, so it draws no texts": without("model_index.json"),
     "vae: no such folder; the pipeline is not whole": without("vae"),
     "text_encoder: no such folder": without("text_encoder"),
     "scheduler: no such folder": without("scheduler"),
