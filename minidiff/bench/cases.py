@@ -207,10 +207,10 @@ def flop(config: UNetConfig) -> int:
         total += 2 * y.size * w[0].size
         return y
 
-    def attention(q, k, v):
+    def attention(q, k, v, *rest):
         nonlocal total
         total += 2 * 2 * q.size * k.shape[1]
-        return numpy.attention(q, k, v)
+        return numpy.attention(q, k, v, *rest)
 
     unet = ours.unet(replace(numpy, conv2d=conv2d, attention=attention), config)
     with no_grad():

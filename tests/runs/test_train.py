@@ -155,6 +155,16 @@ def test_ten_of_them_in_a_row_are_an_error():
     assert done == list(range(1, 21))
 
 
+def test_memory_that_does_not_suffice_is_told():
+    """What CuPy raises on a full GPU is a MemoryError, too."""
+
+    def model(x_t, t, rng=None):
+        raise MemoryError("out of memory")
+
+    with pytest.raises(MinidiffError, match=r"step 1: there is no memory for 4 pictures .*--batch-size 2"):
+        next(train(model, SCHEDULE, fresh()[1], batches(range(1, 2)), CONFIG))
+
+
 # Accumulation
 
 

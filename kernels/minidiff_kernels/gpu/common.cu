@@ -44,11 +44,10 @@ __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// The sum over a block of at most 1024 threads, a multiple of 32; the whole block calls it and all get the sum.
+// The sum over a block of at most 1024 threads, a multiple of 32; the whole block calls it, once, and all get the sum.
 __device__ __forceinline__ double block_sum(double value) {
   __shared__ double parts[32];
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(ALL, value, step);
-  __syncthreads();  // the last sum has been read
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
   double total = 0;
