@@ -198,7 +198,7 @@ def bench_command(
     rounds: Annotated[int | None, typer.Option(help="Rounds of each.  [default: 5, or a second]", min=1)] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes minutes.")] = False,
     json_to: Annotated[str | None, typer.Option("--json", help="Write all numbers to a file; - is stdout.")] = None,
-    backend: Annotated[str, typer.Option(help="numba; or cupy or cupy-tf32, beside PyTorch CUDA.")] = "numba",
+    backend: Annotated[str, typer.Option(help="numba, cupy or cupy-tf32.")] = "numba",
     threads: Threads = None,
 ) -> None:
     """How fast and how exact: kernels, network and training step beside PyTorch's, in turn, on the same cores.

@@ -8,7 +8,7 @@ import typer
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
 Threads = Annotated[int | None, typer.Option(help="Threads of the kernels.  [default: all cores]")]
-Backend = Annotated[str, typer.Option(help="numba; numpy, the reference; cupy or cupy-tf32, a GPU.")]
+Backend = Annotated[str, typer.Option(help="numba, numpy, cupy or cupy-tf32.")]
 Net = Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")]
 Picture = Annotated[Path, typer.Argument(help="Any picture; its centre is taken.")]
 Asked = Annotated[str | None, typer.Option("--class", help="What is asked for; or all, class by class.")]
