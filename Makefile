@@ -18,7 +18,7 @@ test: .venv/installed-test
 # where CUDA's own tool for them is there.
 test-gpu: .venv/installed-test
 	$(BIN)/pip install --quiet --editable '.[test,gpu]'
-	MINIDIFF_TEST_GPU=1 $(BIN)/python -m pytest tests/kernels tests/engine tests/parity/test_training.py -k "cupy or tf32"
+	MINIDIFF_TEST_GPU=1 $(BIN)/python -m pytest tests/kernels tests/engine tests/parity/test_training.py -k "cupy or tf32 or launch"
 	@if command -v compute-sanitizer; then for tool in memcheck racecheck synccheck; do \
 	  MINIDIFF_TEST_GPU=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -x \
 	    tests/kernels/test_tf32.py tests/kernels/test_norm.py tests/kernels/test_resample.py -k "cupy or tf32" || exit 1; \
