@@ -4,8 +4,8 @@ Starts `minidiff train DATA --out OUT --recipe RECIPE`, sends it SIGKILL after a
 the end. At every step of --at the run's folder is copied, for measurements later. Then stretches of it are trained
 again, from a copy, without a kill, and their lines of metrics.csv compared byte by byte.
 
-Time is counted as the processor time of the training over the number of threads, so that other work beside it, or a
-pause, does not count, and what is done twice after a kill does.
+Time is counted as the processor time of all threads, so that other work beside it, or a pause, does not count, and
+what is done twice after a kill does. A life that ends before its first checkpoint leads nowhere.
 """
 
 import os
@@ -70,8 +70,9 @@ def compare(data: str, run: Path, options: list[str], at: list[int]) -> None:
         again = run.with_name(f"{run.name}-{target}-again")
         shutil.copytree(run.with_name(f"{run.name}-{target}"), again, dirs_exist_ok=True)
         live(start(data, again, options), float("inf"), lambda again=again, to=target: len(rows(again)) > to + STRETCH)
-        same = rows(again)[target : target + STRETCH] == rows(run)[target : target + STRETCH]
-        print(f"steps {target + 1} to {target + STRETCH}, never killed: {'the same' if same else 'DIFFERENT'}")
+        end = min(target + STRETCH, at[-1])
+        same = rows(again)[target:end] == rows(run)[target:end]
+        print(f"steps {target + 1} to {end}, never killed: {'the same' if same else 'DIFFERENT'}")
         shutil.rmtree(again)
 
 
@@ -80,13 +81,16 @@ def main(
     out: Annotated[Path, typer.Argument(help="The run's folder; copies come beside it.")],
     recipe: Annotated[str, typer.Option(help="Of minidiff train.")] = "small-cpu",
     at: Annotated[list[int] | None, typer.Option(help="Steps to copy the run at.  [default: 3500 7000 10500]")] = None,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints, of which --at are multiples.")] = 250,
     shortest: Annotated[float, typer.Option(help="Seconds of the shortest life.")] = 300,
     longest: Annotated[float, typer.Option(help="And of the longest.")] = 1500,
     seed: Annotated[int, typer.Option(help="Decides when it is killed.")] = 0,
 ) -> None:
     """Train with SIGKILL at random moments."""
     at = sorted(at or [3500, 7000, 10500])
-    options = ["--recipe", recipe, "--steps", str(at[-1])]
+    if any(step % every for step in at):
+        sys.exit(f"--at {at}: give multiples of --every {every}")
+    options = ["--recipe", recipe, "--steps", str(at[-1]), "--checkpoint-every", str(every)]
     endure(data, out, options, at, (shortest, longest), seed)
     compare(data, out, options, at)
 
