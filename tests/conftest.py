@@ -1,5 +1,7 @@
 """What every test may ask for: each backend in turn. A new backend is added here and nowhere else."""
 
+import sys
+
 import pytest
 import which_cupy  # noqa: F401  (before anything asks for CuPy)
 from hypothesis import settings
@@ -17,3 +19,18 @@ threadpool_limits(1, "blas")  # NumPy's products are small here, and threads tha
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> Backend:
     return get_backend(request.param)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run(*arguments) -> exit code of the command line, what was printed, what was printed on stderr."""
+    from minidiff import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minidiff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return run

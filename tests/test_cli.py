@@ -32,20 +32,6 @@ SMALL = (*QUICK, "--batch-size", 3)
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """run(*arguments) -> exit code, what was printed, what was printed on stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minidiff", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def done(run):
     """done(*arguments) -> what was printed, when all went well."""
 

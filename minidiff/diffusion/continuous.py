@@ -48,7 +48,7 @@ class EDM:
 
     def shown(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
         """c_in x and c_noise: x_t with a standard deviation of 1, and ln(sigma) / 4."""
-        return x_t / (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5, np.log(t) / 4
+        return x_t / spread(signal, noise), np.log(t) / 4
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Flow:
     def shown(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
         """x and t, from 0 to 1000 as embeddings of time have it."""
         return x_t / (signal + noise), 1000 * np.asarray(t)
+
+
+def spread(signal: Any, noise: Any) -> Any:
+    """The standard deviation of x_t, if that of x0 is SIGMA_DATA."""
+    return (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5
 
 
 def karras(largest: float, smallest: float, steps: int) -> np.ndarray:

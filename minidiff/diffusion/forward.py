@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import SIGMA_DATA
+from minidiff.diffusion.continuous import SIGMA_DATA, spread
 from minidiff.diffusion.schedule import AnySchedule, Schedule, lookup
 from minidiff.errors import MinidiffError
 
@@ -80,7 +80,7 @@ def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> n
         return eps - x0
     if schedule.prediction_type == "edm":
         signal, noise = mixture(schedule, t, x0)
-        return (noise / SIGMA_DATA * x0 - SIGMA_DATA * signal * eps) / _spread(signal, noise)
+        return (noise / SIGMA_DATA * x0 - SIGMA_DATA * signal * eps) / spread(signal, noise)
     return v_from_x0_eps(schedule, x0, eps, t)
 
 
@@ -97,19 +97,14 @@ def x0_and_eps(
     signal, noise = mixture(schedule, t, x_t)
     if schedule.prediction_type == "flow":
         return (x_t - noise * prediction) / (signal + noise), (x_t + signal * prediction) / (signal + noise)
-    spread = _spread(signal, noise)
-    x, F = x_t / spread**2, SIGMA_DATA * prediction / spread
+    r = spread(signal, noise)
+    x, F = x_t / r**2, SIGMA_DATA * prediction / r
     return SIGMA_DATA**2 * signal * x + noise * F, noise * x - signal * F
-
-
-def _spread(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """The standard deviation of x_t, if that of x0 is SIGMA_DATA."""
-    return (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5
 
 
 def mixture(schedule: AnySchedule, t: Time, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sqrt(abar) and sqrt(1 - abar), the weights of x0 and eps in x_t: (N, 1, 1, 1) each, in x's dtype."""
-    abar = schedule.abar(t)  # pyright: ignore[reportArgumentType]
+    abar = schedule.abar(t)
     return shaped(np.sqrt(abar), x), shaped(np.sqrt(1 - abar), x)
 
 

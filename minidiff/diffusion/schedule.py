@@ -51,8 +51,8 @@ class Schedule:
         """T, the number of steps."""
         return len(self.betas)
 
-    def abar(self, t: int | np.ndarray) -> np.ndarray:
-        """alphas_cumprod at t, in t's shape. Raises MinidiffError for a t that is not of the schedule."""
+    def abar(self, t: Any) -> np.ndarray:
+        """alphas_cumprod at int t, one or many, in t's shape. MinidiffError for a t that is not of the schedule."""
         return lookup(self.alphas_cumprod, t)
 
     def draw(self, rng: Any, n: int) -> np.ndarray:

@@ -58,8 +58,8 @@ class Module:
     order = 0  # of threads: 0 forward, 1 backward, 2 and more shuffled
 
     def __init__(self, source: str, flags: tuple[str, ...] = ()):
-        self.library = ctypes.CDLL(str(build(source, flags)))
-        self.library.simulator_error.restype = ctypes.c_char_p
+        self.loaded = ctypes.CDLL(str(build(source, flags)))
+        self.loaded.simulator_error.restype = ctypes.c_char_p
 
     def get_function(self, name: str) -> "Kernel":
         return Kernel(self, name)
@@ -70,9 +70,9 @@ class Kernel:
 
     def __init__(self, module: Module, name: str):
         self.module, self.name, self.max_dynamic_shared_size_bytes = module, name, 48 * 1024
-        self.run = getattr(module.library, f"launch_{name}")
+        self.run = getattr(module.loaded, f"launch_{name}")
         self.run.argtypes = [ctypes.c_uint] * 4 + [ctypes.c_size_t, ctypes.c_void_p]
-        kinds = getattr(module.library, f"kinds_{name}")
+        kinds = getattr(module.loaded, f"kinds_{name}")
         kinds.restype = ctypes.c_char_p
         self.kinds = kinds().decode()
 
@@ -83,10 +83,10 @@ class Kernel:
             raise TypeError(f"{self.name} takes {len(self.kinds)} arguments, not {len(arguments)}")
         values = [self._packed(i, a, kind) for i, (a, kind) in enumerate(zip(arguments, self.kinds, strict=True))]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        self.module.library.simulator_order(Module.order)
+        self.module.loaded.simulator_order(Module.order)
         Module.launched.add(self.name)
         if self.run(*(tuple(grid) + (1, 1))[:3], block[0], shared_mem, pointers):
-            raise RuntimeError(f"{self.name}: {self.module.library.simulator_error().decode()}")
+            raise RuntimeError(f"{self.name}: {self.module.loaded.simulator_error().decode()}")
 
     def _packed(self, i: int, a, kind: str):
         """The bytes of an argument, if it is of the kind that the kernel takes."""

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from small_runs import refused as refused_call
 from small_runs import tree
 
-from minidiff import cli
 from minidiff.data.pictures import to_uint8
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.runs import pipeline
@@ -36,18 +34,6 @@ def folder(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(whole, tmp_path / "sd")
     return tmp_path / "sd"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minidiff", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
