@@ -80,6 +80,7 @@ def noise(
 
 
 app.command()(cli_train.train)
+app.command("train-vae")(cli_train.train_vae)
 
 
 @app.command("sample")

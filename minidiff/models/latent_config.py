@@ -4,7 +4,7 @@ Each key carries the rule for its values. A key that is not known, and a value t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from minidiff.errors import MinidiffError
@@ -88,6 +88,10 @@ class FileConfig:
         known = {entry.name for entry in fields(cls)}  # pyright: ignore[reportArgumentType]
         cls.check_keys(values, known)
         return cls(**{name: value for name, value in values.items() if name in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json that diffusers reads."""
+        return {"_class_name": self.CLASS, **asdict(self)}  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def check_keys(cls, values: dict[str, Any], known: set[str]) -> None:

@@ -116,7 +116,7 @@ def test_pictures_change_nothing(tmp_path):
 def test_sheets_show_the_same_noise(tmp_path):
     """Two sheets of the same weights are the same, so what changes between sheets is the network."""
     run = new_run(tmp_path)
-    first, second = (fit.draw(run, 3, steps=2) for _ in range(2))
+    first, second = (run.draw(3, steps=2) for _ in range(2))
     assert first.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(first, second)
 

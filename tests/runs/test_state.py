@@ -19,6 +19,7 @@ from minidiff.runs import checkpoint, kept, state
 from minidiff.runs.state import Metrics, cut_metrics, open_run, read_metrics, state_file
 from minidiff.runs.state import new_run as start
 from minidiff.runs.train import StepStats, TrainConfig
+from minidiff.runs.unet_run import UNetRun
 
 HEADER = "step,loss,grad_norm,lr\n"
 
@@ -166,7 +167,7 @@ def test_other_files_do_not_matter(tmp_path):
 def test_an_unknown_backend_leaves_nothing(tmp_path):
     config = TrainConfig("noise", backend="cuda")
     with pytest.raises(MinidiffError, match="unknown backend 'cuda'.*numpy, numba"):
-        start(tmp_path / "run", config, network(), cosine_schedule(20))
+        start(UNetRun, tmp_path / "run", config, network(), cosine_schedule(20))
     assert not (tmp_path / "run").exists()
 
 
