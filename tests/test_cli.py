@@ -498,7 +498,7 @@ def bad_answers(monkeypatch):
             return train_step(answer, schedule, optimizer, *rest)
 
         train_step = md.train_step
-        monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
+        monkeypatch.setattr("minidiff.runs.unet_run.train_step", spoilt)
 
     return spoil
 

@@ -15,7 +15,7 @@ from small_runs import go_on, network, new_run, read_safetensors, reopen, rows, 
 
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
-from minidiff.runs import checkpoint, kept, state
+from minidiff.runs import checkpoint, kept, state, unet_run
 from minidiff.runs.state import Metrics, cut_metrics, open_run, read_metrics, state_file
 from minidiff.runs.state import new_run as start
 from minidiff.runs.train import StepStats, TrainConfig
@@ -234,7 +234,7 @@ def test_a_network_beyond_the_file_is_not_built(run_folder, changes, monkeypatch
     """The largest would take hundreds of gigabytes."""
     _, metadata = read_safetensors(state_file(run_folder))
     rewrite(run_folder, unet=json.dumps({**json.loads(metadata["unet"]), **changes}))
-    monkeypatch.setattr(state, "UNet", None)
+    monkeypatch.setattr(unet_run, "UNet", None)
     refused(run_folder, "tells of [0-9]+ weights or more")
 
 
