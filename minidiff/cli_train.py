@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
 from minidiff.runs import state
 from minidiff.runs.begin import held_out, resume_run, resume_vae, start_run, start_vae
+from minidiff.runs.begin_text import resume_text, start_text
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.run import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console
@@ -27,6 +29,9 @@ def train(
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Learn to draw what the captions say.")] = False,
+    latent: Annotated[Path | None, typer.Option(help="Draw latents of this autoencoder's run.")] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="Hear with CLIP's of a folder, as it is.")] = None,
     objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
     min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
     steps: options.InAll = None,
@@ -51,6 +56,9 @@ def train(
     Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both;
     edm, the same as Karras et al. weigh it; flow, the straight way from picture to noise.
 
+    With --text it learns a tokenizer and a text encoder too; it draws pixels, or, with --latent, the latents of what
+    train-vae made, and then the folder opens in diffusers' StableDiffusionPipeline.
+
     Beside the weights it holds metrics.csv, loss.png, and for every checkpoint a sheet of samples and a loss.
     """
     given = _given(
@@ -58,10 +66,17 @@ def train(
         min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
         warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
+    _check_text(text, resume, by_class, recipe, latent, text_encoder)
     with state.only_one(out):
-        run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
-        done = f"Samples: {shlex.join(['minidiff', 'sample', str(out)])}"
-        _go(run, dataset, "train", checkpoint_every, keep, done)
+        if not text:
+            run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
+        elif resume:
+            run, dataset = resume_text(out, data, given, threads)
+        else:
+            run, dataset = start_text(out, data, given, latent, text_encoder, threads)
+        prompt = ["--prompt", dataset.captions[0]] if text else []
+        done = f"Samples: {shlex.join(['minidiff', 'sample', str(out), *prompt])}"
+        _go(run, dataset, ["train", data, *(["--text"] if text else [])], checkpoint_every, keep, done)
 
 
 def train_vae(
@@ -97,7 +112,7 @@ def train_vae(
     )  # fmt: skip
     with state.only_one(out):
         run, dataset = (resume_vae if resume else start_vae)(out, data, given, threads)
-        _go(run, dataset, "train-vae", checkpoint_every, keep, f"The autoencoder: {out / 'vae'}")
+        _go(run, dataset, ["train-vae", data], checkpoint_every, keep, f"The autoencoder: {out / 'vae'}")
 
 
 def _given(**choices: Any) -> dict[str, Any]:
@@ -105,12 +120,21 @@ def _given(**choices: Any) -> dict[str, Any]:
     return {name: value for name, value in choices.items() if value is not None}
 
 
-def _go(run: Run, dataset: Dataset, command: str, checkpoint_every: int, keep: int, done: str) -> None:
+def _check_text(text: bool, resume: bool, by_class: bool, recipe: Any, latent: Any, text_encoder: Any) -> None:
+    """Raises MinidiffError for options that do not go with one another."""
+    if text and (by_class or recipe):
+        raise MinidiffError(f"{'--by-class' if by_class else '--recipe'} is for networks without a text: leave it out")
+    for option, value in (("--latent", latent), ("--text-encoder", text_encoder)):
+        if value is not None and (resume or not text):
+            raise MinidiffError(f"{option} is for new runs with --text: leave it out")
+
+
+def _go(run: Run, dataset: Dataset, command: list[str], checkpoint_every: int, keep: int, done: str) -> None:
     """Train to the end, if anything is left to do, and say so."""
     if run.step == run.config.steps:
         console.print(f"{run.folder}: all {run.step} steps are done already; to go on, give a larger --steps")
         return
-    go_on = ["minidiff", command, run.config.data, "--out", str(run.folder), "--resume"]
+    go_on = ["minidiff", *command, "--out", str(run.folder), "--resume"]
     train_with_bar(run, dataset, checkpoint_every, go_on, keep, held_out(run, dataset))
     console.print(f"Done: step {run.step}. {done}")
 

@@ -16,6 +16,7 @@ class Dataset:
     classes  the names of the classes
     shape    (H, W, C) of one picture
     mirrors  whether a picture's mirror image might be in the set too, as of photographs, but not of letters
+    captions what each picture shows, in words: N texts, or none
     """
 
     name: str
@@ -24,6 +25,7 @@ class Dataset:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     mirrors: bool = True
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +40,8 @@ def from_arrays(
 
 def part_of(dataset: Dataset, index: np.ndarray) -> Dataset:
     """The pictures of these numbers (n,) alone, in that order."""
-    return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index])
+    captions = tuple(dataset.captions[i] for i in index) if dataset.captions else ()
+    return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index], captions=captions)
 
 
 def blocks(dataset: Dataset, size: int = 1024) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine import gaussian
+from minidiff.engine.backend import get_backend
 from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
 from minidiff.engine.tensor import Tensor
@@ -187,6 +188,27 @@ class VAE(Module):
                 if j > 0:
                     faded(row[j - 1], tile, fade, axis=2)
         return np.concatenate([np.concatenate([tile[:, :kept, :kept] for tile in row], 2) for row in rows], 1)
+
+
+class Pixels:
+    """What stands in an autoencoder's place where there is none: pictures are their own latents."""
+
+    factor = 1
+
+    def __init__(self, channels: int):
+        self.config = VAEConfig(in_channels=channels, out_channels=channels, latent_channels=channels, scaling_factor=1)
+
+    def encode(self, x: np.ndarray) -> Posterior:
+        """The pictures themselves, for sure."""
+        return Posterior(x, np.zeros_like(x))
+
+    def decode(self, z: np.ndarray) -> Tensor:
+        """The pictures themselves."""
+        return Tensor(z, get_backend("numpy"))
+
+    def decode_in_tiles(self, z: np.ndarray) -> np.ndarray:
+        """The pictures themselves, of any size."""
+        return z
 
 
 def faded(before: np.ndarray, tile: np.ndarray, fade: int, axis: int) -> None:

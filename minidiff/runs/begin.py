@@ -26,8 +26,8 @@ def start_run(
 ) -> tuple[UNetRun, Dataset]:
     """A new run of the given choices, every other as the recipe has it, or at its default."""
     recipe = recipes.find(name := given.pop("recipe", None))
-    schedule = _schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
-    config, dataset = _begun(data, recipe.choices | given, threads)
+    schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
+    config, dataset = begun(data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
@@ -43,11 +43,11 @@ def start_run(
 
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """A new run of an autoencoder."""
-    config, dataset = _begun(data, given, threads)
+    config, dataset = begun(data, given, threads)
     return state.new_run(VAERun, out, config, default_vae(dataset.shape)), dataset
 
 
-def _begun(data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
+def begun(data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
     """The choices of a new run, and the set."""
     config = TrainConfig(data, **given)
     threads = machine.use_threads(threads, config.backend)
@@ -66,23 +66,28 @@ def resume_run(
     given = {k: value for k, value in recipe.choices.items() if k != "steps"} | given
     if by_class and not run.config.classes:
         raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
-    if given.pop("objective", was := run.schedule.prediction_type) != was:
-        raise MinidiffError(f"{out}: was started with objective {was}; give that, or none")
-    run, dataset = _resumed(run, data, given, threads)
+    same_objective(out, given, run.schedule)
+    run, dataset = resumed(run, data, given, threads)
     if run.config.classes and dataset.classes != run.config.classes:
         raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
     state.settle(run)
     return run, dataset
 
 
+def same_objective(out: Path, given: dict[str, Any], schedule: AnySchedule) -> None:
+    """Take the objective from what is given. Raises MinidiffError for one that is not the run's."""
+    if given.pop("objective", was := schedule.prediction_type) != was:
+        raise MinidiffError(f"{out}: was started with objective {was}; give that, or none")
+
+
 def resume_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """The autoencoder's run as it was, as `resume_run`."""
-    run, dataset = _resumed(state.open_run(out, VAERun), data, given, threads)
+    run, dataset = resumed(state.open_run(out, VAERun), data, given, threads)
     state.settle(run)
     return run, dataset
 
 
-def _resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tuple[R, Dataset]:
+def resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tuple[R, Dataset]:
     """The run with what may change, and the set. Raises MinidiffError for what may not."""
     out, choices = run.folder, {k: value for k, value in given.items() if k not in ("steps", "skip_bad")}
     if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
@@ -115,7 +120,7 @@ def held_out(run: Run, dataset: Dataset) -> Dataset:
     return test
 
 
-def _schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
+def schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
     """The noise that goes with what is to be predicted: the one that is meant, where any will do."""
     continuous = {schedule.prediction_type: schedule for schedule in (EDM(), Flow())}
     if objective not in (*PREDICTION_TYPES, *continuous):

@@ -112,10 +112,7 @@ def save_pipeline(
     A network of classes has none that draws from it in diffusers: in the place of the index are the classes' names.
     Nor has one over continuous times, whose scheduler is the one that knows them.
     """
-    scheduler = schedule_to_config(schedule)
-    if isinstance(schedule, Schedule):
-        scheduler |= sampler_to_config(sampler or Sampler())
-    write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
+    scheduler = save_scheduler(folder, schedule, sampler)
     if classes:
         write_json(Path(folder) / "classes.json", list(classes))
     if classes or not isinstance(schedule, Schedule):
@@ -123,9 +120,18 @@ def save_pipeline(
     index = {
         "_class_name": "DDPMPipeline",
         "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "scheduler": ["diffusers", scheduler],
     }
     write_json(Path(folder) / "model_index.json", index)
+
+
+def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None) -> str:
+    """Write scheduler/; its class in diffusers."""
+    scheduler = schedule_to_config(schedule)
+    if isinstance(schedule, Schedule):
+        scheduler |= sampler_to_config(sampler or Sampler())
+    write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
+    return scheduler["_class_name"]
 
 
 def _component(folder: str | Path, name: str, file: str) -> Path:

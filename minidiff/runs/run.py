@@ -55,7 +55,7 @@ class Run(ABC):
 
     @classmethod
     @abstractmethod
-    def parts_of(cls, folder: Path, metadata: Mapping[str, str]) -> tuple[Any, ...]:
+    def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[Any, ...]:
         """What `build` is to be given, out of a state's metadata. Raises KeyError, ValueError or MinidiffError."""
 
     @abstractmethod
@@ -85,6 +85,9 @@ class Run(ABC):
     @abstractmethod
     def sheet(self, dataset: Dataset) -> Image:
         """Pictures that show what the network can do by now, always of the same noise."""
+
+    def prepare(self) -> None:  # noqa: B027  most kinds have nothing
+        """Write into the folder what will be read from there ever after; before the first state."""
 
     @abstractmethod
     def export(self, folder: Path, weights: Weights) -> None:

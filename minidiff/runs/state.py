@@ -28,14 +28,18 @@ from minidiff.runs.files import replace_file
 from minidiff.runs.kept import best_file, state_file
 from minidiff.runs.run import Run
 from minidiff.runs.terminal import console
+from minidiff.runs.text_run import TextRun
 from minidiff.runs.train import StepStats, TrainConfig
 from minidiff.runs.unet_run import UNetRun
 from minidiff.runs.vae_run import VAERun
 from minidiff.runs.weights import open_safetensors, write_safetensors
 
-KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun}
+KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun, "text": TextRun}
 BUFFERS = ("p", "ema", "m", "v")
-WRITTEN = ("metrics.csv", "checkpoints.csv", "unet", "vae", "scheduler", "model_index.json", "classes.json")
+WRITTEN = (
+    "metrics.csv", "checkpoints.csv", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json",
+    "classes.json",
+)  # fmt: skip
 R = TypeVar("R", bound=Run)
 HEADER = "step,loss,grad_norm,lr\n"
 
@@ -51,6 +55,7 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
         if (folder / name).exists():
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
+    run.prepare()
     save(run)
     return run
 
@@ -106,7 +111,7 @@ def _read(folder: Path, path: Path) -> Run:
     try:
         config = train.config_from_dict(json.loads(metadata["config"]))
         kind = KINDS[metadata.get("kind", "unet")]  # older runs were all of that one
-        parts = kind.parts_of(folder, metadata)
+        parts = kind.parts_of(folder, config, metadata)
         step, skipped = int(metadata["step"]), int(metadata.get("skipped", 0))  # older runs skipped none
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None

@@ -48,7 +48,7 @@ class UNetRun(Run):
         return cls(folder=folder, config=config, optimizer=optimizer, unet=unet, schedule=schedule)
 
     @classmethod
-    def parts_of(cls, folder: Path, metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
+    def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
         return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
 
     def metadata(self) -> dict[str, str]:

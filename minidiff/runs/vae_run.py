@@ -44,7 +44,7 @@ class VAERun(Run):
         return cls(folder=folder, config=config, optimizer=make_optimizer(vae.parameters(), config), vae=vae)
 
     @classmethod
-    def parts_of(cls, folder: Path, metadata: Mapping[str, str]) -> tuple[VAEConfig]:
+    def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[VAEConfig]:
         return (VAEConfig.of(json.loads(metadata["vae"])),)
 
     def metadata(self) -> dict[str, str]:
