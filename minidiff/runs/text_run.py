@@ -65,7 +65,7 @@ class TextRun(Run):
         unet = TextUNet(network, rng, config.backend)
         encoder = TextEncoder(heard, rng, config.backend) if isinstance(heard, TextEncoderConfig) else heard
         frozen = digests(tokenizer, vae, heard)
-        sampler = Sampler(clip=None if isinstance(vae, VAE) else 1.0)
+        sampler = Sampler(offset=1, clip=None if isinstance(vae, VAE) else 1.0)  # offset: as diffusers wants it
         pipeline = Pipeline(tokenizer, encoder, unet, vae, schedule, sampler)
         learned = [p for _, p in _learned(pipeline, frozen)]
         optimizer = make_optimizer(learned, config)
