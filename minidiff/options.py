@@ -17,7 +17,7 @@ Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
 Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
 
 # Of what trains; None: as the recipe or the run has it.
-Data = Annotated[str, typer.Argument(help="cats_dogs, cifar10, or a path: IDX, CIFAR-10, a folder.")]
+Data = Annotated[str, typer.Argument(help="cats_dogs, cifar10, emoji, or a path: IDX, CIFAR-10, a folder.")]
 RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.")]
 Size = Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")]

@@ -48,6 +48,11 @@ def numbers(n: int, step: int, batch_size: int, seed: int) -> np.ndarray:
     )
 
 
+def spread(n: int, most: int) -> np.ndarray:
+    """At most so many of n pictures, from all of the set, which may be sorted: (min(n, most),) numbers."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int)
+
+
 def shift(images: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """Pad pictures (B, H, W, C) by `most` < H, W pixels on all sides, and crop each to (H, W) at a place of its own.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.data import Dataset
+from minidiff.data.batches import spread
 from minidiff.data.pictures import to_float
 from minidiff.diffusion.schedule import Schedule
 from minidiff.engine.tensor import no_grad
@@ -91,12 +92,12 @@ def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
         raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")
     if height % vae.factor or width % vae.factor:
         raise MinidiffError(f"{folder}: makes pictures {vae.factor} times smaller, and {width}x{height} cannot be")
-    index = np.linspace(0, len(dataset) - 1, min(SCALED_BY, len(dataset))).astype(int)
+    index = spread(len(dataset), SCALED_BY)
     rng, size = np.random.default_rng([config.seed, 0]), config.batch_size // config.accumulate
     with no_grad():
         parts = (to_float(dataset.take(index[start : start + size])) for start in range(0, len(index), size))
         latents = np.concatenate([vae.encode(x).sample(rng) for x in parts])  # (n, h, w, latent_channels)
-    spread = max(float(latents.std()), 1e-6)
-    console.print(f"Latents: {'x'.join(map(str, latents.shape[1:]))}, of standard deviation {spread:.3g}")
-    vae.config = replace(vae.config, scaling_factor=1 / spread)
+    std = max(float(latents.std()), 1e-6)
+    console.print(f"Latents: {'x'.join(map(str, latents.shape[1:]))}, of standard deviation {std:.3g}")
+    vae.config = replace(vae.config, scaling_factor=1 / std)
     return vae

@@ -49,20 +49,20 @@ def fit(
                     note_loss(run.folder, run.step, measured)
                     save_state(run, keep)
                     saved = stats.step
-                    draw_progress(run, probed)
+                    draw_progress(run, dataset, probed)
                     on_checkpoint(saved, measured)
     except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full
         raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
 
 
-def draw_progress(run: Run, probed: Dataset) -> None:
+def draw_progress(run: Run, dataset: Dataset, probed: Dataset) -> None:
     """The loss so far, and a sheet of what the averaged weights can do, always from the same noise."""
     done, losses = read_metrics(run.folder / "metrics.csv")
     loss_plot(done, losses, run.folder / "loss.png", "What the network still gets wrong")
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
     with run.optimizer.averaged():
-        save(run.sheet(probed), samples / f"step-{run.step:06d}.png")
+        save(run.sheet(dataset, probed), samples / f"step-{run.step:06d}.png")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ noise that are always the same, so that what differs between two of them is the 
 
 import numpy as np
 
+from minidiff.data.batches import spread
 from minidiff.data.dataset import Dataset
 from minidiff.engine.tensor import no_grad
 from minidiff.runs.run import Run
@@ -16,7 +17,5 @@ PROBE = 5  # the last word of a generator's seed, after those of data/batches.py
 
 def probe(run: Run, dataset: Dataset) -> float:
     """What `Run.probe` says of the averaged weights on pictures from all of the set."""
-    n = min(PICTURES, len(dataset))
-    index = np.linspace(0, len(dataset) - 1, n).astype(int)  # sets may be sorted by class
     with no_grad(), run.optimizer.averaged():
-        return run.probe(dataset, index, np.random.default_rng([run.config.seed, 0, PROBE]))
+        return run.probe(dataset, spread(len(dataset), PICTURES), np.random.default_rng([run.config.seed, 0, PROBE]))

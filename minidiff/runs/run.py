@@ -83,8 +83,11 @@ class Run(ABC):
         return f"of the average {measured:.4f}"
 
     @abstractmethod
-    def sheet(self, dataset: Dataset) -> Image:
-        """Pictures that show what the network can do by now, always of the same noise."""
+    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
+        """Pictures that show what the network can do by now, always of the same noise.
+
+        seen is what it learns from, held_out what it is measured on; they may be the same.
+        """
 
     def prepare(self) -> None:  # noqa: B027  most kinds have nothing
         """Write into the folder what will be read from there ever after; before the first state."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL.Image import Image
 
-from minidiff.data.batches import batch, drop_labels, numbers
+from minidiff.data.batches import batch, drop_labels, numbers, spread
 from minidiff.data.captioned import captioned
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import to_float, to_uint8
@@ -136,10 +136,9 @@ class TextRun(Run):
         parts = (x0[start : start + size] for start in range(0, len(x0), size))
         return np.concatenate([encoded(self.pipeline, part, rng) for part in parts])  # (N, h, w, latent_channels)
 
-    def sheet(self, dataset: Dataset) -> Image:
-        """Pictures of some of the set's captions, with these."""
-        index = np.linspace(0, len(dataset) - 1, min(PREVIEW, len(dataset))).astype(int)
-        prompts = [dataset.captions[i] for i in index]
+    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
+        """Pictures of captions, with these: half of them were learned, half were held out."""
+        prompts = [texts[i] for texts in (seen.captions, held_out.captions) for i in spread(len(texts), PREVIEW // 2)]
         rng = np.random.default_rng([self.config.seed, 0])
         images = text_to_image(self.pipeline, prompts, guidance=GUIDANCE, steps=WALK, rng=rng)
         return captioned(to_uint8(images), prompts)

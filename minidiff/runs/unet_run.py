@@ -90,7 +90,7 @@ class UNetRun(Run):
         labels = dataset.labels[index] if self.config.classes else None
         return noise_loss(self.model, self.schedule, to_float(dataset.take(index)), labels, rng, self.config)
 
-    def sheet(self, dataset: Dataset) -> Image:
+    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
         return sheet(self.draw(PREVIEW, steps=25))
 
     def draw(self, n: int, steps: int) -> np.ndarray:

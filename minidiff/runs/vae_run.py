@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL.Image import Image
 
-from minidiff.data.batches import batch
+from minidiff.data.batches import batch, spread
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import sheet, to_float, to_uint8
 from minidiff.engine.nn import Parameter
@@ -76,10 +76,9 @@ class VAERun(Run):
     def verdict(self, measured: float) -> str:
         return f"PSNR of the average {psnr(measured):.2f} dB"
 
-    def sheet(self, dataset: Dataset) -> Image:
-        """Pictures of the set, each beside what comes back."""
-        index = np.linspace(0, len(dataset) - 1, min(PREVIEW, len(dataset))).astype(int)
-        images = dataset.take(index)  # (n, H, W, C)
+    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
+        """Pictures of the held-out set, each beside what comes back."""
+        images = held_out.take(spread(len(held_out), PREVIEW))  # (n, H, W, C)
         with no_grad():
             back = to_uint8(reconstructed(self.vae, to_float(images)))
         pairs = np.stack([images, back], 1).reshape(-1, *images.shape[1:])  # (2 n, H, W, C)

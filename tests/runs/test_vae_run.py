@@ -114,7 +114,7 @@ def test_the_sheet_shows_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(vae_run, "PREVIEW", 4)
     shown = []
     monkeypatch.setattr(vae_run, "sheet", lambda images, columns: shown.append(images) or Image.new("RGB", (1, 1)))
-    run.sheet(pictures(4))
+    run.sheet(pictures(7), pictures(4))
     np.testing.assert_array_equal(shown[0][::2], pictures(4).take(np.arange(4)))
     assert (shown[0][1::2] != shown[0][::2]).any()
 
