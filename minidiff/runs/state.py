@@ -105,6 +105,11 @@ def open_best(folder: Path) -> Run:
     return _read(folder, best_file(folder))
 
 
+def open_kept(folder: Path, kind: type[R] = Run) -> Iterator[R]:
+    """The run at each state that is kept by its step, the oldest first, to be looked at; none where no run is."""
+    return (of_kind(_read(folder, path), kind) for path in kept.kept(folder).values())
+
+
 def _read(folder: Path, path: Path) -> Run:
     """The run of a state file. Raises MinidiffError if it is damaged."""
     tensors, metadata = open_safetensors(path)
