@@ -22,8 +22,8 @@ def open_dataset(
 ) -> Dataset:
     """Opens a built-in set by its name, or finds out what lies at a path.
 
-    data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), emoji (with
-              captions), a folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
+    data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), emoji, a
+              folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
     size      the side to which a folder's pictures are cut; of other sets, the side they must have
     split     "train" or "test"; folders of pictures have only the first
     skip      of a folder, leaves pictures out that cannot be read: skip(error) is told of each

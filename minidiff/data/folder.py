@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from minidiff.data.captions import captions_of
 from minidiff.data.dataset import Dataset, from_arrays
 from minidiff.data.pictures import load
 from minidiff.errors import MinidiffError
@@ -26,18 +27,23 @@ def folder(path: str | Path, size: int | None = None, skip: Skip | None = None) 
     files, other files and deeper folders are passed over. With `size`, pictures are scaled and cut to
     (size, size) about their centre. All are read here, so that a bad one is found before the first is used.
     With `skip`, such ones are left out, and skip(error) is told of each.
+    Captions come from captions.csv or metadata.jsonl, if there is one (captions.py). Then no mirror image counts
+    as in the set too: words may tell left from right.
     Raises MinidiffError for a folder that cannot be read or holds no picture, pictures both in it and in
-    sub-folders, a picture that cannot be read and is not left out, and mixed sizes without `size`.
+    sub-folders, a picture that cannot be read and is not left out, mixed sizes without `size`, and captions that
+    do not fit the pictures.
     """
     if size is not None and not 1 <= size <= MAX_SIZE:
         raise MinidiffError(f"size {size}: is no size for a picture; give 1 to {MAX_SIZE} pixels")
     classes = _classes(Path(path))
     files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
+    captions = captions_of(Path(path), files)
     channels = 3 if any(map(_has_colour, files)) else 1
     name = os.path.basename(os.path.abspath(path))
     images, read = _load_all(files, channels, size, skip)
-    return from_arrays(name, images, labels[read], tuple(classes))
+    captions = tuple(captions[i] for i in read) if captions else ()
+    return from_arrays(name, images, labels[read], tuple(classes), mirrors=not captions, captions=captions)
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
