@@ -81,7 +81,13 @@ def _of_captions(captions: tuple[str, ...]) -> tuple[Tokenizer, TextEncoderConfi
 def _from_elsewhere(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]:
     """Those of a pipeline's folder, or of one that holds the files of both."""
     tokens, weights = (folder / name if (folder / name).is_dir() else folder for name in ("tokenizer", "text_encoder"))
-    return load_tokenizer(tokens), load_text_encoder(weights, backend)
+    tokenizer, encoder = load_tokenizer(tokens), load_text_encoder(weights, backend)
+    unknown = max(tokenizer.vocab.values()) >= encoder.config.vocab_size
+    if unknown or tokenizer.length > encoder.config.max_position_embeddings:
+        raise MinidiffError(
+            f"{folder}: its text encoder does not know all that its tokenizer says; give a fitting pair"
+        )
+    return tokenizer, encoder
 
 
 def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import small_text
 from PIL import Image
 from small_runs import contents, go_on, idx_set, new_run, read_safetensors, refused, reopen, tree
 from small_text import bars, new_text_run, tokenizer
@@ -16,6 +17,7 @@ from minidiff.engine.tensor import Tensor
 from minidiff.models.latent_config import default_text_encoder, default_text_unet
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
+from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import Pixels
 from minidiff.runs import begin, begin_text, state, text_run
 from minidiff.runs.kept import read_losses
@@ -23,6 +25,7 @@ from minidiff.runs.pipeline import load_pipeline
 from minidiff.runs.probe import probe
 from minidiff.runs.text import image_to_image, text_to_image
 from minidiff.runs.text_run import TextRun
+from minidiff.runs.tokens import save_tokenizer
 
 KINDS = {
     "pixels": {}, "latents": {"latent": True}, "frozen": {"frozen": True}, "all": {"latent": True, "frozen": True},
@@ -232,6 +235,26 @@ def test_with_a_text_encoder_from_elsewhere(run, small, tmp_path):
     assert parts.tokenizer.length == 10
     _, metadata = read_safetensors(state.state_file(tmp_path / "run"))
     assert set(json.loads(metadata["frozen"])) == {"tokenizer", "text_encoder"}
+
+
+@pytest.mark.parametrize("changes", [{"length": 11}, {"merges": 1}])
+def test_a_text_encoder_that_does_not_know_its_tokenizer(run, small, tmp_path, changes):
+    """Texts that are too long, or tokens that are too many."""
+    new_text_run(tmp_path / "there")
+    merges = small_text.MERGES + [("a", "b")] * changes.get("merges", 0)
+    other = Tokenizer(vocabulary(merges), merges, length=changes.get("length", 10))
+    save_tokenizer(other, tmp_path / "there" / "tokenizer")
+    code, _, err = run("train", "bars", "--text", "--text-encoder", "there", "--out", "new", *QUICK)
+    assert code == 2 and "there: its text encoder does not know all that its tokenizer says" in err
+
+
+def test_grey_pictures(run, small, monkeypatch):
+    """In pixels; they are drawn as grey ones."""
+    monkeypatch.setattr(begin, "open_dataset", lambda data, *rest, **more: bars(channels=1))
+    assert run("train", "bars", "--text", "--out", "run", *QUICK)[0] == 0
+    images = text_to_image(load_pipeline("run", "numpy"), ["bar"], steps=2)
+    assert images.shape == (1, 8, 8, 1)
+    assert run("sample", "run", "--prompt", "red bar", "--steps", 2, "--threads", 1)[0] == 0
 
 
 def test_what_does_not_go_is_refused(run, small, tmp_path):
