@@ -99,6 +99,20 @@ def gelu(*shape, scale=1.0):
     return Case(f"gelu {shape} x{scale}", inputs, ours, autograd(lambda x: F.gelu(x)))
 
 
+def geglu(*shape, scale=1.0):
+    """shape of x; its last axis is h, then gate."""
+
+    def ours(backend, dy, x):
+        return {"y": backend.geglu(x), "dx": backend.geglu_backward(dy, x)}
+
+    def theirs(x):
+        h, gate = x.chunk(2, -1)
+        return h * F.gelu(gate)
+
+    inputs = {"dy": draw(*shape[:-1], shape[-1] // 2, seed=1), "x": draw(*shape, scale=scale)}
+    return Case(f"geglu {shape} x{scale}", inputs, ours, autograd(theirs))
+
+
 def add(*shape):
     inputs = {"a": draw(*shape), "b": draw(*shape, seed=1)}
     return Case(f"add {shape}", inputs, lambda backend, a, b: {"y": backend.add(a, b)}, lambda a, b: {"y": a + b})

@@ -21,6 +21,8 @@ FAMILIES = {
         "silu_backward",
         "gelu",
         "gelu_backward",
+        "geglu",
+        "geglu_backward",
         "add",
         "sum_to",
         "embedding",
@@ -56,6 +58,8 @@ class Backend:
     silu_backward: Callable[..., Any]  # dy, x -> dx
     gelu: Callable[..., Any]  # x -> y
     gelu_backward: Callable[..., Any]  # dy, x -> dx
+    geglu: Callable[..., Any]  # x -> y
+    geglu_backward: Callable[..., Any]  # dy, x -> dx
     add: Callable[..., Any]  # a, b -> a + b, of one shape
     sum_to: Callable[..., Any]  # dy, shape -> dy summed to that shape
     embedding: Callable[..., Any]  # table, index -> rows

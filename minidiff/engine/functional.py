@@ -91,6 +91,11 @@ def gelu(x: Tensor) -> Tensor:
     return Pointwise("gelu")(x)
 
 
+def geglu(x: Tensor) -> Tensor:
+    """h gelu(gate), h and gate being the halves of the channels: (..., 2 C) -> (..., C)."""
+    return Pointwise("geglu")(x)
+
+
 class Conv2d(Function):
     def __init__(self, stride, pad):
         self.stride, self.pad = stride, pad
@@ -236,8 +241,7 @@ class MeanPixel(Function):
         return x.mean((1, 2))
 
     def backward(self, dy):
-        N, H, W, C = self.shape
-        dx = dy.reshape(N, 1, 1, C) / (H * W)
+        dx = dy[:, None, None] / (self.shape[1] * self.shape[2])  # (N, 1, 1, C)
         return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
 
 
@@ -308,10 +312,7 @@ def embedding(table: Tensor, index: np.ndarray) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, rng=None) -> Tensor:
-    """Without rng, x. With one: zero with probability p, else x / (1 - p) (Srivastava et al. 2014).
-
-    rng: anything with `integers`, so that nothing but the caller decides what is random.
-    """
+    """Without rng, x. With one, that has `integers`: 0 with probability p, else x / (1 - p) (Srivastava et al. 2014)."""
     if rng is None or p == 0:
         return x
     keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)

@@ -49,8 +49,7 @@ class GEGLU(Module):
         self.proj = Linear(inputs, 2 * outputs, rng, backend)
 
     def __call__(self, x: Tensor) -> Tensor:
-        h, gate = F.split(self.proj(x))
-        return F.mul(h, F.gelu(gate))  # (N, T, outputs)
+        return F.geglu(self.proj(x))  # (N, T, outputs)
 
 
 class FeedForward(Module):

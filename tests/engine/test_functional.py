@@ -98,6 +98,7 @@ LINES = [
     ("layer_norm", partial(F.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
     ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
+    ("geglu", F.geglu, lambda x: x[..., :4] * T.gelu(x[..., 4:]), {"x": RESIDUAL}),
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
     ("upsample_nearest", F.upsample_nearest, double, {"x": X}),
     ("upsample_nearest, cut", partial(F.upsample_nearest, size=(11, 10)), lambda x: double(x)[:, :11], {"x": X}),

@@ -1,9 +1,9 @@
-"""SiLU, GELU, sums of two arrays, sums that undo broadcasting, tables of embeddings."""
+"""SiLU, GELU, GEGLU, sums of two arrays, sums that undo broadcasting, tables of embeddings."""
 
 import numpy as np
 import pytest
 from against_torch import check, check_nan
-from kernel_cases import add, embedding, gelu, silu, sum_to
+from kernel_cases import add, embedding, geglu, gelu, silu, sum_to
 
 CASES = [
     silu(1),
@@ -16,6 +16,11 @@ CASES = [
     gelu(2, 5, 7, 3),
     gelu(3, 1000, scale=10.0),
     gelu(4, 33, 17, scale=100.0),
+    geglu(2),
+    geglu(3, 14),
+    geglu(2, 5, 7, 6),
+    geglu(3, 1000, scale=10.0),
+    geglu(4, 33, 34, scale=100.0),
     add(1),
     add(13),
     add(2, 5, 7, 3),

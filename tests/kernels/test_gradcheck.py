@@ -65,6 +65,7 @@ OPS = {
     "attention": (F.attention, [HEADS, (2, 4, 2, 3), (2, 4, 2, 3)]),
     "attention, causal": (lambda q, k, v: F.attention(q, k, v, causal=True), [HEADS, HEADS, HEADS]),
     "gelu": (F.gelu, [(3, 7)]),
+    "geglu": (F.geglu, [(3, 8)]),
     "upsample_nearest": (F.upsample_nearest, [PICTURE]),
     "upsample_nearest, cut": (lambda x: F.upsample_nearest(x, (9, 7)), [PICTURE]),
     "avg_pool": (F.avg_pool, [(2, 6, 4, 3)]),

@@ -6,14 +6,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from against_torch import check, check_nan
-from kernel_cases import adamw, add, attend, concat, conv, embedding, gelu, grad_norm, norm, silu, sum_to, upsample
+from kernel_cases import (
+    adamw,
+    add,
+    attend,
+    concat,
+    conv,
+    embedding,
+    geglu,
+    gelu,
+    grad_norm,
+    norm,
+    silu,
+    sum_to,
+    upsample,
+)
 from minidiff_kernels.reference.elementwise import normal_cdf
 
 CONV = conv((2, 5, 7, 8), (17, 3, 3, 8), pad=(1, 1, 1, 1), add="temb")
 HALVING = conv((2, 8, 8, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1))
 NORM, NORM_SILU = norm((2, 5, 7, 8), 4), norm((2, 5, 7, 8), 4, silu=True)
 ATTENTION, CAUSAL = attend(2, 9, 12, 2, 8), attend(2, 9, 9, 2, 8, causal=True)
-GELU = gelu(2, 5, 7, 3)
+GELU, GEGLU = gelu(2, 5, 7, 3), geglu(2, 5, 7, 6)
 SILU, ADD, CONCAT = silu(2, 5, 7, 3), add(2, 5, 7, 3), concat(2, 5, 7, channels=(3, 3))
 EMBEDDING, UPSAMPLE = embedding(5, 8, 20), upsample(2, 3, 4, 5)
 ADAMW, CLIPPED = adamw(100), adamw(100, clip=0.1)
@@ -135,6 +149,8 @@ MISTAKES = {
     "attention: later keys seen backward": (CAUSAL, "attention_backward", takes(lambda *args: (*args[:-1], False))),
     "gelu: by tanh": (GELU, "gelu", lambda op: lambda x: x / (1 + np.exp(-1.5957691 * (x + 0.044715 * x**3)))),
     "gelu: the slope of Phi forgotten": (GELU, "gelu_backward", lambda op: lambda dy, x: dy * normal_cdf(x)),
+    "geglu: the wrong half": (GEGLU, "geglu", lambda op: lambda x: op(np.roll(x, x.shape[-1] // 2, -1))),
+    "geglu: gradients exchanged": (GEGLU, "geglu_backward", gives(lambda dx: np.roll(dx, dx.shape[-1] // 2, -1))),
     "silu: a few roundings too many": (SILU, "silu", gives(lambda y: y * np.float32(1 + 1e-6))),
     "silu: the slope of the sigmoid forgotten": (SILU, "silu_backward", lambda op: lambda dy, x: dy / (1 + np.exp(-x))),
     "add: one array forgotten": (ADD, "add", lambda op: lambda a, b: a.copy()),

@@ -42,6 +42,21 @@ def gelu_backward(dy, x):
     return dx
 
 
+def geglu(x):
+    """y = h gelu(gate), h and gate the halves of x's last axis: (..., 2C) -> (..., C)."""
+    C = x.shape[-1] // 2
+    y = empty((*x.shape[:-1], C))
+    _geglu(x.reshape(-1, 2 * C), y.reshape(-1, C))
+    return y
+
+
+def geglu_backward(dy, x):
+    """dx (..., 2C): dy gelu(gate), then dy h (Phi(gate) + gate phi(gate))."""
+    dx = empty(x.shape)
+    _geglu_backward(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]), dx.reshape(-1, x.shape[-1]))
+    return dx
+
+
 def add(a, b):
     """a + b, two arrays of one shape."""
     y = empty(a.shape)
@@ -102,6 +117,26 @@ def _gelu_backward(dy, x, dx):
     for i in prange(len(x)):
         phi = DENSITY * exp(-HALF * x[i] * x[i])
         dx[i] = dy[i] * (HALF * (ONE + np.float32(erf(x[i] * ROOT))) + x[i] * phi)
+
+
+@kernel
+def _geglu(x, y):
+    R, C = y.shape
+    for r in prange(R):
+        for c in range(C):
+            gate = x[r, C + c]
+            y[r, c] = x[r, c] * gate * HALF * (ONE + np.float32(erf(gate * ROOT)))
+
+
+@kernel
+def _geglu_backward(dy, x, dx):
+    R, C = dy.shape
+    for r in prange(R):
+        for c in range(C):
+            gate = x[r, C + c]
+            below = HALF * (ONE + np.float32(erf(gate * ROOT)))
+            dx[r, c] = dy[r, c] * gate * below
+            dx[r, C + c] = dy[r, c] * x[r, c] * (below + gate * DENSITY * exp(-HALF * gate * gate))
 
 
 @kernel

@@ -26,6 +26,24 @@ extern "C" __global__ void __launch_bounds__(256)
   if (i < size) dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * expf(-0.5f * x[i] * x[i]) * 0.39894228f);
 }
 
+// Rows of x are C numbers h and C numbers gate; one thread a number of y.
+extern "C" __global__ void __launch_bounds__(256) geglu(const float* __restrict__ x, float* y, int size, int C) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= size) return;
+  const long long h = (long long)(i / C) * 2 * C + i % C;
+  y[i] = x[h] * x[h + C] * normal_cdf(x[h + C]);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    geglu_backward(const float* __restrict__ dy, const float* __restrict__ x, float* dx, int size, int C) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= size) return;
+  const long long h = (long long)(i / C) * 2 * C + i % C;
+  const float gate = x[h + C], below = normal_cdf(gate);
+  dx[h] = dy[i] * gate * below;
+  dx[h + C] = dy[i] * x[h] * (below + gate * expf(-0.5f * gate * gate) * 0.39894228f);
+}
+
 extern "C" __global__ void __launch_bounds__(256)
     add(const float* __restrict__ a, const float* __restrict__ b, float* y, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;

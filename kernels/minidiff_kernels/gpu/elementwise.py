@@ -37,6 +37,21 @@ def gelu_backward(dy, x):
     return dx
 
 
+def geglu(x):
+    """y = h gelu(gate), h and gate the halves of x's last axis: (..., 2C) -> (..., C)."""
+    C = x.shape[-1] // 2
+    y = empty((*x.shape[:-1], C))
+    launch("elementwise", "geglu", blocks_of(y.size, 256), 256, x, y, y.size, C)
+    return y
+
+
+def geglu_backward(dy, x):
+    """dx (..., 2C): dy gelu(gate), then dy h (Phi(gate) + gate phi(gate))."""
+    dx = empty(x.shape)
+    launch("elementwise", "geglu_backward", blocks_of(dy.size, 256), 256, dy, x, dx, dy.size, dy.shape[-1])
+    return dx
+
+
 def add(a, b):
     """a + b, two arrays of one shape."""
     y = empty(a.shape)

@@ -38,6 +38,18 @@ def gelu_backward(dy, x):
     return dy * (normal_cdf(x) + x * np.exp(-0.5 * x * x) * x.dtype.type((2 * math.pi) ** -0.5))
 
 
+def geglu(x):
+    """y = h gelu(gate) (Shazeer 2020, arXiv:2002.05202), h and gate the halves of x: (..., 2C) -> (..., C)."""
+    h, gate = np.split(x, 2, axis=-1)
+    return h * gelu(gate)
+
+
+def geglu_backward(dy, x):
+    """dx (..., 2C): dy gelu(gate), then what gelu gives back of dy h."""
+    h, gate = np.split(x, 2, axis=-1)
+    return np.concatenate([dy * gelu(gate), gelu_backward(dy * h, gate)], -1)
+
+
 def add(a, b):
     """a + b, two arrays of one shape."""
     return a + b
