@@ -312,7 +312,7 @@ def embedding(table: Tensor, index: np.ndarray) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, rng=None) -> Tensor:
-    """Without rng, x. With one, that has `integers`: 0 with probability p, else x / (1 - p) (Srivastava et al. 2014)."""
+    """x, or, with an rng that has `integers`, 0 with probability p, else x / (1 - p) (Srivastava et al. 2014)."""
     if rng is None or p == 0:
         return x
     keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)

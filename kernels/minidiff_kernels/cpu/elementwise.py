@@ -1,15 +1,15 @@
 """Operations that look at one number at a time, and the sums that undo broadcasting."""
 
-from math import erf, pi, prod
+from math import pi, prod
 
 import numpy as np
 from numba import prange
 
-from .exponential import exp, sigmoid
+from .exponential import exp, normal_cdf, sigmoid
 from .jit import kernel
 from .memory import empty
 
-HALF, ONE, ROOT = np.float32(0.5), np.float32(1), np.float32(0.5**0.5)
+HALF = np.float32(0.5)
 DENSITY = np.float32((2 * pi) ** -0.5)  # of a normal number at 0
 CHUNK = 64  # positions summed in float32 before they join a float64 total
 
@@ -109,34 +109,33 @@ def _silu_backward(dy, x, dx):
 @kernel
 def _gelu(x, y):
     for i in prange(len(x)):
-        y[i] = x[i] * HALF * (ONE + np.float32(erf(x[i] * ROOT)))
+        y[i] = x[i] * normal_cdf(x[i])
 
 
 @kernel
 def _gelu_backward(dy, x, dx):
     for i in prange(len(x)):
-        phi = DENSITY * exp(-HALF * x[i] * x[i])
-        dx[i] = dy[i] * (HALF * (ONE + np.float32(erf(x[i] * ROOT))) + x[i] * phi)
+        dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * DENSITY * exp(-HALF * x[i] * x[i]))
 
 
 @kernel
 def _geglu(x, y):
     R, C = y.shape
     for r in prange(R):
+        h, gate, row = x[r, :C], x[r, C:], y[r]
         for c in range(C):
-            gate = x[r, C + c]
-            y[r, c] = x[r, c] * gate * HALF * (ONE + np.float32(erf(gate * ROOT)))
+            row[c] = h[c] * gate[c] * normal_cdf(gate[c])
 
 
 @kernel
 def _geglu_backward(dy, x, dx):
     R, C = dy.shape
     for r in prange(R):
+        h, gate, d, dh, dgate = x[r, :C], x[r, C:], dy[r], dx[r, :C], dx[r, C:]
         for c in range(C):
-            gate = x[r, C + c]
-            below = HALF * (ONE + np.float32(erf(gate * ROOT)))
-            dx[r, c] = dy[r, c] * gate * below
-            dx[r, C + c] = dy[r, c] * x[r, c] * (below + gate * DENSITY * exp(-HALF * gate * gate))
+            below = normal_cdf(gate[c])
+            dh[c] = d[c] * gate[c] * below
+            dgate[c] = d[c] * h[c] * (below + gate[c] * DENSITY * exp(-HALF * gate[c] * gate[c]))
 
 
 @kernel
