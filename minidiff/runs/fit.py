@@ -37,6 +37,7 @@ def fit(
     Raises MinidiffError if too many gradients in a row are not finite; the last checkpoint stays as it is.
     """
     config, saved = run.config, run.step
+    last: tuple[StepStats, float] | None = None  # told of a step late: a GPU, busy with the next, need not wait
 
     def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
         x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
@@ -44,17 +45,24 @@ def fit(
             return x0, None
         return x0, drop_labels(labels, len(config.classes), config.label_dropout, config.seed, step)
 
+    def tell(stats: StepStats, lr: float) -> None:
+        metrics.write(stats, lr)
+        on_step(stats)
+
     batches = prefetch(make_batch, range(run.step + 1, config.steps + 1))
     try:
         with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
             for stats in train(run.model, run.schedule, run.optimizer, batches, config):
-                metrics.write(stats, run.optimizer.lr)
-                on_step(stats)
-                if stop():
+                if last is not None:
+                    tell(*last)
+                last, stopping = (stats, run.optimizer.lr), stop()
+                if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
+                    tell(*last)
+                    last = None
                     metrics.flush()
+                if stopping:
                     return save_state(run, keep)
-                if stats.step % checkpoint_every == 0 or stats.step == config.steps:
-                    metrics.flush()
+                if last is None:
                     measured = probe(run, dataset if probed is None else probed)
                     note_loss(run.folder, run.step, measured)
                     save_state(run, keep)

@@ -113,21 +113,22 @@ def config_from_dict(values: Any) -> TrainConfig:
 
 
 class StepStats:
-    """What a step tells of itself: step (from 1), loss, grad_norm before clipping. Read when asked, not before.
+    """What a step tells of itself: step (from 1), loss, grad_norm before clipping.
 
-    losses: scalars, one for each equal part of the batch; the loss is their mean.
+    losses: a function that gives a scalar, for each equal part of the batch; the loss is their mean. grad_norm: another.
+    A GPU is waited for when they are called, not before.
     """
 
-    def __init__(self, step: int, losses: Sequence[Any], grad_norm: Any):
+    def __init__(self, step: int, losses: Sequence[Callable], grad_norm: Callable):
         self.step, self._losses, self._grad_norm = step, losses, grad_norm
 
     @property
     def loss(self) -> float:
-        return sum(float(loss.numpy()) for loss in self._losses) / len(self._losses)
+        return sum(float(loss()) for loss in self._losses) / len(self._losses)
 
     @property
     def grad_norm(self) -> float:
-        return float(self._grad_norm)
+        return float(self._grad_norm())
 
 
 def train_step(
@@ -159,8 +160,9 @@ def train_step(
         labels, weights = (None if a is None else a[part] for a in (cond, weight))
         loss = training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
         loss.backward(np.float32(1 / accumulate))
-        losses.append(loss)
-    return StepStats(optimizer.step_count + 1, losses, optimizer.step())
+        losses.append(loss.backend.later(loss.data))
+    norm = optimizer.step()
+    return StepStats(optimizer.step_count, losses, optimizer.backend.later(norm))
 
 
 def train(
@@ -174,7 +176,7 @@ def train(
 
     batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. A step whose gradient is not finite is
     skipped: it changes no weight, and its StepStats tells of it.
-    Raises MinidiffError, with the step, when that is so ten times in a row, and if memory does not suffice.
+    Raises MinidiffError, with the step, when that was so ten times in a row, and if memory does not suffice.
     """
     for x0, cond in batches:
         step = optimizer.step_count + 1
@@ -185,9 +187,9 @@ def train(
         except MemoryError:  # CuPy's, too
             remedy = f"start a new run with --batch-size {max(len(x0) // 2, 1)}"
             raise MinidiffError(f"step {step}: there is no memory for {len(x0)} pictures at a time; {remedy}") from None
-        if optimizer.skipped >= MOST_SKIPPED:
+        if optimizer.skipped_before >= MOST_SKIPPED:  # this step need not be waited for
             raise MinidiffError(
-                f"step {step}: the gradient was not finite {optimizer.skipped} times in a row (now the loss is "
-                f"{stats.loss}, the learning rate {optimizer.lr:g}); start a new run with a smaller --lr"
+                f"step {step - 1}: the gradient was not finite {optimizer.skipped_before} times in a row (now the loss "
+                f"is {stats.loss}, the learning rate {optimizer.lr:g}); start a new run with a smaller --lr"
             )
         yield stats
