@@ -115,7 +115,7 @@ def config_from_dict(values: Any) -> TrainConfig:
 class StepStats:
     """What a step tells of itself: step (from 1), loss, grad_norm before clipping.
 
-    losses: a function that gives a scalar, for each equal part of the batch; the loss is their mean. grad_norm: another.
+    losses: a function that gives a scalar, one for each equal part of the batch; the loss is their mean. So grad_norm.
     A GPU is waited for when they are called, not before.
     """
 
