@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import cli_edit, cli_evaluate, cli_text, cli_train
+from minidiff import cli_edit, cli_evaluate, cli_explain, cli_text, cli_train
 from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import pictures
 from minidiff.diffusion.reverse import sample
@@ -80,13 +80,14 @@ def noise(
 
 
 app.command()(cli_train.train)
+app.command("train-vae")(cli_train.train_vae)
 
 
 @app.command("sample")
 def sample_command(
     run: Net,
     out: Out = Path("sheet.png"),
-    prompt: Annotated[str | None, typer.Option(help="What to draw, if RUN is Stable Diffusion's.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to draw, if RUN hears a text.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
     height: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     width: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
@@ -105,7 +106,8 @@ def sample_command(
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
-    """Reverse diffusion: pictures out of noise, on a sheet; or what a text says, with a folder of Stable Diffusion.
+    """Reverse diffusion: pictures out of noise, on a sheet; or what a text says, by a run of train --text
+    or a folder of Stable Diffusion.
 
     Samplers: ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m. Spacings: trailing, leading, linspace.
     With the folder's own and --noise torch the pictures are those that its scheduler makes in diffusers of the noise
@@ -159,7 +161,7 @@ def _draw(
     return np.concatenate(drawn), columns
 
 
-for command in (cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):
+for command in (cli_explain.explain, cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):
     app.command()(command)
 
 

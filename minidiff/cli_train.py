@@ -4,45 +4,49 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from minidiff import options
 from minidiff.data import Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
-from minidiff.options import Threads
 from minidiff.runs import state
-from minidiff.runs.begin import held_out, resume_run, start_run
+from minidiff.runs.begin import held_out, resume_run, resume_vae, start_run, start_vae
+from minidiff.runs.begin_text import resume_text, start_text
 from minidiff.runs.fit import fit, stoppable
-from minidiff.runs.state import Run
+from minidiff.runs.run import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console
 from minidiff.runs.train import StepStats
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="cats_dogs, cifar10, or a path: IDX, CIFAR-10, a folder.")],
-    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    data: options.Data,
+    out: options.RunFolder,
     recipe: Annotated[str | None, typer.Option(help="small-cpu, small-gpu or ddpm; see above.")] = None,
-    size: Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")] = False,
-    pad_crop: Annotated[int | None, typer.Option(help="Shift pictures by up to so many pixels.")] = None,
+    size: options.Size = None,
+    skip_bad: options.SkipBad = False,
+    pad_crop: options.PadCrop = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Learn to draw what the captions say.")] = False,
+    latent: Annotated[Path | None, typer.Option(help="Draw latents of this autoencoder's run.")] = None,
+    text_encoder: Annotated[Path | None, typer.Option(help="Hear with CLIP's of a folder, as it is.")] = None,
     objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
     min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps in all, not more.  [default: 2000]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Parts of a batch, one at a time.  [default: 1]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: 0.001]")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps in which it rises.  [default: 50]")] = None,
-    decay: Annotated[str | None, typer.Option(help="How it falls: cosine, none.  [default: cosine]")] = None,
-    ema_half_life: Annotated[float | None, typer.Option(help="Of the average, in steps.  [default: 138]")] = None,
-    backend: Annotated[str | None, typer.Option(help="numba, numpy, cupy or cupy-tf32.  [default: numba]")] = None,
-    threads: Threads = None,
-    seed: Annotated[int | None, typer.Option(help="Decides weights, order and noise.  [default: 0]")] = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")] = 500,
-    keep: Annotated[int, typer.Option(help="Checkpoints that stay.", min=1, metavar="<int>")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    steps: options.InAll = None,
+    batch_size: options.BatchSize = None,
+    accumulate: options.Accumulate = None,
+    lr: options.Rate = None,
+    warmup: options.Warmup = None,
+    decay: options.Decay = None,
+    ema_half_life: options.EMA = None,
+    backend: options.OfRun = None,
+    threads: options.Threads = None,
+    seed: options.SeedOfRun = None,
+    checkpoint_every: options.Every = 500,
+    keep: options.Keep = 2,
+    resume: options.Resume = False,
 ) -> None:
     """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
 
@@ -52,22 +56,87 @@ def train(
     Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both;
     edm, the same as Karras et al. weigh it; flow, the straight way from picture to noise.
 
+    With --text it learns a tokenizer and a text encoder too; it draws pixels, or, with --latent, the latents of what
+    train-vae made, and then the folder opens in diffusers' StableDiffusionPipeline.
+
     Beside the weights it holds metrics.csv, loss.png, and for every checkpoint a sheet of samples and a loss.
     """
-    given = {
-        "recipe": recipe, "size": size, "skip_bad": skip_bad or None, "pad_crop": pad_crop, "objective": objective,
-        "min_snr": min_snr, "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "lr": lr,
-        "warmup": warmup, "decay": decay, "ema": _ema(ema_half_life), "backend": backend, "seed": seed,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(
+        recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, objective=objective,
+        min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
+        warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+    )  # fmt: skip
+    _check_text(text, resume, by_class, recipe, latent, text_encoder)
     with state.only_one(out):
-        run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
-        if run.step == run.config.steps:
-            console.print(f"{out}: all {run.step} steps are done already; to go on, give a larger --steps")
+        if not text:
+            run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
+        elif resume:
+            run, dataset = resume_text(out, data, given, threads)
         else:
-            go_on = ["minidiff", "train", data, "--out", str(out), "--resume"]
-            train_with_bar(run, dataset, checkpoint_every, go_on, keep, held_out(run, dataset))
-            console.print(f"Done: step {run.step}. Samples: {shlex.join(['minidiff', 'sample', str(out)])}")
+            run, dataset = start_text(out, data, given, latent, text_encoder, threads)
+        prompt = ["--prompt", dataset.captions[0]] if text else []
+        done = f"Samples: {shlex.join(['minidiff', 'sample', str(out), *prompt])}"
+        _go(run, dataset, ["train", data, *(["--text"] if text else [])], checkpoint_every, keep, done)
+
+
+def train_vae(
+    data: options.Data,
+    out: options.RunFolder,
+    size: options.Size = None,
+    skip_bad: options.SkipBad = False,
+    pad_crop: options.PadCrop = None,
+    kl: Annotated[float | None, typer.Option(help="What the divergence counts.  [default: 0.0001]")] = None,
+    steps: options.InAll = None,
+    batch_size: options.BatchSize = None,
+    accumulate: options.Accumulate = None,
+    lr: options.Rate = None,
+    warmup: options.Warmup = None,
+    decay: options.Decay = None,
+    ema_half_life: options.EMA = None,
+    backend: options.OfRun = None,
+    threads: options.Threads = None,
+    seed: options.SeedOfRun = None,
+    checkpoint_every: options.Every = 500,
+    keep: options.Keep = 2,
+    resume: options.Resume = False,
+) -> None:
+    """Train an autoencoder, which makes pictures a quarter as large, for a diffusion among these.
+
+    It learns to give back what it was shown (mean squared error), from latents that are drawn from a distribution
+    close to the normal one. The run's folder holds vae/, which diffusers' AutoencoderKL opens, metrics.csv, loss.png,
+    and for every checkpoint a sheet of pictures, each beside what came back, and in checkpoints.csv their error.
+    """
+    given = _given(
+        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, kl=kl, steps=steps, batch_size=batch_size,
+        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+    )  # fmt: skip
+    with state.only_one(out):
+        run, dataset = (resume_vae if resume else start_vae)(out, data, given, threads)
+        _go(run, dataset, ["train-vae", data], checkpoint_every, keep, f"The autoencoder: {out / 'vae'}")
+
+
+def _given(**choices: Any) -> dict[str, Any]:
+    """The choices that were made."""
+    return {name: value for name, value in choices.items() if value is not None}
+
+
+def _check_text(text: bool, resume: bool, by_class: bool, recipe: Any, latent: Any, text_encoder: Any) -> None:
+    """Raises MinidiffError for options that do not go with one another."""
+    if text and (by_class or recipe):
+        raise MinidiffError(f"{'--by-class' if by_class else '--recipe'} is for networks without a text: leave it out")
+    for option, value in (("--latent", latent), ("--text-encoder", text_encoder)):
+        if value is not None and (resume or not text):
+            raise MinidiffError(f"{option} is for new runs with --text: leave it out")
+
+
+def _go(run: Run, dataset: Dataset, command: list[str], checkpoint_every: int, keep: int, done: str) -> None:
+    """Train to the end, if anything is left to do, and say so."""
+    if run.step == run.config.steps:
+        console.print(f"{run.folder}: all {run.step} steps are done already; to go on, give a larger --steps")
+        return
+    go_on = ["minidiff", *command, "--out", str(run.folder), "--resume"]
+    train_with_bar(run, dataset, checkpoint_every, go_on, keep, held_out(run, dataset))
+    console.print(f"Done: step {run.step}. {done}")
 
 
 def _ema(steps: float | None) -> float | None:
@@ -81,8 +150,8 @@ def train_with_bar(
     run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str], keep: int = 2, probed: Dataset | None = None
 ) -> None:
     """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
-    parameters = sum(p.data.size for p in run.unet.parameters())
-    console.print(f"U-Net: {parameters / 1e6:.1f} million parameters; threads: {run.config.threads}")
+    name = run.NAME[0].upper() + run.NAME[1:]
+    console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
     with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
@@ -100,7 +169,7 @@ def train_with_bar(
 
         def on_checkpoint(step: int, measured: float) -> None:
             where = run.folder / "samples"
-            bar.console.print(f"step {step}: loss {loss:.4f}, of the average {measured:.4f}; saved, see {where}")
+            bar.console.print(f"step {step}: loss {loss:.4f}, {run.verdict(measured)}; saved, see {where}")
 
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
     if run.step < run.config.steps:

@@ -21,8 +21,9 @@ from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.runs import fit, state
-from minidiff.runs.state import Run
+from minidiff.runs.run import Run
 from minidiff.runs.train import TrainConfig
+from minidiff.runs.unet_run import UNetRun
 from minidiff.runs.weights import open_safetensors
 
 
@@ -78,10 +79,10 @@ def bars(n: int, seed: int = 0, channels: int = 1) -> Dataset:
     return from_arrays("bars", images, labels, ("lying", "standing"))
 
 
-def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> Run:
+def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> UNetRun:
     """A run at step 0 whose rate warms up and decays within its few steps."""
     config = TrainConfig("noise", steps=steps, batch_size=4, warmup=3, seed=5, backend=backend)
-    return state.new_run(folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
+    return state.new_run(UNetRun, folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
 
 
 def reopen(folder: Path) -> Run:
@@ -100,7 +101,7 @@ def go_on(
     **more,
 ) -> None:
     """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
-    dataset = dataset or pictures(shape=run.unet.picture_shape)
+    dataset = dataset or pictures(shape=run.shape)
     with patch.object(fit, "draw_progress"):
         fit.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
 

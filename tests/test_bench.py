@@ -1,5 +1,6 @@
 """minidiff bench: it measures what it says, its errors are real, and its numbers reach the table and the file."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -9,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from one_thread import one_thread  # noqa: F401  for all tests of this module
 from small_runs import network
+from small_text import network as tiny_text_network
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +21,6 @@ from minidiff import cli
 from minidiff.bench import cases, measure, ours, report
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
-from minidiff.models.config import config_to_dict
 
 NUMBA = get_backend("numba")
 FAST = 1e-5  # above what float32 leaves of the sums here, and below any mistake worth the name
@@ -64,6 +65,7 @@ def test_both_sides_compute_the_same(family, rival, monkeypatch):
     """Every case, one picture at a time, and small networks; float32 is near float64 on either side, bfloat16 far."""
     monkeypatch.setattr(cases, "UNET", tiny_network())
     monkeypatch.setattr(cases, "DEMO", network())
+    monkeypatch.setattr(cases, "TEXT", tiny_text_network(8))
     for case in cases.choose([family], rival.name, batch=1):
         for result, by_side in measure.errors(case.judged or case, rival, NUMBA).items():
             assert set(by_side) == {"ours", *rival.kinds(case.op, False)}
@@ -104,7 +106,8 @@ def test_a_wrong_gradient_of_a_network_shows(rival):
     assert found["gradient"]["ours"] > 1e-3 and found["y"]["ours"] < FAST
 
 
-def test_the_step_of_both_sides_moves_the_weights_alike(monkeypatch):
+@pytest.mark.parametrize("config", [tiny_network(), tiny_text_network(8)], ids=["tiny", "text"])
+def test_the_step_of_both_sides_moves_the_weights_alike(config, monkeypatch):
     """Two steps from the same weights; where a gradient is near zero, AdamW goes by its sign, which may differ."""
     from minidiff.bench import rival
 
@@ -116,7 +119,7 @@ def test_the_step_of_both_sides_moves_the_weights_alike(monkeypatch):
 
     remember(ours, "unet")
     remember(rival, "_unet")
-    case = cases.training_step("tiny", tiny_network(), 2)
+    case = cases.training_step("tiny", config, 2)
     steps = (
         ours.prepare(NUMBA, case.op, case.inputs(), case.settings),
         rival.prepare("channels_last", case.op, case.inputs(), case.settings),
@@ -131,12 +134,13 @@ def test_the_step_of_both_sides_moves_the_weights_alike(monkeypatch):
     assert 0 < np.square(apart).mean() < 0.01 * np.square(moved).mean()
 
 
-@pytest.mark.parametrize("config", [tiny_network(), cases.DEMO], ids=["tiny", "demo"])
+@pytest.mark.parametrize("config", [tiny_network(), cases.DEMO, tiny_text_network(8)], ids=["tiny", "demo", "text"])
 def test_operations_are_counted_as_torch_counts_them(config):
-    net = UNet2DModel(**{k: v for k, v in config_to_dict(config).items() if not k.startswith("_")})
+    heard = (torch.zeros(1, cases.WORDS, config.cross_attention_dim),) if hasattr(config, "cross_attention_dim") else ()
+    net = (UNet2DConditionModel if heard else UNet2DModel)(**dataclasses.asdict(config))
     side, channels = config.sample_size, config.in_channels
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        net(torch.zeros(1, channels, side, side), torch.zeros(1))
+        net(torch.zeros(1, channels, side, side), torch.zeros(1), *heard)
     assert cases.flop(config) == counter.get_total_flops()
 
 

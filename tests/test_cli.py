@@ -24,7 +24,7 @@ from small_runs import contents, idx_set, network, rows, tree
 import minidiff as md
 from minidiff import cli, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
-from minidiff.runs import begin, checkpoint, demo, drawing, evaluate, fit, judge, machine, state, subject
+from minidiff.runs import begin, checkpoint, demo, drawing, evaluate, fit, judge, machine, state, subject, unet_run
 from minidiff.runs.state import only_one, state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
@@ -60,7 +60,7 @@ def refused(run, tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch):
-    monkeypatch.setattr(fit, "PREVIEW", 2)
+    monkeypatch.setattr(unet_run, "PREVIEW", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def _trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as caught:
         patched.chdir(folder)
         patched.setattr(sys, "argv", ["minidiff", *arguments])
-        patched.setattr(fit, "PREVIEW", 2)
+        patched.setattr(unet_run, "PREVIEW", 2)
         cli.main()
     assert caught.value.code == 0
     return folder
@@ -109,7 +109,20 @@ def process(*arguments, code=None, **options):
 # Help and info
 
 
-COMMANDS = ("demo", "noise", "train", "sample", "redraw", "fill", "between", "evaluate", "export", "info", "bench")
+COMMANDS = (
+    "demo",
+    "noise",
+    "train",
+    "train-vae",
+    "sample",
+    "redraw",
+    "fill",
+    "between",
+    "evaluate",
+    "export",
+    "info",
+    "bench",
+)
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -485,7 +498,7 @@ def bad_answers(monkeypatch):
             return train_step(answer, schedule, optimizer, *rest)
 
         train_step = md.train_step
-        monkeypatch.setattr("minidiff.runs.train.train_step", spoilt)
+        monkeypatch.setattr("minidiff.runs.unet_run.train_step", spoilt)
 
     return spoil
 

@@ -49,7 +49,10 @@ def test_test_files_have_names_of_their_own():
 
 
 def test_the_wheel_holds_every_module(tmp_path):
-    """And nothing else but its metadata: the kernels lie in a folder of their own, which a wheel must not keep."""
+    """And the emoji with their licence, and nothing else but its metadata.
+
+    The kernels lie in a folder of their own, which a wheel must not keep.
+    """
     done = python("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -57,4 +60,5 @@ def test_the_wheel_holds_every_module(tmp_path):
     want = {str(path.relative_to(ROOT)) for path in sources("minidiff")}
     kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
     want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
+    want |= {"minidiff/data/emoji.npz", "minidiff/data/emoji.LICENSE"}
     assert held == want

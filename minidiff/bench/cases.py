@@ -19,6 +19,9 @@ from minidiff.engine.backend import get_backend
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, default_config
+from minidiff.models.latent_config import TextUNetConfig, default_text_unet
+
+Net = UNetConfig | TextUNetConfig
 
 UNET = UNetConfig(
     sample_size=32, block_out_channels=(64, 128, 128, 128), layers_per_block=2, attention_head_dim=32,
@@ -26,6 +29,8 @@ UNET = UNetConfig(
     up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 )  # fmt: skip
 DEMO = default_config((32, 32, 3), 32)
+TEXT = default_text_unet((32, 32, 3), 128)
+WORDS = 32  # of each text
 
 BATCH, DEMO_BATCH, SAMPLING = 64, 32, (1, 16, 64)
 JUDGED = 4  # pictures for whose gradient a network is judged: float64 takes its time
@@ -166,38 +171,40 @@ def network(batch: int | None) -> Iterator[Case]:
 
 def step(batch: int | None) -> Iterator[Case]:
     """Whole training steps. The gradients by input and by weight each take as many operations as the way forward."""
-    for name, config, usual in (("U-Net", UNET, BATCH), ("demo's net", DEMO, DEMO_BATCH)):
+    nets = (("U-Net", UNET, BATCH), ("demo's net", DEMO, DEMO_BATCH), ("text U-Net", TEXT, DEMO_BATCH))
+    for name, config, usual in nets:
         yield training_step(name, config, batch or usual)
 
 
-def training_step(name: str, config: UNetConfig, N: int) -> Case:
-    """The step of one network."""
+def training_step(name: str, config: Net, N: int) -> Case:
+    """The step of one network; of a text U-Net's without the text encoder."""
     draw, settings = _noisy(config, N, "x_t", "t", "eps"), {"config": config}
     label, work = f"{name}, batch {N}", 3 * N * flop(config)
     return Case("step", label, "training_step", draw, work, settings=settings, judged=_judged(config, N))
 
 
 @cache
-def _judged(config: UNetConfig, N: int) -> Case:
+def _judged(config: Net, N: int) -> Case:
     """Where the errors of a network come from: a few pictures of its batch."""
     draw = _noisy(config, min(N, JUDGED), "x_t", "t", "eps")
     return Case("", "", "network_and_gradient", draw, 0, settings={"config": config})
 
 
-def _noisy(config: UNetConfig, N: int, *names: str) -> Callable[[], dict[str, np.ndarray]]:
-    """Of x_t, t and eps those that are named, for a network."""
+def _noisy(config: Net, N: int, *names: str) -> Callable[[], dict[str, np.ndarray]]:
+    """Of x_t, t and eps those that are named, for a network; and what it hears, if it does."""
     side: Any = config.sample_size
     shape = (N, side, side, config.in_channels)
+    heard = {"text": (N, WORDS, config.cross_attention_dim)} if isinstance(config, TextUNetConfig) else {}
 
     def inputs():
-        drawn = _draw(x_t=shape, eps=shape)() | {"t": np.random.default_rng(1).integers(0, 1000, N)}
-        return {name: drawn[name] for name in names}
+        drawn = _draw(x_t=shape, eps=shape, **heard)() | {"t": np.random.default_rng(1).integers(0, 1000, N)}
+        return {name: drawn[name] for name in (*names, *heard)}
 
     return inputs
 
 
 @cache
-def flop(config: UNetConfig) -> int:
+def flop(config: Net) -> int:
     """Floating-point operations of the network's products for one picture, counted on the way through it."""
     total, numpy = 0, get_backend("numpy")
 
@@ -213,8 +220,9 @@ def flop(config: UNetConfig) -> int:
         return numpy.attention(q, k, v, *rest)
 
     unet = ours.unet(replace(numpy, conv2d=conv2d, attention=attention), config)
+    given = _noisy(config, 1, "x_t", "t")()
     with no_grad():
-        unet(np.zeros((1, *unet.picture_shape), np.float32), np.zeros(1, int))
+        unet(given["x_t"], given["t"], given.get("text"))
     return total
 
 

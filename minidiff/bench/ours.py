@@ -15,6 +15,8 @@ from minidiff.engine.losses import mse
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.models.blocks import timestep_embedding
+from minidiff.models.latent_config import TextUNetConfig
+from minidiff.models.text_unet import TextUNet
 from minidiff.models.unet import UNet
 
 RATE, CLIP, EMA = 1e-4, 1.0, 0.999  # of every training step; the rival takes them from here
@@ -102,38 +104,39 @@ def network(backend, x_t, t, config):
     return run
 
 
-def network_and_gradient(backend, x_t, t, eps, config):
+def network_and_gradient(backend, x_t, t, eps, config, text=None):
     """What a network is judged by: its output, and the gradient of the loss, all parameters one after the other."""
     net = unet(backend, config, x_t.dtype)
     given = Tensor(sinusoids(config, t).astype(x_t.dtype), backend)
-    net._temb = lambda t, cond: net.time_embedding(given)  # of itself it would take them in float32
+    net._temb = lambda *_: net.time_embedding(given)  # of itself it would take them in float32
 
     def run():
         for p in net.parameters():
             p.grad = None
-        y = net(x_t, t)
+        y = net(x_t, t, text)
         mse(y, eps).backward()
         return {"y": y.data, "gradient": np.concatenate([backend.to_numpy(p.grad).ravel() for p in net.parameters()])}
 
     return run
 
 
-def training_step(backend, x_t, t, eps, config):
+def training_step(backend, x_t, t, eps, config, text=None):
     """Forward, backward, clipping, AdamW, moving average."""
     net = unet(backend, config)
     optimizer = AdamW(net.parameters(), RATE, clip=CLIP, ema=EMA)
 
     def run():
         optimizer.zero_grad()
-        mse(net(x_t, t), eps).backward()
+        mse(net(x_t, t, text), eps).backward()
         optimizer.step()
 
     return run
 
 
-def unet(backend, config, dtype=np.float32) -> UNet:
-    """The network with the weights that both sides start from."""
-    net = UNet(config, np.random.default_rng(0), "numpy")
+def unet(backend, config, dtype=np.float32) -> Any:
+    """The network with the weights that both sides start from: a UNet, or a TextUNet."""
+    rng = np.random.default_rng(0)
+    net = TextUNet(config, rng, "numpy") if isinstance(config, TextUNetConfig) else UNet(config, rng, "numpy")
     for p in net.parameters():
         p.backend, p.data = backend, backend.asarray(p.data.astype(dtype))
     return net

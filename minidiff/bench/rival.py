@@ -8,7 +8,7 @@ numbers in its own order, NCHW and OIHW; in memory they lie as that says, or cha
 import ctypes
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -17,10 +17,11 @@ import threadpoolctl
 import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from minidiff.bench import ours
 from minidiff.engine.backend import get_backend
-from minidiff.models.config import config_to_dict
+from minidiff.models.latent_config import TextUNetConfig
 
 PLANES = ("x", "z", "w", "dy", "x_t", "eps", "y", "dx", "dz", "dw")  # of these, arrays with four axes are NHWC or OHWI
 FLAT = ("attention", "silu", "add", "adamw")  # operations that know no NCHW
@@ -205,7 +206,7 @@ def network(kind, x_t, t, config):
     return run
 
 
-def network_and_gradient(kind, x_t, t, eps, config):
+def network_and_gradient(kind, x_t, t, eps, config, text=None):
     """All precisions get the same sinusoids of t: torch makes them in float32, and not as well as it could."""
     net, given = _unet(kind, x_t, config), torch.tensor(ours.sinusoids(config, t.numpy()), dtype=x_t.dtype)
     net.time_proj.forward = lambda t: given
@@ -214,7 +215,7 @@ def network_and_gradient(kind, x_t, t, eps, config):
 
     def run():
         net.zero_grad()
-        y = forward(x_t, t)
+        y = forward(x_t, t, text)
         (y - eps).square().mean().backward()
         gradients = {name: p.grad for name, p in net.named_parameters()}
         parts = [g.movedim(1, -1) if g.ndim == 4 else g for g in (gradients[name] for name in order)]
@@ -223,7 +224,7 @@ def network_and_gradient(kind, x_t, t, eps, config):
     return run
 
 
-def training_step(kind, x_t, t, eps, config):
+def training_step(kind, x_t, t, eps, config, text=None):
     net = _unet(kind, x_t, config)
     forward, parameters = _forward(kind, net), list(net.parameters())
     average = [p.detach().clone() for p in parameters]
@@ -231,7 +232,7 @@ def training_step(kind, x_t, t, eps, config):
 
     def run():
         optimizer.zero_grad()
-        (forward(x_t, t) - eps).square().mean().backward()
+        (forward(x_t, t, text) - eps).square().mean().backward()
         _update(optimizer, parameters, average)
 
     return run
@@ -241,10 +242,10 @@ def _forward(kind: Kind, net: Any) -> Callable:
     """The network, under autocast if in bfloat16; its output is float32 or float64."""
     call = kind.compile(net)
 
-    def forward(x_t, t):
+    def forward(x_t, t, text=None):
         half = kind.dtype == torch.bfloat16
         with torch.autocast(kind.device, torch.bfloat16) if half else nullcontext():
-            y = call(x_t, t).sample
+            y = (call(x_t, t) if text is None else call(x_t, t, text)).sample
         return y.float() if half else y
 
     return forward
@@ -252,8 +253,8 @@ def _forward(kind: Kind, net: Any) -> Callable:
 
 def _unet(kind: Kind, x_t: torch.Tensor, config) -> Any:
     """diffusers' network with our weights, in the precision of x_t."""
-    values = {key: value for key, value in config_to_dict(config).items() if not key.startswith("_")}
-    net: Any = UNet2DModel(**values)
+    its = UNet2DConditionModel if isinstance(config, TextUNetConfig) else UNet2DModel
+    net: Any = its(**asdict(config))
     state = {name: torch.tensor(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
     net.load_state_dict({name: a.movedim(-1, 1) if a.ndim == 4 else a for name, a in state.items()})
     torch.nn.Module.to(net, x_t.device, x_t.dtype)  # in place; diffusers' own `to` warns of nothing

@@ -1,8 +1,8 @@
-"""Images in, pictures out. Every reader returns a `Dataset` of uint8 NHWC pictures with labels."""
+"""Images in, pictures out. Every reader returns a `Dataset` of uint8 NHWC pictures with labels, some with captions."""
 
 import os
 
-from minidiff.data import cats_dogs, cifar10, folder, idx
+from minidiff.data import cats_dogs, cifar10, emoji, folder, idx
 from minidiff.data.dataset import Dataset
 from minidiff.data.folder import Skip
 from minidiff.errors import MinidiffError, NoSplit
@@ -10,7 +10,7 @@ from minidiff.errors import MinidiffError, NoSplit
 __all__ = ["Dataset", "open_dataset"]
 
 SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
-FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs or cifar10"
+FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs, cifar10 or emoji"
 
 
 def open_dataset(
@@ -22,8 +22,8 @@ def open_dataset(
 ) -> Dataset:
     """Opens a built-in set by its name, or finds out what lies at a path.
 
-    data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), a
-              folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
+    data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), emoji (with
+              captions), a folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), one of pictures
     size      the side to which a folder's pictures are cut; of other sets, the side they must have
     split     "train" or "test"; folders of pictures have only the first
     skip      of a folder, leaves pictures out that cannot be read: skip(error) is told of each
@@ -51,6 +51,8 @@ def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | 
         if not archive.is_file():
             cifar10.download_cifar10(archive.parent, progress)
         return cifar10.cifar10(archive, split)
+    if data == "emoji":
+        return emoji.emoji(split)
     return _at_path(data, size, split, skip)
 
 

@@ -30,10 +30,7 @@ def batch(
     picture once, and an epoch may end within a batch. With `flip`, each picture is mirrored left to right
     with probability 1/2. With `pad_crop`, each is then shifted by up to so many pixels (`shift`).
     """
-    epochs, places = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), len(dataset))
-    index = np.concatenate(
-        [_order(len(dataset), seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-    )  # (B,)
+    index = numbers(len(dataset), step, batch_size, seed)  # (B,)
     images = dataset.take(index)  # (B, H, W, C)
     if flip:
         mirrored = np.random.default_rng([seed, step, FLIPS]).integers(2, size=(batch_size, 1, 1, 1))
@@ -41,6 +38,19 @@ def batch(
     if pad_crop:
         images = shift(images, pad_crop, np.random.default_rng([seed, step, SHIFTS]))
     return to_float(images), dataset.labels[index]
+
+
+def numbers(n: int, step: int, batch_size: int, seed: int) -> np.ndarray:
+    """Which of n pictures a step's batch holds, in order: (B,)."""
+    epochs, places = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), n)
+    return np.concatenate(
+        [_order(n, seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+    )
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """At most so many of n pictures, from all of the set, which may be sorted: (min(n, most),) numbers."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int)
 
 
 def shift(images: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -55,10 +65,13 @@ def shift(images: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray
     return np.ascontiguousarray(np.moveaxis(crops[np.arange(B), down, right], 1, -1))  # (B, H, W, C)
 
 
-def drop_labels(labels: np.ndarray, null: int, share: float, seed: int, step: int) -> np.ndarray:
-    """The labels (B,) of a step, about a `share` of them replaced by the null class (Ho & Salimans, algorithm 1)."""
+def drop_labels(labels: np.ndarray, null: int | np.ndarray, share: float, seed: int, step: int) -> np.ndarray:
+    """The labels of a step, about a `share` of them replaced by the null class (Ho & Salimans, algorithm 1).
+
+    labels are (B,), or (B, T) tokens; then null (T,) are those of the empty text.
+    """
     dropped = np.random.default_rng([seed, step, LABELS]).random(len(labels)) < share
-    return np.where(dropped, null, labels)
+    return np.where(dropped.reshape(-1, *[1] * (labels.ndim - 1)), null, labels)
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""What every reader returns: pictures by number, labels beside them."""
+"""What every reader returns: pictures by number, labels and captions beside them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,12 +10,13 @@ import numpy as np
 class Dataset:
     """A set of labelled pictures of one size.
 
-    name     what to call it in a title
-    take     indices (n,) int -> pictures (n, H, W, C) uint8; C is 1 or 3
-    labels   (N,) int64, an index into `classes`
-    classes  the names of the classes
-    shape    (H, W, C) of one picture
-    mirrors  whether a picture's mirror image might be in the set too, as of photographs, but not of letters
+    name      what to call it in a title
+    take      indices (n,) int -> pictures (n, H, W, C) uint8; C is 1 or 3
+    labels    (N,) int64, an index into `classes`
+    classes   the names of the classes
+    shape     (H, W, C) of one picture
+    mirrors   whether a picture's mirror image might be in the set too, as of photographs, but not of letters
+    captions  what each of the N pictures shows, in words; () of a set that says nothing
     """
 
     name: str
@@ -24,21 +25,28 @@ class Dataset:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     mirrors: bool = True
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def from_arrays(
-    name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], mirrors: bool = True
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    mirrors: bool = True,
+    captions: tuple[str, ...] = (),
 ) -> Dataset:
     """A Dataset over pictures that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
-    return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors)
+    return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors, captions)
 
 
 def part_of(dataset: Dataset, index: np.ndarray) -> Dataset:
-    """The pictures of these numbers (n,) alone, in that order."""
-    return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index])
+    """The pictures of these numbers (n,) alone, in that order, and with their captions."""
+    captions = tuple(dataset.captions[i] for i in index) if dataset.captions else ()
+    return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index], captions=captions)
 
 
 def blocks(dataset: Dataset, size: int = 1024) -> Iterator[np.ndarray]:

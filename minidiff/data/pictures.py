@@ -38,7 +38,7 @@ def sheet(images: np.ndarray, columns: int | None = None, scale: int | None = No
     Each is enlarged `scale` times by its nearest pixel (to about 96 pixels by default); `gap` is in pixels
     of the sheet.
     """
-    tiles = _enlarged(images, scale)  # (N, H, W, 3)
+    tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -52,7 +52,7 @@ def sheet(images: np.ndarray, columns: int | None = None, scale: int | None = No
 
 def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
     """Pictures (N, H, W, C) uint8 in one row, a short caption under each where `labels` are given."""
-    tiles = _enlarged(images, scale)  # (N, H, W, 3)
+    tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     font = ImageFont.load_default(min(max(width // 7, 11), 24))
     captions = labels if labels is not None else []
@@ -71,8 +71,8 @@ def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | 
     return canvas
 
 
-def _enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
-    """(N, H, W, 1 or 3) -> (N, H*scale, W*scale, 3), each pixel repeated."""
+def enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
+    """(N, H, W, 1 or 3) -> (N, H*scale, W*scale, 3), each pixel repeated; if not told, to about SHOWN pixels."""
     height, width, channels = images.shape[1:]
     scale = scale or max(1, round(SHOWN / max(height, width)))
     rgb = images.repeat(3 // channels, axis=3)

@@ -187,17 +187,23 @@ def config_to_dict(cfg: UNetConfig) -> dict:
     return {"_class_name": "UNet2DModel", **asdict(cfg)}
 
 
+def times_halved(H: int, W: int) -> int:
+    """How often H and W divide by two, down to 4, three times at most."""
+    halvings = 0
+    while (
+        halvings < 3 and H % 2 ** (halvings + 1) == 0 and W % 2 ** (halvings + 1) == 0 and min(H, W) >= 8 * 2**halvings
+    ):
+        halvings += 1
+    return halvings
+
+
 def default_config(shape: tuple[int, int, int], width: int = 32, num_class_embeds: int | None = None) -> UNetConfig:
     """A U-Net for pictures of shape (H, W, C): widths 1, 2, 3, 3, ... times `width`, attention at the lowest level.
 
     It halves as often as height and width divide by two, down to 4 pixels, three times at most.
     """
     H, W, C = shape
-    halvings = 0
-    while (
-        halvings < 3 and H % 2 ** (halvings + 1) == 0 and W % 2 ** (halvings + 1) == 0 and min(H, W) >= 8 * 2**halvings
-    ):
-        halvings += 1
+    halvings = times_halved(H, W)
     widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))
     return UNetConfig(
         sample_size=H if H == W else (H, W),

@@ -4,10 +4,11 @@ Each key carries the rule for its values. A key that is not known, and a value t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from minidiff.errors import MinidiffError
+from minidiff.models.config import times_halved
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class FileConfig:
         cls.check_keys(values, known)
         return cls(**{name: value for name, value in values.items() if name in known})
 
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json that diffusers reads."""
+        return {"_class_name": self.CLASS, **asdict(self)}  # pyright: ignore[reportArgumentType]
+
     @classmethod
     def check_keys(cls, values: dict[str, Any], known: set[str]) -> None:
         """Raises MinidiffError for a network of another class and for a key that is not known."""
@@ -137,6 +142,10 @@ class TextEncoderConfig(FileConfig):
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise self.bad("num_attention_heads", self.num_attention_heads, f"it must divide {self.hidden_size}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json that transformers reads."""
+        return {"architectures": [self.CLASS], "model_type": "clip_text_model", **asdict(self)}
 
     @classmethod
     def check_keys(cls, values: dict[str, Any], known: set[str]) -> None:
@@ -247,3 +256,40 @@ class TextUNetConfig(FileConfig):
     def time_embed_dim(self) -> int:
         """Channels of the time embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+
+def default_text_unet(shape: tuple[int, int, int], heard: int) -> TextUNetConfig:
+    """A text U-Net for pictures or latents (H, W, C) and texts of `heard` channels, small enough for two cores.
+
+    Widths 1, 2, 3, 3 times 32, or 64 where there are no more than 16 pixels; it halves as `default_config` does. Pixels
+    look at the text, and at one another, on levels of at most 16 of them in height and width.
+    """
+    H, W, C = shape
+    halvings = times_halved(H, W)
+    width = 32 if min(H, W) > 16 else 64
+    widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))
+    listens = [max(H, W) >> level <= 16 or level == halvings for level in range(halvings + 1)]
+    return TextUNetConfig(
+        sample_size=H if H == W else (H, W),
+        in_channels=C,
+        out_channels=C,
+        block_out_channels=widths,
+        down_block_types=tuple(CROSS_DOWN if here else DOWN for here in listens),
+        up_block_types=tuple(CROSS_UP if here else UP for here in listens[::-1]),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=heard,
+        attention_head_dim=tuple(width // 32 for width in widths),
+    )
+
+
+def default_text_encoder(words: int, length: int) -> TextEncoderConfig:
+    """A text encoder for a vocabulary of so many tokens and texts of that length: about a million weights."""
+    return TextEncoderConfig(
+        vocab_size=words,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=length,
+    )

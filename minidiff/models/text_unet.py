@@ -151,8 +151,7 @@ class TextUNet(Module):
         cfg = self.config
         x_t, text = (a if isinstance(a, Tensor) else Tensor(a, self.backend) for a in (x_t, cond))
         self._check(x_t, t, text)
-        sinusoids = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
-        silu_temb = F.silu(self.time_embedding(Tensor(sinusoids, self.backend)))  # (N, E)
+        silu_temb = F.silu(self._temb(t))  # (N, E)
         h = self.conv_in(F.affine(x_t, 2, -1) if cfg.center_input_sample else x_t)
         hs = [h]
         for down in self.down_blocks:
@@ -161,6 +160,11 @@ class TextUNet(Module):
         for up in self.up_blocks:
             h = up(h, silu_temb, hs, rng, text)
         return self.conv_out(self.conv_norm_out(h, silu=True))
+
+    def _temb(self, t: np.ndarray) -> Tensor:
+        cfg = self.config
+        sinusoids = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
+        return self.time_embedding(Tensor(sinusoids, self.backend))
 
     def _check(self, x_t: Tensor, t: np.ndarray, text: Tensor) -> None:
         cfg = self.config

@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minidiff.engine import functional as F
+from minidiff.engine import gaussian
+from minidiff.engine.backend import get_backend
+from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import Downsample, Kind, MidBlock, ResnetBlock, Upsample
@@ -100,6 +104,18 @@ class Posterior(NamedTuple):
         return self.mean + self.std * rng.standard_normal(self.mean.shape, dtype=np.float32)
 
 
+def vae_loss(vae: "VAE", x: np.ndarray, eps: np.ndarray, kl: float) -> Tensor:
+    """The negative evidence lower bound up to constants, a scalar (Kingma & Welling 2014, eq. 10).
+
+    The mean squared error of the pictures x (N, H, W, C), decoded from latents mean + std eps that are drawn from their
+    distribution, plus `kl` times its divergence from the standard normal one, the mean over all numbers of the latents:
+    a little of it keeps them near 0 and 1, and neighbours alike. eps is (N, h, w, latent_channels).
+    """
+    mean, log_variance = F.split(vae.moments(x))
+    error = mse(vae.decode(gaussian.draw(mean, log_variance, eps)), x)
+    return F.add(error, F.affine(gaussian.divergence(mean, log_variance), kl))
+
+
 class VAE(Module):
     """latents = vae.encode(x).sample(rng); x = vae.decode(latents).numpy(). Latents are not scaled here.
 
@@ -113,6 +129,11 @@ class VAE(Module):
         self.decoder = Decoder(cfg, rng, backend)
         self.quant_conv = Conv2d(2 * C, 2 * C, 1, rng, backend) if cfg.use_quant_conv else None
         self.post_quant_conv = Conv2d(C, C, 1, rng, backend) if cfg.use_post_quant_conv else None
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """(N, h, w, latent_channels) of pictures (N, H, W, C)."""
+        N, H, W, _ = shape
+        return N, H // self.factor, W // self.factor, self.config.latent_channels
 
     @property
     def factor(self) -> int:
@@ -135,7 +156,7 @@ class VAE(Module):
     def encode(self, x) -> Posterior:
         """The distribution of the latents of x (N, H, W, C), in host memory. Raises as `moments`."""
         mean, log_variance = np.split(self.moments(x).numpy(), 2, axis=-1)
-        return Posterior(mean, np.exp(0.5 * log_variance.clip(-30, 20)))
+        return Posterior(mean, np.exp(0.5 * log_variance.clip(*gaussian.LOG_VARIANCES)))
 
     def decode(self, z) -> Tensor:
         """Pictures (N, h factor, w factor, C) of latents z (N, h, w, latent_channels). Raises ValueError for others."""
@@ -167,6 +188,27 @@ class VAE(Module):
                 if j > 0:
                     faded(row[j - 1], tile, fade, axis=2)
         return np.concatenate([np.concatenate([tile[:, :kept, :kept] for tile in row], 2) for row in rows], 1)
+
+
+class Pixels:
+    """What stands in an autoencoder's place where there is none: pictures are their own latents."""
+
+    factor = 1
+
+    def __init__(self, channels: int):
+        self.config = VAEConfig(in_channels=channels, out_channels=channels, latent_channels=channels, scaling_factor=1)
+
+    def encode(self, x: np.ndarray) -> Posterior:
+        """The pictures themselves, for sure."""
+        return Posterior(x, np.zeros_like(x))
+
+    def decode(self, z: np.ndarray) -> Tensor:
+        """The pictures themselves."""
+        return Tensor(z, get_backend("numpy"))
+
+    def decode_in_tiles(self, z: np.ndarray) -> np.ndarray:
+        """The pictures themselves, of any size."""
+        return z
 
 
 def faded(before: np.ndarray, tile: np.ndarray, fade: int, axis: int) -> None:

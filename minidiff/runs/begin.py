@@ -4,7 +4,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minidiff.data import Dataset, open_dataset
 from minidiff.diffusion.continuous import EDM, Flow
@@ -12,43 +12,84 @@ from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.runs import machine, recipes, state
 from minidiff.runs.probe import PICTURES
-from minidiff.runs.state import Run
+from minidiff.runs.run import Run
 from minidiff.runs.terminal import bar_of, console
 from minidiff.runs.train import TrainConfig
+from minidiff.runs.unet_run import UNetRun
+from minidiff.runs.vae_run import VAERun, default_vae
+
+R = TypeVar("R", bound=Run)
 
 
-def start_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
+def start_run(
+    out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None
+) -> tuple[UNetRun, Dataset]:
     """A new run of the given choices, every other as the recipe has it, or at its default."""
     recipe = recipes.find(name := given.pop("recipe", None))
-    schedule = _schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
-    config = TrainConfig(data, **(recipe.choices | given))
-    threads = machine.use_threads(threads, config.backend)
-    dataset = open_data(data, config.size, config.skip_bad)
+    schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
+    config, dataset = begun(data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
-    config = replace(config, flip=dataset.mirrors, threads=threads, classes=classes)
-    if config.pad_crop >= (side := min(dataset.shape[:2])):
-        raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
+    config = replace(config, classes=classes)
     try:
         network = recipe.network(dataset.shape, len(classes) + 1 if classes else None)
     except MinidiffError as error:
         raise MinidiffError(f"--recipe {name}: {error}") from None
     if name:
         console.print(f"Recipe {name}, if nothing of it is changed: {recipe.time}")
-    return state.new_run(out, config, network, schedule), dataset
+    return state.new_run(UNetRun, out, config, network, schedule), dataset
 
 
-def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None) -> tuple[Run, Dataset]:
+def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
+    """A new run of an autoencoder."""
+    config, dataset = begun(data, given, threads)
+    return state.new_run(VAERun, out, config, default_vae(dataset.shape)), dataset
+
+
+def begun(data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
+    """The choices of a new run, and the set."""
+    config = TrainConfig(data, **given)
+    threads = machine.use_threads(threads, config.backend)
+    dataset = open_data(data, config.size, config.skip_bad)
+    if config.pad_crop >= (side := min(dataset.shape[:2])):
+        raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
+    return replace(config, flip=dataset.mirrors, threads=threads), dataset
+
+
+def resume_run(
+    out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None
+) -> tuple[UNetRun, Dataset]:
     """The run as it was; only its total of steps may change, the threads, and that it skips pictures from now on."""
-    run = state.open_run(out)
+    run = state.open_run(out, UNetRun)
     recipe = recipes.find(given.pop("recipe", None))
     given = {k: value for k, value in recipe.choices.items() if k != "steps"} | given
     if by_class and not run.config.classes:
         raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
-    choices = {name: value for name, value in given.items() if name not in ("steps", "objective", "skip_bad")}
-    if given.get("objective", run.schedule.prediction_type) != run.schedule.prediction_type:
-        raise MinidiffError(f"{out}: was started with objective {run.schedule.prediction_type}; give that, or none")
+    same_objective(out, given, run.schedule)
+    run, dataset = resumed(run, data, given, threads)
+    if run.config.classes and dataset.classes != run.config.classes:
+        raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
+    state.settle(run)
+    return run, dataset
+
+
+def same_objective(out: Path, given: dict[str, Any], schedule: AnySchedule) -> None:
+    """Take the objective from what is given. Raises MinidiffError for one that is not the run's."""
+    if given.pop("objective", was := schedule.prediction_type) != was:
+        raise MinidiffError(f"{out}: was started with objective {was}; give that, or none")
+
+
+def resume_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
+    """The autoencoder's run as it was, as `resume_run`."""
+    run, dataset = resumed(state.open_run(out, VAERun), data, given, threads)
+    state.settle(run)
+    return run, dataset
+
+
+def resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tuple[R, Dataset]:
+    """The run with what may change, and the set. Raises MinidiffError for what may not."""
+    out, choices = run.folder, {k: value for k, value in given.items() if k not in ("steps", "skip_bad")}
     if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
         choices["data"] = data
     for name, value in choices.items():
@@ -61,11 +102,8 @@ def resume_run(out: Path, data: str, given: dict[str, Any], by_class: bool, thre
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
     dataset = open_data(data, config.size, config.skip_bad)
-    if dataset.shape != run.unet.picture_shape:
-        raise MinidiffError(f"{data}: its pictures are not the run's, {run.unet.picture_shape} before; start a new run")
-    if run.config.classes and dataset.classes != run.config.classes:
-        raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
-    state.settle(run)
+    if dataset.shape != run.shape:
+        raise MinidiffError(f"{data}: its pictures are not the run's, {run.shape} before; start a new run")
     return replace(run, config=config), dataset
 
 
@@ -82,7 +120,7 @@ def held_out(run: Run, dataset: Dataset) -> Dataset:
     return test
 
 
-def _schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
+def schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
     """The noise that goes with what is to be predicted: the one that is meant, where any will do."""
     continuous = {schedule.prediction_type: schedule for schedule in (EDM(), Flow())}
     if objective not in (*PREDICTION_TYPES, *continuous):

@@ -4,6 +4,7 @@ In files arrays stand as diffusers has them, NCHW and OIHW; in memory as NHWC an
 four axes, axis 1 goes last on the way in.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +15,10 @@ from minidiff.diffusion.schedule import AnySchedule, Schedule, schedule_from_con
 from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
+from minidiff.models.latent_config import FileConfig, TextEncoderConfig
 from minidiff.models.unet import UNet
 from minidiff.runs.files import read_json, write_json
-from minidiff.runs.weights import INDEX, WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
+from minidiff.runs.weights import WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
 
 N = TypeVar("N", bound=Module)
 
@@ -46,24 +48,36 @@ def fill(network: N, stored: dict[str, Stored], path: Path) -> N:
     return network
 
 
-def check_claim(config: UNetConfig, weights: int, path: Path) -> None:
+def check_claim(config: UNetConfig | FileConfig, weights: int, path: Path) -> None:
     """Raises MinidiffError if the network would be larger than the weights there are, before memory is asked for."""
-    widths, temb = config.block_out_channels, config.time_embed_dim
-    # a part of what there is for certain: the way down, one convolution and one projection of the time for each block
-    least = config.layers_per_block * sum(9 * width**2 + temb * width for width in widths)
-    least += temb * (temb + (config.num_class_embeds or 0))
-    least += 9 * widths[0] * (config.in_channels + config.out_channels)
-    if least > weights:
+    if (least := _least_weights(config)) > weights:
         raise MinidiffError(f"{path}: tells of {least} weights or more, but there are {weights}; copy both files again")
+
+
+def _least_weights(config: Any) -> int:
+    """A part of what there is for certain; of U-Nets and autoencoders, of the way down.
+
+    One convolution and one projection of the time for each block; of text encoders, the vocabulary and the layers.
+    """
+    if isinstance(config, TextEncoderConfig):
+        D = config.hidden_size
+        return config.vocab_size * D + config.num_hidden_layers * (4 * D**2 + 2 * D * config.intermediate_size)
+    widths, temb = config.block_out_channels, getattr(config, "time_embed_dim", 0)  # an autoencoder knows no time
+    least = config.layers_per_block * sum(9 * width**2 + temb * width for width in widths)
+    least += temb * (temb + (getattr(config, "num_class_embeds", None) or 0))
+    return least + 9 * widths[0] * (config.in_channels + config.out_channels)
 
 
 def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | None = None) -> None:
     """Write the network as a UNet2DModel folder; `weights` in place of its own, such as their moving average."""
-    folder = Path(folder)
-    weights = unet.state_dict() if weights is None else weights
-    write_safetensors(folder / WEIGHTS, {k: _to_file(a) for k, a in weights.items()}, {"format": "pt"})
-    write_json(folder / "config.json", config_to_dict(unet.config))
-    (folder / INDEX).unlink(missing_ok=True)  # of a network in several files that was here before: it would win
+    save_network(Path(folder), config_to_dict(unet.config), unet.state_dict() if weights is None else weights)
+
+
+def save_network(folder: Path, config: dict[str, Any], weights: Mapping[str, np.ndarray], file: str = WEIGHTS) -> None:
+    """Write a folder of config.json and weights, by diffusers' names and in its order of axes."""
+    write_safetensors(folder / file, {k: _to_file(a) for k, a in weights.items()}, {"format": "pt"})
+    write_json(folder / "config.json", config)
+    (folder / f"{file}.index.json").unlink(missing_ok=True)  # of a network in several files that was here before
 
 
 def load_schedule(folder: str | Path) -> AnySchedule:
@@ -98,10 +112,7 @@ def save_pipeline(
     A network of classes has none that draws from it in diffusers: in the place of the index are the classes' names.
     Nor has one over continuous times, whose scheduler is the one that knows them.
     """
-    scheduler = schedule_to_config(schedule)
-    if isinstance(schedule, Schedule):
-        scheduler |= sampler_to_config(sampler or Sampler())
-    write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
+    scheduler = save_scheduler(folder, schedule, sampler)
     if classes:
         write_json(Path(folder) / "classes.json", list(classes))
     if classes or not isinstance(schedule, Schedule):
@@ -109,9 +120,18 @@ def save_pipeline(
     index = {
         "_class_name": "DDPMPipeline",
         "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "scheduler": ["diffusers", scheduler],
     }
     write_json(Path(folder) / "model_index.json", index)
+
+
+def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None) -> str:
+    """Write scheduler/; its class in diffusers."""
+    scheduler = schedule_to_config(schedule)
+    if isinstance(schedule, Schedule):
+        scheduler |= sampler_to_config(sampler or Sampler())
+    write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
+    return scheduler["_class_name"]
 
 
 def _component(folder: str | Path, name: str, file: str) -> Path:

@@ -19,8 +19,8 @@ from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.runs import state
 from minidiff.runs.files import replace_file
-from minidiff.runs.state import Run
 from minidiff.runs.train import SCHEDULE, TrainConfig
+from minidiff.runs.unet_run import UNetRun
 
 TRAINING_STEPS = 1400
 CHECKPOINT_EVERY = 350
@@ -30,14 +30,14 @@ STATIONS = 10  # pictures on a strip
 GUIDANCE = 2.0  # how much the last pictures insist on their class
 
 
-def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
+def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
     """The demo's run: the one that was stopped there, or a new one in place of a finished one.
 
     Raises MinidiffError if another run lies there.
     """
     folder, page = out / "run", out / "index.html"
     if state.state_file(folder).exists():
-        run = state.open_run(folder)
+        run = state.open_run(folder, UNetRun)
         if run.config.data != "cats_dogs":
             raise MinidiffError(f"{folder}: is a run on {run.config.data}, not the demo's; choose another --out")
         if run.config.seed == seed and not (run.step == run.config.steps and page.exists()):
@@ -55,7 +55,7 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[Run, Dataset]:
         classes=dataset.classes,
     )
     network = default_config(dataset.shape, num_class_embeds=len(dataset.classes) + 1)
-    return state.new_run(folder, config, network, SCHEDULE), dataset
+    return state.new_run(UNetRun, folder, config, network, SCHEDULE), dataset
 
 
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def forward_strip(schedule: Schedule, image: np.ndarray, rng) -> Image.Image:
     return strip(to_uint8(q_sample(schedule, x0, ts, np.broadcast_to(eps, x0.shape))), [f"t = {t}" for t in ts])
 
 
-def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
+def write_pages(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
     """Write every picture of the demo and the page that shows them; tick() is called after every step back."""
     rng = np.random.default_rng(run.config.seed)
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
@@ -86,7 +86,7 @@ def write_pages(run: Run, dataset: Dataset, out: Path, tick: Callable[[], object
     replace_file(out / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
 
 
-def _draw_samples(run: Run, out: Path, rng, tick: Callable[[], object]) -> None:
+def _draw_samples(run: UNetRun, out: Path, rng, tick: Callable[[], object]) -> None:
     """samples.png, cats above dogs; asked.png, a row of each; the way of the first: reverse.png, reverse.gif."""
     labels = np.arange(SAMPLES) * 2 // SAMPLES
     model = guided(run.model, len(run.config.classes), GUIDANCE)

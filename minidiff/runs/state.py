@@ -3,94 +3,99 @@
 RUN/training/state.safetensors   weights, their average, moments; step and configuration: replaced by one rename
 RUN/training, RUN/checkpoints.csv                  the states before it and the best (kept.py)
 RUN/metrics.csv                  step, loss, grad_norm, lr: each step once
-RUN/unet, RUN/scheduler, RUN/model_index.json      the averaged weights as a diffusers pipeline
-RUN/classes.json                 in the place of model_index.json if it was trained by class
 RUN/samples, RUN/loss.png        pictures on the way
+
+Beside them lies what the kind of run exports (run.py): the averaged weights as diffusers opens them.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minidiff.diffusion.preconditioning import as_model
-from minidiff.diffusion.schedule import AnySchedule, schedule_from_config, schedule_to_config
-from minidiff.engine.optim import AdamW
 from minidiff.errors import MinidiffError
-from minidiff.models import config as unet_config
 from minidiff.models.config import UNetConfig
-from minidiff.models.unet import UNet
+from minidiff.models.latent_config import FileConfig
 from minidiff.runs import kept, train
-from minidiff.runs.checkpoint import check_claim, save_pipeline, save_unet
+from minidiff.runs.checkpoint import check_claim
 from minidiff.runs.files import replace_file
 from minidiff.runs.kept import best_file, state_file
+from minidiff.runs.run import Run
 from minidiff.runs.terminal import console
+from minidiff.runs.text_run import TextRun
 from minidiff.runs.train import StepStats, TrainConfig
+from minidiff.runs.unet_run import UNetRun
+from minidiff.runs.vae_run import VAERun
 from minidiff.runs.weights import open_safetensors, write_safetensors
 
+KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun, "text": TextRun}
 BUFFERS = ("p", "ema", "m", "v")
+WRITTEN = (
+    "metrics.csv", "checkpoints.csv", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json",
+    "classes.json",
+)  # fmt: skip
+R = TypeVar("R", bound=Run)
 HEADER = "step,loss,grad_norm,lr\n"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A network in training, with all that belongs to it."""
+def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
+    """A run of that kind at step 0, its state written; parts as its `build` takes them.
 
-    folder: Path
-    config: TrainConfig
-    unet: UNet
-    schedule: AnySchedule
-    optimizer: AdamW
-    read_from: Path | None = None  # the state that it was opened from, where that is not the newest
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The network as a function of x_t and t."""
-        return as_model(self.unet, self.schedule)
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return self.optimizer.step_count
-
-
-def new_run(folder: Path, config: TrainConfig, network: UNetConfig, schedule: AnySchedule) -> Run:
-    """A run at step 0, its state written. Raises MinidiffError if that would overwrite a run or a pipeline."""
+    Raises MinidiffError if that would overwrite a run or a pipeline.
+    """
     if state_file(folder).exists() or any(kept.kept(folder)):  # a state of step 0 alone is of one that never began
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
-    for name in ("metrics.csv", "checkpoints.csv", "unet", "scheduler", "model_index.json", "classes.json"):
+    for name in WRITTEN:
         if (folder / name).exists():
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
-    run = _build(folder, config, network, schedule, np.random.default_rng(config.seed))
+    run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
+    run.prepare()
     save(run)
     return run
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path, kind: type[R] = Run) -> R:
     """The run of a folder at its last checkpoint; `settle` it before it goes on.
 
     If its state is damaged, the newest one that is kept and whole is taken in its place, in the end the best, and the
     console is told.
-    Raises MinidiffError for a folder without a run, and if no state is whole.
+    Raises MinidiffError for a folder without a run, or with one of another kind, and if no state is whole.
     """
     path, others = state_file(folder), [*list(kept.kept(folder).values())[::-1], best_file(folder)]
     if not any(other.is_file() for other in (path, *others)):
         raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
     try:
-        return _read(folder, path)
+        return of_kind(_read(folder, path), kind)
+    except WrongKind:
+        raise
     except MinidiffError as error:
         for other in others:
             with suppress(MinidiffError):
-                run = replace(_read(folder, other), read_from=other)
+                run = of_kind(replace(_read(folder, other), read_from=other), kind)
                 console.print(f"{error}. Going back to step {run.step}, {other.name}.")
                 return run
         raise
+
+
+class WrongKind(MinidiffError):
+    """A run is there, but of another kind of network."""
+
+
+def of_kind(run: Run, kind: type[R]) -> R:
+    """The run, known to be of that kind. Raises WrongKind."""
+    if not isinstance(run, kind):
+        raise WrongKind(f"{run.folder}: is a run of {_named(type(run))}, not of {_named(kind)}; give another folder")
+    return run
+
+
+def _named(kind: type[Run]) -> str:
+    return f"a{'n' * (kind.NAME[0] in 'Aa')} {kind.NAME}"
 
 
 def open_best(folder: Path) -> Run:
@@ -100,23 +105,27 @@ def open_best(folder: Path) -> Run:
     return _read(folder, best_file(folder))
 
 
+def open_kept(folder: Path, kind: type[R] = Run) -> Iterator[R]:
+    """The run at each state that is kept by its step, the oldest first, to be looked at; none where no run is."""
+    return (of_kind(_read(folder, path), kind) for path in kept.kept(folder).values())
+
+
 def _read(folder: Path, path: Path) -> Run:
     """The run of a state file. Raises MinidiffError if it is damaged."""
     tensors, metadata = open_safetensors(path)
     try:
         config = train.config_from_dict(json.loads(metadata["config"]))
-        network = unet_config.config_from_dict(json.loads(metadata["unet"]))
-        schedule = schedule_from_config(json.loads(metadata["schedule"]))
+        kind = KINDS[metadata.get("kind", "unet")]  # older runs were all of that one
+        parts = kind.parts_of(folder, config, metadata)
         step, skipped = int(metadata["step"]), int(metadata.get("skipped", 0))  # older runs skipped none
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
-    check_claim(network, tensors["p"].size if "p" in tensors else 0, path)
-    run = _build(folder, config, network, schedule, rng=None)
+    run = _build(kind, folder, config, parts, tensors["p"].size if "p" in tensors else 0, path)
     for name in BUFFERS:
         buffer = getattr(run.optimizer, name)
         if name not in tensors or tensors[name].shape != buffer.shape:
             raise MinidiffError(f"{path}: {name} does not fit the network of its configuration; start a new run")
-        buffer[...] = run.unet.backend.asarray(tensors[name].read())
+        buffer[...] = run.optimizer.backend.asarray(tensors[name].read())
     if not 0 <= skipped <= step <= 10**9:
         raise MinidiffError(f"{path}: step {step}, {skipped} skipped: makes no sense; start a new run")
     run.optimizer.step_count, run.optimizer.skipped = step, skipped
@@ -135,10 +144,12 @@ def settle(run: Run) -> None:
     export(run)
 
 
-def _build(folder: Path, config: TrainConfig, network: UNetConfig, schedule: AnySchedule, rng) -> Run:
-    unet = UNet(network, rng, config.backend)
-    optimizer = train.make_optimizer(unet.parameters(), config)
-    return Run(folder, config, unet, schedule, optimizer)
+def _build(kind: type[Run], folder: Path, config: TrainConfig, parts: tuple, weights: int, path: Path) -> Run:
+    """Of zeros, unless a network is larger than the weights there are, before memory is asked for."""
+    for part in parts:
+        if isinstance(part, UNetConfig | FileConfig):
+            check_claim(part, weights, path)
+    return kind.build(folder, config, *parts, rng=None)
 
 
 def save(run: Run, keep: int = 2) -> None:
@@ -146,15 +157,15 @@ def save(run: Run, keep: int = 2) -> None:
 
     keep: how many of the last states stay, this one included. Raises MinidiffError if a weight is not finite.
     """
-    if not math.isfinite(float(run.unet.backend.grad_norm(run.optimizer.p))):
+    if not math.isfinite(float(run.optimizer.backend.grad_norm(run.optimizer.p))):
         raise MinidiffError(f"step {run.step}: the weights are no longer finite numbers; try a smaller --lr")
-    to_numpy = run.unet.backend.to_numpy
+    to_numpy = run.optimizer.backend.to_numpy
     metadata = {
+        "kind": next(name for name, kind in KINDS.items() if isinstance(run, kind)),
         "step": str(run.step),
         "skipped": str(run.optimizer.skipped),
         "config": json.dumps(asdict(run.config)),
-        "unet": json.dumps(unet_config.config_to_dict(run.unet.config)),
-        "schedule": json.dumps(schedule_to_config(run.schedule)),
+        **run.metadata(),
     }
     buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}
     write_safetensors(kept.step_file(run.folder, run.step), buffers, metadata)
@@ -163,16 +174,14 @@ def save(run: Run, keep: int = 2) -> None:
 
 
 def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:
-    """Make a folder, the run's own if no other is given, a diffusers pipeline folder: network, schedule, sampler.
+    """Make a folder, the run's own if no other is given, one that diffusers opens.
 
     The weights are their moving average, or, if raw, those of the last step.
     """
-    folder = run.folder if folder is None else folder
-    names = [name for name, _ in run.unet.named_parameters()]
-    to_numpy = run.unet.backend.to_numpy
+    names = [name for name, _ in run.named_parameters()]
+    to_numpy = run.optimizer.backend.to_numpy
     weights = (to_numpy(a) for a in run.optimizer.split(run.optimizer.p if raw else run.optimizer.ema))
-    save_unet(run.unet, folder / "unet", dict(zip(names, weights, strict=True)))
-    save_pipeline(folder, run.schedule, classes=run.config.classes)
+    run.export(run.folder if folder is None else folder, dict(zip(names, weights, strict=True)))
 
 
 class Metrics:

@@ -15,6 +15,7 @@ from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
 from minidiff.runs import checkpoint, drawing, state
+from minidiff.runs.unet_run import UNetRun
 
 LEAST = 16  # pictures; of fewer nothing can be said
 
@@ -75,7 +76,7 @@ def drawn(
     levels(schedule, steps, way)  # says if that does not go
     weights = "as stored"
     if raw or state.state_file(folder).is_file():
-        run = state.open_run(folder)
+        run = state.open_run(folder, UNetRun)
         weights = f"{'last' if raw else 'moving average'}, of step {run.step}"
         if raw:
             unet.load_state_dict(run.unet.state_dict())

@@ -7,7 +7,7 @@ from typing import Any
 
 from minidiff.errors import MinidiffError
 from minidiff.models.tokenizer import BOS, EOS, Special, Tokenizer, vocabulary
-from minidiff.runs.files import LARGEST_JSON, read_json
+from minidiff.runs.files import LARGEST_JSON, read_json, replace_file, write_json
 
 MERGES = 49152 - 256 - 2  # of OpenAI's list, which goes on
 LONGEST = 77  # places, where a folder names none, or as transformers' way of saying so, 10^30
@@ -40,6 +40,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer(vocab, merges, Special(**names, after_clean=after_clean), length)
     except ValueError as error:
         raise MinidiffError(f"{path}: {error}; copy the folder again") from None
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
+    folder, special = Path(folder), tokenizer.special
+    names = {f"{name}_token": getattr(special, name) for name in DEFAULTS}
+    marked = {k: {"content": v, "normalized": True} if v in special.after_clean else v for k, v in names.items()}
+    write_json(folder / "vocab.json", tokenizer.vocab)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.ranks)]
+    replace_file(folder / "merges.txt", lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, **names}
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", marked)
 
 
 DEFAULTS = {"bos": BOS, "eos": EOS, "unk": EOS, "pad": EOS}

@@ -14,6 +14,7 @@ from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.schedule import AnySchedule, cosine_schedule
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, learning_rate
+from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 
 SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of every run that is not told otherwise
@@ -41,7 +42,9 @@ class TrainConfig:
     seed          of everything: weights, order, noise
     classes       what it learns to be asked for, by name; none: it never sees a label
     min_snr       the gamma of min-SNR weighting, which then weighs the loss
-    label_dropout share of pictures whose label it does not see, so that it also learns to do without (guidance.py)
+    label_dropout share of pictures whose label or caption it does not see, so that it also learns to do without
+                  (guidance.py)
+    kl            what the divergence of an autoencoder's latents counts (vae.py)
     Raises MinidiffError that names the first value that makes no sense.
     """
 
@@ -64,6 +67,7 @@ class TrainConfig:
     beta2: float = 0.99
     pad_crop: int = 0
     skip_bad: bool = False
+    kl: float = 1e-4
 
     def __post_init__(self):
         for name, (low, high) in WHOLE.items():
@@ -72,7 +76,7 @@ class TrainConfig:
                 continue
             if type(value) is not int or not low <= value <= high:
                 raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")
-        for name in ("lr", "ema", "label_dropout", "beta2"):
+        for name in ("lr", "ema", "label_dropout", "beta2", "kl"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < 1:
                 raise MinidiffError(f"{name} = {value!r}: give a number between 0 and 1")
@@ -100,7 +104,7 @@ def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
 
 
 # Choices that older runs do not name; the defaults are what they did.
-LATER = {"classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad"}
+LATER = {"classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl"}
 
 
 def config_from_dict(values: Any) -> TrainConfig:
@@ -149,16 +153,28 @@ def train_step(
                 that of the whole batch, up to rounding; but dropout is drawn part by part, and so is another
     Raises ValueError if the batch cannot be cut into equal parts.
     """
-    if len(x0) % accumulate:
-        raise ValueError(f"train_step: a batch of {len(x0)} cannot be cut into {accumulate} equal parts")
     t = schedule.draw(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
-    optimizer.zero_grad()
     weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
-    losses, size = [], len(x0) // accumulate
-    for part in (slice(start, start + size) for start in range(0, len(x0), size)):
+
+    def loss_of(part: slice) -> Tensor:
         labels, weights = (None if a is None else a[part] for a in (cond, weight))
-        loss = training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
+        return training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
+
+    return gradient_step(optimizer, len(x0), accumulate, loss_of)
+
+
+def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[slice], Tensor]) -> StepStats:
+    """One step of the optimiser on the mean of loss_of(part) over equal parts of a batch of n, one after the other.
+
+    Raises ValueError if the batch cannot be cut into that many.
+    """
+    if n % accumulate:
+        raise ValueError(f"a batch of {n} cannot be cut into {accumulate} equal parts")
+    optimizer.zero_grad()
+    losses, size = [], n // accumulate
+    for start in range(0, n, size):
+        loss = loss_of(slice(start, start + size))
         loss.backward(np.float32(1 / accumulate))
         losses.append(loss.backend.later(loss.data))
     norm = optimizer.step()
@@ -174,19 +190,37 @@ def train(
 ) -> Iterator[StepStats]:
     """Every step that is left until config.steps, one StepStats each. A progress bar and a log are loops over it.
 
-    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. A step whose gradient is not finite is
-    skipped: it changes no weight, and its StepStats tells of it.
+    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. The rest as of `steps`.
+    """
+
+    def learn(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
+        x0, cond = batch
+        return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+
+    return steps(learn, optimizer, batches, config)
+
+
+def steps(
+    learn: Callable[[Any, np.random.Generator], StepStats],
+    optimizer: AdamW,
+    batches: Iterator[Any],
+    config: TrainConfig,
+) -> Iterator[StepStats]:
+    """learn(batch, rng) for every batch, at the step's learning rate and with the step's own generator.
+
+    A step whose gradient is not finite is skipped: it changes no weight, and its StepStats tells of it.
     Raises MinidiffError, with the step, when that was so ten times in a row, and if memory does not suffice.
     """
-    for x0, cond in batches:
+    for batch in batches:
         step = optimizer.step_count + 1
         optimizer.lr = config.rate(step)
         rng = np.random.default_rng([config.seed, step])
         try:
-            stats = train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+            stats = learn(batch, rng)
         except MemoryError:  # CuPy's, too
-            remedy = f"start a new run with --batch-size {max(len(x0) // 2, 1)}"
-            raise MinidiffError(f"step {step}: there is no memory for {len(x0)} pictures at a time; {remedy}") from None
+            n = config.batch_size
+            remedy = f"start a new run with --batch-size {max(n // 2, 1)}"
+            raise MinidiffError(f"step {step}: there is no memory for {n} pictures at a time; {remedy}") from None
         if optimizer.skipped_before >= MOST_SKIPPED:  # this step need not be waited for
             raise MinidiffError(
                 f"step {step - 1}: the gradient was not finite {optimizer.skipped_before} times in a row (now the loss "

@@ -88,6 +88,13 @@ def test_cifar10_is_downloaded_once(cache):
     refused("32x32, not of size 28", "cifar10", size=28)
 
 
+def test_emoji():
+    """In the package itself, with a part that is held out."""
+    assert open_dataset("emoji", size=32).captions[0] == "hash key"
+    assert len(open_dataset("emoji", split="test")) < len(open_dataset("emoji"))
+    refused("32x32, not of size 64", "emoji", size=64)
+
+
 def test_a_built_in_name_wins_over_a_folder(tmp_path, monkeypatch, cache):
     write_idx(tmp_path / "cifar10", "train")
     monkeypatch.chdir(tmp_path)
@@ -135,12 +142,12 @@ def test_what_is_no_data(tmp_path):
     refused("is a file, but no .tar.gz; give a folder of pictures", str(tmp_path / "file.txt"))
     refused("damaged or no .tar.gz", str(tmp_path / "fake.tar.gz"))
     for data in (str(tmp_path / "missing"), "x" * 300, "", "null\0byte", "cifar-10"):
-        refused("no built-in set has this name.* cats_dogs or cifar10", data)
+        refused("no built-in set has this name.* cats_dogs, cifar10 or emoji", data)
 
 
-@pytest.mark.parametrize("kind", ["cats_dogs", "cifar10", "idx", "pictures"])
+@pytest.mark.parametrize("kind", ["cats_dogs", "cifar10", "emoji", "idx", "pictures"])
 def test_a_split_that_is_none(tmp_path, cache, kind):
-    data = kind if kind in ("cats_dogs", "cifar10") else str(tmp_path)
+    data = kind if kind in ("cats_dogs", "cifar10", "emoji") else str(tmp_path)
     if kind == "idx":
         write_idx(tmp_path, "train")
     if kind == "pictures":

@@ -9,7 +9,7 @@ import torch.nn.functional as T
 from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, nhwc
 
 from minidiff.engine import functional as F
-from minidiff.engine import losses
+from minidiff.engine import gaussian, losses
 from minidiff.engine.losses import cross_entropy, mse
 from minidiff.engine.tensor import Tensor
 
@@ -53,6 +53,15 @@ def surprise(logits):
     return T.cross_entropy(logits, torch.tensor(INDEX))
 
 
+def drawn(mean, log_variance):
+    return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * torch.tensor(EPS)
+
+
+def divergence(mean, log_variance):
+    log_variance = log_variance.clamp(-30, 20)
+    return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+
+
 def recombined(x):
     """One number from both halves, with a weight that tells them apart."""
     first, second = F.split(x)
@@ -64,6 +73,8 @@ ROWS, LINEAR, ROWS_OUT = draw(2, 4, 3), draw(8, 3), draw(2, 4, 8)
 Z, GAIN, SHIFT = draw(2, 4, 5, 6), draw(6, offset=1), draw(6, seed=1)
 Q, K, V = draw(2, 9, 2, 8), draw(2, 7, 2, 8), draw(2, 7, 2, 8, seed=1)
 groups3, groups2 = partial(F.group_norm, groups=3, eps=1e-5), partial(F.group_norm, groups=2, eps=1e-5, silu=True)
+
+LOGS, BEYOND, EPS = draw(2, 4, 3, seed=2), draw(2, 4, 3, scale=30, offset=-10), draw(2, 4, 3, seed=3)
 
 # What it is called, ours, theirs, the inputs by name.
 LINES = [
@@ -97,6 +108,10 @@ LINES = [
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
     ("mse", partial(mse, target=TARGET), squared, {"prediction": X}),
     ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared, weight=WEIGHT), {"prediction": X}),
+    ("draw", partial(gaussian.draw, eps=EPS), drawn, {"mean": ROWS, "log_variance": LOGS}),
+    ("draw, bounded", partial(gaussian.draw, eps=EPS), drawn, {"mean": ROWS, "log_variance": BEYOND}),
+    ("divergence", gaussian.divergence, divergence, {"mean": ROWS, "log_variance": LOGS}),
+    ("divergence, bounded", gaussian.divergence, divergence, {"mean": ROWS, "log_variance": BEYOND}),
     ("cross_entropy", partial(cross_entropy, labels=INDEX), surprise, {"logits": draw(4, 5, scale=20)}),
 ]  # fmt: skip
 CASES = [
@@ -165,6 +180,8 @@ WRONG = {
     "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
     "mse: prediction": lambda t: mse(t(2, 3), draw(1, 3)),
     "mse: weight": lambda t: mse(t(2, 3), draw(2, 3), draw(4, 2, 1)),
+    "draw: shapes": lambda t: gaussian.draw(t(2, 3), t(2, 3), draw(1, 3)),
+    "divergence: shapes": lambda t: gaussian.divergence(t(2, 3), t(2, 1)),
     "cross_entropy: logits": lambda t: cross_entropy(t(2, 3), np.array([0])),
     "cross_entropy: logits .* float": lambda t: cross_entropy(t(2, 3), np.zeros(2)),
     "cannot reshape": lambda t: F.linear(t(2, 3), t(5, 4)),

@@ -13,6 +13,7 @@ from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.runs import demo, fit, state
 from minidiff.runs.demo import fitted, forward_strip, open_demo, write_pages
+from minidiff.runs.unet_run import UNetRun
 
 SCHEDULE = cosine_schedule(1000, "v_prediction")
 SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png", "asked.png"}
@@ -55,7 +56,7 @@ class Page(HTMLParser):
 
 
 def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "draw_progress", lambda run: None)
+    monkeypatch.setattr(fit, "draw_progress", lambda *run: None)
     run, dataset = open_demo(tmp_path, 1, seed=0)
     train(run, dataset)
     before = contents(tmp_path / "run")
@@ -77,7 +78,7 @@ def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
 
 
 def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "draw_progress", lambda run: None)
+    monkeypatch.setattr(fit, "draw_progress", lambda *run: None)
     pages = {}
     for name, seed in {"one": 0, "two": 0, "other": 1}.items():
         run, dataset = open_demo(tmp_path / name, 1, seed)
@@ -90,7 +91,7 @@ def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):
 
 def test_open_demo(tmp_path, monkeypatch):
     """New; stopped: goes on; finished but not shown: goes on; shown, or of another seed: new."""
-    monkeypatch.setattr(fit, "draw_progress", lambda run: None)
+    monkeypatch.setattr(fit, "draw_progress", lambda *run: None)
     run, dataset = open_demo(tmp_path, 1, seed=0)
     assert (run.step, run.config.steps, run.config.data, len(dataset)) == (0, 2, "cats_dogs", len(cats_dogs()))
     train(run, dataset, steps=1)
@@ -110,7 +111,7 @@ def test_open_demo(tmp_path, monkeypatch):
 
 def test_another_run_is_left_alone(tmp_path):
     config = state.TrainConfig("mine", steps=3, backend="numpy")
-    state.new_run(tmp_path / "run", config, network(), SCHEDULE)
+    state.new_run(UNetRun, tmp_path / "run", config, network(), SCHEDULE)
     before = tree(tmp_path)
     with pytest.raises(MinidiffError, match="run: is a run on mine, not the demo's; choose another --out"):
         open_demo(tmp_path, 1, seed=0)

@@ -9,8 +9,7 @@ import pytest
 from small_runs import contents, go_on, new_run, pictures, reopen, rows, tree
 
 from minidiff.errors import MinidiffError
-from minidiff.runs import fit, machine, state
-from minidiff.runs import train as training
+from minidiff.runs import fit, machine, state, unet_run
 from minidiff.runs.fit import stoppable
 from minidiff.runs.state import read_metrics
 
@@ -116,7 +115,7 @@ def test_pictures_change_nothing(tmp_path):
 def test_sheets_show_the_same_noise(tmp_path):
     """Two sheets of the same weights are the same, so what changes between sheets is the network."""
     run = new_run(tmp_path)
-    first, second = (fit.draw(run, 3, steps=2) for _ in range(2))
+    first, second = (run.draw(3, steps=2) for _ in range(2))
     assert first.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(first, second)
 
@@ -155,7 +154,7 @@ def bad_gradients(monkeypatch):
     """bad_gradients(steps): in these the answer of every network is no number."""
 
     def spoil(steps):
-        train_step = training.train_step
+        train_step = unet_run.train_step
 
         def spoilt(model, schedule, optimizer, *rest):
             def answer(*args, **kwargs):
@@ -166,7 +165,7 @@ def bad_gradients(monkeypatch):
 
             return train_step(answer, schedule, optimizer, *rest)
 
-        monkeypatch.setattr(training, "train_step", spoilt)
+        monkeypatch.setattr(unet_run, "train_step", spoilt)
 
     return spoil
 

@@ -15,10 +15,11 @@ from small_runs import go_on, network, new_run, read_safetensors, reopen, rows, 
 
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
-from minidiff.runs import checkpoint, kept, state
+from minidiff.runs import checkpoint, kept, state, unet_run
 from minidiff.runs.state import Metrics, cut_metrics, open_run, read_metrics, state_file
 from minidiff.runs.state import new_run as start
 from minidiff.runs.train import StepStats, TrainConfig
+from minidiff.runs.unet_run import UNetRun
 
 HEADER = "step,loss,grad_norm,lr\n"
 
@@ -166,7 +167,7 @@ def test_other_files_do_not_matter(tmp_path):
 def test_an_unknown_backend_leaves_nothing(tmp_path):
     config = TrainConfig("noise", backend="cuda")
     with pytest.raises(MinidiffError, match="unknown backend 'cuda'.*numpy, numba"):
-        start(tmp_path / "run", config, network(), cosine_schedule(20))
+        start(UNetRun, tmp_path / "run", config, network(), cosine_schedule(20))
     assert not (tmp_path / "run").exists()
 
 
@@ -233,7 +234,7 @@ def test_a_network_beyond_the_file_is_not_built(run_folder, changes, monkeypatch
     """The largest would take hundreds of gigabytes."""
     _, metadata = read_safetensors(state_file(run_folder))
     rewrite(run_folder, unet=json.dumps({**json.loads(metadata["unet"]), **changes}))
-    monkeypatch.setattr(state, "UNet", None)
+    monkeypatch.setattr(unet_run, "UNet", None)
     refused(run_folder, "tells of [0-9]+ weights or more")
 
 
