@@ -1,8 +1,8 @@
 """The Noto emoji with their names: 3,486 pictures of 32x32 on white, with captions to draw from.
 
 emoji.npz, beside this file, was made from Google's drawings and is under their licence (emoji.LICENSE). It holds
-images, captions, categories and subcategories, one a picture. Flags are left out, which no one would draw from their country's
-name, and so are the families, which are grey silhouettes, all but alike.
+images, captions, categories and subcategories, one a picture. Flags are left out, which no one would draw from their
+country's name, and so are the families, which are grey silhouettes, all but alike.
 """
 
 from pathlib import Path
