@@ -1,15 +1,15 @@
 """Operations that look at one number at a time, and the sums that undo broadcasting."""
 
-from math import erf, pi, prod
+from math import pi, prod
 
 import numpy as np
 from numba import prange
 
-from .exponential import exp, sigmoid
+from .exponential import exp, normal_cdf, sigmoid
 from .jit import kernel
 from .memory import empty
 
-HALF, ONE, ROOT = np.float32(0.5), np.float32(1), np.float32(0.5**0.5)
+HALF = np.float32(0.5)
 DENSITY = np.float32((2 * pi) ** -0.5)  # of a normal number at 0
 CHUNK = 64  # positions summed in float32 before they join a float64 total
 
@@ -94,14 +94,14 @@ def _silu_backward(dy, x, dx):
 @kernel
 def _gelu(x, y):
     for i in prange(len(x)):
-        y[i] = x[i] * HALF * (ONE + np.float32(erf(x[i] * ROOT)))
+        y[i] = x[i] * normal_cdf(x[i], exp(-HALF * x[i] * x[i]))
 
 
 @kernel
 def _gelu_backward(dy, x, dx):
     for i in prange(len(x)):
-        phi = DENSITY * exp(-HALF * x[i] * x[i])
-        dx[i] = dy[i] * (HALF * (ONE + np.float32(erf(x[i] * ROOT))) + x[i] * phi)
+        bell = exp(-HALF * x[i] * x[i])
+        dx[i] = dy[i] * (normal_cdf(x[i], bell) + x[i] * DENSITY * bell)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""e^x and the sigmoid, of one float32 or of a vector of them alike; the maximum of two vectors."""
+"""e^x and the sigmoid, of a float32 or a vector of them; the normal distribution; the maximum of two vectors."""
 
 import numpy as np
 from llvmlite import ir
@@ -78,3 +78,20 @@ def sigmoid(x):
     """1 / (1 + e^-x)."""
     one = np.float32(1)
     return one / (one + exp(np.float32(0) - x))
+
+
+@helper
+def normal_cdf(x, bell):
+    """The share of a normal distribution below a float32 x, to 3e-7; bell = e^(-x^2 / 2), which the caller has use for.
+
+    What lies beyond |x| is bell times a function that falls slowly from 1/2: here a polynomial of
+    t = 1 / (1 + 0.29 |x|) without constant term, fitted so that its relative error stays below 1.3e-8 up to |x| = 6.5,
+    where bell is 7e-10. A polynomial and a choice of two: loops over it vectorise, over the library's erf they do not.
+    """
+    f = np.float32
+    t = f(1) / (f(1) + f(0.29) * abs(x))
+    p = t * f(0.0393551076) + f(-0.192417487)
+    for c in (f(0.303882857), f(-0.146665898), f(0.180822095), f(0.0798671692), f(0.119731723), f(0.115424434)):
+        p = p * t + c
+    beyond = p * t * bell
+    return beyond if x < f(0) else f(1) - beyond
