@@ -66,9 +66,10 @@ def test_both_sides_compute_the_same(family, rival, monkeypatch):
     monkeypatch.setattr(cases, "UNET", tiny_network())
     monkeypatch.setattr(cases, "DEMO", network())
     monkeypatch.setattr(cases, "TEXT", tiny_text_network(8))
+    monkeypatch.setattr(cases, "STABLE", tiny_text_network(4))
     for case in cases.choose([family], rival.name, batch=1):
         for result, by_side in measure.errors(case.judged or case, rival, NUMBA).items():
-            assert set(by_side) == {"ours", *rival.kinds(case.op, False)}
+            assert set(by_side) == {"ours", *rival.kinds((case.judged or case).op, False)}
             for side, error in by_side.items():
                 assert error < (0.05 if side == "bfloat16" else FAST), f"{case}: {result} of {side}"
 
@@ -76,8 +77,10 @@ def test_both_sides_compute_the_same(family, rival, monkeypatch):
 def test_a_network_without_a_tape(rival, monkeypatch):
     """The operation that is timed gives what the one that is judged gives."""
     monkeypatch.setattr(cases, "UNET", tiny_network())
-    (case,) = cases.network(2)
-    assert measure.errors(case, rival, NUMBA)["y"]["ours"] < 1e-4  # torch makes the sinusoids of t in float32
+    monkeypatch.setattr(cases, "STABLE", tiny_text_network(8))
+    (case,), (large,) = cases.network(2), cases.stable(2)
+    for one in (case, large) if rival.name in large.against else (case,):
+        assert measure.errors(one, rival, NUMBA)["y"]["ours"] < 1e-4  # torch makes the sinusoids of t in float32
 
 
 def test_a_wrong_kernel_shows(rival):

@@ -31,6 +31,8 @@ UNET = UNetConfig(
 DEMO = default_config((32, 32, 3), 32)
 TEXT = default_text_unet((32, 32, 3), 128)
 WORDS = 32  # of each text
+STABLE = TextUNetConfig(sample_size=64, cross_attention_dim=768)  # Stable Diffusion 1.x, for 512x512 pixels
+STABLE_WORDS = 77
 
 BATCH, DEMO_BATCH, SAMPLING = 64, 32, (1, 16, 64)
 JUDGED = 4  # pictures for whose gradient a network is judged: float64 takes its time
@@ -62,15 +64,16 @@ class Case:
 
 
 def choose(names: list[str], against: str = "torch", batch: int | None = None) -> list[Case]:
-    """The cases of the families named, all if none is, for a rival, in their order.
+    """The cases of the families named, all but the LARGE if none is, for a rival, in their order.
 
-    batch: pictures at a time; None: 64, but 32 for the demo's network, and 1, 16 and 64 without a tape.
+    batch: pictures at a time; None: 64, but 32 for the demo's network, 1, 16 and 64 without a tape, 1 of stable.
     Raises MinidiffError for a name that is no family.
     """
     for name in names:
         if name not in FAMILIES:
             raise MinidiffError(f"nothing called {name!r} to measure: choose from {', '.join(FAMILIES)}")
-    wanted = (family(batch) for name, family in FAMILIES.items() if name in (names or FAMILIES))
+    names = names or [name for name in FAMILIES if name not in LARGE]
+    wanted = (family(batch) for name, family in FAMILIES.items() if name in names)
     return [case for cases in wanted for case in cases if against in case.against]
 
 
@@ -169,6 +172,15 @@ def network(batch: int | None) -> Iterator[Case]:
         yield Case("network", label, "network", draw, N * flop(UNET), settings=settings, judged=_judged(UNET, N))
 
 
+def stable(batch: int | None) -> Iterator[Case]:
+    """One evaluation of Stable Diffusion's U-Net in its real size; its errors are those of the small text U-Net."""
+    N = batch or 1
+    draw, settings = _noisy(STABLE, N, "x_t", "t"), {"config": STABLE}
+    label, work = f"Stable Diffusion 1.x, no tape, batch {N}", N * flop(STABLE)
+    against, judged = ("torch",), _judged(TEXT, JUDGED)
+    yield Case("stable", label, "large_network", draw, work, settings=settings, against=against, judged=judged)
+
+
 def step(batch: int | None) -> Iterator[Case]:
     """Whole training steps. The gradients by input and by weight each take as many operations as the way forward."""
     nets = (("U-Net", UNET, BATCH), ("demo's net", DEMO, DEMO_BATCH), ("text U-Net", TEXT, DEMO_BATCH))
@@ -194,7 +206,9 @@ def _noisy(config: Net, N: int, *names: str) -> Callable[[], dict[str, np.ndarra
     """Of x_t, t and eps those that are named, for a network; and what it hears, if it does."""
     side: Any = config.sample_size
     shape = (N, side, side, config.in_channels)
-    heard = {"text": (N, WORDS, config.cross_attention_dim)} if isinstance(config, TextUNetConfig) else {}
+    heard = {}
+    if isinstance(config, TextUNetConfig):
+        heard["text"] = (N, STABLE_WORDS if config == STABLE else WORDS, config.cross_attention_dim)
 
     def inputs():
         drawn = _draw(x_t=shape, eps=shape, **heard)() | {"t": np.random.default_rng(1).integers(0, 1000, N)}
@@ -205,21 +219,26 @@ def _noisy(config: Net, N: int, *names: str) -> Callable[[], dict[str, np.ndarra
 
 @cache
 def flop(config: Net) -> int:
-    """Floating-point operations of the network's products for one picture, counted on the way through it."""
-    total, numpy = 0, get_backend("numpy")
+    """Floating-point operations of the network's products for one picture, counted on the way through it.
 
-    def conv2d(x, w, *rest):
+    Nothing is multiplied: the results are zeros.
+    """
+    total = 0
+
+    def conv2d(x, w, bias, stride, pad, *rest):
         nonlocal total
-        y = numpy.conv2d(x, w, *rest)
+        (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x.shape, w.shape, pad
+        y = np.zeros((N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O), np.float32)
         total += 2 * y.size * w[0].size
         return y
 
     def attention(q, k, v, *rest):
         nonlocal total
         total += 2 * 2 * q.size * k.shape[1]
-        return numpy.attention(q, k, v, *rest)
+        return np.zeros_like(q), None
 
-    unet = ours.unet(replace(numpy, conv2d=conv2d, attention=attention), config)
+    counting = replace(get_backend("numpy"), conv2d=conv2d, attention=attention)
+    unet = ours.unet(counting, config, rng=None)
     given = _noisy(config, 1, "x_t", "t")()
     with no_grad():
         unet(given["x_t"], given["t"], given.get("text"))
@@ -228,5 +247,6 @@ def flop(config: Net) -> int:
 
 FAMILIES: dict[str, Callable[[int | None], Iterator[Case]]] = {
     "step": step, "network": network, "conv": conv, "norm": norm, "attention": attention, "elementwise": elementwise,
-    "resample": resample, "optim": optim,
+    "resample": resample, "optim": optim, "stable": stable,
 }  # fmt: skip
+LARGE = ("stable",)  # only if asked for: both sides' weights take 3.4 GB each, and torch has them twice

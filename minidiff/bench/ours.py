@@ -93,13 +93,13 @@ def adamw(backend, p, g, m, v, ema, step, shapes):
     return run
 
 
-def network(backend, x_t, t, config):
+def network(backend, x_t, t, config, text=None):
     """One evaluation without a tape, of which a walk from noise to a picture is made."""
     net = unet(backend, config)
 
     def run():
         with no_grad():
-            return {"y": net(x_t, t).data}
+            return {"y": net(x_t, t, text).data}
 
     return run
 
@@ -133,12 +133,12 @@ def training_step(backend, x_t, t, eps, config, text=None):
     return run
 
 
-def unet(backend, config, dtype=np.float32) -> Any:
-    """The network with the weights that both sides start from: a UNet, or a TextUNet."""
-    rng = np.random.default_rng(0)
-    net = TextUNet(config, rng, "numpy") if isinstance(config, TextUNetConfig) else UNet(config, rng, "numpy")
+def unet(backend, config, dtype=np.float32, rng: int | None = 0) -> Any:
+    """The network with the weights that both sides start from, or zeros: a UNet, or a TextUNet."""
+    draw = None if rng is None else np.random.default_rng(rng)
+    net = TextUNet(config, draw, "numpy") if isinstance(config, TextUNetConfig) else UNet(config, draw, "numpy")
     for p in net.parameters():
-        p.backend, p.data = backend, backend.asarray(p.data.astype(dtype))
+        p.backend, p.data = backend, backend.asarray(p.data.astype(dtype, copy=False))
     return net
 
 
@@ -153,7 +153,7 @@ OPS: dict[str, Callable] = {
         conv, conv_gradients, input_gradient, weight_gradient, group_norm_silu, attention, silu, add, upsample, concat,
         adamw, network, network_and_gradient, training_step,
     )
-}  # fmt: skip
+} | {"large_network": network}  # fmt: skip
 
 
 def prepare(backend: Backend, op: str, inputs: dict[str, np.ndarray], settings: dict[str, Any]) -> Callable[[], Any]:

@@ -62,7 +62,9 @@ KINDS = {
 
 
 def kinds(op: str, compiled: bool) -> list[str]:
-    """The configurations in which an operation is timed."""
+    """The configurations in which an operation is timed; a large network only in two, for lack of memory."""
+    if op == "large_network":
+        return ["NCHW", "channels_last"]
     names = ["float32"] if op in FLAT else ["NCHW", "channels_last"]
     names += ["compiled"] if compiled and op != "adamw" else []
     return names + (["bfloat16"] if op != "adamw" else [])
@@ -196,12 +198,12 @@ def _update(optimizer, parameters, average) -> None:
         torch._foreach_lerp_(average, parameters, 1 - ours.EMA)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def network(kind, x_t, t, config):
+def network(kind, x_t, t, config, text=None):
     forward = _forward(kind, _unet(kind, x_t, config))
 
     def run():
         with torch.inference_mode():
-            return {"y": forward(x_t, t)}
+            return {"y": forward(x_t, t, text)}
 
     return run
 
@@ -265,5 +267,5 @@ OPS: dict[str, Callable] = {
     "conv": conv, "input_gradient": _conv_gradients(("dx",)), "weight_gradient": _conv_gradients(("dw", "dbias")),
     "group_norm_silu": group_norm_silu, "attention": attention, "silu": silu, "add": add, "upsample": upsample,
     "concat": concat, "adamw": adamw, "network": network, "network_and_gradient": network_and_gradient,
-    "training_step": training_step,
+    "training_step": training_step, "large_network": network,
 }  # fmt: skip

@@ -57,8 +57,8 @@ def held_out_captions() -> list[str]:
     return [f"{who}{name}, {tone} skin tone" for tone, names in HELD_OUT.items() for name in names for who in WHO]
 
 
-def tone_of(caption: str) -> int | None:
-    """The number in TONES of the one skin tone that a caption names; None if it names none, or two."""
-    name, comma, tone = caption.rpartition(", ")
-    tone = tone.removesuffix(" skin tone")
-    return TONES.index(tone) if comma and tone in TONES else None
+def name_and_tone(caption: str) -> tuple[str, int | None]:
+    """Of "cook, dark skin tone" cook and 4, the place in TONES; all of it and None if it names no tone, or two."""
+    name, comma, rest = caption.rpartition(", ")
+    tone = rest.removesuffix(" skin tone")
+    return (name, TONES.index(tone)) if comma and tone in TONES else (caption, None)

@@ -12,7 +12,7 @@ from minidiff.errors import MinidiffError
 PACKAGES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu", "cupy-tf32": "gpu"}
 
 FAMILIES = {
-    "memory": ("empty", "asarray", "to_numpy"),
+    "memory": ("empty", "asarray", "to_numpy", "later"),
     "conv": ("conv2d", "conv2d_backward"),
     "norm": ("group_norm", "group_norm_backward"),
     "attention": ("attention", "attention_backward"),
@@ -47,6 +47,7 @@ class Backend:
     empty: Callable[..., Any]  # shape -> array with arbitrary contents, out of the backend's memory
     asarray: Callable[..., Any]  # host array -> this backend's array
     to_numpy: Callable[..., Any]  # this backend's array -> host array
+    later: Callable[..., Any]  # this backend's array -> function that gives it as a host array
 
     conv2d: Callable[..., Any]  # x, w, bias, stride, pad, add -> y
     conv2d_backward: Callable[..., Any]  # dy, x, w, stride, pad, need_dx -> dx, dw, dbias

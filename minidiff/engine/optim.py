@@ -1,7 +1,7 @@
 """AdamW over flat buffers, the moving average of the weights, and learning rates over time."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +17,8 @@ class AdamW:
 
     clip  the largest norm that all gradients together may have (Pascanu et al. 2013); None: any
     ema   decay of the moving average (None: none kept). It warms up: min(ema, (1 + step) / (10 + step))
-    A step whose gradient is not finite is skipped; `skipped` counts those in a row.
+    A step whose gradient is not finite is skipped; `skipped` counts those in a row up to the last step, and
+    `skipped_before` up to the one before, which a GPU need not be waited for to know.
     Raises ValueError if there is no parameter, one stands twice, or they live on different backends.
     """
 
@@ -32,7 +33,8 @@ class AdamW:
         ema: float | None = None,
     ):
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.clip, self.ema_decay, self.step_count, self.skipped = clip, ema, 0, 0
+        self.clip, self.ema_decay, self.step_count, self.skipped_before = clip, ema, 0, 0
+        self._norm: Callable | None = None  # of the last step, once it is asked for
         if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
             raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
         self.backend = params[0].backend
@@ -68,11 +70,10 @@ class AdamW:
 
         If that is not finite, weights, moments and average stay as they are; the step is counted all the same.
         """
+        self.skipped_before = self.skipped
         self.step_count += 1
         norm = self.backend.grad_norm(self.g)
-        self.skipped = 0 if math.isfinite(float(norm)) else self.skipped + 1
-        if self.skipped:
-            return norm
+        self._norm = self.backend.later(norm)
         decay = 0.0 if self.ema_decay is None else ema_decay(self.ema_decay, self.step_count)
         clip = math.inf if self.clip is None else self.clip
         self.backend.adamw(
@@ -80,6 +81,17 @@ class AdamW:
             self.lr, *self.betas, self.eps, self.weight_decay, self.step_count, decay,
         )  # fmt: skip
         return norm
+
+    @property
+    def skipped(self) -> int:
+        """How many steps in a row were skipped, up to the last."""
+        if self._norm is None:
+            return self.skipped_before
+        return 0 if math.isfinite(float(self._norm())) else self.skipped_before + 1
+
+    @skipped.setter
+    def skipped(self, count: int) -> None:
+        self.skipped_before, self._norm = count, None
 
 
 def ema_decay(decay: float, step: int) -> float:

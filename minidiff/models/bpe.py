@@ -1,43 +1,54 @@
-"""Byte-pair encoding, learned: which neighbours become one, the commonest first (Sennrich et al. 2016, algorithm 1)."""
+"""Byte-pair encoding, learned: which neighbours become one, the commonest first (Sennrich et al. 2016, algorithm 1).
 
-from collections import Counter
+From one's own captions comes a small vocabulary that fits them:
+
+    merges = learn_merges(captions, 1000)
+    tokenizer = Tokenizer(vocabulary(merges), merges)
+"""
+
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 
-from minidiff.models.tokenizer import END, byte_letters, cleaned, words
+from minidiff.models.tokenizer import byte_letters, cleaned, joined, pieces, words
 
 
 def learn_merges(captions: Iterable[str], size: int) -> list[tuple[str, str]]:
     """At most `size` merges, each of the commonest pair of neighbours there is by then; of equals, the first by name.
 
-    It ends early where no pair stands twice.
+    It ends early where no pair stands twice. Only the words that hold a pair are looked at when it is merged.
     """
     letters = byte_letters()
     counts = Counter(word for caption in captions for word in words(cleaned(caption)))
-    texts = {}
-    for word, count in counts.items():
-        *first, last = [letters[byte] for byte in word.encode()]
-        texts[(*first, last + END)] = count
+    texts, times = [pieces(word, letters) for word in counts], list(counts.values())
+    common: Counter[tuple[str, str]] = Counter()
+    holders = defaultdict(set)  # pair -> the numbers of the words that hold it, or did so once
+    for i, parts in enumerate(texts):
+        for pair in pairwise(parts):
+            common[pair] += times[i]
+            holders[pair].add(i)
+    order = [(-count, pair) for pair, count in common.items()]  # a heap; counts that have changed since are passed over
+    heapq.heapify(order)
+
     merges: list[tuple[str, str]] = []
-    while len(merges) < size:
-        pairs = Counter()
-        for parts, count in texts.items():
-            for pair in pairwise(parts):
-                pairs[pair] += count
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
-        if best is None or pairs[best] < 2:
+    while len(merges) < size and order:
+        count, best = heapq.heappop(order)
+        if -count != common[best]:
+            continue
+        if -count < 2:
             break
         merges.append(best)
-        texts = {_joined(parts, best): count for parts, count in texts.items()}
+        changed = set()
+        for i in holders.pop(best):
+            for pair in pairwise(texts[i]):
+                common[pair] -= times[i]
+                changed.add(pair)
+            texts[i] = joined(texts[i], best)
+            for pair in pairwise(texts[i]):
+                common[pair] += times[i]
+                holders[pair].add(i)
+                changed.add(pair)
+        for pair in changed:
+            heapq.heappush(order, (-common[pair], pair))
     return merges
-
-
-def _joined(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    if pair not in pairwise(parts):
-        return parts
-    joined, at = [], 0
-    while at < len(parts):
-        both = parts[at : at + 2] == pair
-        joined.append(parts[at] + parts[at + 1] if both else parts[at])
-        at += 2 if both else 1
-    return tuple(joined)

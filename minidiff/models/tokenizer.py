@@ -144,21 +144,32 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> Iterator[str]:
         for word in words(text):
-            yield from self._merged([self.letters[byte] for byte in word.encode(errors="replace")])
+            yield from self._merged(pieces(word, self.letters))
 
     def _merged(self, parts: list[str]) -> list[str]:
-        """The pieces of a word, from its bytes."""
-        parts = [*parts[:-1], parts[-1] + END]
+        """The tokens of a word, from its bytes."""
         while len(parts) > 1:
-            first, second = pair = min(pairwise(parts), key=lambda pair: self.ranks.get(pair, math.inf))
+            pair = min(pairwise(parts), key=lambda pair: self.ranks.get(pair, math.inf))
             if pair not in self.ranks:
                 break
-            at = 0
-            while at < len(parts) - 1:
-                if (parts[at], parts[at + 1]) == pair:
-                    parts[at : at + 2] = [first + second]
-                at += 1
+            parts = joined(parts, pair)
         return parts
+
+
+def pieces(word: str, letters: list[str]) -> list[str]:
+    """A word as the letters of its bytes, the last of them marked; half a surrogate pair becomes a question mark."""
+    *first, last = [letters[byte] for byte in word.encode(errors="replace")]
+    return [*first, last + END]
+
+
+def joined(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """The parts of a word after a merge: from left to right, wherever the pair are neighbours, they are one."""
+    found, at = [], 0
+    while at < len(parts):
+        width = 2 if (*parts[at : at + 2],) == pair else 1
+        found.append("".join(parts[at : at + width]))
+        at += width
+    return found
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:

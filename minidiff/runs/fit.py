@@ -34,17 +34,26 @@ def fit(
     """
     config, saved = run.config, run.step
     probed = dataset if probed is None else probed
+    last: tuple[StepStats, float] | None = None  # told of a step late: a GPU, busy with the next, need not wait
+
+    def tell(stats: StepStats, lr: float) -> None:
+        metrics.write(stats, lr)
+        on_step(stats)
+
     batches = prefetch(run.batches(dataset), range(run.step + 1, config.steps + 1))
     try:
         with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
             for stats in steps(run.learn, run.optimizer, batches, config):
-                metrics.write(stats, run.optimizer.lr)
-                on_step(stats)
-                if stop():
+                if last is not None:
+                    tell(*last)
+                last, stopping = (stats, run.optimizer.lr), stop()
+                if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
+                    tell(*last)
+                    last = None
                     metrics.flush()
+                if stopping:
                     return save_state(run, keep)
-                if stats.step % checkpoint_every == 0 or stats.step == config.steps:
-                    metrics.flush()
+                if last is None:
                     measured = probe(run, probed)
                     note_loss(run.folder, run.step, measured)
                     save_state(run, keep)

@@ -3,7 +3,7 @@
 f, g  features, one row a picture: (n, D) and (m, D), any floats. Everything is computed in float64.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -90,6 +90,18 @@ def nearest(f: np.ndarray, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np
         found[closer], least[closer] = start + here[closer], distance[closer]
         start += len(block)
     return found, np.sqrt(least)
+
+
+def whitening(f: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The linear map of features (m, D) after which those of f have mean 0 and the unit matrix as covariance.
+
+    Distances are then Mahalanobis's. The variance of no direction counts as less than a millionth of the widest's.
+    Raises ValueError for fewer than two rows.
+    """
+    mean, covariance = mean_and_covariance(f)
+    values, vectors = np.linalg.eigh(covariance)
+    axes = vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1]))  # (D, D)
+    return lambda g: (g - mean) @ axes
 
 
 def _distances(f: np.ndarray, g: np.ndarray) -> Iterator[np.ndarray]:

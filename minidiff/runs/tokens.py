@@ -45,12 +45,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
     folder, special = Path(folder), tokenizer.special
+    plain = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
     names = {f"{name}_token": getattr(special, name) for name in DEFAULTS}
-    marked = {k: {"content": v, "normalized": True} if v in special.after_clean else v for k, v in names.items()}
+    marked = {
+        k: {"content": v, "normalized": True, **plain} if v in special.after_clean else v for k, v in names.items()
+    }
     write_json(folder / "vocab.json", tokenizer.vocab)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.ranks)]
     replace_file(folder / "merges.txt", lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, **names}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length}
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", marked)
 

@@ -117,21 +117,22 @@ def config_from_dict(values: Any) -> TrainConfig:
 
 
 class StepStats:
-    """What a step tells of itself: step (from 1), loss, grad_norm before clipping. Read when asked, not before.
+    """What a step tells of itself: step (from 1), loss, grad_norm before clipping.
 
-    losses: scalars, one for each equal part of the batch; the loss is their mean.
+    losses: a function that gives a scalar, one for each equal part of the batch; the loss is their mean. So grad_norm.
+    A GPU is waited for when they are called, not before.
     """
 
-    def __init__(self, step: int, losses: Sequence[Any], grad_norm: Any):
+    def __init__(self, step: int, losses: Sequence[Callable], grad_norm: Callable):
         self.step, self._losses, self._grad_norm = step, losses, grad_norm
 
     @property
     def loss(self) -> float:
-        return sum(float(loss.numpy()) for loss in self._losses) / len(self._losses)
+        return sum(float(loss()) for loss in self._losses) / len(self._losses)
 
     @property
     def grad_norm(self) -> float:
-        return float(self._grad_norm)
+        return float(self._grad_norm())
 
 
 def train_step(
@@ -175,8 +176,9 @@ def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[
     for start in range(0, n, size):
         loss = loss_of(slice(start, start + size))
         loss.backward(np.float32(1 / accumulate))
-        losses.append(loss)
-    return StepStats(optimizer.step_count + 1, losses, optimizer.step())
+        losses.append(loss.backend.later(loss.data))
+    norm = optimizer.step()
+    return StepStats(optimizer.step_count, losses, optimizer.backend.later(norm))
 
 
 def train(
@@ -207,7 +209,7 @@ def steps(
     """learn(batch, rng) for every batch, at the step's learning rate and with the step's own generator.
 
     A step whose gradient is not finite is skipped: it changes no weight, and its StepStats tells of it.
-    Raises MinidiffError, with the step, when that is so ten times in a row, and if memory does not suffice.
+    Raises MinidiffError, with the step, when that was so ten times in a row, and if memory does not suffice.
     """
     for batch in batches:
         step = optimizer.step_count + 1
@@ -219,9 +221,9 @@ def steps(
             n = config.batch_size
             remedy = f"start a new run with --batch-size {max(n // 2, 1)}"
             raise MinidiffError(f"step {step}: there is no memory for {n} pictures at a time; {remedy}") from None
-        if optimizer.skipped >= MOST_SKIPPED:
+        if optimizer.skipped_before >= MOST_SKIPPED:  # this step need not be waited for
             raise MinidiffError(
-                f"step {step}: the gradient was not finite {optimizer.skipped} times in a row (now the loss is "
-                f"{stats.loss}, the learning rate {optimizer.lr:g}); start a new run with a smaller --lr"
+                f"step {step - 1}: the gradient was not finite {optimizer.skipped_before} times in a row (now the loss "
+                f"is {stats.loss}, the learning rate {optimizer.lr:g}); start a new run with a smaller --lr"
             )
         yield stats

@@ -31,6 +31,9 @@ class ndarray(np.ndarray):
     def data(self):
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
+    def get(self, out, blocking):
+        out[...] = self.view(np.ndarray)
+
     def __setitem__(self, key, value):
         self.view(np.ndarray)[key] = _inside(value)
 
@@ -102,4 +105,8 @@ class _Checked:
         self.kernel(grid, block, arguments, shared_mem=shared_mem)
 
 
-cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: None))
+cuda = types.SimpleNamespace(
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: None),
+    alloc_pinned_memory=bytearray,
+    Event=lambda disable_timing: types.SimpleNamespace(record=lambda: None, synchronize=lambda: None),
+)

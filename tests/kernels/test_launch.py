@@ -41,9 +41,10 @@ def test_nothing_is_started_for_empty_arrays():
     assert GPU.add(GPU.empty((0, 4)), GPU.empty((0, 4))).shape == (0, 4)
 
 
-def test_pictures_that_are_too_large_are_refused():
-    x, w = GPU.empty((1, 1, 16385, 1)), GPU.empty((1, 1, 1, 1))
-    with pytest.raises(ValueError, match="1x16385 pixels are too many"):
+def test_windows_that_are_too_large_are_refused():
+    x, largest, w = GPU.asarray(np.ones((1, 1, 16, 1))), GPU.asarray(np.ones((1, 1, 15, 1))), GPU.empty((1, 1, 16, 1))
+    assert GPU.to_numpy(GPU.conv2d(x, largest)).ravel().tolist() == [15, 15]
+    with pytest.raises(ValueError, match="a window of 1x16 is too large"):
         GPU.conv2d(x, w)
 
 

@@ -29,6 +29,14 @@ def test_asarray_gives_contiguous_floats_of_the_same_values(backend, a):
     np.testing.assert_array_equal(backend.to_numpy(got), a)
 
 
+@pytest.mark.parametrize("shape", [(), (3, 5)])
+def test_what_is_asked_for_later_comes(backend, shape):
+    a = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    come = backend.later(backend.asarray(a))()
+    assert type(come) is np.ndarray
+    np.testing.assert_array_equal(come, a, strict=True)
+
+
 def test_a_view_keeps_its_memory_from_being_used_again(backend):
     """Arrays of one size, dropped and drawn: none may lie where a living view lies."""
     shape = (64, 1024)

@@ -37,9 +37,11 @@ def test_optim_carries_nan(backend, case):
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 @pytest.mark.parametrize("ema", [True, False])
-def test_a_norm_that_is_no_number_spoils_everything(backend, norm, ema):
+def test_a_norm_that_is_no_number_changes_nothing(backend, norm, ema):
     """Gradients that overflowed must not look like a small step."""
-    p, g, m, v, average = (backend.asarray(draw(5, seed=i) ** 2) for i in range(5))
+    p, g, m, v, average = arrays = [backend.asarray(draw(5, seed=i) ** 2) for i in range(5)]
     g[2] = norm
+    before = [backend.to_numpy(a).copy() for a in arrays]
     backend.adamw(p, g, m, v, average if ema else None, backend.grad_norm(g), 1.0, 0.1, 0.9, 0.99, 1e-8, 0.0, 1, 0.9)
-    assert np.isnan(backend.to_numpy(p)[2])
+    for a, same in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(a), same)

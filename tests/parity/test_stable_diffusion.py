@@ -46,7 +46,7 @@ def close(got, want):
 
 
 def same_gradients(ours, theirs, leaves=()):
-    """All numbers together, and those of each input."""
+    """All numbers together, and those of each input; and each number, where dy is such that the largest is 1."""
     got = {name: p.backend.to_numpy(p.grad) for name, p in ours.named_parameters() if p.grad is not None}
     want = {name: nhwc(p.grad) if p.ndim == 4 else p.grad for name, p in theirs.named_parameters()}
     want = {name.removeprefix("text_model."): a.numpy() for name, a in want.items()}
@@ -54,6 +54,8 @@ def same_gradients(ours, theirs, leaves=()):
     pairs = [(np.concatenate([g[n].ravel() for n in want]) for g in (got, want)), *leaves]
     for mine, its in pairs:
         assert rms(mine - its) <= GRADIENT * rms(its)
+        largest = np.abs(its).max()
+        np.testing.assert_allclose(mine / largest, its / largest, rtol=1e-4, atol=1e-5)
 
 
 # The text encoder

@@ -170,3 +170,16 @@ def test_too_few(function, rows):
 def test_too_few_for_a_kth_neighbour():
     with pytest.raises(ValueError, match="n of 4 or more"):
         precision_recall(rng().standard_normal((3, 2)), rng().standard_normal((9, 2)))
+
+
+def test_whitened_features_have_no_direction_that_counts_more():
+    rng = np.random.default_rng(0)
+    f = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 4)) * [1, 100, 1, 1] + 7
+    g = metrics.whitening(f)(f)
+    np.testing.assert_allclose(g.mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(np.cov(g.T), np.eye(4), atol=1e-9)
+
+
+def test_whitening_features_that_do_not_vary():
+    f = np.random.default_rng(0).standard_normal((50, 3)) * [1, 1, 0]
+    assert np.isfinite(metrics.whitening(f)(f + 1)).all()

@@ -109,13 +109,14 @@ def _silu_backward(dy, x, dx):
 @kernel
 def _gelu(x, y):
     for i in prange(len(x)):
-        y[i] = x[i] * normal_cdf(x[i])
+        y[i] = x[i] * normal_cdf(x[i], exp(-HALF * x[i] * x[i]))
 
 
 @kernel
 def _gelu_backward(dy, x, dx):
     for i in prange(len(x)):
-        dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * DENSITY * exp(-HALF * x[i] * x[i]))
+        bell = exp(-HALF * x[i] * x[i])
+        dx[i] = dy[i] * (normal_cdf(x[i], bell) + x[i] * DENSITY * bell)
 
 
 @kernel
@@ -124,7 +125,7 @@ def _geglu(x, y):
     for r in prange(R):
         h, gate, row = x[r, :C], x[r, C:], y[r]
         for c in range(C):
-            row[c] = h[c] * gate[c] * normal_cdf(gate[c])
+            row[c] = h[c] * gate[c] * normal_cdf(gate[c], exp(-HALF * gate[c] * gate[c]))
 
 
 @kernel
@@ -133,9 +134,10 @@ def _geglu_backward(dy, x, dx):
     for r in prange(R):
         h, gate, d, dh, dgate = x[r, :C], x[r, C:], dy[r], dx[r, :C], dx[r, C:]
         for c in range(C):
-            below = normal_cdf(gate[c])
+            bell = exp(-HALF * gate[c] * gate[c])
+            below = normal_cdf(gate[c], bell)
             dh[c] = d[c] * gate[c] * below
-            dgate[c] = d[c] * h[c] * (below + gate[c] * DENSITY * exp(-HALF * gate[c] * gate[c]))
+            dgate[c] = d[c] * h[c] * (below + gate[c] * DENSITY * bell)
 
 
 @kernel

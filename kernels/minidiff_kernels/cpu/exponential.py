@@ -1,4 +1,4 @@
-"""e^x and the sigmoid, of one float32 or of a vector of them alike; Phi(x); the maximum of two vectors."""
+"""e^x and the sigmoid, of a float32 or a vector of them; the normal distribution; the maximum of two vectors."""
 
 import numpy as np
 from llvmlite import ir
@@ -81,21 +81,17 @@ def sigmoid(x):
 
 
 @helper
-def normal_cdf(x):
-    """Phi(x) = (1 + erf(x / sqrt(2))) / 2 of a float32, to 3e-7: how likely a normal number is below x.
+def normal_cdf(x, bell):
+    """The share of a normal distribution below a float32 x, to 3e-7; bell = e^(-x^2 / 2), which the caller has use for.
 
-    erf is an odd quotient of polynomials from -4 to 4, and 1 beyond, to the last bit but one. Loops over it vectorise.
-    Coefficients are Eigen's (generic_fast_erf_float).
+    What lies beyond |x| is bell times a function that falls slowly from 1/2: here a polynomial of
+    t = 1 / (1 + 0.29 |x|) without constant term, fitted so that its relative error stays below 1.3e-8 up to |x| = 6.5,
+    where bell is 7e-10. A polynomial and a choice of two: loops over it vectorise, over the library's erf they do not.
     """
     f = np.float32
-    y = x * f(0.5**0.5)
-    y = f(-4) if y < f(-4) else (f(4) if y > f(4) else y)
-    s = y * y
-    p = s * f(-2.72614225801306e-10) + f(2.77068142495902e-08)
-    for a in (f(-2.10102402082508e-06), f(-5.69250639462346e-05), f(-7.34990630326855e-04), f(-2.95459980854025e-03),
-              f(-1.60960333262415e-02)):  # fmt: skip
-        p = p * s + a
-    q = s * f(-1.45660718464996e-05) + f(-2.13374055278905e-04)
-    for b in (f(-1.68282697438203e-03), f(-7.37332916720468e-03), f(-1.42647390514189e-02)):
-        q = q * s + b
-    return f(0.5) + f(0.5) * y * p / q
+    t = f(1) / (f(1) + f(0.29) * abs(x))
+    p = t * f(0.0393551076) + f(-0.192417487)
+    for c in (f(0.303882857), f(-0.146665898), f(0.180822095), f(0.0798671692), f(0.119731723), f(0.115424434)):
+        p = p * t + c
+    beyond = p * t * bell
+    return beyond if x < f(0) else f(1) - beyond

@@ -89,3 +89,8 @@ def asarray(a):
 def to_numpy(a):
     """The same values in host memory, which is where they are."""
     return a
+
+
+def later(a):
+    """A function that gives the same values: they are in host memory."""
+    return lambda: a

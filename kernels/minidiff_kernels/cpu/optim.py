@@ -18,8 +18,10 @@ def grad_norm(g):
 
 def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step, ema_decay):
     """One step of AdamW, in place; the equations stand in the reference."""
+    if not np.isfinite(norm):
+        return
     f = np.float32
-    scale = f(min(1.0, clip / (norm + 1e-6))) if np.isfinite(norm) else f(np.nan)
+    scale = f(min(1.0, clip / (norm + 1e-6)))
     rates = (
         f(1 - lr * weight_decay), f(1 - beta1), f(1 - beta2),
         f(lr / (1 - beta1**step)), f((1 - beta2**step) ** -0.5), f(eps), f(1 - ema_decay),

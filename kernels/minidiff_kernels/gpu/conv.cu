@@ -8,7 +8,8 @@
 //
 // A block of 128 threads computes a tile of TM x TN numbers of the result. The sum goes in steps of DEPTH = 16: step by
 // step, a strip of TM rows and one of TN, 16 long each, come into shared memory, gathered from where they lie in x;
-// pixels beyond the border come as zeros. Copies run STAGES - 1 steps ahead of the products.
+// pixels beyond the border come as zeros. A stage is STRIPS steps between two barriers; copies run STAGES - 1 stages ahead
+// of the products.
 //
 // A sum over a few blocks' worth of tiles would leave most of the card idle, so sums are also cut into `splits` parts
 // (blockIdx.y): then y is (splits, ...), and add_parts adds them up, always in the same order.
@@ -17,17 +18,27 @@ constexpr int DEPTH = 16, THREADS = 128;
 constexpr int UNROLLED = 4;  // copies whose addresses are worked out side by side
 
 // Where a patch begins in x (its corner), or where a tap and channel lie within a patch. What the two add up to is the
-// place of a number in x; row + row and col + col say whether it is inside the picture.
+// place of a number in x. A tap has two bits, for its row i and its column j; a patch has those of all rows and columns
+// that are inside the picture.
 struct Place {
   int offset;
-  short row, col;
+  unsigned bits;
 };
 
-constexpr short NOWHERE = -20000;  // so far out that no tap leads inside; pictures are at most 16384 wide
+constexpr unsigned NEVER = 1u << 31;  // of a tap that is nowhere inside; a window has at most 15 rows and columns
 
-__device__ __forceinline__ bool inside(Place patch, Place tap, int H, int W) {
-  return unsigned(patch.row + tap.row) < unsigned(H) && unsigned(patch.col + tap.col) < unsigned(W);
+__device__ __forceinline__ unsigned tap_bits(int i, int j) { return 1u << i | 0x10000u << j; }
+
+// The bits of all i with 0 <= start + i < size.
+__device__ __forceinline__ unsigned bits_inside(int start, int size) {
+  return (1u << min(max(size - start, 0), 15)) - 1 & ~0u << min(max(-start, 0), 15);
 }
+
+__device__ __forceinline__ unsigned patch_bits(int row, int col, int H, int W) {
+  return bits_inside(row, H) | bits_inside(col, W) << 16;
+}
+
+__device__ __forceinline__ bool inside(Place patch, Place tap) { return (patch.bits & tap.bits) == tap.bits; }
 
 // Strips lie in shared memory as rows of 16, each in four chunks of 16 bytes. Chunks change places from row pair to row
 // pair, so that neither the copies nor either of the products below meet in a bank.
@@ -59,7 +70,7 @@ struct Share {
 // multiprocessor can read at a time bounds it no less than what it can multiply.
 template <int TM, int TN>
 struct Float32 {
-  static constexpr int STAGES = 3, ACROSS = THREADS * 8 / TM, COLS = TN / ACROSS;
+  static constexpr int BLOCKS = 32768 / (TM * TN), STAGES = 3, STRIPS = 1, ACROSS = THREADS * 8 / TM, COLS = TN / ACROSS;
 
   static __device__ __forceinline__ int row(int e) {
     return threadIdx.x / 8 % 4 + threadIdx.x / 32 / (ACROSS / 8) * 4 + TM / 8 * (e / COLS);
@@ -91,7 +102,7 @@ struct Float32 {
 // The order within a sum is free: lane t takes 4 t ... 4 t + 3 as one load, where the manual says t and t + 4.
 template <int TM, int TN>
 struct TensorCore {
-  static constexpr int STAGES = 4, WIDE = TM * TN / 256, EACH = WIDE / 8;
+  static constexpr int BLOCKS = TM * TN == 128 * 128 ? 2 : 3, STAGES = 3, STRIPS = 2, WIDE = TM * TN / THREADS / 2, EACH = WIDE / 8;
 
   static __device__ __forceinline__ int row(int e) {
     return threadIdx.x / 32 / (TN / WIDE) * 64 + threadIdx.x % 32 / 4 + e / (4 * EACH) * 16 + e / 2 % 2 * 8;
@@ -120,22 +131,28 @@ struct TensorCore {
   }
 };
 
-// The whole sum of a tile. fetch(a, b) starts the copies of the next two strips.
+// The whole sum of a tile. fetch(a, b) starts the copies of the next strips; a stage is STRIPS of each.
 template <template <int, int> class Product, int TM, int TN, class Fetch>
-__device__ __forceinline__ void sum_up(float (&sums)[TM * TN / THREADS], float* strips, int steps, Fetch fetch) {
-  constexpr int STAGES = Product<TM, TN>::STAGES, STAGE = (TM + TN) * DEPTH;
+__device__ __forceinline__ void sum_up(float (&sums)[TM * TN / THREADS], float* strips, int stages, Fetch fetch) {
+  constexpr int STAGES = Product<TM, TN>::STAGES, STRIP = (TM + TN) * DEPTH, STAGE = Product<TM, TN>::STRIPS * STRIP;
+  const auto begin_copies = [&](float* stage) {
+#pragma unroll
+    for (float* strip = stage; strip < stage + STAGE; strip += STRIP) fetch(strip, strip + TM * DEPTH);
+  };
   for (int k = 0; k < STAGES - 1; k++) {
-    if (k < steps) fetch(strips + k * STAGE, strips + k * STAGE + TM * DEPTH);
+    if (k < stages) begin_copies(strips + k * STAGE);
     end_copies();
   }
   int now = 0;
-  for (; steps > 0; steps--) {
+  for (; stages > 0; stages--) {
     wait_copies<STAGES - 2>();
-    __syncthreads();  // all copies of this step are there, and nobody reads the strips of the last one any more
-    float* last = strips + (now == 0 ? STAGES - 1 : now - 1) * STAGE;
-    if (steps >= STAGES) fetch(last, last + TM * DEPTH);
+    __syncthreads();  // all copies of this stage are there, and nobody reads the strips of the last one any more
+    if (stages >= STAGES) begin_copies(strips + (now == 0 ? STAGES - 1 : now - 1) * STAGE);
     end_copies();
-    Product<TM, TN>::multiply(sums, strips + now * STAGE, strips + now * STAGE + TM * DEPTH);
+    const float* stage = strips + now * STAGE;
+#pragma unroll
+    for (const float* strip = stage; strip < stage + STAGE; strip += STRIP)
+      Product<TM, TN>::multiply(sums, strip, strip + TM * DEPTH);
     now = now + 1 == STAGES ? 0 : now + 1;
   }
 }
@@ -166,38 +183,55 @@ __device__ __forceinline__ void convolve(
     const int m = m0 + r, n = m / (rows * cols), p = m / cols % rows, q = m % cols;
     const int row = p * stride + row0, col = q * stride + col0;
     const bool there = n < N;
-    patches[r] = there ? Place{((n * H + row) * W + col) * C, short(row), short(col)} : Place{0, NOWHERE, NOWHERE};
+    patches[r] = {((n * H + row) * W + col) * C, there ? patch_bits(row, col, H, W) : 0};
     places[r] = there ? ((n * P + p * holes + a) * Q + q * holes + b) * O : -1;
     places_of_add[r] = add_by_picture ? n * O : places[r];
   }
   __syncthreads();
 
-  const int steps = (taps_i * taps_j * C + DEPTH - 1) / DEPTH, part = (steps + gridDim.y - 1) / gridDim.y;
-  const int begin = min(steps, int(blockIdx.y) * part), end = min(steps, begin + part);
+  // Where channels lie in rows of whole chunks, all taps of 16 channels come before the next 16: patches of neighbours
+  // overlap, and what they share is then still in the multiprocessor's own cache. Otherwise all channels of a tap come
+  // before the next tap, without a gap.
+  constexpr int STRIPS = Product<TM, TN>::STRIPS;
+  const int taps = taps_i * taps_j, steps = V == 4 ? taps * ((C + DEPTH - 1) / DEPTH) : (taps * C + DEPTH - 1) / DEPTH;
+  const int stages = (steps + STRIPS - 1) / STRIPS, part = (stages + gridDim.y - 1) / gridDim.y;
+  const int begin = min(stages, int(blockIdx.y) * part), end = min(stages, begin + part);
   const Share<V> share;
-  int c = (begin * DEPTH + share.depth) % C, j = (begin * DEPTH + share.depth) / C, i = 0;
-  if (taps_j > 0) i = j / taps_j, j = j % taps_j;
+  int c = begin * STRIPS * DEPTH + share.depth, tap = 0, i = 0, j = 0;
+  if (taps > 0) {
+    if (V == 4)
+      tap = begin * STRIPS % taps, c = begin * STRIPS / taps * DEPTH + share.depth;
+    else
+      tap = c / C, c %= C;
+    i = tap / taps_j, j = tap % taps_j;
+  }
 
   const int w0 = (n0 * KH * KW + i0 * KW + j0) * C, outputs = O - n0;
   float sums[TM * TN / THREADS] = {};
   sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* pixels, float* weights) {
-    const Place tap = {(i * W + j) * C + c, short(i), short(j)};
+    const bool any = i < taps_i && c < C;
+    const Place tap = {(i * W + j) * C + c, any ? tap_bits(i, j) : NEVER};
     const int w_tap = w0 + holes * (i * KW + j) * C + c;
 #pragma unroll UNROLLED
     for (int k = 0; k < TM / share.step; k++) {
       const int r = share.first + k * share.step;
       const Place patch = patches[r];
-      const bool there = i < taps_i && inside(patch, tap, H, W);
+      const bool there = inside(patch, tap);
       share.copy(pixels, r, x + (there ? patch.offset + tap.offset : 0), there);
     }
 #pragma unroll UNROLLED
     for (int k = 0; k < TN / share.step; k++) {
       const int r = share.first + k * share.step;
-      const bool there = i < taps_i && r < outputs;
+      const bool there = any && r < outputs;
       share.copy(weights, r, w + (there ? w_tap + r * KH * KW * C : 0), there);
     }
-    for (c += DEPTH; c >= C; c -= C)
+    if (V == 4) {
       if (++j == taps_j) j = 0, i++;
+      if (i == taps_i) i = 0, c += DEPTH;
+    } else {
+      for (c += DEPTH; c >= C; c -= C)
+        if (++j == taps_j) j = 0, i++;
+    }
   });
 
   y += (long long)(blockIdx.y) * N * P * Q * O;
@@ -225,19 +259,20 @@ __device__ __forceinline__ void correlate(const float* __restrict__ dy, const fl
   for (int r = threadIdx.x; r < TN; r += THREADS) {
     const int c = (n0 + r) % C, i = (n0 + r) / C / KW, j = (n0 + r) / C % KW;
     const bool there = n0 + r < columns;
-    taps[r] = there ? Place{(i * W + j) * C + c, short(i), short(j)} : Place{0, NOWHERE, NOWHERE};
+    taps[r] = {(i * W + j) * C + c, there ? tap_bits(i, j) : NEVER};
   }
   __syncthreads();
 
-  const int pixels = N * P * Q, steps = (pixels + DEPTH - 1) / DEPTH, part = (steps + gridDim.y - 1) / gridDim.y;
-  const int begin = min(steps, int(blockIdx.y) * part), end = min(steps, begin + part);
+  constexpr int LENGTH = DEPTH * Product<TM, TN>::STRIPS;
+  const int pixels = N * P * Q, stages = (pixels + LENGTH - 1) / LENGTH, part = (stages + gridDim.y - 1) / gridDim.y;
+  const int begin = min(stages, int(blockIdx.y) * part), end = min(stages, begin + part);
   const Share<1> share;
-  int pixel = begin * DEPTH + share.depth, n = pixel / (P * Q), p = pixel / Q % P, q = pixel % Q;
+  int pixel = begin * LENGTH + share.depth, n = pixel / (P * Q), p = pixel / Q % P, q = pixel % Q;
 
   float sums[TM * TN / THREADS] = {};
   sum_up<Product, TM, TN>(sums, strips, end - begin, [&](float* gradients, float* patches) {
     const int row = p * stride - top, col = q * stride - left;
-    const Place patch = {((n * H + row) * W + col) * C, short(row), short(col)};
+    const Place patch = {((n * H + row) * W + col) * C, pixel < pixels ? patch_bits(row, col, H, W) : 0};
 #pragma unroll UNROLLED
     for (int k = 0; k < TM / share.step; k++) {
       const int r = share.first + k * share.step;
@@ -248,7 +283,7 @@ __device__ __forceinline__ void correlate(const float* __restrict__ dy, const fl
     for (int k = 0; k < TN / share.step; k++) {
       const int r = share.first + k * share.step;
       const Place tap = taps[r];
-      const bool there = pixel < pixels && inside(patch, tap, H, W);
+      const bool there = inside(patch, tap);
       share.copy(patches, r, x + (there ? patch.offset + tap.offset : 0), there);
     }
     pixel += DEPTH;
@@ -266,7 +301,7 @@ __device__ __forceinline__ void correlate(const float* __restrict__ dy, const fl
 
 // Registers for two blocks with the large tile, or four with a small one, on a multiprocessor.
 #define CONVOLVE(name, Product, TM, TN, V)                                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS, V == 4 ? 32768 / (TM * TN) : 3) name(                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, V == 4 ? Product<TM, TN>::BLOCKS : 3) name(                                \
       const float* x, const float* w, const float* bias, const float* add, float* y, int N, int H, int W, int C,    \
       int P, int Q, int O, int KH, int KW, int stride, int top, int left, int holes, int add_by_picture) {                 \
     convolve<Product, TM, TN, V>(x, w, bias, add, y, N, H, W, C, P, Q, O, KH, KW, stride, top, left, holes, add_by_picture); \
@@ -280,7 +315,7 @@ CONVOLVE(convolve_128x64_tf32, TensorCore, 128, 64, 4)
 CONVOLVE(convolve_128x64_single_tf32, TensorCore, 128, 64, 1)
 
 #define CORRELATE(name, Product, TM, TN)                                                                   \
-  extern "C" __global__ void __launch_bounds__(THREADS, 32768 / (TM * TN)) name(                       \
+  extern "C" __global__ void __launch_bounds__(THREADS, Product<TM, TN>::BLOCKS) name(                       \
       const float* dy, const float* x, float* dw, int N, int H, int W, int C, int P, int Q, int O, int KH, \
       int KW, int stride, int top, int left) {                                                             \
     correlate<Product, TM, TN>(dy, x, dw, N, H, W, C, P, Q, O, KH, KW, stride, top, left);                 \

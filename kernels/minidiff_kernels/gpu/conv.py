@@ -13,7 +13,7 @@ THREADS = 128
 ENOUGH = 264  # blocks with the large tile that keep a large GPU busy: two for each of 132 multiprocessors
 LONGEST = 144  # steps of DEPTH that a sum in float32 takes before its rounding errors show
 SHORTEST = 8  # and those that are worth a block of their own
-STAGES = {"float32": 3, "tf32": 4}
+STAGES = {"float32": 3, "tf32": 6}  # strips of each matrix that are in shared memory, or under way
 SUFFIX = {"float32": "", "tf32": "_tf32"}
 
 
@@ -58,7 +58,7 @@ def weight_gradient(dy, x, w_shape, stride, pad, precision="float32"):
     splits = _splits(blocks, steps, rows)
     dw = empty(w_shape)
     parts = dw if splits == 1 else empty((splits, *w_shape))
-    _check(H, W)
+    _check(KH, KW)
     launch(
         "conv", f"correlate_{rows}x128{SUFFIX[precision]}", (blocks, splits), THREADS, dy, x, parts,
         N, H, W, C, P, Q, O, KH, KW, stride, pad[0], pad[2], shared=_shared(rows, precision),
@@ -73,10 +73,11 @@ def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
     columns = 128 if O > 64 and together else 64
     kind = f"128x{columns}{'' if together else '_single'}{SUFFIX[precision]}"
     blocks = blocks_of(N * blocks_of(P, holes) * blocks_of(Q, holes), 128) * blocks_of(O, columns)
-    steps = blocks_of(blocks_of(KH, holes) * blocks_of(KW, holes) * C, DEPTH)
+    taps = blocks_of(KH, holes) * blocks_of(KW, holes)
+    steps = taps * blocks_of(C, DEPTH) if together else blocks_of(taps * C, DEPTH)
     splits = _splits(blocks * holes**2, steps, columns)
     parts = y if splits == 1 else empty((splits, *y.shape))
-    _check(H, W)
+    _check(KH, KW)
     at_once = (bias, add) if splits == 1 else (None, None)  # otherwise they are added with the parts
     launch(
         "conv", f"convolve_{kind}", (blocks, splits, holes**2), THREADS, x, w, *at_once, parts, N, H, W, C,
@@ -110,7 +111,7 @@ def _shared(side, precision):
     return STAGES[precision] * (128 + side) * DEPTH * 4
 
 
-def _check(H, W):
-    """Kernels keep rows and columns in 16 bits."""
-    if max(H, W) > 16384:
-        raise ValueError(f"conv2d: {H}x{W} pixels are too many; the GPU takes 16384 on a side")
+def _check(KH, KW):
+    """Kernels keep a bit for each row and column of a window."""
+    if max(KH, KW) > 15:
+        raise ValueError(f"conv2d: a window of {KH}x{KW} is too large; the GPU takes 15 on a side")

@@ -22,9 +22,8 @@ extern "C" __global__ void __launch_bounds__(256)
     adamw(float* p, const float* __restrict__ g, float* m, float* v, float* ema, const double* norm, int size,
           float clip, float keep, float new_m, float new_v, float rate, float unbias_v, float eps, float new_ema) {
   const int i = blockIdx.x * 256 + threadIdx.x;
-  if (i >= size) return;
-  const float scale = isfinite(*norm) ? fmin(1.0, clip / (*norm + 1e-6)) : *norm - *norm;  // NaN: no small step
-  const float gradient = g[i] * scale;
+  if (i >= size || !isfinite(*norm)) return;
+  const float gradient = g[i] * float(fmin(1.0, clip / (*norm + 1e-6)));
   m[i] += new_m * (gradient - m[i]);
   v[i] += new_v * (gradient * gradient - v[i]);
   p[i] = p[i] * keep - rate * m[i] / (sqrtf(v[i]) * unbias_v + eps);

@@ -17,3 +17,8 @@ def asarray(a):
 def to_numpy(a):
     """The same values in host memory."""
     return a
+
+
+def later(a):
+    """A function that gives these values in host memory; on a GPU it alone waits for them. `a` stays as it is."""
+    return lambda: a

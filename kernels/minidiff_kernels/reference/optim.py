@@ -17,11 +17,13 @@ def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step
         ema <- ema + (1 - ema_decay) (p - ema)
 
     which is alg. 2 with its schedule multiplier in lr alone, as PyTorch has it, so that decay is scaled by lr too;
-    gc = g min(1, clip / (norm + 1e-6)) is the clipped gradient (Pascanu et al. 2013); g itself stays.
+    gc = g min(1, clip / (norm + 1e-6)) is the clipped gradient (Pascanu et al. 2013); g itself stays. If norm is not
+    finite, nothing changes.
     p, g, m, v, ema (P,); ema may be None, clip may be inf; step counts from 1; norm as grad_norm gives it.
     """
-    scale = min(1.0, clip / (norm + 1e-6)) if np.isfinite(norm) else np.nan
-    g = g * g.dtype.type(scale)
+    if not np.isfinite(norm):
+        return
+    g = g * g.dtype.type(min(1.0, clip / (norm + 1e-6)))
     p *= 1 - lr * weight_decay
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)

@@ -1,0 +1,44 @@
+"""Whether pictures show what their prompts asked for: the right one among all emoji, in the right skin tone.
+
+Retrieval: each picture is looked up among the training pictures, with the judge's eyes, and is taken for what the
+nearest one's caption says. Tone: that of the nearest palette (tones.py). A combination that training never saw has no
+caption of its own to be found; so name and tone are measured apart, and "both" is how often the two are right at once.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidiff.data.dataset import Dataset, blocks
+from minidiff.data.emoji import name_and_tone
+from minidiff.runs import metrics
+from minidiff.runs.judge import Judge
+
+
+def nearest_captions(images: np.ndarray, train: Dataset, judge: Judge) -> tuple[str, ...]:
+    """For every picture (n, H, W, C) uint8 the caption of the training picture that is nearest to it.
+
+    In the judge's features, whitened, so that all directions in which training pictures differ count alike. So 63 of
+    the 65 real emoji that are held out find the same person in another tone; 53 if each feature is only scaled.
+    """
+    features = np.concatenate([judge.look(block).features for block in blocks(train)])  # (N, 96)
+    whiten = metrics.whitening(features)
+    found, _ = metrics.nearest(whiten(judge.look(images).features), [whiten(features)])
+    return tuple(train.captions[i] for i in found)
+
+
+def agreement(prompts: Sequence[str], found: Sequence[str], tones: np.ndarray) -> dict[str, float]:
+    """The shares of prompts whose picture was right, by what it was taken for: a caption found, a tone (n,).
+
+    name    of all prompts: what was found has the same name, in whatever tone
+    tone    of those that ask for one skin tone: it is that tone
+    both    of those: name and tone are right
+    """
+    asked = [name_and_tone(prompt) for prompt in prompts]
+    named = np.array([name_and_tone(f)[0] == name for f, (name, _) in zip(found, asked, strict=True)])
+    toned = np.array([tone is not None for _, tone in asked])
+    shares = {"name": float(named.mean())}
+    if toned.any():
+        right = np.array([t == tone for t, (_, tone) in zip(tones, asked, strict=True)])[toned]
+        shares |= {"tone": float(right.mean()), "both": float((right & named[toned]).mean())}
+    return shares
