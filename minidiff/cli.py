@@ -174,7 +174,8 @@ def export(
 ) -> None:
     """Write a run's network as a folder of its own, which diffusers opens.
 
-    DDPMPipeline.from_pretrained(OUT), or, of a run by class, UNet2DModel.from_pretrained(OUT, subfolder="unet").
+    DDPMPipeline.from_pretrained(OUT), or, of a run by class, UNet2DModel.from_pretrained(OUT, subfolder="unet"); of
+    texts, StableDiffusionPipeline; of an autoencoder, AutoencoderKL.from_pretrained(OUT, subfolder="vae").
     """
     check_new_folder(out)
     opened = state.open_best(run) if best else state.open_run(run)
