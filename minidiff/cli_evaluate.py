@@ -1,20 +1,29 @@
 """The command that evaluates: pictures that are drawn, or there already, beside real ones."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.table import Table
 
+from minidiff.data.captioned import captioned
+from minidiff.data.dataset import Dataset
+from minidiff.data.pictures import save
 from minidiff.errors import MinidiffError
 from minidiff.options import Backend, Guidance, Seed, Threads
+from minidiff.runs import drawing, machine, prompts, subject
 from minidiff.runs import evaluate as runs_evaluate
-from minidiff.runs import machine, subject
-from minidiff.runs.files import check_new_folder, new_folder
+from minidiff.runs.files import check_new_folder, new_folder, write_json
 from minidiff.runs.judge import judge_of
+from minidiff.runs.pipeline import is_pipeline, load_pipeline
 from minidiff.runs.subject import LEAST
-from minidiff.runs.terminal import announce_compiling, console
+from minidiff.runs.terminal import announce_compiling, console, with_bar
+from minidiff.runs.text import native_size
+
+SHOWN = 64  # pictures on a sheet of prompts
 
 
 def evaluate(
@@ -34,10 +43,18 @@ def evaluate(
 
     They are seen by a classifier that learns from the real ones, once, and is kept. Its distances are no FID, which is
     that of another network. With --out: figures.json, neighbours.png, and the pictures for tools that have that one.
+
+    Of what draws texts: whether pictures are what their prompts say. --n of the set's captions are drawn, and --n of
+    its test split's; without --n, as many as that has. With --out: figures.json and two sheets.
     """
     threads = machine.use_threads(threads, backend)
     if out is not None:
         check_new_folder(out)
+    if is_pipeline(what):
+        if raw:
+            raise MinidiffError(f"{what}: draws texts by the moving average of its weights; leave --raw out")
+        _evaluate_texts(what, against, n, (steps, sampler), guidance, seed, out, backend)
+        return
     if what.is_file():
         if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
             raise MinidiffError(f"{what}: these pictures are drawn already; leave --n, --steps and their like out")
@@ -59,6 +76,74 @@ def evaluate(
         with new_folder(out) as folder:
             runs_evaluate.write(folder, report, images, real, sheet)
         console.print(f"Wrote {out}")
+
+
+def _evaluate_texts(
+    what: Path,
+    against: str,
+    n: int | None,
+    walk: tuple[int | None, str | None],
+    guidance: float,
+    seed: int,
+    out: Path | None,
+    backend: str,
+) -> None:
+    """Draw captions that were trained on, and captions of the test split, and see what they are taken for."""
+    parts = load_pipeline(what, backend)
+    _, way, steps = drawing.walk_of(what, walk[1], 0.0, None, False, walk[0])
+    real = runs_evaluate.open_real(against, (*native_size(parts), 3), LEAST)
+    if not real.train.captions:
+        raise MinidiffError(f"{against}: its pictures have no captions, and {what} draws what captions say")
+    announce_compiling(backend)
+    judge = judge_of(real.train, real.test, backend)
+    chosen = {"training captions": real.train, "test captions": real.test}
+    asked = {name: _some(dataset, n or len(real.test), seed) for name, dataset in chosen.items()}
+
+    def draw(tick: Callable[[], object]) -> dict[str, prompts.Drawn]:
+        return {name: prompts.draw(parts, some, guidance, steps, way, seed, tick) for name, some in asked.items()}
+
+    drawn = with_bar("drawing", sum(prompts.ticks(some, steps) for some in asked.values()), draw)
+    reality = prompts.Drawn(real.test.captions, runs_evaluate.pictures_of(real.test))
+    report = {
+        "samples": {
+            "of": str(what), "n": {name: len(some) for name, some in asked.items()},
+            "sampler": way.name, "steps": steps, "guidance": guidance, "seed": seed,
+        },
+        "reference": {"of": real.train.name, "n": len(real.train)},
+        "classifier": {"learned_from": len(real.train), "accuracy": judge.accuracy, "tested_on": judge.tested},
+        "figures": prompts.figures(drawn | {"real test pictures": reality}, real.train, judge),
+    }  # fmt: skip
+    counts = ", ".join(f"{count} {name}" for name, count in report["samples"]["n"].items())
+    console.print(f"{counts} of {against}, {way.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
+    console.print(_shares(report["figures"]))
+    if out is not None:
+        _write_texts(out, report, drawn)
+
+
+def _write_texts(out: Path, report: dict[str, Any], drawn: dict[str, prompts.Drawn]) -> None:
+    """A new folder with figures.json, and for each side a sheet of its pictures above their prompts."""
+    with new_folder(out) as folder:
+        write_json(folder / "figures.json", report)
+        for name, (some, images) in drawn.items():
+            save(captioned(images[:SHOWN], some[:SHOWN]), folder / f"{name.replace(' ', '_')}.png")
+    console.print(f"Wrote {out}")
+
+
+def _some(dataset: Dataset, n: int, seed: int) -> list[str]:
+    """n of the captions, or all, in any order."""
+    return [dataset.captions[i] for i in np.random.default_rng(seed).permutation(len(dataset))[:n]]
+
+
+def _shares(figures: dict[str, dict[str, float]]) -> Table:
+    """How many pictures were taken for what they should be, side by side."""
+    shown = Table(box=None, padding=(0, 3, 0, 0))
+    for heading in ("right", *figures):
+        shown.add_column(heading)
+    for name in ("name", "tone", "both"):
+        shares = [side.get(name) for side in figures.values()]
+        if any(share is not None for share in shares):
+            shown.add_row(name, *("" if share is None else f"{100 * share:.1f} %" for share in shares))
+    return shown
 
 
 def facts(report: dict[str, Any]) -> list[str]:

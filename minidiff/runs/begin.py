@@ -145,5 +145,6 @@ def open_data(data: str, size: int | None, skip_bad: bool = False) -> Dataset:
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
-    console.print(f"{dataset.name}: {len(dataset)} pictures, {width}x{height} {colour}, {classes}")
+    said = ", with captions" if dataset.captions else ""
+    console.print(f"{dataset.name}: {len(dataset)} pictures, {width}x{height} {colour}, {classes}{said}")
     return dataset

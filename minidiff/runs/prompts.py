@@ -5,14 +5,58 @@ nearest one's caption says. Tone: that of the nearest palette (tones.py). A comb
 caption of its own to be found; so name and tone are measured apart, and "both" is how often the two are right at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from minidiff.data.dataset import Dataset, blocks
 from minidiff.data.emoji import name_and_tone
+from minidiff.data.pictures import to_uint8
+from minidiff.diffusion.sampler import Sampler
 from minidiff.runs import metrics
 from minidiff.runs.judge import Judge
+from minidiff.runs.pipeline import Pipeline
+from minidiff.runs.text import Tick, text_to_image
+from minidiff.runs.tones import nearest_tone, palettes
+
+BATCH = 32  # pictures at a time
+
+
+class Drawn(NamedTuple):
+    """n prompts, and a picture of each: (n, H, W, C) uint8."""
+
+    prompts: Sequence[str]
+    images: np.ndarray
+
+
+def draw(
+    pipeline: Pipeline, prompts: Sequence[str], guidance: float, steps: int, sampler: Sampler, seed: int, tick: Tick
+) -> Drawn:
+    """A picture of each prompt; tick() is called `ticks(prompts, steps)` times."""
+    rng, images = np.random.default_rng(seed), []
+    for start in range(0, len(prompts), BATCH):
+        some = list(prompts[start : start + BATCH])
+        images.append(to_uint8(text_to_image(pipeline, some, "", guidance, steps, rng, None, sampler, tick)))
+    return Drawn(prompts, np.concatenate(images))
+
+
+def ticks(prompts: Sequence[str], steps: int) -> int:
+    """How long it takes to draw them."""
+    return -(-len(prompts) // BATCH) * steps
+
+
+def figures(sides: Mapping[str, Drawn], train: Dataset, judge: Judge) -> dict[str, dict[str, float]]:
+    """The `agreement` of pictures with their prompts, for each side. Tones are looked for if a prompt names one."""
+    images = np.concatenate([side.images for side in sides.values()])
+    found, tones = nearest_captions(images, train, judge), np.full(len(images), -1)
+    if any(name_and_tone(prompt)[1] is not None for side in sides.values() for prompt in side.prompts):
+        tones = nearest_tone(images, palettes(train))
+    shares, start = {}, 0
+    for name, side in sides.items():
+        here = slice(start, start := start + len(side.prompts))
+        shares[name] = agreement(side.prompts, found[here], tones[here])
+    return shares
 
 
 def nearest_captions(images: np.ndarray, train: Dataset, judge: Judge) -> tuple[str, ...]:
