@@ -110,19 +110,9 @@ def process(*arguments, code=None, **options):
 
 
 COMMANDS = (
-    "demo",
-    "noise",
-    "train",
-    "train-vae",
-    "sample",
-    "redraw",
-    "fill",
-    "between",
-    "evaluate",
-    "export",
-    "info",
+    "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "between", "evaluate", "export", "info",
     "bench",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
