@@ -110,8 +110,8 @@ def process(*arguments, code=None, **options):
 
 
 COMMANDS = (
-    "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "between", "evaluate", "export", "info",
-    "bench",
+    "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "between", "evaluate", "export",
+    "info", "bench",
 )  # fmt: skip
 
 
