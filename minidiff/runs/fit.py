@@ -13,7 +13,7 @@ from minidiff.runs.probe import probe
 from minidiff.runs.run import Run
 from minidiff.runs.state import Metrics, read_metrics
 from minidiff.runs.state import save as save_state
-from minidiff.runs.train import StepStats, steps
+from minidiff.runs.train import StepStats, check_skipped, steps
 
 
 def fit(
@@ -51,6 +51,7 @@ def fit(
                     tell(*last)
                     last = None
                     metrics.flush()
+                    check_skipped(run.step, run.optimizer.skipped, run.optimizer.lr)  # before it is saved
                 if stopping:
                     return save_state(run, keep)
                 if last is None:

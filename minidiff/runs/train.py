@@ -221,9 +221,14 @@ def steps(
             n = config.batch_size
             remedy = f"start a new run with --batch-size {max(n // 2, 1)}"
             raise MinidiffError(f"step {step}: there is no memory for {n} pictures at a time; {remedy}") from None
-        if optimizer.skipped_before >= MOST_SKIPPED:  # this step need not be waited for
-            raise MinidiffError(
-                f"step {step - 1}: the gradient was not finite {optimizer.skipped_before} times in a row (now the loss "
-                f"is {stats.loss}, the learning rate {optimizer.lr:g}); start a new run with a smaller --lr"
-            )
+        check_skipped(step - 1, optimizer.skipped_before, optimizer.lr)  # this step need not be waited for
         yield stats
+
+
+def check_skipped(step: int, skipped: int, lr: float) -> None:
+    """Raises MinidiffError if so many steps in a row, up to this one, were skipped that the run is lost."""
+    if skipped >= MOST_SKIPPED:
+        raise MinidiffError(
+            f"step {step}: the gradient was not finite {skipped} times in a row (the learning rate is {lr:g}); "
+            "start a new run with a smaller --lr"
+        )

@@ -5,7 +5,8 @@ from minidiff_kernels.gpu import launch
 from nvrtc import compile_cuda, library
 
 FAMILIES = sorted(path.stem for path in launch.HERE.glob("*.cu") if path.stem != "common")
-MOST = 128  # registers a thread; 255 where it keeps 128 numbers of the result
+USUAL = 128  # registers a thread
+MOST = {"128x128": 255, "single": 255, "128x64_tf32": 170, "64x128_tf32": 170}  # where few blocks run side by side
 
 pytestmark = pytest.mark.skipif(not library(), reason="needs the package nvidia-cuda-nvrtc, which the test extra has")
 
@@ -17,7 +18,8 @@ def test_kernels_compile_and_spill_nothing(family, arch):
     assert reports, "no kernel was compiled"
     for name, report in reports.items():
         assert report.spilled == report.stack == 0, f"{name} keeps {report} in memory"
-        assert report.registers <= (255 if "128x128" in name or "single" in name else MOST), f"{name}: {report}"
+        most = max((most for part, most in MOST.items() if part in name), default=USUAL)
+        assert report.registers <= most, f"{name}: {report}"
 
 
 def test_what_does_not_fit_in_registers_is_noticed():

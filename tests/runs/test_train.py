@@ -149,7 +149,7 @@ def test_ten_of_them_in_a_row_are_an_error():
     unet, optimizer = fresh()
     config = dataclasses.replace(CONFIG, steps=40)
     bad, done = {*range(2, 11), *range(12, 31)}, []  # nine in a row, one that is good, more than ten
-    with pytest.raises(MinidiffError, match=r"step 21: .* not finite 10 times in a row \(now the loss is nan.*--lr"):
+    with pytest.raises(MinidiffError, match=r"step 21: .* not finite 10 times in a row .*--lr"):
         for stats in train(spoilt(unet, optimizer, bad), SCHEDULE, optimizer, batches(range(1, 41)), config):
             done.append(stats.step)
     assert done == list(range(1, 22))  # the tenth is looked at when the next is done
