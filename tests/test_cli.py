@@ -510,7 +510,7 @@ def test_too_many_of_them_stop_it(run, data, tmp_path, bad_answers):
     code, _, err = run("train", "data", "--out", "run", "--steps", 50, "--checkpoint-every", 2, *SMALL)
     assert code == 2
     assert re.fullmatch("minidiff: step 12: .*--lr; the checkpoint of step 10 is kept in run\n", err)
-    assert len(rows(tmp_path / "run")) == 11
+    assert len(rows(tmp_path / "run")) == 12
 
 
 @pytest.mark.parametrize("name", ["[bold] [x]", ":smile: a", "é ☃ 猫", "-x", "100% {0}", "$a_b^$", "l\nine", "x" * 150])
