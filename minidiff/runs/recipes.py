@@ -1,8 +1,8 @@
 """Recipes: a network, a schedule and the choices of a training that belong together, by name.
 
 Times are for CIFAR-10, batch and steps as they stand. One is measured: small-cpu, checkpoints included, took 157
-minutes of processor time on two cores of an AMD EPYC (Zen 4, 234 GFLOP/s), so 79 where both are there for it. All others
-follow from its step, 0.45 s, or from a rate that is named, by the operations that a step takes.
+minutes of processor time on two cores of an AMD EPYC (Zen 4, 234 GFLOP/s), so 79 where both are free. All others follow
+from its step, 0.45 s, or from a rate that is named, by the operations that a step takes.
 """
 
 from collections.abc import Callable
