@@ -34,7 +34,7 @@ class AdamW:
     ):
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.clip, self.ema_decay, self.step_count, self.skipped_before = clip, ema, 0, 0
-        self._norm: Callable | None = None  # of the last step, once it is asked for
+        self._norm: Callable | None = None  # gives that of the last step
         if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
             raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
         self.backend = params[0].backend

@@ -108,5 +108,5 @@ class _Checked:
 cuda = types.SimpleNamespace(
     runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=lambda: None),
     alloc_pinned_memory=bytearray,
-    Event=lambda disable_timing: types.SimpleNamespace(record=lambda: None, synchronize=lambda: None),
+    Event=lambda disable_timing: types.SimpleNamespace(done=True, record=lambda: None, synchronize=lambda: None),
 )

@@ -1,11 +1,13 @@
 """Where arrays live: what `empty` and `asarray` promise."""
 
 import gc
+import importlib
 
 import numpy as np
 import pytest
 from against_torch import check
 from kernel_cases import memory
+from which_cupy import ON_A_GPU
 
 from minidiff.engine.backend import get_backend
 
@@ -63,3 +65,17 @@ def test_numba_reuses_a_block_at_once():
         assert empty((256, 1024)).ctypes.data == address
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(ON_A_GPU, reason="only the simulator's copies end when they are told to")
+def test_memory_of_a_copy_that_nobody_waits_for_is_kept_until_it_has_come():
+    gpu = get_backend("cupy")
+    module = importlib.import_module(gpu.later.__module__)
+    gpu.later(gpu.asarray(1.0))
+    first = module.under_way[-1][0]
+    first.done = False
+    gpu.later(gpu.asarray(2.0))
+    assert first in [event for event, _ in module.under_way]
+    first.done = True
+    gpu.later(gpu.asarray(3.0))
+    assert first not in [event for event, _ in module.under_way] and len(module.under_way) == 1

@@ -1,8 +1,12 @@
 """Arrays on the GPU, out of CuPy's pool: what one step gives back the next one takes."""
 
+from collections import deque
+
 import numpy as np
 
 from .launch import cp
+
+under_way = deque()  # (event, memory) of copies to the host: CuPy must not give the memory to others before they end
 
 
 def empty(shape):
@@ -27,10 +31,13 @@ def later(a):
 
     They are on their way from here on. The memory that they come to is pinned: to other memory, CuPy's copy would wait.
     """
+    while under_way and under_way[0][0].done:
+        under_way.popleft()
     pinned = np.frombuffer(cp.cuda.alloc_pinned_memory(a.nbytes), a.dtype, a.size).reshape(a.shape)
     a.get(out=pinned, blocking=False)
     come = cp.cuda.Event(disable_timing=True)
     come.record()
+    under_way.append((come, pinned))
 
     def wait():
         come.synchronize()
