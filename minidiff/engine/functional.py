@@ -136,18 +136,36 @@ def conv2d(
     return Conv2d(stride, pad)(x, w, bias, add)
 
 
-def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
-    """y = x w^T + bias + add: the 1x1 convolution of a picture that is one row high.
+class Linear(Function):
+    def forward(self, x, w, bias, add):
+        O, I = w.shape
+        self.x, self.w, self.before = (
+            x.reshape(1, 1, -1, I),
+            w.reshape(O, 1, 1, I),
+            x.shape,
+        )  # (1, 1, M, I), (O, 1, 1, I)
+        add = add if add is None else add.reshape(1, 1, -1, O)
+        return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
 
-    x (..., I)   w (O, I)   bias (O,)   add, y (..., O)
+    def backward(self, dy):
+        rows, need_dx = dy.reshape(1, 1, -1, dy.shape[-1]), self.needs(0)  # (1, 1, M, O)
+        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.w, 1, (0, 0, 0, 0), need_dx)
+        return dx.reshape(self.before) if need_dx else None, dw[:, 0, 0], dbias, dy
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+    """y = x w^T + bias + add: a 1x1 convolution.
+
+    x (..., I)   w (O, I)   bias (O,)   add, y (..., O). Raises ValueError if the shapes do not fit.
     """
-    *lead, I = x.shape
-    O = w.shape[0]
-    row = reshape(x, (1, 1, -1, I))  # (1, 1, M, I)
-    w = reshape(w, (O, 1, 1, I))
-    if add is not None:
-        add = reshape(add, (1, 1, -1, O))
-    return reshape(conv2d(row, w, bias, add=add), (*lead, O))
+    (*lead, C), (O, I) = x.shape, w.shape
+    if C != I:
+        raise ValueError(f"linear: the input has {C} channels, the weight wants {I}")
+    if bias is not None and bias.shape != (O,):
+        raise ValueError(f"linear: the bias has shape {bias.shape}, the weight has {O} outputs")
+    if add is not None and add.shape != (*lead, O):
+        raise ValueError(f"linear: cannot add {add.shape} to an output of {(*lead, O)}")
+    return Linear()(x, w, bias, add)
 
 
 class GroupNorm(Function):
@@ -218,36 +236,6 @@ def upsample_nearest(x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
     """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C), cut to the size (H', W') if there is one."""
     y = UpsampleNearest()(x)
     return y if size in (None, y.shape[1:3]) else Part((slice(None), slice(size[0]), slice(size[1])))(y)
-
-
-class AvgPool(Function):
-    def forward(self, x):
-        return 0.25 * self.backend.upsample_nearest_backward(x)
-
-    def backward(self, dy):
-        return (0.25 * self.backend.upsample_nearest(dy),)
-
-
-def avg_pool(x: Tensor) -> Tensor:
-    """The mean of every 2 x 2 block: (N, H, W, C) -> (N, H/2, W/2, C). Raises ValueError if H or W is odd."""
-    if x.shape[1] % 2 or x.shape[2] % 2:
-        raise ValueError(f"avg_pool: {x.shape[1]}x{x.shape[2]} pixels do not divide into 2x2 blocks")
-    return AvgPool()(x)
-
-
-class MeanPixel(Function):
-    def forward(self, x):
-        self.shape = x.shape
-        return x.mean((1, 2))
-
-    def backward(self, dy):
-        dx = dy[:, None, None] / (self.shape[1] * self.shape[2])  # (N, 1, 1, C)
-        return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
-
-
-def mean_pixel(x: Tensor) -> Tensor:
-    """The mean over all pixels: (N, H, W, C) -> (N, C)."""
-    return MeanPixel()(x)
 
 
 class Concat(Function):

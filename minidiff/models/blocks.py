@@ -54,7 +54,7 @@ class ResnetBlock(Module):
 
     The time is added, or scales and shifts what norm2 gives (Dhariwal & Nichol 2021, section 3), as its kind says; or
     there is none.
-    resample   F.avg_pool or F.upsample_nearest: what halves or doubles H and W, of x too, before the first conv
+    resample   avg_pool or upsample_nearest: what halves or doubles H and W, of x too, before the first conv
     """
 
     def __init__(self, inputs: int, outputs: int, kind: Kind, rng, backend: str, resample=None):

@@ -8,6 +8,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
+from minidiff.engine.pooling import mean_pixel
 from minidiff.engine.tensor import Tensor
 
 WIDTHS = (16, 32, 64, 128)  # the channels at full size, at half, at a quarter, at an eighth
@@ -62,9 +63,9 @@ class Classifier(Module):
         means = []
         for halving, block in zip(self.halvings, self.blocks, strict=False):
             h = block(halving(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
-            means.append(F.mean_pixel(h))
+            means.append(mean_pixel(h))
         h = self.norm_out(self.halvings[-1](h), silu=True)  # (N, H/8, W/8, 128)
-        return F.concat(*means), self.out(F.mean_pixel(h))
+        return F.concat(*means), self.out(mean_pixel(h))
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:
         return self.look(x)[1]  # (N, K)

@@ -12,6 +12,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, Embedding, GroupNorm, Module, SelfAttention
+from minidiff.engine.pooling import avg_pool
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import (
     DownBlock,
@@ -62,7 +63,7 @@ class UNet(Module):
             attend = partial(attention_of, width, cfg, rng, backend, groups) if "Attn" in name else None
             halve = partial(Downsample, width, cfg.downsample_padding, rng, backend)
             if resamples_in_resnet(name, cfg.downsample_type):
-                halve = partial(ResnetBlock, width, width, kind, rng, backend, F.avg_pool)
+                halve = partial(ResnetBlock, width, width, kind, rng, backend, avg_pool)
             inputs = [h] + [width] * cfg.layers_per_block
             self.down_blocks.append(DownBlock(inputs, kind, rng, backend, attend, None if i == last else halve))
             h = width

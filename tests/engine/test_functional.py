@@ -11,6 +11,7 @@ from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, 
 from minidiff.engine import functional as F
 from minidiff.engine import gaussian, losses
 from minidiff.engine.losses import cross_entropy, mse
+from minidiff.engine.pooling import avg_pool, mean_pixel
 from minidiff.engine.tensor import Tensor
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
@@ -102,8 +103,8 @@ LINES = [
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
     ("upsample_nearest", F.upsample_nearest, double, {"x": X}),
     ("upsample_nearest, cut", partial(F.upsample_nearest, size=(11, 10)), lambda x: double(x)[:, :11], {"x": X}),
-    ("avg_pool", F.avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
-    ("mean_pixel", F.mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
+    ("avg_pool", avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
+    ("mean_pixel", mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
     ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
@@ -185,7 +186,9 @@ WRONG = {
     "divergence: shapes": lambda t: gaussian.divergence(t(2, 3), t(2, 1)),
     "cross_entropy: logits": lambda t: cross_entropy(t(2, 3), np.array([0])),
     "cross_entropy: logits .* float": lambda t: cross_entropy(t(2, 3), np.zeros(2)),
-    "cannot reshape": lambda t: F.linear(t(2, 3), t(5, 4)),
+    "linear: the input has 3 channels": lambda t: F.linear(t(2, 3), t(5, 4)),
+    "linear: the bias": lambda t: F.linear(t(2, 3), t(5, 3), t(1)),
+    "linear: cannot add": lambda t: F.linear(t(2, 3), t(5, 3), add=t(1, 5)),
 }
 
 

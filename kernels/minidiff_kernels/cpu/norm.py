@@ -1,7 +1,8 @@
 """Group normalisation with SiLU, one picture a thread: statistics, then everything else in one more pass.
 
 Channels lie side by side in memory, so a vector is LANES channels of one position and sums are kept per channel;
-groups are formed from C sums at the end. A picture of 32 x 32 x 64 is 256 KB: the second pass finds it in the
+groups are formed from C sums at the end. Layer normalisation, one position with one group, has nothing of that and goes
+its own way (layer_norm.py). A picture of 32 x 32 x 64 is 256 KB: the second pass finds it in the
 second-level cache, and asks it for the next picture meanwhile. Sums run in float32 over CHUNK positions, and in
 float64 over chunks.
 
@@ -12,6 +13,7 @@ some are left. Which of the two, the argument `zero` tells: a vector of zeros, o
 import numpy as np
 from numba import prange
 
+from . import layer_norm
 from .exponential import sigmoid
 from .jit import helper, kernel
 from .memory import empty
@@ -23,6 +25,8 @@ zero = np.float32(0)
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
     """y, mean, rstd: the output (x's shape) and what the backward pass needs (N, groups)."""
+    if layer_norm.fits(x.shape, groups, silu):
+        return layer_norm.layer_norm(x, weight, bias, eps)
     N, C = len(x), x.shape[-1]
     y, mean, rstd = empty(x.shape), empty((N, groups)), empty((N, groups))
     _forward(x.reshape(N, -1, C), weight, bias, np.float64(eps), silu, y.reshape(N, -1, C), mean, rstd)
@@ -31,6 +35,8 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
 
 def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
     """The gradients dx, dweight, dbias."""
+    if layer_norm.fits(x.shape, mean.shape[1], silu):
+        return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
     N, C = len(x), x.shape[-1]
     dx, sums = empty(x.shape), np.empty((N, 2, C))
     three = (N, -1, C)

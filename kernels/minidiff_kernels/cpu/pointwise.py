@@ -13,7 +13,7 @@ from numba import get_num_threads, prange
 
 from .jit import helper, kernel
 from .memory import empty
-from .product import K_CHUNK, ROWS, product, product_transposed
+from .product import K_CHUNK, ROWS, product, product_transposed, strip
 from .simd import LANES, load, store
 
 MOST_ROWS = 32  # pixels in a block: results are still in cache when bias and add come
@@ -37,11 +37,12 @@ def convolve(x, panels, bias, add, y):
 
 
 @helper
-def _add(y, first, count, O, bias, add, every):
-    """y += bias + add, for pixels first, first + 1, ...; `every` pixels share a row of add."""
+def _add(y, first, count, O, channels, bias, add, every):
+    """y += bias + add, for pixels first, first + 1, ... and some channels; `every` pixels share a row of add."""
+    start, end = channels
     for r in range(first, first + count):
         row = (r if every == 1 else r // every) * O
-        for o in range(0, O, LANES):
+        for o in range(start, end, LANES):
             store(y, r * O + o, load(y, r * O + o) + (load(bias, o) + load(add, row + o)))
 
 
@@ -52,9 +53,13 @@ def _multiply(x, panels, bias, add, y, rows):
     for block in prange((pixels + rows - 1) // rows):
         first = np.int64(block) * rows
         count = min(rows, pixels - first)
-        A, B = (x, first * C, C, LANES), (weights, 0, LANES, C * LANES)
-        product(A, B, (y, first * O, O, LANES), count, V, C, True)
-        _add(y, first, count, O, bias, add, every)
+        v = 0
+        while v < V:
+            width = strip(V - v)
+            A, B = (x, first * C, C, LANES), (weights, v * C * LANES, LANES, C * LANES)
+            product(A, B, (y, first * O + v * LANES, O, LANES), count, width, C, True)
+            _add(y, first, count, O, (v * LANES, (v + width) * LANES), bias, add, every)
+            v += width
 
 
 def weight_gradient(dy, x):

@@ -40,6 +40,15 @@ def _unpack(context, builder, kind, matrix):
     return address(context, builder, kind[0], array, start), row, panel
 
 
+def _unknown(builder, number):
+    """The same number, but LLVM does not know it any more: a loop of that many rounds is not unrolled.
+
+    Two rounds of a tile in one need more registers than there are, and what is spilled halves the speed.
+    """
+    same = ir.FunctionType(_I64, [_I64])
+    return builder.asm(same, "", "=r,0", [number], side_effect=False)
+
+
 def _tile(vectors: int, transposed: bool) -> Any:
     """ROWS rows of a product, `vectors` vectors wide. Put into C if fresh, else added.
 
@@ -98,7 +107,7 @@ def _tile(vectors: int, transposed: bool) -> Any:
             else:
                 with cgutils.for_range(builder, builder.sdiv(K, lanes)):
                     builder.store(builder.gep(builder.load(a), [far]), soon)
-                    add_terms(lanes)
+                    add_terms(_unknown(builder, lanes) if vectors == 3 else lanes)
                     advance(a, builder.sub(a_panel, lanes))
                 add_terms(builder.srem(K, lanes))
 
@@ -121,6 +130,12 @@ def _tile(vectors: int, transposed: bool) -> Any:
     return tile
 
 
+@helper
+def strip(V):
+    """How many of V panels the next strip of tiles is wide: three, but rather two and two than three and one."""
+    return 1 if V == 1 else 2 if V in (2, 4) else 3
+
+
 def _product_of(transposed: bool):
     tile1, tile2, tile3 = (_tile(vectors, transposed) for vectors in (1, 2, 3))
 
@@ -131,7 +146,7 @@ def _product_of(transposed: bool):
             terms, first = min(K_CHUNK, K - k), fresh and k == 0
             v = 0
             while v < V:
-                width = 1 if V - v == 1 else 2 if V - v in (2, 4) else 3
+                width = strip(V - v)
                 for m in range(0, M, ROWS):
                     if transposed:
                         here = (a, a0 + k * a_row + m // LANES * a_panel + m % LANES, a_row, a_panel)

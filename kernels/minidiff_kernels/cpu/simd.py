@@ -110,6 +110,19 @@ def zeros(typingctx):
     return VECTOR_TYPE(), lambda context, builder, signature, arguments: ir.Constant(VECTOR, [0.0] * LANES)
 
 
+@typed_intrinsic
+def total(typingctx, vector):
+    """The sum of a vector's numbers."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_F32, [_F32, VECTOR])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [ir.Constant(_F32, -0.0), *arguments], fastmath=["reassoc"])  # else one by one
+
+    return types.float32(vector), generate
+
+
 def take(array, i, like) -> Any:
     """array[i], or if `like` is a vector, the vector that begins there: one text for whole vectors and what is left."""
 

@@ -1,0 +1,33 @@
+"""Means over pixels: of 2 x 2 blocks, and of a whole picture."""
+
+from minidiff.engine.tensor import Function, Tensor
+
+
+class AvgPool(Function):
+    def forward(self, x):
+        return 0.25 * self.backend.upsample_nearest_backward(x)
+
+    def backward(self, dy):
+        return (0.25 * self.backend.upsample_nearest(dy),)
+
+
+def avg_pool(x: Tensor) -> Tensor:
+    """The mean of every 2 x 2 block: (N, H, W, C) -> (N, H/2, W/2, C). Raises ValueError if H or W is odd."""
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"avg_pool: {x.shape[1]}x{x.shape[2]} pixels do not divide into 2x2 blocks")
+    return AvgPool()(x)
+
+
+class MeanPixel(Function):
+    def forward(self, x):
+        self.shape = x.shape
+        return x.mean((1, 2))
+
+    def backward(self, dy):
+        dx = dy[:, None, None] / (self.shape[1] * self.shape[2])  # (N, 1, 1, C)
+        return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
+
+
+def mean_pixel(x: Tensor) -> Tensor:
+    """The mean over all pixels: (N, H, W, C) -> (N, C)."""
+    return MeanPixel()(x)
