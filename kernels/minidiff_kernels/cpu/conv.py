@@ -33,10 +33,12 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     """y (N, P, Q, O), as the head of the reference says."""
     O, KH, KW, C = w.shape
     P, Q = output_size(x.shape, w.shape, stride, pad)
-    y = empty((len(x), P, Q, O))
+    y, window = empty((len(x), P, Q, O)), (KH, KW, stride, pad[0], pad[2])
+    if pointwise.fits(window, x.shape, (P, Q), O):
+        return pointwise.convolve(x, w.reshape(O, C), bias, add, y)
     weights = empty((-(-O // LANES), KH * KW * C, LANES))
     _pack(w.reshape(O, -1), weights)
-    _convolve(x, weights, bias, add, y, (KH, KW, stride, pad[0], pad[2]))
+    _convolve(x, weights, bias, add, y, window)
     return y
 
 
@@ -56,9 +58,12 @@ def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
     dx = empty(x_shape)
     if stride == 1:
         O, KH, KW, C = w.shape
+        window = (KH, KW, 1, KH - 1 - pad[0], KW - 1 - pad[2])
+        if pointwise.fits(window, dy.shape, x_shape[1:3], C):
+            return pointwise.input_gradient(dy, w.reshape(O, C), dx)
         weights = empty((-(-C // LANES), KH * KW * O, LANES))
         _pack_flipped(w, weights)
-        _convolve(dy, weights, None, None, dx, (KH, KW, 1, KH - 1 - pad[0], KW - 1 - pad[2]))
+        _convolve(dy, weights, None, None, dx, window)
         return dx
     for a in range(min(stride, x_shape[1])):
         for b in range(min(stride, x_shape[2])):
@@ -116,8 +121,6 @@ def _convolve(x, weights, bias, add, y, window):
     KH, KW, stride, top, left = window
     if winograd.fits((O, KH, KW, x.shape[3]), stride, N, (P, Q)):
         return winograd.convolve(x, weights, bias, add, y, (top, left))
-    if pointwise.fits(window, x.shape, (P, Q), O):
-        return pointwise.convolve(x, weights, bias, add, y)
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
     patches, results = _scratch(threads, rows, K), empty((threads, rows, V * LANES))

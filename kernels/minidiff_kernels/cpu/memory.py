@@ -6,6 +6,7 @@ a new one. An array from `empty` lies over a block; when the last view of it is 
 
 from collections import defaultdict
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,22 +15,29 @@ HUGE = 1 << 21  # bytes of a huge page, which NumPy asks for from 4 MiB on: fewe
 LINE = 64  # bytes of a cache line; a vector that straddles two lines costs twice as much to load or store
 
 
-def _aligned(size: int) -> np.ndarray:
+class Block(NamedTuple):
+    """Memory and where it begins, which NumPy takes its time to say."""
+
+    memory: np.ndarray
+    address: int
+    size: int
+
+
+def _aligned(size: int) -> Block:
     """That many bytes of new memory, beginning with a cache line; a large block begins with a huge page."""
     line = LINE if size < HUGE // 2 else HUGE
-    block = np.empty(max(size + line, 2 * HUGE if line == HUGE else 0), np.uint8)
-    start = -block.ctypes.data % line
-    return block[start : start + size]
+    memory = np.empty(max(size + line, 2 * HUGE if line == HUGE else 0), np.uint8)
+    return Block(memory, -(-memory.ctypes.data // line) * line, size)
 
 
 class Pool:
     """Free blocks by size. It never holds more than twice what was in use at the busiest moment."""
 
     def __init__(self):
-        self.free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self.free: dict[int, list[Block]] = defaultdict(list)
         self.live = self.idle = self.peak = 0  # bytes
 
-    def take(self, size: int) -> np.ndarray:
+    def take(self, size: int) -> Block:
         """A block of that many bytes: one that is free, or a new one."""
         blocks = self.free[size]
         if blocks:
@@ -43,11 +51,11 @@ class Pool:
         self.peak = max(self.peak, self.live)
         return block
 
-    def give_back(self, block: np.ndarray) -> None:
+    def give_back(self, block: Block) -> None:
         """The block is free again."""
-        self.live -= block.nbytes
-        self.idle += block.nbytes
-        self.free[block.nbytes].append(block)
+        self.live -= block.size
+        self.idle += block.size
+        self.free[block.size].append(block)
 
     def clear(self) -> None:
         """Let all free blocks go."""
@@ -63,10 +71,10 @@ class _Lease:
 
     __slots__ = ("block", "__array_interface__")
 
-    def __init__(self, block: np.ndarray, shape):
+    def __init__(self, block: Block, shape):
         self.block = block
         self.__array_interface__ = {
-            "shape": shape, "typestr": "<f4", "data": (block.ctypes.data, False), "version": 3,
+            "shape": shape, "typestr": "<f4", "data": (block.address, False), "version": 3,
         }  # fmt: skip
 
     def __del__(self):

@@ -14,7 +14,7 @@ from numba import get_num_threads, prange
 from .jit import helper, kernel
 from .memory import empty
 from .product import K_CHUNK, ROWS, product, product_transposed, strip
-from .simd import LANES, load, store
+from .simd import LANES, load, prepare, store, turn
 
 MOST_ROWS = 32  # pixels in a block: results are still in cache when bias and add come
 CHUNKS = 8  # parts into which the sum over pixels of a weight gradient is cut, whatever the threads
@@ -28,12 +28,39 @@ def fits(window, x_shape, size, O) -> bool:
     return same and N * H * W % ROWS == 0 and O % LANES == 0 and C % LANES == 0
 
 
-def convolve(x, panels, bias, add, y):
-    """y = x w^T + bias + add, of weights in panels (O / LANES, C, LANES); see conv.py."""
+def convolve(x, w, bias, add, y):
+    """y = x w^T + bias + add; w (O, C), add as y or a row for each picture, bias and add may be None."""
     O = y.shape[-1]
+    bias = np.zeros(O, np.float32) if bias is None else bias
+    add = np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
+    _run(x, w, True, bias, add, y)
+    return y
+
+
+def input_gradient(dy, w, dx):
+    """dx = dy w; w (O, C)."""
+    C = dx.shape[-1]
+    _run(dy, w, False, np.zeros(C, np.float32), np.zeros((1, C), np.float32), dx)
+    return dx
+
+
+def _run(x, w, turned, bias, add, y):
+    O, K = y.shape[-1], x.shape[-1]
     pixels = y.size // O
     rows = max(min(MOST_ROWS, -(-pixels // get_num_threads())) // ROWS * ROWS, ROWS)
-    _multiply(x.reshape(pixels, -1), panels, bias, add, y.reshape(pixels, O), rows)
+    panels = empty((O // LANES, K, LANES))
+    _multiply(x.reshape(pixels, K), w, turned, bias, add, y.reshape(pixels, O), panels, rows)
+
+
+@helper
+def _pack(w, turned, v, panels):
+    """panels[v, k] = w[k, v LANES + lane], or w[v LANES + lane, k] if it is to be turned, for every lane."""
+    K, flat, out, to = panels.shape[1], w.ravel(), panels.ravel(), v * panels.shape[1] * LANES
+    if turned:
+        turn(flat, to, K, LANES, K, out, to, LANES * K)
+    else:
+        for k in range(K):
+            store(out, to + k * LANES, load(flat, k * w.shape[1] + v * LANES))
 
 
 @helper
@@ -46,16 +73,29 @@ def _add(y, first, count, O, channels, bias, add, every):
             store(y, r * O + o, load(y, r * O + o) + (load(bias, o) + load(add, row + o)))
 
 
+@helper
+def _prepare_next(y, first, rows, pixels, O, v, V):
+    """Ask the cache for what is written after this: the strip of y at panel v, or the first one of the next block."""
+    if v == V:
+        first, v = first + rows, 0
+    for r in range(first, min(first + rows, pixels)):
+        for panel in range(v, min(v + 3, V)):
+            prepare(y, r * O + panel * LANES)
+
+
 @kernel
-def _multiply(x, panels, bias, add, y, rows):
-    (pixels, C), O, V = x.shape, y.shape[1], panels.shape[0]
+def _multiply(x, w, turned, bias, add, y, panels, rows):
+    (pixels, C), O, V = x.shape, y.shape[1], len(panels)
     every, x, weights, add, y = pixels // len(add), x.ravel(), panels.ravel(), add.ravel(), y.ravel()
+    for v in prange(V):
+        _pack(w, turned, np.int64(v), panels)
     for block in prange((pixels + rows - 1) // rows):
         first = np.int64(block) * rows
         count = min(rows, pixels - first)
         v = 0
         while v < V:
             width = strip(V - v)
+            _prepare_next(y, first, rows, pixels, O, v + width, V)
             A, B = (x, first * C, C, LANES), (weights, v * C * LANES, LANES, C * LANES)
             product(A, B, (y, first * O + v * LANES, O, LANES), count, width, C, True)
             _add(y, first, count, O, (v * LANES, (v + width) * LANES), bias, add, every)
@@ -67,9 +107,9 @@ def weight_gradient(dy, x):
     O, C = dy.shape[-1], x.shape[-1]
     pixels = dy.size // O
     chunks = min(CHUNKS, -(-pixels // K_CHUNK))
-    parts, sums = empty((chunks, O, C)), np.empty((chunks, O), np.float32)
-    _multiply_chunks(dy.reshape(pixels, O), x.reshape(pixels, C), parts, sums)
-    return parts.sum(0), sums.sum(0)
+    parts, sums, dw = empty((chunks, O, C)), np.empty((chunks, O), np.float32), empty((O, C))
+    _multiply_chunks(dy.reshape(pixels, O), x.reshape(pixels, C), parts, sums, dw)
+    return dw, sums.sum(0)
 
 
 @helper
@@ -83,8 +123,8 @@ def _sum_rows(dy, first, count, O, total, fresh):
 
 
 @kernel
-def _multiply_chunks(dy, x, parts, sums):
-    """parts[chunk] = its share of dw, sums[chunk] of dbias."""
+def _multiply_chunks(dy, x, parts, sums, dw):
+    """parts[chunk] = its share of dw, sums[chunk] of dbias; dw is the sum of its parts."""
     (pixels, O), C, chunks = dy.shape, x.shape[1], len(parts)
     blocks, dy, x = (pixels + K_CHUNK - 1) // K_CHUNK, dy.ravel(), x.ravel()
     for chunk in prange(chunks):
@@ -95,3 +135,11 @@ def _multiply_chunks(dy, x, parts, sums):
             A, B = (dy, first * O, O, LANES), (x, first * C, C, LANES)
             product_transposed(A, B, (part, 0, C, LANES), O, C // LANES, count, b == start)
             _sum_rows(dy, first, count, O, total, b == start)
+    flat, every = dw.ravel(), parts.ravel()
+    for o in prange(O):
+        start = np.int64(o) * C
+        for c in range(start, start + C, LANES):
+            whole = load(every, c)
+            for chunk in range(1, chunks):
+                whole = whole + load(every, chunk * O * C + c)
+            store(flat, c, whole)
