@@ -21,7 +21,7 @@ from .jit import helper
 from .simd import LANES, VECTOR, address, as_vector, fetch, splat
 
 ROWS = 8 if LANES == 16 else 4  # a tile is ROWS x up to 3 vectors: 24 of 32 registers, or 12 of 16
-K_CHUNK = 32  # terms summed in registers at a time
+K_CHUNK = 64  # terms summed in registers at a time
 AHEAD = 128  # terms from the row in use to the one that a cache is asked for, where both factors lie in rows of terms
 
 _I64 = ir.IntType(64)
