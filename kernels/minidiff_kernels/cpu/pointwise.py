@@ -14,7 +14,7 @@ from numba import get_num_threads, prange
 from .jit import helper, kernel
 from .memory import empty
 from .product import K_CHUNK, ROWS, product, product_transposed, strip
-from .simd import LANES, load, prepare, store, turn
+from .simd import LANES, expect, load, prepare, store, turn
 
 MOST_ROWS = 32  # pixels in a block: results are still in cache when bias and add come
 CHUNKS = 8  # parts into which the sum over pixels of a weight gradient is cut, whatever the threads
@@ -74,13 +74,15 @@ def _add(y, first, count, O, channels, bias, add, every):
 
 
 @helper
-def _prepare_next(y, first, rows, pixels, O, v, V):
-    """Ask the cache for what is written after this: the strip of y at panel v, or the first one of the next block."""
+def _prepare_next(y, add, every, first, rows, pixels, O, v, V):
+    """Ask the cache for what comes after this: the strip of y, and of add, at panel v, or the next block's first."""
     if v == V:
         first, v = first + rows, 0
     for r in range(first, min(first + rows, pixels)):
         for panel in range(v, min(v + 3, V)):
             prepare(y, r * O + panel * LANES)
+            if every == 1:
+                expect(add, r * O + panel * LANES)
 
 
 @kernel
@@ -95,7 +97,7 @@ def _multiply(x, w, turned, bias, add, y, panels, rows):
         v = 0
         while v < V:
             width = strip(V - v)
-            _prepare_next(y, first, rows, pixels, O, v + width, V)
+            _prepare_next(y, add, every, first, rows, pixels, O, v + width, V)
             A, B = (x, first * C, C, LANES), (weights, v * C * LANES, LANES, C * LANES)
             product(A, B, (y, first * O + v * LANES, O, LANES), count, width, C, True)
             _add(y, first, count, O, (v * LANES, (v + width) * LANES), bias, add, every)
