@@ -23,10 +23,10 @@ from .product import K_CHUNK, ROWS, product, product_transposed
 from .simd import LANES, clear, copy, load, prepare, round_up, store
 from .winograd_transforms import input_transform, kernel_gradient, kernel_transform, output_gradient, output_transform
 
-SCRATCH_FLOATS = 160 * 1024  # transformed tiles of one thread: 640 KB of a second-level cache of at least 1 MB
+SCRATCH_FLOATS = 120 * 1024  # transformed tiles of one thread: 480 KB of a second-level cache of at least 1 MB
 MOST_TILES = 48
 RUN = 8  # tiles that a thread transforms at a time, in a weight gradient
-SHARED_FLOATS = 2 * 1024 * 1024  # transformed tiles that threads share, in a weight gradient: 8 MB of the last cache
+SHARED_FLOATS = 1024 * 1024  # transformed tiles that threads share, in a weight gradient: 4 MB of the last cache
 SKEW = 5 * 16  # floats between the 36 planes, lest they all fall on the same lines of the first-level cache
 
 
