@@ -40,6 +40,8 @@ EVERY_WAY = """[
     attend(2, 64, 64, 1, 32),
     norm((2, 5, 7, 24), 3, silu=True),
     norm((2, 16, 16, 32), 8),
+    norm((130, 1, 96), 1),
+    conv((2, 4, 4, 96), (48, 1, 1, 96)),
 ]"""
 
 PLACE = "from minidiff_kernels.cpu import jit, simd\nprint(jit.cache_dir(), simd.LANES)"

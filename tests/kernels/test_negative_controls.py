@@ -25,7 +25,7 @@ from minidiff_kernels.reference.elementwise import normal_cdf
 
 CONV = conv((2, 5, 7, 8), (17, 3, 3, 8), pad=(1, 1, 1, 1), add="temb")
 HALVING = conv((2, 8, 8, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1))
-NORM, NORM_SILU = norm((2, 5, 7, 8), 4), norm((2, 5, 7, 8), 4, silu=True)
+NORM, NORM_SILU, LAYER = norm((2, 5, 7, 8), 4), norm((2, 5, 7, 8), 4, silu=True), norm((40, 1, 96), 1)
 ATTENTION, CAUSAL = attend(2, 9, 12, 2, 8), attend(2, 9, 9, 2, 8, causal=True)
 GELU, GEGLU = gelu(2, 5, 7, 3), geglu(2, 5, 7, 6)
 SILU, ADD, CONCAT = silu(2, 5, 7, 3), add(2, 5, 7, 3), concat(2, 5, 7, channels=(3, 3))
@@ -78,6 +78,15 @@ def without_last_pixels(op):
 def one_pixel_off(dy, x, w, stride, pad):
     top, bottom, left, right = pad
     return dy, x, w, stride, (bottom, top, right, left)
+
+
+def without_last_row(op):
+    """The sums of dweight and dbias end a row too early."""
+
+    def wrapped(dy, *rest):
+        return op(dy, *rest)[0], *op(with_zeros(dy, -1), *rest)[1:]
+
+    return wrapped
 
 
 def overwritten(op):
@@ -139,6 +148,8 @@ MISTAKES = {
     "norm: SiLU forgotten backward": (NORM_SILU, "group_norm_backward", takes(lambda *args: (*args[:-1], False))),
     "norm: dx does not sum to zero": (NORM, "group_norm_backward", gives(lambda dx: dx + np.float32(1e-3), 0)),
     "norm: dbias a mean over pictures": (NORM, "group_norm_backward", gives(lambda g: g / np.float32(2), 2)),
+    "layer norm: the last row's part in dweight dropped": (LAYER, "group_norm_backward", without_last_row),
+    "layer norm: dx of a row dropped": (LAYER, "group_norm_backward", gives(lambda dx: with_zeros(dx, -1), 0)),
     "attention: no scale": (ATTENTION, "attention", takes(lambda q, k, v, c: (q * np.float32(8**0.5), k, v, c))),
     "attention: the last key ignored": (ATTENTION, "attention", takes(without_last_key)),
     "attention: lse without the largest score": (ATTENTION, "attention", gives(lambda lse: lse - lse.max(), 1)),

@@ -29,6 +29,9 @@ CASES = [
     norm((5, 12), 3),  # (N, C)
     norm((7, 1, 33), 1),  # layer normalisation
     norm((64, 1, 64), 1, eps=1e-6),
+    norm((1, 48), 1),  # (N, C), a single row
+    norm((1037, 1, 96), 1),  # more chunks than there may be, and some left
+    norm((300, 1, 1, 32), 1, scale=1e-3),
     norm((2, 16, 16, 32), 8, offset=100.0),
     norm((2, 16, 16, 32), 8, silu=True, offset=-1000.0),
     norm((2, 8, 8, 16), 4, scale=1e-3),  # eps counts
