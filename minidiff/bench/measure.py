@@ -1,5 +1,6 @@
 """Times of several programs in turn, their errors against float64, and the most that this machine can do."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def open_rival(name: str, threads: int | None) -> Rival:
     """
     if name not in ("torch", "numpy"):
         raise MinidiffError(f"nothing called {name!r} to compare with: choose torch or numpy")
+    if name == "torch":
+        _let_threads_spin()
     threads = machine.use_threads(threads, "numpy" if name == "numpy" else "numba")  # BLAS has them in the first case
     facts = machine.describe()  # it launches a kernel: Numba must have started its threads before torch is set up
     if name == "numpy":
@@ -66,6 +69,16 @@ def open_rival(name: str, threads: int | None) -> Rival:
         return Side(rival.prepare(kind, case.op, inputs, case.settings), rival.host)
 
     return Rival(name, rival.kinds, prepare, facts | rival.set_up(threads))
+
+
+def _let_threads_spin() -> None:
+    """Take back what we told OpenMP, before it starts: threads wait as PyTorch, which shares it, has them wait.
+
+    They spin, which is quickest where the cores are ours alone. Whoever has set OMP_WAIT_POLICY keeps it.
+    """
+    for name, value in jit.WAITING.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
 
 
 def _reference(kind: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:

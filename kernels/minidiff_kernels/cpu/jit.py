@@ -30,12 +30,14 @@ FAST = {"contract", "nsz"}
 if "NUMBA_THREADING_LAYER" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-# Threads that wait for others spin for a tenth of a millisecond, about as long as Python takes from one launch to the
+# Threads that wait for others spin for a fifth of a millisecond, about as long as Python takes from one launch to the
 # next, and then sleep. Spinning on, OpenMP's default, makes a step ten times slower as soon as another program wants
 # one of the cores; sleeping at once costs 15 to 50 microseconds a launch, a sixth of a step of one picture.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "6000"}
+if "OMP_WAIT_POLICY" in os.environ:
+    WAITING = {}
+for _name, _value in WAITING.items():
+    os.environ.setdefault(_name, _value)
 
 
 def user_cache_dir() -> Path:

@@ -112,13 +112,16 @@ def zeros(typingctx):
 
 @typed_intrinsic
 def total(typingctx, vector):
-    """The sum of a vector's numbers."""
+    """The sum of a vector's numbers: its halves are added, and theirs, until one is left."""
 
     def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(_F32, [_F32, VECTOR])
-        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [ir.Constant(_F32, -0.0), *arguments], fastmath=["reassoc"])  # else one by one
+        (vector,), n = arguments, LANES
+        while n > 1:
+            n //= 2
+            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(i, i + n))) for i in (0, n))
+            low, high = (builder.shuffle_vector(vector, vector, half) for half in (low, high))
+            vector = builder.fadd(low, high)
+        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
     return types.float32(vector), generate
 
