@@ -211,7 +211,7 @@ def bench_command(
     """
     chosen = cases.choose(names or [], against, batch)
     report.check_place(json_to)
-    around, rows = report.surroundings(), []
+    rows = []
     if backend == "numba":
         compiled_before, rival = machine.compiled(), measure.open_rival(against, threads)
         if not compiled_before:
@@ -221,7 +221,7 @@ def bench_command(
         rival = gpu.open_rival(backend)
         measured = partial(gpu.measure, rival=rival, backend=backend, compiled=compiled, rounds=rounds)
         peaks = gpu.peaks(backend)
-    facts = {**rival.facts, **around}
+    facts = {**rival.facts, **report.surroundings()}
     try:
         with bar_of(transient=True, on=errors if json_to == "-" else console) as bar:
             bar.console.print(report.head(facts, peaks))
