@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import own_process
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -250,6 +251,24 @@ def test_the_allocator_is_told(monkeypatch):
     assert report.surroundings()["allocator"] == f"tuned: {report.TUNED}"
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert report.surroundings()["allocator"] == "glibc.malloc.hugetlb=1"
+
+
+WAITS = """
+from minidiff.bench import measure, report
+measure.open_rival("RIVAL", None)
+print(report.surroundings().get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize(
+    "rival, own, want",
+    [("numpy", None, "passive"), ("torch", None, "None"), ("torch", "active", "active")],
+)
+def test_beside_torch_threads_wait_as_torch_has_them(monkeypatch, rival, own, want):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    chosen = {} if own is None else {"OMP_WAIT_POLICY": own}
+    assert own_process.run(WAITS.replace("RIVAL", rival), **chosen)[0].strip() == want
 
 
 WITHOUT = """
