@@ -92,6 +92,8 @@ def _from_elsewhere(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]
 
 def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
     """That of a run, a pipeline or a folder of its own, with the scale at which the set's latents spread by 1."""
+    if not folder.is_dir():
+        raise MinidiffError(f"{folder}: no such folder; give the one that minidiff train-vae has made")
     vae = load_vae(folder / "vae" if (folder / "vae").is_dir() else folder, config.backend)
     height, width, channels = dataset.shape
     if vae.config.in_channels != channels:

@@ -266,7 +266,10 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
         (("bars", "--text", "--by-class"), "--by-class is for networks without a text"),
         (("bars", "--text", "--recipe", "ddpm"), "--recipe is for networks without a text"),
         (("bars", "--text", "--objective", "flow"), "--objective flow: of texts choose epsilon, sample or v_pred"),
-        (("bars", "--text", "--latent", "nowhere"), "nowhere: no such folder"),
+        (
+            ("bars", "--text", "--latent", "nowhere"),
+            "nowhere: no such folder; give the one that minidiff train-vae has made",
+        ),
         (("bars", "--text", "--text-encoder", "nowhere"), "nowhere: no tokenizer.json"),
         (("bars", "--latent", "vae"), "--latent is for new runs with --text"),
         (("bars", "--text", "--resume", "--text-encoder", "texts"), "--text-encoder is for new runs with --text"),
