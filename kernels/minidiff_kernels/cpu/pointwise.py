@@ -45,6 +45,7 @@ def input_gradient(dy, w, dx):
 
 
 def _run(x, w, turned, bias, add, y):
+    """y = x w + bias + add, or x w^T if w is to be turned; x (..., K), y (..., O)."""
     O, K = y.shape[-1], x.shape[-1]
     pixels = y.size // O
     rows = max(min(MOST_ROWS, -(-pixels // get_num_threads())) // ROWS * ROWS, ROWS)
