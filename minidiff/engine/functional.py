@@ -139,11 +139,8 @@ def conv2d(
 class Linear(Function):
     def forward(self, x, w, bias, add):
         O, I = w.shape
-        self.x, self.w, self.before = (
-            x.reshape(1, 1, -1, I),
-            w.reshape(O, 1, 1, I),
-            x.shape,
-        )  # (1, 1, M, I), (O, 1, 1, I)
+        self.before, self.x = x.shape, x.reshape(1, 1, -1, I)  # (1, 1, M, I): a picture that is one row high
+        self.w = w.reshape(O, 1, 1, I)
         add = add if add is None else add.reshape(1, 1, -1, O)
         return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
 
