@@ -12,8 +12,9 @@ from minidiff.engine.backend import get_backend
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 FILES = {
-    "conv": ("test_conv.py", "test_tf32.py"), "norm": ("test_norm.py",), "attention": ("test_attention.py",),
-    "elementwise": ("test_elementwise.py",), "resample": ("test_resample.py",), "optim": ("test_optim_kernels.py",),
+    "conv": ("test_conv.py", "test_tf32.py"), "winograd": ("test_winograd.py",), "norm": ("test_norm.py",),
+    "attention": ("test_attention.py",), "elementwise": ("test_elementwise.py",), "resample": ("test_resample.py",),
+    "optim": ("test_optim_kernels.py",),
 }  # fmt: skip
 
 

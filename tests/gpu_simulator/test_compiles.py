@@ -4,7 +4,6 @@ import pytest
 from minidiff_kernels.gpu import launch
 from nvrtc import compile_cuda, library
 
-FAMILIES = sorted(path.stem for path in launch.HERE.glob("*.cu") if path.stem != "common")
 USUAL = 128  # registers a thread
 MOST = {"128x128": 255, "single": 255, "128x64_tf32": 170, "64x128_tf32": 170}  # where few blocks run side by side
 
@@ -12,7 +11,7 @@ pytestmark = pytest.mark.skipif(not library(), reason="needs the package nvidia-
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", launch.SHARED)
 def test_kernels_compile_and_spill_nothing(family, arch):
     reports = compile_cuda(launch.source(family), arch)
     assert reports, "no kernel was compiled"

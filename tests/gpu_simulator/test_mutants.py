@@ -13,7 +13,7 @@ from simulator import Module
 from suite import FILES, cases, forget, wrong
 
 BARRIER = re.compile(r"__syncthreads\(\);")
-USED_BY = {"common": "optim"}  # whose barriers show in which family
+USED_BY = {"common": "optim", "product": "winograd"}  # whose barriers show in which family
 TIMES = {path.stem: len(BARRIER.findall(path.read_text())) for path in launch.HERE.glob("*.cu")}
 MUTANTS = [(file, i) for file, count in sorted(TIMES.items()) for i in range(count)]
 TODAY = datetime.date.today().toordinal()
@@ -24,7 +24,7 @@ SAMPLE = {MUTANTS[TODAY % len(MUTANTS)], QUICK[TODAY % len(QUICK)]}
 def without_barrier(file: str, which: int) -> str:
     """The source of a family in which the file's barrier of that number is missing."""
     family = USED_BY.get(file, file)
-    texts = {name: (launch.HERE / f"{name}.cu").read_text() for name in ("common", family)}
+    texts = {name: (launch.HERE / f"{name}.cu").read_text() for name in (*launch.SHARED[family], family)}
     found = list(BARRIER.finditer(texts[file]))[which]
     texts[file] = texts[file][: found.start()] + texts[file][found.end() :]
     return "".join(texts.values())

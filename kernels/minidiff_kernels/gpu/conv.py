@@ -4,17 +4,13 @@ The same kernels come in two precisions: "float32", and "tf32", on tensor cores,
 of mantissa and sums stay float32. This file's conv2d is the first; conv_tf32.py has the second.
 """
 
+from . import winograd
 from .elementwise import sum_to
 from .launch import aligned, blocks_of, launch
 from .memory import empty
+from .product import DEPTH, SUFFIX, THREADS, added, shared, splits_of
 
-DEPTH = 16  # numbers of a sum that come into shared memory at once
-THREADS = 128
-ENOUGH = 264  # blocks with the large tile that keep a large GPU busy: two for each of 132 multiprocessors
-LONGEST = 144  # steps of DEPTH that a sum in float32 takes before its rounding errors show
-SHORTEST = 8  # and those that are worth a block of their own
-STAGES = {"float32": 3, "tf32": 6}  # strips of each matrix that are in shared memory, or under way
-SUFFIX = {"float32": "", "tf32": "_tf32"}
+WIDE = {"float32": 64, "tf32": 256}  # channels from which a weight gradient goes by Winograd's way, in float32
 
 
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
@@ -53,17 +49,19 @@ def input_gradient(dy, x_shape, w, stride, pad, precision="float32"):
 def weight_gradient(dy, x, w_shape, stride, pad, precision="float32"):
     """dw: over all pixels, what goes into w's taps times what comes out."""
     (N, P, Q, O), (_, H, W, C), (_, KH, KW, _) = dy.shape, x.shape, w_shape
+    if winograd.fits(w_shape, stride, dy.shape) and min(O, C) >= WIDE[precision]:
+        return winograd.weight_gradient(dy, x, w_shape, pad)
     rows = 64 if O <= 64 else 128
     blocks, steps = blocks_of(O, rows) * blocks_of(KH * KW * C, 128), blocks_of(N * P * Q, DEPTH)
-    splits = _splits(blocks, steps, rows)
+    splits = splits_of(blocks, steps, rows)
     dw = empty(w_shape)
     parts = dw if splits == 1 else empty((splits, *w_shape))
     _check(KH, KW)
     launch(
         "conv", f"correlate_{rows}x128{SUFFIX[precision]}", (blocks, splits), THREADS, dy, x, parts,
-        N, H, W, C, P, Q, O, KH, KW, stride, pad[0], pad[2], shared=_shared(rows, precision),
+        N, H, W, C, P, Q, O, KH, KW, stride, pad[0], pad[2], shared=shared(rows, precision),
     )  # fmt: skip
-    return _added(parts, None, None, dw)
+    return added(parts, None, None, dw)
 
 
 def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
@@ -75,40 +73,16 @@ def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
     blocks = blocks_of(N * blocks_of(P, holes) * blocks_of(Q, holes), 128) * blocks_of(O, columns)
     taps = blocks_of(KH, holes) * blocks_of(KW, holes)
     steps = taps * blocks_of(C, DEPTH) if together else blocks_of(taps * C, DEPTH)
-    splits = _splits(blocks * holes**2, steps, columns)
+    splits = splits_of(blocks * holes**2, steps, columns)
     parts = y if splits == 1 else empty((splits, *y.shape))
     _check(KH, KW)
     at_once = (bias, add) if splits == 1 else (None, None)  # otherwise they are added with the parts
     launch(
         "conv", f"convolve_{kind}", (blocks, splits, holes**2), THREADS, x, w, *at_once, parts, N, H, W, C,
         P, Q, O, KH, KW, stride, *corner, holes, add is not None and add.shape != y.shape,
-        shared=_shared(columns, precision),
+        shared=shared(columns, precision),
     )  # fmt: skip
-    _added(parts, bias, add, y)
-
-
-def _added(parts, bias, add, y):
-    """y = the sum of the parts, bias and add, unless y is itself the only part."""
-    if parts is not y:
-        by_picture = add is not None and add.shape != y.shape
-        picture = y[0].size if by_picture else 0
-        size, splits, O = y.size, len(parts), y.shape[-1]
-        launch("conv", "add_parts", blocks_of(size, 256), 256, parts, bias, add, y, size, O, splits, picture)
-    return y
-
-
-def _splits(blocks, steps, side):
-    """Into how many parts to cut sums of so many steps: enough blocks to fill the GPU, no sum too long, none too short.
-
-    It follows from shapes alone, so that the same numbers are added in the same order everywhere.
-    """
-    slots = ENOUGH * 128 // side
-    return max(1, min(slots // max(blocks, 1), steps // SHORTEST), blocks_of(steps, LONGEST))
-
-
-def _shared(side, precision):
-    """Bytes of shared memory: the strips of all stages for a tile of 128 by side."""
-    return STAGES[precision] * (128 + side) * DEPTH * 4
+    added(parts, bias, add, y)
 
 
 def _check(KH, KW):

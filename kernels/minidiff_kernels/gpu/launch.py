@@ -12,6 +12,11 @@ import numpy as np
 
 HERE = Path(__file__).parent
 FREE_SHARED = 32 * 1024  # bytes of dynamic shared memory that a block gets without asking, beside what it has by itself
+PRODUCTS = ("common", "product")
+SHARED = {  # what stands in front of each family's file
+    "conv": PRODUCTS, "winograd": PRODUCTS, "norm": ("common",), "attention": ("common",), "elementwise": ("common",),
+    "resample": ("common",), "optim": ("common",),
+}  # fmt: skip
 NOTHING = np.uint64(0)  # a null pointer
 
 
@@ -60,7 +65,7 @@ def module(family):
 
 def source(family):
     """The CUDA C++ of a family of kernels."""
-    return (HERE / "common.cu").read_text() + (HERE / f"{family}.cu").read_text()
+    return "".join((HERE / f"{name}.cu").read_text() for name in (*SHARED[family], family))
 
 
 def blocks_of(size, each):
