@@ -4,7 +4,7 @@ CuPy itself looks at nothing: it passes the bare pointer of an array, whatever i
 a float as a double.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import cupy as cp  # pyright: ignore[reportMissingImports]  (it is an extra)
@@ -33,19 +33,24 @@ def launch(family, name, blocks, threads, *arguments, shared=0):
 
 
 def _packed(name, a):
+    if isinstance(a, int):
+        return _int32(name, a)
     if isinstance(a, cp.ndarray):
         if not a.flags.c_contiguous or a.size >= 2**31:
             raise ValueError(f"{name}: an array of shape {a.shape} is not contiguous, or larger than kernels can count")
         return a
     if a is None:
         return NOTHING
-    if isinstance(a, int):
-        if not -(2**31) <= a < 2**31:
-            raise ValueError(f"{name}: {a} does not fit 32 bits")
-        return np.int32(a)
     if isinstance(a, float):
         return np.float32(a)
     raise TypeError(f"{name}: cannot pass a {type(a).__name__} to a kernel")
+
+
+@lru_cache(4096)  # a step packs ten thousand of them, and always the same ones
+def _int32(name, a):
+    if not -(2**31) <= a < 2**31:
+        raise ValueError(f"{name}: {a} does not fit 32 bits")
+    return np.int32(a)
 
 
 @cache
