@@ -21,7 +21,8 @@ test-gpu: .venv/installed-test
 	MINIDIFF_TEST_GPU=1 $(BIN)/python -m pytest tests/kernels tests/engine tests/parity/test_training.py -k "cupy or tf32 or launch"
 	@if command -v compute-sanitizer; then for tool in memcheck racecheck synccheck; do \
 	  MINIDIFF_TEST_GPU=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -x \
-	    tests/kernels/test_tf32.py tests/kernels/test_norm.py tests/kernels/test_resample.py -k "cupy or tf32" || exit 1; \
+	    tests/kernels/test_tf32.py tests/kernels/test_winograd.py tests/kernels/test_norm.py \
+	    tests/kernels/test_resample.py -k "cupy or tf32" || exit 1; \
 	done; fi
 
 soak: .venv/installed-test

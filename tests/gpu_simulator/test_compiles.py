@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not library(), reason="needs the package nvidia-
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("family", launch.SHARED)
+@pytest.mark.parametrize("family", launch.IN_FRONT)
 def test_kernels_compile_and_spill_nothing(family, arch):
     reports = compile_cuda(launch.source(family), arch)
     assert reports, "no kernel was compiled"

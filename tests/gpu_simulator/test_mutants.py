@@ -24,7 +24,7 @@ SAMPLE = {MUTANTS[TODAY % len(MUTANTS)], QUICK[TODAY % len(QUICK)]}
 def without_barrier(file: str, which: int) -> str:
     """The source of a family in which the file's barrier of that number is missing."""
     family = USED_BY.get(file, file)
-    texts = {name: (launch.HERE / f"{name}.cu").read_text() for name in (*launch.SHARED[family], family)}
+    texts = {name: (launch.HERE / f"{name}.cu").read_text() for name in (*launch.IN_FRONT[family], family)}
     found = list(BARRIER.finditer(texts[file]))[which]
     texts[file] = texts[file][: found.start()] + texts[file][found.end() :]
     return "".join(texts.values())

@@ -6,6 +6,8 @@
 //   weight gradient   dw = dy^T X         rows are output channels, columns (tap, channel), the sum runs over pixels
 //   input gradient    the forward product again, of dy, with w turned around
 //
+// (Weight gradients of wide 3x3 convolutions: winograd.cu.)
+//
 // A block computes a tile of the result, as in product.cu; strips of X are gathered from where they lie in x, and pixels
 // beyond the border come as zeros.
 //

@@ -1,5 +1,7 @@
 """Convolution as one product of matrices that are never stored; what a block does stands in conv.cu.
 
+Only the weight gradient of a wide 3x3 convolution goes another way, that of winograd.py.
+
 The same kernels come in two precisions: "float32", and "tf32", on tensor cores, where factors are cut to ten bits
 of mantissa and sums stay float32. This file's conv2d is the first; conv_tf32.py has the second.
 """
@@ -10,7 +12,7 @@ from .launch import aligned, blocks_of, launch
 from .memory import empty
 from .product import DEPTH, SUFFIX, THREADS, added, shared, splits_of
 
-WIDE = {"float32": 64, "tf32": 256}  # channels from which a weight gradient goes by Winograd's way, in float32
+WIDE = {"float32": 64, "tf32": 256}  # channels from which a weight gradient goes Winograd's way, which is float32
 
 
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):

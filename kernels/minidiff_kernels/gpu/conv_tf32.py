@@ -9,7 +9,7 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
 
 
 def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
-    """The gradients dx (None if not needed), dw, dbias; dbias in float32."""
+    """The gradients dx (None if not needed), dw, dbias; dbias in float32, as is dw from 256 channels on."""
     return conv.backward(dy, x, w, stride, pad, need_dx, "tf32")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 HERE = Path(__file__).parent
 FREE_SHARED = 32 * 1024  # bytes of dynamic shared memory that a block gets without asking, beside what it has by itself
 PRODUCTS = ("common", "product")
-SHARED = {  # what stands in front of each family's file
+IN_FRONT = {  # what stands in front of each family's file
     "conv": PRODUCTS, "winograd": PRODUCTS, "norm": ("common",), "attention": ("common",), "elementwise": ("common",),
     "resample": ("common",), "optim": ("common",),
 }  # fmt: skip
@@ -64,13 +64,13 @@ def kernel(family, name, shared):
 
 @cache
 def module(family):
-    """family.cu, compiled with what is common to all."""
+    """family.cu, compiled with what stands in front of it."""
     return cp.RawModule(code=source(family), options=("-std=c++17",))
 
 
 def source(family):
     """The CUDA C++ of a family of kernels."""
-    return "".join((HERE / f"{name}.cu").read_text() for name in (*SHARED[family], family))
+    return "".join((HERE / f"{name}.cu").read_text() for name in (*IN_FRONT[family], family))
 
 
 def blocks_of(size, each):

@@ -11,7 +11,7 @@
 // The matrices are those of polynomial interpolation at the points 0, a, -a, b, -b and infinity. The usual choice is
 // a, b = 1, 2; with 5/8 and 3/2 they are smaller and the rounding error is halved.
 
-constexpr float A = 5.0f / 8, A2 = A * A, A3 = A2 * A, B = 3.0f / 2, B2 = B * B, B3 = B2 * B;
+constexpr float A = 5.0f / 8, A2 = A * A, B = 3.0f / 2, B2 = B * B;
 constexpr float P0 = A2 * B2, P2 = A2 + B2;
 constexpr float G0 = 1 / P0, GA = 1 / (2 * A2 * (A2 - B2)), GB = 1 / (2 * B2 * (B2 - A2));
 
@@ -46,8 +46,8 @@ __device__ __forceinline__ void kernel_gradient(float* v, int step) {
   v[2 * step] = GA * A2 * (u1 + u2) + GB * B2 * (u3 + u4) + u5;
 }
 
-// Which tile and channel thread `here` has, of tiles first, first + 1, ...; row and col are the tile's first pixel.
-// Neighbours in memory, in the transformed domain, are four tiles.
+// Which tile and channel thread `here` has, of tiles first, first + 1, ...; row and col are the tile's first pixel. Four
+// threads in a row have four tiles of one channel, since that is how they are stored.
 struct Tile {
   int n, row, col, channel;
 
