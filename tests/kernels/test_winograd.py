@@ -56,7 +56,7 @@ def test_turns_find_room(tiles, O, C):
 
 @pytest.mark.parametrize("name", ["cupy", "cupy-tf32"])
 def test_a_wide_weight_gradient_is_exact_in_both_precisions(name):
-    """From 256 channels on, dw in float32, with a quarter of the products, replaces one on tensor cores; dx does not."""
+    """From 256 channels on dw is float32, with a quarter of the products, instead of on tensor cores; dx is on them."""
     case, rounded = conv((2, 16, 16, 256), (256, 3, 3, 256), pad=SAME), name == "cupy-tf32"
     got, want = (run_ours(get_backend(b), case, case.inputs) for b in (name, "numba"))
     assert rms_error(got["dw"], want["dw"]) < 2e-6
