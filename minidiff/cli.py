@@ -5,7 +5,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -45,9 +45,15 @@ def main() -> None:
         wrong_option = getattr(error, "format_message", None)  # typer has it, under a private name
         if wrong_option is None and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
-        message = f"{wrong_option().rstrip('.')}. See minidiff --help." if wrong_option else str(error)
+        message = _of_usage(error) if wrong_option else str(error)
         print(f"minidiff: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _of_usage(error: Any) -> str:
+    """What typer says of a wrong option, and whose --help to look at."""
+    said, command = error.format_message(), error.ctx.command_path if error.ctx else "minidiff"
+    return f"{said}{'' if said.endswith(('.', '?')) else '.'} See {command} --help."
 
 
 @app.command("demo")

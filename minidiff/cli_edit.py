@@ -93,7 +93,7 @@ def _show(out: Path, first: np.ndarray, walk: Walk, steps: int, columns: int | N
     """Walk to the end with a bar, and write a sheet of what it leads to."""
     x_t = first
     with bar_of() as bar:
-        task = bar.add_task("drawing", total=steps, note="")
+        task = bar.add_task("drawing", total=max(steps, 1), note="")
         for _, x_t, _ in walk:  # noqa: B007  the last one counts
             bar.advance(task)
     pictures.save(pictures.sheet(pictures.to_uint8(np.concatenate([first, x_t])), columns), out)

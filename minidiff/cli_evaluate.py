@@ -13,7 +13,7 @@ from minidiff.data.captioned import captioned
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import save
 from minidiff.errors import MinidiffError
-from minidiff.options import Backend, Guidance, Seed, Threads
+from minidiff.options import Backend, Guidance, Seed, SkipBad, Threads
 from minidiff.runs import drawing, machine, prompts, subject
 from minidiff.runs import evaluate as runs_evaluate
 from minidiff.runs.files import check_new_folder, new_folder, write_json
@@ -35,6 +35,7 @@ def evaluate(
     guidance: Guidance = 1.0,
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
     seed: Seed = 0,
+    skip_bad: SkipBad = False,
     out: Annotated[Path | None, typer.Option(help="A new folder for figures and pictures.")] = None,
     backend: Backend = "numba",
     threads: Threads = None,
@@ -53,15 +54,15 @@ def evaluate(
     if is_pipeline(what):
         if raw:
             raise MinidiffError(f"{what}: draws texts by the moving average of its weights; leave --raw out")
-        _evaluate_texts(what, against, n, (steps, sampler), guidance, seed, out, backend)
+        _evaluate_texts(what, (against, skip_bad), n, (steps, sampler), guidance, seed, out, backend)
         return
     if what.is_file():
+        pictures = subject.given(what)
         if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
             raise MinidiffError(f"{what}: these pictures are drawn already; leave --n, --steps and their like out")
-        pictures = subject.given(what)
     else:
         pictures = subject.drawn(what, n or 1000, steps, sampler, guidance, raw, seed, backend)
-    real = runs_evaluate.open_real(against, pictures.shape, pictures.facts["n"])
+    real = runs_evaluate.open_real(against, pictures.shape, pictures.facts["n"], skip_bad)
     if pictures.labels is not None and pictures.classes != real.train.classes:
         raise MinidiffError(
             f"{what}: its classes are not those of {against}; evaluate what minidiff sample --npz writes"
@@ -80,7 +81,7 @@ def evaluate(
 
 def _evaluate_texts(
     what: Path,
-    against: str,
+    real_ones: tuple[str, bool],
     n: int | None,
     walk: tuple[int | None, str | None],
     guidance: float,
@@ -88,10 +89,14 @@ def _evaluate_texts(
     out: Path | None,
     backend: str,
 ) -> None:
-    """Draw captions that were trained on, and captions of the test split, and see what they are taken for."""
+    """Draw captions that were trained on, and captions of the test split, and see what they are taken for.
+
+    real_ones  the set, and whether to leave out what cannot be read of it
+    """
+    against, skip_bad = real_ones
     parts = load_pipeline(what, backend)
     _, way, steps = drawing.walk_of(what, walk[1], 0.0, None, False, walk[0])
-    real = runs_evaluate.open_real(against, (*native_size(parts), 3), LEAST)
+    real = runs_evaluate.open_real(against, (*native_size(parts), 3), LEAST, skip_bad)
     if not real.train.captions:
         raise MinidiffError(f"{against}: its pictures have no captions, and {what} draws what captions say")
     announce_compiling(backend)

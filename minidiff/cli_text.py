@@ -40,6 +40,7 @@ def draw(
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
     text.checked_size(parts, (height, width))
     prompt, negative_prompt, guidance = asked
+    text.check_guidance(guidance)
     for name, words in (("--prompt", prompt), ("--negative-prompt", negative_prompt)):
         if cut := parts.tokenizer.cut(words):
             errors.print(f"minidiff: {name}: a text has {parts.tokenizer.length} places; left out: {cut}")

@@ -165,7 +165,7 @@ def train_with_bar(
             elif math.isfinite(stats.loss):
                 loss = stats.loss if math.isnan(loss) else 0.95 * loss + 0.05 * stats.loss
             speed = (bar.tasks[task].speed or 0) * run.config.batch_size
-            bar.update(task, advance=1, note=f"loss {loss:.4f}, {speed:.0f} images/s")
+            bar.update(task, advance=1, note=f"loss {loss:.4f}" + (f", {speed:.0f} images/s" if speed else ""))
 
         def on_checkpoint(step: int, measured: float) -> None:
             where = run.folder / "samples"

@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_as_a_module():
     ],
 )  # fmt: skip
 def test_wrong_words(refused, arguments, match):
-    refused(*arguments, match=f"{match}.*See minidiff --help")
+    refused(*arguments, match=f"{match}.*[.?] See minidiff[a-z ]* --help")
 
 
 NUMBERS = {
@@ -307,7 +308,16 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
         assert getattr(state.open_run(Path(option)).config, name) == kept
         same = bytes_of(f"{option}/unet/{checkpoint.WEIGHTS}") == bytes_of(f"plain/unet/{checkpoint.WEIGHTS}")
         assert not same
-        refused("train", "data", "--out", option, "--resume", f"--{option}", other, match=f"was started with {name}")
+        refused(
+            "train",
+            "data",
+            "--out",
+            option,
+            "--resume",
+            f"--{option}",
+            other,
+            match=f"was started with --{option} {value}, not {other}",
+        )
         done("train", "data", "--out", option, "--resume", f"--{option}", value)
     for option, value, match in (
         ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"), ("decay", "linear", "choose cosine or none"),
@@ -402,8 +412,8 @@ def test_a_larger_total_goes_on(done, trained):
 @pytest.mark.parametrize(
     "arguments, match",
     [
-        (["--steps", 2], "is at step 3 already, beyond --steps 2"), (["--batch-size", 4], "batch_size 3, not 4"),
-        (["--lr", 0.5], "lr 0.001, not 0.5"), (["--seed", 1], "seed 0, not 1"), (["--size", 4], "size None, not 4"),
+        (["--steps", 2], "is at step 3 already, beyond --steps 2"), (["--batch-size", 4], "with --batch-size 3, not 4"),
+        (["--lr", 0.5], "lr 0.001, not 0.5"), (["--seed", 1], "seed 0, not 1"), (["--size", 4], "without --size"),
         (["--backend", "numba"], "backend numpy, not numba"), (["--threads", 0], "0 threads"),
         (["--threads", 9999], "9999 threads"), (["--steps", 0], "beyond --steps 0|steps = 0"),
     ],
@@ -425,12 +435,41 @@ def test_choices_are_checked_before_the_data_is_fetched(refused, monkeypatch):
 
 
 def test_other_data(refused, trained):
-    shutil.copytree("data", "copy")
-    refused("train", "copy", "--out", "run", "--resume", match="was started with data data, not copy")
+    idx_set(trained / "other", n=11)
+    refused("train", "other", "--out", "run", "--resume", match="other: is not the set that run was started with")
+    refused("train", "cats_dogs", "--out", "run", "--resume", match="run: was started with data, not cats_dogs")
     shutil.rmtree("data")
     refused("train", "data", "--out", "run", "--resume", match="data: no built-in set has this name")
     idx_set(trained / "data", height=8)
     refused("train", "data", "--out", "run", "--resume", match=r"data: its pictures are not the run's, \(4, 4, 1\)")
+
+
+def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monkeypatch):
+    """What counts is what the pictures are, not their path, which is remembered as it was given last."""
+    (trained / "elsewhere").mkdir()
+    monkeypatch.chdir(trained / "elsewhere")
+    shutil.move("../data", "moved")
+    assert "Done: step 4" in done("train", "moved", "--out", "../run", "--resume", "--steps", 4)
+    assert state.open_run(Path("../run")).config.data == "moved"
+    pixels = bytearray(Path("moved/train-images-idx3-ubyte").read_bytes())
+    pixels[-1] ^= 1
+    Path("moved/train-images-idx3-ubyte").write_bytes(pixels)
+    refused(
+        "train", "moved", "--out", "../run", "--resume", "--steps", 5, match="moved: is not the set that ../run was"
+    )
+
+
+def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, trained):
+    run = state.open_run(Path("run"))
+    state.save(replace(run, config=replace(run.config, pictures="")))
+    idx_set(trained / "other", n=11)
+    done("train", "data", "--out", "run", "--resume", "--steps", 4)
+    refused("train", "other", "--out", "run", "--resume", match="other: is not the set")
+
+
+@pytest.mark.parametrize("out", ["data", "data/run", "data/a/run", "./data/../data/run"])
+def test_a_run_among_its_pictures(refused, data, out):
+    refused("train", "data", "--out", out, *SMALL, match="lies in data, and what a run draws would be among its data")
 
 
 def test_a_run_is_there(refused, trained):
@@ -628,9 +667,10 @@ def test_sample(done, trained):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_and_its_pictures_in_a_file(done, trained, sampler):
-    out = done("sample", "run", "--n", 3, "--steps", 4, "--sampler", sampler, "--npz", "drawn.npz", *QUICK)
-    assert out.endswith("Wrote sheet.png and drawn.npz\n")
+def test_every_sampler_and_its_pictures_in_a_file(run, trained, sampler):
+    code, out, err = run("sample", "run", "--n", 3, "--steps", 4, "--sampler", sampler, "--npz", "drawn.npz", *QUICK)
+    assert code == 0 and out.endswith("Wrote sheet.png and drawn.npz\n")
+    assert re.search("^minidiff: heun draws mere noise .* add --karras", err) if sampler == "heun" else err == ""
     with np.load("drawn.npz") as file:
         assert file.files == ["arr_0"]
         images = file["arr_0"]
@@ -659,7 +699,9 @@ def test_places_for_pictures_are_looked_at_first(refused, trained):
     for npz in ("folder", ".", "/"):
         refused("sample", "run", "--npz", npz, *QUICK, match="is a folder; give the name of a file")
     refused("sample", "run", "--npz", "no/such.npz", *QUICK, match="its folder is not there")
-    refused("sample", "run", "--out", "a.png", "--npz", "./a.png", *QUICK, match="a.png: is to hold two things at once")
+    refused(
+        "sample", "run", "--npz", "a.png", *QUICK, match="a.png: is to be a NumPy archive; give a name that ends in"
+    )
     refused("sample", "run", "--out", "a.gif", "--gif", "a.gif", *QUICK, match="a.gif: is to hold two things at once")
 
 
@@ -718,7 +760,7 @@ def test_objectives(done, refused, data, objective):
     refused(
         "train", data, "--out", "run", "--resume", "--objective", other, match=f"started with objective {objective}"
     )
-    refused("train", data, "--out", "run", "--resume", "--min-snr", 4, match="was started with min_snr 5.0, not 4.0")
+    refused("train", data, "--out", "run", "--resume", "--min-snr", 4, match="was started with --min-snr 5.0, not 4.0")
     done("train", data, "--out", "run", "--steps", 4, "--resume", "--objective", objective, *QUICK)
 
 
@@ -896,6 +938,18 @@ def test_evaluate_by_class(done, refused, data, quick_judge):
     refused("evaluate", "run", "--against", "fashion", match="run: its classes are not those of fashion; evaluate what")
 
 
+def test_bad_pictures_are_left_out_of_an_evaluation(done, refused, tmp_path, quick_judge):
+    for kind in "ab":
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for i in range(81):
+            Image.effect_noise((4, 4), 50).save(tmp_path / "pets" / kind / f"{i}.png")
+    done("train", "pets", "--out", "run", "--steps", 1, *SMALL)
+    (tmp_path / "pets" / "a" / "0.png").write_text("no picture")
+    evaluation = ("evaluate", "run", "--against", "pets", "--n", 16, "--steps", 2)
+    refused(*evaluation, match="pets/a/0.png: cannot be read as a picture")
+    assert "left out: pets/a/0.png" in done(*evaluation, "--skip-bad", *QUICK)
+
+
 def test_what_cannot_be_evaluated(refused, real):
     against = ("evaluate", "run", "--against")
     refused(*against[:2], match="Missing option '--against'")
@@ -903,12 +957,12 @@ def test_what_cannot_be_evaluated(refused, real):
     idx_set(real.parent / "other", height=5, n=90)
     refused(*against, "other", match="other: its pictures are 4x5, not of size 4")
     idx_set(real.parent / "few", n=20)
-    refused(*against, "few", match="few: 2 pictures to compare with are too few; 8 are the least")
+    refused(*against, "few", match="few: its 20 pictures are too few, .*; 80 are the least")
     refused(*against, "data", "--out", "run", match="run: is there already; choose a new folder")
     refused(*against, "data", "--out", "data/t10k-images-idx3-ubyte/x", match="cannot be written; choose another place")
     refused(*against, "data", "--n", 15, match="'--n'")
     refused(*against, "data", "--steps", 1001, match="steps must be .* 1000")
-    refused(*against, "data", "--sampler", "eulr", match="sampler 'eulr' is unknown")
+    refused(*against, "data", "--sampler", "eulr", match="^minidiff: sampler 'eulr' is unknown")
     refused(*against, "data", "--guidance", 2, match="--guidance 2 is for networks that were trained by class")
     refused("evaluate", "missing", "--against", "data", match="missing: no unet/config.json")
     shutil.copytree("run/unet", "net/unet")

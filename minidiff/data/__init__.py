@@ -7,8 +7,9 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.folder import Skip
 from minidiff.errors import MinidiffError, NoSplit
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["BUILT_IN", "Dataset", "open_dataset"]
 
+BUILT_IN = ("cats_dogs", "cifar10", "emoji")
 SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
 FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs, cifar10 or emoji"
 

@@ -64,7 +64,8 @@ def _read(source: Path) -> dict[str, tuple[int, str]]:
                     )
                 found[name] = line, text
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: no UTF-8, no JSON
-        raise MinidiffError(f"{source}: cannot be read beyond line {line} ({error}); correct or remove it") from error
+        where = f" beyond line {line}" if line else ""
+        raise MinidiffError(f"{source}: cannot be read{where} ({error}); correct or remove it") from error
     return found
 
 

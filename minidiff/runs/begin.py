@@ -1,12 +1,14 @@
 """How a run begins, or goes on: from what was asked for, what the data are, and what the folder remembers."""
 
+import math
 import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minidiff.data import Dataset, open_dataset
+from minidiff.data import BUILT_IN, Dataset, open_dataset
+from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
@@ -27,7 +29,7 @@ def start_run(
     """A new run of the given choices, every other as the recipe has it, or at its default."""
     recipe = recipes.find(name := given.pop("recipe", None))
     schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
-    config, dataset = begun(data, recipe.choices | given, threads)
+    config, dataset = begun(out, data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
@@ -43,18 +45,26 @@ def start_run(
 
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """A new run of an autoencoder."""
-    config, dataset = begun(data, given, threads)
+    config, dataset = begun(out, data, given, threads)
     return state.new_run(VAERun, out, config, default_vae(dataset.shape)), dataset
 
 
-def begun(data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
-    """The choices of a new run, and the set."""
+def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
+    """The choices of a new run, and the set. Raises MinidiffError for a run amid its pictures."""
     config = TrainConfig(data, **given)
+    if data not in BUILT_IN and os.path.isdir(data) and out.resolve().is_relative_to(Path(data).resolve()):
+        raise MinidiffError(
+            f"{out}: lies in {data}, and what a run draws would be among its data; choose another --out"
+        )
     threads = machine.use_threads(threads, config.backend)
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
-    return replace(config, flip=dataset.mirrors, threads=threads), dataset
+    return replace(config, flip=dataset.mirrors, threads=threads, pictures=_known_by(data, dataset)), dataset
+
+
+def _known_by(data: str, dataset: Dataset) -> str:
+    return "" if data in BUILT_IN else fingerprint(dataset)
 
 
 def resume_run(
@@ -90,21 +100,32 @@ def resume_vae(out: Path, data: str, given: dict[str, Any], threads: int | None)
 def resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tuple[R, Dataset]:
     """The run with what may change, and the set. Raises MinidiffError for what may not."""
     out, choices = run.folder, {k: value for k, value in given.items() if k not in ("steps", "skip_bad")}
-    if os.path.abspath(data) != os.path.abspath(run.config.data):  # data and ./data/ are the same
-        choices["data"] = data
+    if data != run.config.data and not {data, run.config.data}.isdisjoint(BUILT_IN):
+        raise MinidiffError(f"{out}: was started with {run.config.data}, not {data}; give that, or start a new run")
     for name, value in choices.items():
         if value != (was := getattr(run.config, name)):
-            raise MinidiffError(f"{out}: was started with {name} {was}, not {value}; give that, or start a new run")
+            raise MinidiffError(f"{out}: was started {_otherwise(name, was, value)}, or start a new run")
     threads = min(run.config.threads, machine.cores()) if threads is None else threads
     threads = machine.use_threads(threads, run.config.backend)
     changes = {name: given[name] for name in ("steps", "skip_bad") if name in given}
-    config = replace(run.config, threads=threads, **changes)
+    config = replace(run.config, data=data, threads=threads, **changes)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
     dataset = open_data(data, config.size, config.skip_bad)
     if dataset.shape != run.shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.shape} before; start a new run")
-    return replace(run, config=config), dataset
+    pictures = _known_by(data, dataset)
+    if run.config.pictures not in ("", pictures) and "skip_bad" not in given:  # which may leave out more than before
+        raise MinidiffError(f"{data}: is not the set that {out} was started with; give that, or start a new run")
+    return replace(run, config=replace(config, pictures=pictures)), dataset
+
+
+def _otherwise(name: str, was: Any, value: Any) -> str:
+    """How an option of the command line was chosen, not as now, and what to do."""
+    option = f"--{name.replace('_', '-')}"
+    if name == "ema":
+        option, was, value = "--ema-half-life", *(f"{math.log(0.5) / math.log(decay):g}" for decay in (was, value))
+    return f"without {option}; leave it out" if was is None else f"with {option} {was}, not {value}; give that"
 
 
 def held_out(run: Run, dataset: Dataset) -> Dataset:

@@ -41,7 +41,7 @@ def start_text(
     schedule = schedule_of(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
     if not isinstance(schedule, Schedule):
         raise MinidiffError(f"--objective {schedule.prediction_type}: of texts choose epsilon, sample or v_prediction")
-    config, dataset = begun(data, given, threads)
+    config, dataset = begun(out, data, given, threads)
     check_captions(data, dataset)
     vae = Pixels(dataset.shape[2]) if latent is None else _autoencoder(latent, dataset, config)
     tokenizer, encoder = _of_captions(dataset.captions) if hears is None else _from_elsewhere(hears, config.backend)
@@ -94,7 +94,10 @@ def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
     """That of a run, a pipeline or a folder of its own, with the scale at which the set's latents spread by 1."""
     if not folder.is_dir():
         raise MinidiffError(f"{folder}: no such folder; give the one that minidiff train-vae has made")
-    vae = load_vae(folder / "vae" if (folder / "vae").is_dir() else folder, config.backend)
+    place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
+    if place is None:
+        raise MinidiffError(f"{folder}: holds no autoencoder; give the folder that minidiff train-vae has made")
+    vae = load_vae(place, config.backend)
     height, width, channels = dataset.shape
     if vae.config.in_channels != channels:
         raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")

@@ -38,13 +38,19 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
 
 
 def fill(network: N, stored: dict[str, Stored], path: Path) -> N:
-    """Read a network's weights from its file, one array after the other. Raises MinidiffError if they do not fit."""
+    """Read a network's weights from its file, one array after the other.
+
+    Raises MinidiffError if they do not fit, or are no finite numbers.
+    """
     try:
         network.check_shapes({name: _shape_inside(a.shape) for name, a in stored.items()})
     except ValueError as error:
         raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
     for name, p in network.named_parameters():
-        p.data[...] = p.backend.asarray(_from_file(stored[name].read()))
+        a = stored[name].read()
+        if not np.isfinite(a).all():
+            raise MinidiffError(f"{path}: {name} holds numbers that are not finite; copy or train it again")
+        p.data[...] = p.backend.asarray(_from_file(a))
     return network
 
 
@@ -87,7 +93,12 @@ def load_schedule(folder: str | Path) -> AnySchedule:
 
 
 def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:
-    """The sampler of a pipeline folder or run, with its settings; or another, with those that the two share."""
+    """The sampler of a pipeline folder or run, with its settings; or another, with those that the two share.
+
+    Raises MinidiffError for a name that is no sampler's.
+    """
+    if name is not None:
+        Sampler(name)  # says if there is none, which is no fault of the file's
     folder = _component(folder, "scheduler", "scheduler_config.json")
     return read_json(folder / "scheduler_config.json", lambda config: sampler_from_config(config, name))
 

@@ -11,17 +11,19 @@ from PIL import Image, ImageOps
 
 from minidiff.data.pictures import check_place, load, to_float
 from minidiff.diffusion.guidance import guided
-from minidiff.diffusion.levels import most_steps
+from minidiff.diffusion.levels import levels, most_steps, noise_to_signal
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import AnySchedule
+from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
 from minidiff.runs.checkpoint import load_classes, load_sampler, load_schedule, load_unet
 from minidiff.runs.files import replace_file
+from minidiff.runs.terminal import errors
 
 BATCH = 64  # pictures at a time
+LOUD, ENOUGH = 1000, 100  # sigma from which Heun's first steps lead astray, as cosine schedules have it, unless so many
 
 
 def drawable(folder: Path, backend: str) -> UNet:
@@ -42,13 +44,14 @@ def check_places(out: Path, gif: Path | None, npz: Path | None) -> None:
     if gif:
         check_place(gif, animated=True)
     if npz is not None:
-        if npz.is_dir() or not npz.name:
+        if npz.is_dir():
             raise MinidiffError(f"{npz}: is a folder; give the name of a file")
+        if npz.suffix.lower() != ".npz":
+            raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
         if not os.access(npz.parent, os.W_OK):
             raise MinidiffError(f"{npz}: its folder is not there, or cannot be written; choose another")
-    places = [os.path.abspath(path) for path in (out, gif, npz) if path is not None]
-    if len(set(places)) < len(places):
-        raise MinidiffError(f"{npz or gif}: is to hold two things at once; give each file a name of its own")
+    if gif and os.path.abspath(gif) == os.path.abspath(out):
+        raise MinidiffError(f"{gif}: is to hold two things at once; give each file a name of its own")
 
 
 def write_npz(path: Path, images: np.ndarray) -> None:
@@ -124,11 +127,20 @@ def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) 
 def walk_of(
     folder: Path, sampler: str | None, eta: float, spacing: str | None, karras: bool, steps: int | None
 ) -> tuple[AnySchedule, Sampler, int]:
-    """A folder's schedule, its sampler or the one of that name with what else is given, and how many steps it takes."""
+    """A folder's schedule, its sampler or the one of that name with what else is given, and how many steps it takes.
+
+    Raises MinidiffError for what does not go together; what goes, but badly, is said on stderr.
+    """
     schedule = load_schedule(folder)
     way = replace(load_sampler(folder, sampler), eta=eta)
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
-    return schedule, way, usual_steps(schedule, way) if steps is None else steps
+    steps = usual_steps(schedule, way) if steps is None else steps
+    levels(schedule, steps, way)  # says if that does not go
+    if way.name == "heun" and not way.karras and steps < ENOUGH and isinstance(schedule, Schedule):
+        if (sigma := noise_to_signal(schedule)[-1]) > LOUD:
+            said = f"heun draws mere noise in few steps where it begins at {sigma:.0f} times the picture"
+            errors.print(f"minidiff: {said}: add --karras, or take {ENOUGH} --steps")
+    return schedule, way, steps
 
 
 def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:

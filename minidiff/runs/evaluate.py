@@ -40,15 +40,16 @@ class Real:
     called: tuple[str, str]
 
 
-def open_real(data: str, shape: tuple[int, int, int], n: int) -> Real:
+def open_real(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = False) -> Real:
     """A set of pictures of that shape in its parts. Only the baseline depends on n: it has that many, if there are.
 
     With a test split, its halves are reference and baseline, and no model has seen either. Without one, every tenth
-    picture is left out of `train` and for the baseline, and the rest is the reference too.
+    picture is left out of `train` and for the baseline, and the rest is the reference too. skip_bad leaves out what
+    cannot be read of a folder.
     Raises MinidiffError for pictures of another shape, and for too few.
     """
     size = shape[0] if shape[0] == shape[1] else None
-    whole = open_data(data, size)
+    whole = open_data(data, size, skip_bad)
     if whole.shape != shape:
         raise MinidiffError(f"{data}: its pictures are {whole.shape}, and {shape} are to be evaluated; give their set")
     try:
@@ -58,12 +59,16 @@ def open_real(data: str, shape: tuple[int, int, int], n: int) -> Real:
         train, test = part_of(whole, np.flatnonzero(~tenth)), part_of(whole, np.flatnonzero(tenth))
         reference, others = train, test
         called = "nine of ten pictures", "the tenth"
+        scarce = f"its {len(whole)} pictures are too few, for every tenth is compared with; {10 * LEAST} are the least"
     else:
         order = np.random.default_rng(0).permutation(len(test))
         train, reference, others = whole, part_of(test, order[::2]), part_of(test, order[1::2])
         called = "half of the test split", "the other half"
+        scarce = (
+            f"its {len(test)} test pictures are too few, for half of them are compared with; {2 * LEAST} are the least"
+        )
     if len(others) < LEAST:
-        raise MinidiffError(f"{data}: {len(others)} pictures to compare with are too few; {LEAST} are the least")
+        raise MinidiffError(f"{data}: {scarce}")
     baseline = part_of(others, np.random.default_rng(0).permutation(len(others))[:n])
     return Real(train, test, reference, baseline, called)
 

@@ -67,8 +67,12 @@ def check_new_folder(path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends without an error: the whole of it, or nothing."""
     check_new_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as part:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-")
+    except OSError as error:
+        raise MinidiffError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    with beside as part:
         whole = Path(part, "whole")
         whole.mkdir()
         yield whole

@@ -15,7 +15,7 @@ import numpy as np
 from minidiff_kernels.cpu.jit import user_cache_dir
 
 from minidiff.data.batches import batch, prefetch
-from minidiff.data.dataset import Dataset, blocks
+from minidiff.data.dataset import Dataset, blocks, feed
 from minidiff.data.pictures import to_float
 from minidiff.engine.losses import cross_entropy
 from minidiff.engine.optim import AdamW, learning_rate
@@ -101,10 +101,7 @@ def place(train: Dataset, test: Dataset, tick: Callable[[], object]) -> Path:
     """Where the judge of these pictures is kept; tick() for each block of them, which may have to be drawn."""
     digest = hashlib.sha256(repr((BATCH, LR, SEED, FEWEST, EPOCHS, MOST, train.classes, train.mirrors)).encode())
     for dataset in (train, test):
-        digest.update(dataset.labels.tobytes())
-        for images in blocks(dataset):
-            digest.update(images.tobytes())
-            tick()
+        feed(digest, dataset, tick)
     return user_cache_dir() / "minidiff" / "classifiers" / f"{digest.hexdigest()[:16]}.safetensors"
 
 

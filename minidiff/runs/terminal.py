@@ -33,4 +33,6 @@ def with_bar(name: str, total: int, work: Callable[[Callable[[], object]], T]) -
     """What work(tick) returns, where every tick() moves the bar by one."""
     with bar_of() as bar:
         task = bar.add_task(name, total=total, note="")
-        return work(lambda: bar.advance(task))
+        done = work(lambda: bar.advance(task))
+        bar.update(task, completed=total)  # of what is counted, some may not have been needed
+        return done

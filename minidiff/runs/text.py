@@ -159,12 +159,17 @@ def _check_one_each(prompts: list[str], x0: np.ndarray) -> None:
         raise MinidiffError(f"{len(x0)} pictures and {len(prompts)} prompts: give a prompt for each picture")
 
 
+def check_guidance(guidance: float) -> None:
+    """Raises MinidiffError unless it is from 0 to 100."""
+    if not 0 <= guidance <= 100:  # NaN is not
+        raise MinidiffError(f"guidance must be a number from 0 to 100, not {guidance!r:.80}")
+
+
 def _listening(
     pipeline: Pipeline, prompts: list[str], negative_prompt: str, guidance: float
 ) -> tuple[Callable[..., Any], np.ndarray]:
     """The model, under guidance, and what it is to hear."""
-    if not 0 <= guidance <= 100:  # NaN is not
-        raise MinidiffError(f"guidance must be a number from 0 to 100, not {guidance!r:.80}")
+    check_guidance(guidance)
     model, cond = as_model(pipeline.unet, pipeline.schedule), embeddings(pipeline, prompts)
     if guidance == 1:
         return model, cond

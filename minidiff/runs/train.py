@@ -39,6 +39,7 @@ class TrainConfig:
     flip          mirror pictures at random
     pad_crop      pixels by which pictures are shifted at random, at most (batches.py)
     skip_bad      leave pictures out that cannot be read
+    pictures      fingerprint of the set that lies at the path `data` (dataset.py); "" of one that goes by its name
     seed          of everything: weights, order, noise
     classes       what it learns to be asked for, by name; none: it never sees a label
     min_snr       the gamma of min-SNR weighting, which then weighs the loss
@@ -68,6 +69,7 @@ class TrainConfig:
     pad_crop: int = 0
     skip_bad: bool = False
     kl: float = 1e-4
+    pictures: str = ""
 
     def __post_init__(self):
         for name, (low, high) in WHOLE.items():
@@ -79,7 +81,7 @@ class TrainConfig:
         for name in ("lr", "ema", "label_dropout", "beta2", "kl"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < 1:
-                raise MinidiffError(f"{name} = {value!r}: give a number between 0 and 1")
+                raise MinidiffError(f"{name} = {value!r}: give a number above 0 and below 1")
         if self.batch_size % self.accumulate:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
         if self.decay not in DECAY_FROM:
@@ -104,14 +106,25 @@ def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
 
 
 # Choices that older runs do not name; the defaults are what they did.
-LATER = {"classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl"}
+LATER = {
+    "classes",
+    "label_dropout",
+    "min_snr",
+    "accumulate",
+    "decay",
+    "beta2",
+    "pad_crop",
+    "skip_bad",
+    "kl",
+    "pictures",
+}
 
 
 def config_from_dict(values: Any) -> TrainConfig:
     """The inverse of asdict, for what was read from a file. Raises MinidiffError if it is not one."""
     names = {field.name for field in fields(TrainConfig)}
     whole = isinstance(values, dict) and names - LATER <= set(values) <= names
-    if not whole or not all(isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay")):
+    if not whole or not all(isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "pictures")):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from minidiff.data.dataset import from_arrays, part_of
+from minidiff.data.dataset import fingerprint, from_arrays, part_of
 
 IMAGES = np.random.default_rng(0).integers(256, size=(4, 5, 6, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 0])
@@ -16,3 +16,21 @@ def test_a_part_keeps_picture_label_and_caption_together():
 def test_a_part_of_what_has_no_captions_has_none():
     whole = from_arrays("four", IMAGES, LABELS, ("x", "y"))
     assert whole.captions == part_of(whole, np.array([1])).captions == ()
+
+
+def test_a_fingerprint_tells_sets_apart_by_all_that_is_learned():
+    captions = ("a", "b", "c", "d")
+    whole = from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=captions)
+    assert fingerprint(whole) == fingerprint(from_arrays("moved", IMAGES.copy(), LABELS, ("x", "y"), captions=captions))
+    darker = IMAGES.copy()
+    darker[-1, -1, -1, -1] ^= 1
+    others = [
+        from_arrays("four", darker, LABELS, ("x", "y"), captions=captions),
+        from_arrays("four", IMAGES[::-1], LABELS, ("x", "y"), captions=captions),
+        from_arrays("four", IMAGES, 1 - LABELS, ("x", "y"), captions=captions),
+        from_arrays("four", IMAGES, LABELS, ("x", "z"), captions=captions),
+        from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=captions[::-1]),
+        from_arrays("four", IMAGES.reshape(4, 6, 5, 3), LABELS, ("x", "y"), captions=captions),
+        part_of(whole, np.arange(3)),
+    ]
+    assert len({fingerprint(a) for a in (whole, *others)}) == 8

@@ -32,6 +32,15 @@ def test_weights_are_missing(folder):
     refused(load_unet, folder, match=f"{WEIGHTS}: damaged or not safetensors")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(folder, value):
+    path = folder / "unet" / WEIGHTS
+    arrays = load_file(path)
+    arrays["conv_in.weight"].ravel()[-1] = value
+    save_file(arrays, path)
+    refused(load_unet, folder, match=f"{WEIGHTS}: conv_in.weight holds numbers that are not finite; copy or train it")
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 200, 0.5, -1])
 def test_truncated_weights(folder, keep):
     path = folder / "unet" / WEIGHTS

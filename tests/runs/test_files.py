@@ -1,11 +1,12 @@
 """Files that are written whole or not at all."""
 
 import os
+import tempfile
 
 import pytest
 from small_runs import refused, tree
 
-from minidiff.runs.files import read_json, replace_file
+from minidiff.runs.files import new_folder, read_json, replace_file
 
 
 def test_json_errors(tmp_path):
@@ -43,6 +44,17 @@ def test_a_full_disk(tmp_path, monkeypatch, call):
         monkeypatch.setattr(os, call, full)
     refused(replace_file, path, write, match="file: cannot be written .*No space left on device")
     assert tree(tmp_path) == {"file": b"before"}
+
+
+def test_a_folder_where_none_can_be_made(tmp_path, monkeypatch):
+    """Such as /proc, which says that it may be written."""
+
+    def refuse(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "a name that nobody gave")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    match = r"new: cannot be written \(No such file or directory\); choose another place$"
+    refused(new_folder(tmp_path / "new").__enter__, match=match)
 
 
 def test_an_interruption(tmp_path):

@@ -116,7 +116,7 @@ def test_a_run_of_a_recipe_goes_on_with_it_or_without(tiny, tmp_path):
     for given in ({}, {"recipe": "small-cpu"}):
         assert resume(tmp_path / "run", tiny, **given).config.steps == 7  # not those of the recipe
     assert resume(tmp_path / "run", tiny, recipe="small-cpu", steps=9).config.steps == 9
-    with pytest.raises(MinidiffError, match="was started with batch_size 64, not 128"):
+    with pytest.raises(MinidiffError, match="was started with --batch-size 64, not 128"):
         resume(tmp_path / "run", tiny, recipe="ddpm")
 
 

@@ -298,5 +298,5 @@ def test_whole_numbers_have_limits(name):
 @pytest.mark.parametrize("value", [0, -1e-3, 1, 7.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["lr", "ema", "beta2", "label_dropout"])
 def test_rates_lie_between_0_and_1(name, value):
-    with pytest.raises(MinidiffError, match=f"{name} = .*: give a number between 0 and 1"):
+    with pytest.raises(MinidiffError, match=f"{name} = .*: give a number above 0 and below 1"):
         TrainConfig("noise", **{name: value})

@@ -161,7 +161,7 @@ def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
         (("train", "data", "--out", "vae", "--resume"), "vae: is a run of an autoencoder, not of a U-Net"),
         (("evaluate", "vae", "--against", "data"), "vae: no unet/config.json"),
         (("train-vae", "data", "--out", "vae"), "holds a run already"),
-        (("train-vae", "data", "--out", "new", "--kl", 2), "kl = 2.0: give a number between 0 and 1"),
+        (("train-vae", "data", "--out", "new", "--kl", 2), "kl = 2.0: give a number above 0 and below 1"),
         (("train-vae", "data", "--out", "new", "--size", 3), "its pictures are 4x4"),
     ):
         before = tree(tmp_path)
