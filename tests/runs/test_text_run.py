@@ -270,6 +270,7 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
             ("bars", "--text", "--latent", "nowhere"),
             "nowhere: no such folder; give the one that minidiff train-vae has made",
         ),
+        (("bars", "--text", "--latent", "unet"), "unet: holds no autoencoder; give the folder that minidiff train-vae"),
         (("bars", "--text", "--text-encoder", "nowhere"), "nowhere: no tokenizer.json"),
         (("bars", "--latent", "vae"), "--latent is for new runs with --text"),
         (("bars", "--text", "--resume", "--text-encoder", "texts"), "--text-encoder is for new runs with --text"),
