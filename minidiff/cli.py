@@ -51,8 +51,9 @@ def main() -> None:
 
 
 def _of_usage(error: Any) -> str:
-    """What typer says of a wrong option, and whose --help to look at."""
-    said, command = error.format_message(), error.ctx.command_path if error.ctx else "minidiff"
+    """What typer says of a wrong option, and whose --help to look at, as far as it knows."""
+    said, context = error.format_message(), getattr(error, "ctx", None)
+    command = context.command_path if context else "minidiff"
     return f"{said}{'' if said.endswith(('.', '?')) else '.'} See {command} --help."
 
 

@@ -7,11 +7,11 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.folder import Skip
 from minidiff.errors import MinidiffError, NoSplit
 
-__all__ = ["BUILT_IN", "Dataset", "open_dataset"]
+__all__ = ["BUILT_IN", "Dataset", "is_folder_of_pictures", "open_dataset"]
 
 BUILT_IN = ("cats_dogs", "cifar10", "emoji")
 SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
-FORMS = "a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or cats_dogs, cifar10 or emoji"
+FORMS = f"a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or {' or '.join(BUILT_IN)}"
 
 
 def open_dataset(
@@ -39,6 +39,11 @@ def open_dataset(
             f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out, or choose other data"
         )
     return dataset
+
+
+def is_folder_of_pictures(data: str) -> bool:
+    """Whether it is read as one, and not as a set of another form."""
+    return data not in BUILT_IN and os.path.isdir(data) and not idx.is_idx(data) and not cifar10.is_cifar10(data)
 
 
 def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None, skip: Skip | None) -> Dataset:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minidiff.data import BUILT_IN, Dataset, open_dataset
+from minidiff.data import BUILT_IN, Dataset, is_folder_of_pictures, open_dataset
 from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
@@ -52,10 +52,8 @@ def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) 
 def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
     """The choices of a new run, and the set. Raises MinidiffError for a run amid its pictures."""
     config = TrainConfig(data, **given)
-    if data not in BUILT_IN and os.path.isdir(data) and out.resolve().is_relative_to(Path(data).resolve()):
-        raise MinidiffError(
-            f"{out}: lies in {data}, and what a run draws would be among its data; choose another --out"
-        )
+    if is_folder_of_pictures(data) and out.resolve().is_relative_to(Path(data).resolve()):
+        raise MinidiffError(f"{out}: lies among the pictures of {data}; choose another --out")
     threads = machine.use_threads(threads, config.backend)
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
@@ -100,32 +98,40 @@ def resume_vae(out: Path, data: str, given: dict[str, Any], threads: int | None)
 def resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tuple[R, Dataset]:
     """The run with what may change, and the set. Raises MinidiffError for what may not."""
     out, choices = run.folder, {k: value for k, value in given.items() if k not in ("steps", "skip_bad")}
-    if data != run.config.data and not {data, run.config.data}.isdisjoint(BUILT_IN):
+    if not _may_be(run.config, data):
         raise MinidiffError(f"{out}: was started with {run.config.data}, not {data}; give that, or start a new run")
     for name, value in choices.items():
         if value != (was := getattr(run.config, name)):
-            raise MinidiffError(f"{out}: was started {_otherwise(name, was, value)}, or start a new run")
+            raise MinidiffError(f"{out}: was started {_chosen(name, was, value)}; leave it out, or start a new run")
     threads = min(run.config.threads, machine.cores()) if threads is None else threads
     threads = machine.use_threads(threads, run.config.backend)
     changes = {name: given[name] for name in ("steps", "skip_bad") if name in given}
     config = replace(run.config, data=data, threads=threads, **changes)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset = open_data(data, config.size, config.skip_bad)
+    left_out: list[MinidiffError] = []
+    dataset = open_data(data, config.size, config.skip_bad, left_out)
     if dataset.shape != run.shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.shape} before; start a new run")
     pictures = _known_by(data, dataset)
-    if run.config.pictures not in ("", pictures) and "skip_bad" not in given:  # which may leave out more than before
+    if run.config.pictures not in ("", pictures) and not left_out:  # which may be more than before
         raise MinidiffError(f"{data}: is not the set that {out} was started with; give that, or start a new run")
     return replace(run, config=replace(config, pictures=pictures)), dataset
 
 
-def _otherwise(name: str, was: Any, value: Any) -> str:
-    """How an option of the command line was chosen, not as now, and what to do."""
+def _may_be(config: TrainConfig, data: str) -> bool:
+    """Whether that may be the run's set; one that is known by its pictures may lie anywhere."""
+    if config.pictures:
+        return data not in BUILT_IN
+    return os.path.abspath(data) == os.path.abspath(config.data)  # older runs go by the path
+
+
+def _chosen(name: str, was: Any, value: Any) -> str:
+    """How an option of the command line was chosen, not as now."""
     option = f"--{name.replace('_', '-')}"
     if name == "ema":
         option, was, value = "--ema-half-life", *(f"{math.log(0.5) / math.log(decay):g}" for decay in (was, value))
-    return f"without {option}; leave it out" if was is None else f"with {option} {was}, not {value}; give that"
+    return f"without {option}" if was is None else f"with {option} {was}, not {value}"
 
 
 def held_out(run: Run, dataset: Dataset) -> Dataset:
@@ -150,8 +156,10 @@ def schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
     return continuous.get(objective) or replace(schedule, prediction_type=objective)
 
 
-def open_data(data: str, size: int | None, skip_bad: bool = False) -> Dataset:
-    """The set, with a bar if it has to be downloaded; pictures that are left out are named."""
+def open_data(
+    data: str, size: int | None, skip_bad: bool = False, left_out: list[MinidiffError] | None = None
+) -> Dataset:
+    """The set, with a bar if it has to be downloaded; pictures that are left out are named, and added to `left_out`."""
     with ExitStack() as shown:
         bar = bar_of(transient=True)
         task = bar.add_task("downloading, bytes", total=None, note="")
@@ -161,8 +169,12 @@ def open_data(data: str, size: int | None, skip_bad: bool = False) -> Dataset:
                 shown.enter_context(bar)
             bar.update(task, completed=done, total=total)
 
-        skip = (lambda error: console.print(f"left out: {error}")) if skip_bad else None
-        dataset = open_dataset(data, size, progress=downloaded, skip=skip)
+        def skipped(error: MinidiffError) -> None:
+            console.print(f"left out: {error}")
+            if left_out is not None:
+                left_out.append(error)
+
+        dataset = open_dataset(data, size, progress=downloaded, skip=skipped if skip_bad else None)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"

@@ -129,18 +129,22 @@ def walk_of(
 ) -> tuple[AnySchedule, Sampler, int]:
     """A folder's schedule, its sampler or the one of that name with what else is given, and how many steps it takes.
 
-    Raises MinidiffError for what does not go together; what goes, but badly, is said on stderr.
+    Raises MinidiffError for what does not go together.
     """
     schedule = load_schedule(folder)
     way = replace(load_sampler(folder, sampler), eta=eta)
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
     steps = usual_steps(schedule, way) if steps is None else steps
-    levels(schedule, steps, way)  # says if that does not go
-    if way.name == "heun" and not way.karras and steps < ENOUGH and isinstance(schedule, Schedule):
-        if (sigma := noise_to_signal(schedule)[-1]) > LOUD:
-            said = f"heun draws mere noise in few steps where it begins at {sigma:.0f} times the picture"
-            errors.print(f"minidiff: {said}: add --karras, or take {ENOUGH} --steps")
+    check_walk(schedule, way, steps)
     return schedule, way, steps
+
+
+def check_walk(schedule: AnySchedule, way: Sampler, steps: int) -> None:
+    """Raises MinidiffError for what does not go together; what goes, but badly, is said on stderr."""
+    loudest = noise_to_signal(levels(schedule, steps, way).schedule)[-1]
+    if way.name == "heun" and steps < ENOUGH and isinstance(schedule, Schedule) and loudest > LOUD and not way.karras:
+        said = f"heun begins at {loudest:.0f} times as much noise as picture, and few steps lead it astray"
+        errors.print(f"minidiff: {said}: take {ENOUGH} --steps, or minidiff sample's --karras")
 
 
 def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:

@@ -59,16 +59,14 @@ def open_real(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = F
         train, test = part_of(whole, np.flatnonzero(~tenth)), part_of(whole, np.flatnonzero(tenth))
         reference, others = train, test
         called = "nine of ten pictures", "the tenth"
-        scarce = f"its {len(whole)} pictures are too few, for every tenth is compared with; {10 * LEAST} are the least"
+        few, least = f"{len(whole)} pictures", 10 * LEAST
     else:
         order = np.random.default_rng(0).permutation(len(test))
         train, reference, others = whole, part_of(test, order[::2]), part_of(test, order[1::2])
         called = "half of the test split", "the other half"
-        scarce = (
-            f"its {len(test)} test pictures are too few, for half of them are compared with; {2 * LEAST} are the least"
-        )
+        few, least = f"{len(test)} test pictures", 2 * LEAST
     if len(others) < LEAST:
-        raise MinidiffError(f"{data}: {scarce}")
+        raise MinidiffError(f"{data}: its {few} are too few to compare with a part of them; {least} are the least")
     baseline = part_of(others, np.random.default_rng(0).permutation(len(others))[:n])
     return Real(train, test, reference, baseline, called)
 

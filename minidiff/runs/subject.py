@@ -9,7 +9,6 @@ import numpy as np
 
 from minidiff.data.npz import read_npz
 from minidiff.data.pictures import to_uint8
-from minidiff.diffusion.levels import levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import AnySchedule
@@ -73,7 +72,7 @@ def drawn(
     unet, schedule = drawing.drawable(folder, backend), checkpoint.load_schedule(folder)
     way = checkpoint.load_sampler(folder, sampler)
     steps = drawing.usual_steps(schedule, way) if steps is None else steps
-    levels(schedule, steps, way)  # says if that does not go
+    drawing.check_walk(schedule, way, steps)
     weights = "as stored"
     if raw or state.state_file(folder).is_file():
         run = state.open_run(folder, UNetRun)

@@ -21,16 +21,15 @@ def test_a_part_of_what_has_no_captions_has_none():
 def test_a_fingerprint_tells_sets_apart_by_all_that_is_learned():
     captions = ("a", "b", "c", "d")
     whole = from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=captions)
-    assert fingerprint(whole) == fingerprint(from_arrays("moved", IMAGES.copy(), LABELS, ("x", "y"), captions=captions))
+    assert fingerprint(whole) == fingerprint(from_arrays("moved", IMAGES.copy(), LABELS, ("x", "z"), captions=captions))
     darker = IMAGES.copy()
     darker[-1, -1, -1, -1] ^= 1
     others = [
         from_arrays("four", darker, LABELS, ("x", "y"), captions=captions),
         from_arrays("four", IMAGES[::-1], LABELS, ("x", "y"), captions=captions),
         from_arrays("four", IMAGES, 1 - LABELS, ("x", "y"), captions=captions),
-        from_arrays("four", IMAGES, LABELS, ("x", "z"), captions=captions),
         from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=captions[::-1]),
         from_arrays("four", IMAGES.reshape(4, 6, 5, 3), LABELS, ("x", "y"), captions=captions),
         part_of(whole, np.arange(3)),
     ]
-    assert len({fingerprint(a) for a in (whole, *others)}) == 8
+    assert len({fingerprint(a) for a in (whole, *others)}) == 7

@@ -130,6 +130,7 @@ def test_without_a_place_to_keep_them_kernels_work(package):
     said, complaints = own_process.run(SILU, package.parent, NUMBA_CACHE_DIR="", XDG_CACHE_HOME="/dev/null/x")
     assert is_right(read(said)[1])
     assert complaints.startswith("minidiff: compiled kernels are not kept, ")
+    assert complaints.endswith("set NUMBA_CACHE_DIR to a folder that can be written\n")
     assert complaints.count("\n") == 1
     assert not list(package.rglob("*.nb?"))
 

@@ -47,7 +47,7 @@ def test_a_set_without_one(tmp_path):
         str(idx_set(tmp_path / "few", n=150)),
         (4, 4, 1),
         9,
-        match="few: its 150 pictures are too few, .*; 160",
+        match="few: its 150 pictures are too few .*; 160",
     )
 
 

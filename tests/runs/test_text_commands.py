@@ -73,7 +73,7 @@ def test_what_is_too_long_is_cut_and_told(run, folder):
     assert code == 0 and err == "minidiff: --prompt: a text has 77 places; left out: black cat\n"
 
 
-def test_options_that_do_not_go_together(refused, folder):
+def test_options_that_do_not_go_together(run, refused, folder):
     refused("sample", "sd", match="sd: draws what a text says; give --prompt")
     for option in ("--negative-prompt", "--height", "--width"):
         (folder / "model_index.json").rename(folder / "no_index.json")
@@ -85,6 +85,7 @@ def test_options_that_do_not_go_together(refused, folder):
         refused("sample", "sd", "--prompt", "a", *more, *QUICK, match="pixels do not go: give multiples of 4")
     for guidance in ("-1", "nan", "inf"):
         refused("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK, match="guidance must be a number")
+        assert "drawing" not in run("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK)[1]
     refused("sample", "sd", "--prompt", "a", "--steps", 1001, match="steps must be an integer from 1 to the schedule's")
 
 

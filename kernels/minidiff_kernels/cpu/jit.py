@@ -75,7 +75,7 @@ def _writable() -> bool:
         cache_dir().mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cache_dir()).close()
     except OSError as error:
-        reason = f"{cache_dir()}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+        reason = f"{cache_dir()}: {error.strerror}; set NUMBA_CACHE_DIR to a folder that can be written"
         print(f"minidiff: compiled kernels are not kept, {reason}", file=sys.stderr)
         return False
     return True
