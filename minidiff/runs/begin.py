@@ -62,6 +62,7 @@ def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> t
 
 
 def _known_by(data: str, dataset: Dataset) -> str:
+    """The fingerprint of a set that lies at a path; "" of a built-in one."""
     return "" if data in BUILT_IN else fingerprint(dataset)
 
 
@@ -114,7 +115,7 @@ def resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tu
     if dataset.shape != run.shape:
         raise MinidiffError(f"{data}: its pictures are not the run's, {run.shape} before; start a new run")
     pictures = _known_by(data, dataset)
-    if run.config.pictures not in ("", pictures) and not left_out:  # which may be more than before
+    if run.config.pictures not in ("", pictures) and not left_out:  # what is left of a set is another one
         raise MinidiffError(f"{data}: is not the set that {out} was started with; give that, or start a new run")
     return replace(run, config=replace(config, pictures=pictures)), dataset
 
@@ -123,7 +124,7 @@ def _may_be(config: TrainConfig, data: str) -> bool:
     """Whether that may be the run's set; one that is known by its pictures may lie anywhere."""
     if config.pictures:
         return data not in BUILT_IN
-    return os.path.abspath(data) == os.path.abspath(config.data)  # older runs go by the path
+    return os.path.abspath(data) == os.path.abspath(config.data)  # as built-in sets do; older runs go by the path
 
 
 def _chosen(name: str, was: Any, value: Any) -> str:

@@ -23,7 +23,8 @@ from minidiff.runs.files import replace_file
 from minidiff.runs.terminal import errors
 
 BATCH = 64  # pictures at a time
-LOUD, ENOUGH = 1000, 100  # sigma from which Heun's first steps lead astray, as cosine schedules have it, unless so many
+LOUD = 1000  # sigma from which Heun's first steps lead astray; cosine schedules begin beyond it
+ENOUGH = 100  # steps that are short enough even there
 
 
 def drawable(folder: Path, backend: str) -> UNet:

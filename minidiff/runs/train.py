@@ -107,17 +107,8 @@ def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
 
 # Choices that older runs do not name; the defaults are what they did.
 LATER = {
-    "classes",
-    "label_dropout",
-    "min_snr",
-    "accumulate",
-    "decay",
-    "beta2",
-    "pad_crop",
-    "skip_bad",
-    "kl",
-    "pictures",
-}
+    "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "pictures",
+}  # fmt: skip
 
 
 def config_from_dict(values: Any) -> TrainConfig:

@@ -17,9 +17,8 @@ def test_every_kernel_is_launched_by_a_case():
         for name, case in cases(family):
             assert wrong(name, case) is None
         assert set(kernels_of(launch.source(family))) - Module.launched == set()
-    assert (
-        set(FILES) == set(launch.IN_FRONT) == {path.stem for path in launch.HERE.glob("*.cu")} - {"common", "product"}
-    )
+    files = {path.stem for path in launch.HERE.glob("*.cu")}
+    assert set(FILES) == set(launch.IN_FRONT) == files - {"common", "product"}
 
 
 PROGRAM = """

@@ -10,9 +10,7 @@ from minidiff.engine.backend import get_backend
 SAME = (1, 1, 1, 1)
 CASES = [
     conv((2, 16, 16, 64), (64, 3, 3, 64), pad=SAME),
-    conv(
-        (9, 7, 5, 64), (80, 3, 3, 64), pad=SAME, bias=False
-    ),  # tiles that reach beyond the border; no whole quad of them
+    conv((9, 7, 5, 64), (80, 3, 3, 64), pad=SAME, bias=False),  # tiles beyond the border; no whole quad of them
     conv((3, 9, 14, 72), (130, 3, 3, 72), pad=(2, 1, 0, 1), add="temb"),
     conv((16, 4, 4, 136), (64, 3, 3, 136), pad=(0, 2, 1, 2)),
     conv((17, 15, 13, 64), (64, 3, 3, 64), pad=SAME),  # two parts and some tiles

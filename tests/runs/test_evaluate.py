@@ -42,13 +42,8 @@ def test_a_set_without_one(tmp_path):
     assert [len(part) for part in (real.train, real.test, real.reference, real.baseline)] == [149, 16, 149, 16]
     assert not rows(all_of(real.train)) & rows(all_of(real.test))
     assert rows(all_of(real.test)) == rows(all_of(real.baseline))
-    refused(
-        open_real,
-        str(idx_set(tmp_path / "few", n=150)),
-        (4, 4, 1),
-        9,
-        match="few: its 150 pictures are too few .*; 160",
-    )
+    few = str(idx_set(tmp_path / "few", n=150))
+    refused(open_real, few, (4, 4, 1), 9, match="few: its 150 pictures are too few .*; 160")
 
 
 def test_labels_go_with_their_pictures(tmp_path):

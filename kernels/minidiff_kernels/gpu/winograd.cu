@@ -1,4 +1,4 @@
-// The weight gradient of a convolution 3x3 with stride 1 after Winograd, F(4x4, 3x3): the transforms.
+// The weight gradient of a convolution 3x3 with stride 1 after Winograd, F(4x4, 3x3): transforms, and products between.
 //
 // dy is cut into tiles of 4 x 4, each of which sees 6 x 6 of x. With the tile's errors e and what it sees, d,
 //
