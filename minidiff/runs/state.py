@@ -38,7 +38,7 @@ KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun, "text": TextRun}
 BUFFERS = ("p", "ema", "m", "v")
 WRITTEN = (
     "metrics.csv", "checkpoints.csv", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json",
-    "classes.json",
+    "classes.json", "loss.png", "samples",
 )  # fmt: skip
 R = TypeVar("R", bound=Run)
 HEADER = "step,loss,grad_norm,lr\n"
@@ -49,10 +49,11 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
 
     Raises MinidiffError if that would overwrite a run or a pipeline.
     """
-    if state_file(folder).exists() or any(kept.kept(folder)):  # a state of step 0 alone is of one that never began
+    there = any(os.path.lexists(path) for path in (state_file(folder), best_file(folder)))
+    if there or any(kept.kept(folder)):  # a state of step 0 alone is of one that never began
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
     for name in WRITTEN:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
     run.prepare()
@@ -244,7 +245,7 @@ def only_one(folder: Path) -> Iterator[None]:
     try:
         made = [path for path in (lock, folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")
+        file = open(lock, "a")  # whatever it holds, it keeps
     except OSError as error:
         raise MinidiffError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     with file:

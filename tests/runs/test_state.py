@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,19 @@ def test_no_run(tmp_path):
     refused(tmp_path / "file", "holds no run")
     state_file(tmp_path).mkdir(parents=True)
     refused(tmp_path, "holds no run")
+
+
+@pytest.mark.parametrize("name", [*state.WRITTEN, "training/best.safetensors"])
+def test_what_is_not_of_a_run_is_not_overwritten(tmp_path, name):
+    """A file, a folder, or a link that leads nowhere."""
+    for i, make in enumerate((lambda path: path.write_text("mine"), Path.mkdir, lambda path: path.symlink_to("no"))):
+        path = tmp_path / str(i) / name
+        path.parent.mkdir(parents=True)
+        make(path)
+        before = tree(tmp_path)
+        with pytest.raises(MinidiffError, match="holds a .*choose another folder"):
+            new_run(tmp_path / str(i))
+        assert tree(tmp_path) == before
 
 
 def test_a_run_is_not_overwritten(run_folder):
@@ -365,6 +379,13 @@ def test_a_log_with_a_hole_is_refused_and_kept(tmp_path, content):
 
 
 # Only one
+
+
+def test_the_lock_keeps_what_is_written_in_a_file_of_its_name(tmp_path):
+    (tmp_path / ".lock").write_text("of another program")
+    with state.only_one(tmp_path):
+        pass
+    assert tree(tmp_path) == {".lock": b"of another program"}
 
 
 def test_only_one(tmp_path):
