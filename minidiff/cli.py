@@ -16,7 +16,7 @@ from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import pictures
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.options import Asked, Backend, Net, Out, Seed, Threads
+from minidiff.options import PLACE, Asked, Backend, Net, Out, Seed, Threads, not_empty
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
@@ -81,6 +81,7 @@ def noise(
     seed: Seed = 0,
 ) -> None:
     """Forward diffusion: a picture drowning in noise, as a strip of ten steps."""
+    pictures.check_place(out, image)
     x0 = demo.fitted(pictures.load(image), 256)
     pictures.save(demo.forward_strip(SCHEDULE, x0, np.random.default_rng(seed)), out)
     console.print(f"Wrote {out}")
@@ -108,8 +109,8 @@ def sample_command(
     karras: Annotated[bool, typer.Option("--karras", help="Levels as Karras et al. have them.")] = False,
     seed: Seed = 0,
     noise: Annotated[str, typer.Option(help="numpy, or torch, as diffusers.")] = "numpy",
-    npz: Annotated[Path | None, typer.Option(help="Also write all pictures to a NumPy file, as arr_0.")] = None,
-    gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.")] = None,
+    npz: Annotated[Path | None, typer.Option(help="Also write all images to a NumPy file, as arr_0.", **PLACE)] = None,
+    gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.", **PLACE)] = None,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
@@ -207,7 +208,9 @@ def bench_command(
     batch: Annotated[int | None, typer.Option(help="Pictures at a time.  [default: 64]", min=1, max=65536)] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of each.  [default: 5, or a second]", min=1)] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also torch.compile, which takes minutes.")] = False,
-    json_to: Annotated[str | None, typer.Option("--json", help="Write all numbers to a file; - is stdout.")] = None,
+    json_to: Annotated[
+        str | None, typer.Option("--json", help="Write all numbers to a file; - is stdout.", callback=not_empty)
+    ] = None,
     backend: Annotated[str, typer.Option(help="numba, cupy or cupy-tf32.")] = "numba",
     threads: Threads = None,
 ) -> None:

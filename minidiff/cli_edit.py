@@ -31,7 +31,8 @@ def redraw(
     threads: Threads = None,
 ) -> None:
     """Half-drown a picture in noise and draw it anew from there; the original comes first on the sheet."""
-    unet, model, schedule, n, labels = _open(run, out, n, name, guidance, backend, threads)
+    pictures.check_place(out, picture)
+    unet, model, schedule, n, labels = _open(run, n, name, guidance, backend, threads)
     x0, rng = drawing.framed(picture, unet).repeat(n, 0), np.random.default_rng(seed)
     _show(out, x0[:1], editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels), round(strength * steps))
 
@@ -50,7 +51,8 @@ def fill(
     threads: Threads = None,
 ) -> None:
     """Draw a part of a picture anew, so that it fits the rest; the original comes first on the sheet."""
-    unet, model, schedule, n, labels = _open(run, out, n, name, guidance, backend, threads)
+    pictures.check_place(out, picture, mask)
+    unet, model, schedule, n, labels = _open(run, n, name, guidance, backend, threads)
     x0, rng = drawing.framed(picture, unet).repeat(n, 0), np.random.default_rng(seed)
     model = editing.filling_in(model, schedule, x0, drawing.mask_of(mask, unet))
     _show(out, x0[:1], sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
@@ -68,7 +70,8 @@ def between(
     threads: Threads = None,
 ) -> None:
     """From one picture to another, by way of the noises between theirs; a row."""
-    unet, model, schedule, n, labels = _open(run, out, n, name, guidance, backend, threads)
+    pictures.check_place(out)
+    unet, model, schedule, n, labels = _open(run, n, name, guidance, backend, threads)
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, 1, *unet.picture_shape), dtype=np.float32)
     x_T = np.concatenate([editing.slerp(a, b, share) for share in np.linspace(0, 1, n)])  # (n, H, W, C)
@@ -76,11 +79,10 @@ def between(
 
 
 def _open(
-    run: Path, out: Path, n: int, name: str | None, guidance: float, backend: str, threads: int | None
+    run: Path, n: int, name: str | None, guidance: float, backend: str, threads: int | None
 ) -> tuple[UNet, Callable[..., Any], AnySchedule, int, np.ndarray | None]:
     """The network, the same under guidance, its schedule, and how many pictures of which classes (n,)."""
     machine.use_threads(threads, backend)
-    pictures.check_place(out)
     unet = drawing.drawable(run, backend)
     labels = drawing.asked(run, unet, name, n)
     n = n if labels is None else len(labels)

@@ -13,7 +13,7 @@ from minidiff.data.captioned import captioned
 from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import save
 from minidiff.errors import MinidiffError
-from minidiff.options import Backend, Guidance, Seed, SkipBad, Threads
+from minidiff.options import PLACE, Backend, Guidance, Seed, SkipBad, Threads
 from minidiff.runs import drawing, machine, prompts, subject
 from minidiff.runs import evaluate as runs_evaluate
 from minidiff.runs.files import check_new_folder, new_folder, write_json
@@ -36,7 +36,7 @@ def evaluate(
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
-    out: Annotated[Path | None, typer.Option(help="A new folder for figures and pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for figures and pictures.", **PLACE)] = None,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:

@@ -1,11 +1,26 @@
 """Options that several commands have, each said in one place."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Out = Annotated[Path, typer.Option(help="Where to write.")]
+
+def not_empty(value: Any) -> Any:
+    """What an option is given, unless that is empty: where a path is wanted, pathlib would take the current folder."""
+    if value is not None and not os.fspath(value):
+        raise typer.BadParameter("it is empty; give a path.")
+    return value
+
+
+def _path(value: str | Path) -> Path:
+    return Path(not_empty(value))
+
+
+PLACE: Any = dict(parser=_path, metavar="<path>")  # of an option that says where to write
+
+Out = Annotated[Path, typer.Option(help="Where to write.", **PLACE)]
 Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
 Threads = Annotated[int | None, typer.Option(help="Threads of the kernels.  [default: all cores]")]
 Backend = Annotated[str, typer.Option(help="numba, numpy, cupy or cupy-tf32.")]
@@ -18,7 +33,7 @@ Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
 
 # Of what trains; None: as the recipe or the run has it.
 Data = Annotated[str, typer.Argument(help="cats_dogs, cifar10, emoji, or a path: IDX, CIFAR-10, a folder.")]
-RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.")]
+RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.", **PLACE)]
 Size = Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")]
 PadCrop = Annotated[int | None, typer.Option(help="Shift pictures by up to so many pixels.")]

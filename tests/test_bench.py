@@ -233,7 +233,10 @@ def test_ctrl_c_shows_what_there_is(run, monkeypatch, tmp_path):
     [
         (("convolve",), "nothing called 'convolve' to measure: choose from step, conv"),
         (("conv", "--against", "jax"), "nothing called 'jax' to compare with: choose torch or numpy"),
-        (("conv", "--json", "missing/numbers.json"), "cannot write missing/numbers.json"),
+        (("conv", "--json", "missing/numbers.json"), "cannot write missing/numbers.json: no such folder"),
+        (("conv", "--json", "."), "cannot write .: it is a folder"),
+        (("conv", "--json", "/dev/null"), "cannot write /dev/null: it is no regular file"),
+        (("conv", "--json", ""), "Invalid value for '--json': it is empty; give a path"),
         (("conv", "--batch", 0), "Invalid value for '--batch'"),
     ],
 )

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from small_runs import contents, idx_set, network, rows, tree
 
 import minidiff as md
-from minidiff import cli, cli_train
+from minidiff import cli, cli_evaluate, cli_explain, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.runs import begin, checkpoint, demo, drawing, evaluate, fit, judge, machine, state, subject, unet_run
 from minidiff.runs.state import only_one, state_file
@@ -719,9 +719,12 @@ def test_places_for_pictures_are_looked_at_first(refused, trained):
     Path("folder").mkdir()
     for npz in ("folder", ".", "/"):
         refused("sample", "run", "--npz", npz, *QUICK, match="is a folder; give the name of a file")
-    refused("sample", "run", "--npz", "no/such.npz", *QUICK, match="its folder is not there")
+    refused("sample", "run", "--npz", "no/such.npz", *QUICK, match="no/such.npz: no such folder")
     refused("sample", "run", "--npz", "a.png", *QUICK, match="a.png: is to be a NumPy archive; give a name that ends")
-    refused("sample", "run", "--out", "a.gif", "--gif", "a.gif", *QUICK, match="a.gif: is to hold two things at once")
+    Path("a.npz").symlink_to("a.gif")
+    Path("same").symlink_to(".")
+    for places in ("a.gif", "--gif", "a.gif"), ("a.gif", "--gif", "same/a.gif"), ("a.gif", "--npz", "a.npz"):
+        refused("sample", "run", "--out", *places, *QUICK, match=f"{places[2]}: is to hold two things at once")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -976,7 +979,7 @@ def test_what_cannot_be_evaluated(refused, real):
     idx_set(real.parent / "few", n=20)
     refused(*against, "few", match="few: its 20 pictures are too few .*; 80 are the least")
     refused(*against, "data", "--out", "run", match="run: is there already; choose a new folder")
-    refused(*against, "data", "--out", "data/t10k-images-idx3-ubyte/x", match="cannot be written; choose another place")
+    refused(*against, "data", "--out", "data/t10k-images-idx3-ubyte/x", match="Not a directory.*choose another place")
     refused(*against, "data", "--n", 15, match="'--n'")
     refused(*against, "data", "--steps", 1001, match="steps must be .* 1000")
     refused(*against, "data", "--sampler", "eulr", match="^minidiff: sampler 'eulr' is unknown")
@@ -1037,6 +1040,92 @@ def test_an_export_that_fails_leaves_nothing(refused, trained, monkeypatch):
 
     monkeypatch.setattr("minidiff.runs.checkpoint.write_json", full)
     refused("export", "run", "out", match="No space left on device")
+
+
+def test_an_input_is_not_overwritten(done, refused, trained, drawing_to_edit):
+    """By none of its names; an earlier output is."""
+    Path("link.png").symlink_to("picture.png")
+    edit = ("run", "picture.png")
+    for command in (("noise", "picture.png"), ("redraw", *edit), ("fill", *edit, "mask.png")):
+        for out in ("picture.png", "link.png", Path("picture.png").absolute(), *command[3:]):
+            refused(*command, "--out", out, match=f"cannot write {out}: it is the input .*; choose another name")
+    for _ in range(2):
+        done("noise", "picture.png", "--out", "strip.png")
+        done("redraw", "run", "picture.png", "--out", "strip.png", "--n", 1, "--steps", 2, *QUICK)
+
+
+def test_links_are_followed(done, trained):
+    Path("folder").mkdir()
+    places = ("sheet.png", "walk.gif", "drawn.npz")
+    for name in places:
+        Path(name).symlink_to(f"folder/{name}")
+    for seed in (0, 1):
+        before = {name: Path("folder", name).exists() and bytes_of(f"folder/{name}") for name in places}
+        done("sample", "run", "--gif", "walk.gif", "--npz", "drawn.npz", "--n", 2, "--steps", 2, "--seed", seed, *QUICK)
+        assert all(Path(name).is_symlink() and bytes_of(f"folder/{name}") != before[name] for name in places)
+
+
+@pytest.mark.parametrize(
+    "stem, match",
+    [
+        ("folder", "it is a folder; give the name of a file"), ("fifo", "it is no regular file"),
+        ("x" * 300, "File name too long"), ("picture.png/a", "no such folder"), ("missing/a", "no such folder"),
+    ],
+)  # fmt: skip
+def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, monkeypatch, stem, match):
+    """Before anything is read."""
+    for module, function in ((drawing, "load_unet"), (cli.pictures, "load"), (cli.measure, "open_rival")):
+        monkeypatch.setattr(module, function, None)
+    for suffix in ("png", "gif", "npz", "json"):
+        Path(f"folder.{suffix}").mkdir()
+        os.mkfifo(f"fifo.{suffix}")
+    for suffix, command in (
+        ("png", ("noise", "picture.png", "--out")), ("png", ("sample", "run", "--out")),
+        ("gif", ("sample", "run", "--gif")), ("npz", ("sample", "run", "--npz")), ("png", ("between", "run", "--out")),
+        ("png", ("redraw", "run", "picture.png", "--out")),
+        ("png", ("fill", "run", "picture.png", "mask.png", "--out")), ("json", ("bench", "--json")),
+    ):  # fmt: skip
+        refused(*command, f"{stem}.{suffix}", match=f"cannot write {stem}.{suffix}: {match}")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/new", "file", "run", "."])
+def test_new_folders_are_checked_before_the_work(refused, trained, monkeypatch, name):
+    for module, function in ((state, "open_run"), (cli_evaluate, "is_pipeline"), (cli_explain, "load_pipeline")):
+        monkeypatch.setattr(module, function, None)
+    Path("file").write_text("")
+    for command in (
+        ("export", "run"), ("evaluate", "run", "--against", "data", "--out"),
+        ("explain", "run", "--prompt", "a", "--out"),
+    ):  # fmt: skip
+        refused(*command, name, match=f"{name}: .*; choose (a new folder|another place)$")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo",), ("noise", "picture.png"), ("train", "data"), ("train-vae", "data"), ("sample", "run"),
+        ("redraw", "run", "picture.png"), ("fill", "run", "picture.png", "mask.png"), ("between", "run"),
+        ("evaluate", "run", "--against", "data"), ("explain", "run", "--prompt", "a"),
+    ],
+)  # fmt: skip
+def test_an_empty_place_is_not_the_current_folder(refused, command):
+    refused(
+        *command, "--out", "", match=f"Invalid value for '--out': it is empty; give a path. See minidiff {command[0]}"
+    )
+
+
+def test_other_empty_places(refused, trained):
+    for option in ("gif", "npz"):
+        refused("sample", "run", f"--{option}", "", match=f"'--{option}': it is empty; give a path")
+    refused("export", "run", "", match="is there already; choose a new folder")
+
+
+def test_a_training_overwrites_no_images(refused, data, tmp_path):
+    for name in ("loss.png", "samples"):
+        (tmp_path / name[:4]).mkdir()
+        (tmp_path / name[:4] / name).mkdir()
+        for command in ("train", "train-vae"):
+            refused(command, data, "--out", name[:4], *SMALL, match=f"holds a {name} that is not of a run; choose")
 
 
 @pytest.mark.parametrize("more", [(), ("--sampler", "ddpm"), ("--eta", 1)])

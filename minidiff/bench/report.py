@@ -5,7 +5,6 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,8 @@ from rich.table import Table
 
 from minidiff.bench.cases import Case
 from minidiff.bench.measure import Row
-from minidiff.errors import MinidiffError
+from minidiff.outputs import check_file, followed
+from minidiff.runs.files import replace_file
 
 TUNED = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
 UNITS = {"FLOP": "GFLOP/s", "B": "GB/s"}
@@ -95,8 +95,8 @@ def _errors(row: Row) -> tuple[str, ...]:
 
 def check_place(place: str | None) -> None:
     """Raises MinidiffError, before minutes of measuring, for a file that cannot be written; None and "-" can."""
-    if place not in (None, "-") and not os.access(Path(place).parent, os.W_OK):
-        raise MinidiffError(f"cannot write {place}: no such folder, or not yours; choose one that exists and is yours")
+    if place not in (None, "-"):
+        check_file(place)
 
 
 def write(place: str | None, numbers: dict) -> None:
@@ -105,7 +105,7 @@ def write(place: str | None, numbers: dict) -> None:
     if place == "-":
         print(text)
     elif place is not None:
-        Path(place).write_text(text + "\n")
+        replace_file(followed(place), lambda part: part.write_text(text + "\n"))
 
 
 def as_dict(rows: Sequence[Row], facts: Mapping[str, Any], peaks: Mapping[str, float], finished: bool) -> dict:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from minidiff.errors import MinidiffError
+from minidiff.outputs import check_file, followed
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # read here; some others run programs
 SHOWN = 96  # pixels that a small picture is enlarged to
@@ -99,38 +100,37 @@ def gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int
 def save(image: Image.Image, path: str | Path) -> None:
     """Writes a picture in the format of its suffix, whole or not at all.
 
-    Raises MinidiffError for a suffix that Pillow cannot write, and for a folder that does not exist or may
-    not be written.
+    Raises MinidiffError for a suffix that Pillow cannot write, and for a place where no file can be written.
     """
     kind = check_place(path)
     _write_whole(Path(path), lambda file: image.save(file, kind))
 
 
-def check_place(path: str | Path, animated: bool = False) -> str:
-    """The format, "PNG" say, that a picture at this path will have; to ask before there is anything to write.
+def check_place(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:
+    """The format, "PNG" say, that an image at this path will have; to ask before there is anything to write.
 
-    Raises MinidiffError for a suffix that Pillow cannot write, for one that is not .gif if `animated`, and
-    for a folder that does not exist or may not be written.
+    Raises MinidiffError for a suffix that Pillow cannot write, for one that is not .gif if `animated`, and where no
+    file can be written without the loss of one of the inputs (outputs.py).
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if animated and kind != "GIF":
         raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
     if kind not in Image.SAVE:
         raise MinidiffError(f"{path}: no picture format ends so; give a name that ends in .png or .jpg")
-    if not os.access(Path(path).parent, os.W_OK):
-        raise MinidiffError(f"cannot write {path}: no such folder, or not yours; choose one that exists and is yours")
+    check_file(path, *inputs)
     return kind
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a file beside `path`, then gives it that name in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Lets `write` fill a file beside `path`, links followed, then gives it that name in one step."""
+    place = followed(path)
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             try:
                 write(file)
                 file.flush()
-                os.replace(part, path)
+                os.replace(part, place)
             except BaseException:  # Ctrl-C too must leave nothing half-written behind
                 part.unlink()
                 raise

@@ -1,8 +1,8 @@
 """What it takes to draw from a folder: a network that can be drawn from, labels, noise, batches, places."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
+from minidiff.outputs import check_file, followed
 from minidiff.runs.checkpoint import load_classes, load_sampler, load_schedule, load_unet
 from minidiff.runs.files import replace_file
 from minidiff.runs.terminal import errors
@@ -44,15 +45,13 @@ def check_places(out: Path, gif: Path | None, npz: Path | None) -> None:
     check_place(out)
     if gif:
         check_place(gif, animated=True)
-    if npz is not None:
-        if npz.is_dir():
-            raise MinidiffError(f"{npz}: is a folder; give the name of a file")
+    if npz:
+        check_file(npz)
         if npz.suffix.lower() != ".npz":
             raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
-        if not os.access(npz.parent, os.W_OK):
-            raise MinidiffError(f"{npz}: its folder is not there, or cannot be written; choose another")
-    if gif and os.path.abspath(gif) == os.path.abspath(out):
-        raise MinidiffError(f"{gif}: is to hold two things at once; give each file a name of its own")
+    for one, other in combinations(filter(None, (out, gif, npz)), 2):
+        if followed(one) == followed(other):
+            raise MinidiffError(f"{other}: is to hold two things at once; give each file a name of its own")
 
 
 def write_npz(path: Path, images: np.ndarray) -> None:
@@ -62,7 +61,7 @@ def write_npz(path: Path, images: np.ndarray) -> None:
         with open(part, "wb") as file:  # a name would be given a suffix
             np.savez(file, images)
 
-    replace_file(path, write)
+    replace_file(followed(path), write)
 
 
 def framed(picture: Path, unet: UNet) -> np.ndarray:

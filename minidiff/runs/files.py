@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minidiff.errors import MinidiffError
+from minidiff.outputs import check_can_be_made, followed
 
 LARGEST_JSON = 16 << 20  # bytes
 
@@ -55,25 +56,30 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raises MinidiffError if something is there already, or if no folder can be made there."""
-    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-        raise MinidiffError(f"{path}: is there already; choose a new folder")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise MinidiffError(f"{path}: cannot be written; choose another place")
+    """Raises MinidiffError if something but an empty folder is there already, or if no folder can be made there."""
+    place = followed(path)
+    try:
+        if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
+            raise MinidiffError(f"{path}: is there already; choose a new folder")
+        if place == Path.cwd():  # to be replaced by the new one
+            raise MinidiffError(f"{path}: is the current folder; choose a new folder")
+        check_can_be_made(place)
+    except OSError as error:
+        raise MinidiffError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends without an error: the whole of it, or nothing."""
     check_new_folder(path)
+    place = followed(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(dir=place.parent, prefix=".part-")
     except OSError as error:
         raise MinidiffError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
     with beside as part:
         whole = Path(part, "whole")
         whole.mkdir()
         yield whole
-        os.rename(whole, path)
+        os.rename(whole, place)

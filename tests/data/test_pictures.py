@@ -158,6 +158,24 @@ def test_the_old_picture_stays_until_the_new_one_is_complete(tmp_path, monkeypat
     assert path.read_bytes() == old and files(tmp_path) == ["a.png"]
 
 
+def test_a_link_is_followed(tmp_path, rng):
+    (tmp_path / "folder").mkdir()
+    for write, name in ((save, "a.png"), (lambda image, path: gif([image], path), "a.gif")):
+        (tmp_path / name).symlink_to(tmp_path / "folder" / name)
+        for colour in ("red", "blue"):
+            write(Image.new("RGB", (4, 4), colour), tmp_path / name)
+            assert (tmp_path / name).is_symlink()
+            assert load(tmp_path / "folder" / name)[0, 0].tolist() == load(tmp_path / name)[0, 0].tolist()
+    assert files(tmp_path / "folder") == ["a.gif", "a.png"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(MinidiffError, match="a.png: it is no regular file"):
+        save(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_fifo()
+
+
 def test_gif_loops_and_holds(tmp_path, rng):
     frames = [sheet(pictures(rng, 4, 8, 8), scale=1) for _ in range(3)]
     gif(frames, tmp_path / "a.gif", ms=50, hold=1500)

@@ -2,11 +2,12 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 from small_runs import refused, tree
 
-from minidiff.runs.files import new_folder, read_json, replace_file
+from minidiff.runs.files import check_new_folder, new_folder, read_json, replace_file
 
 
 def test_json_errors(tmp_path):
@@ -55,6 +56,30 @@ def test_a_folder_where_none_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
     match = r"new: cannot be written \(No such file or directory\); choose another place$"
     refused(new_folder(tmp_path / "new").__enter__, match=match)
+
+
+@pytest.mark.parametrize("name", [".", "file", "file/new", "full", "link", "x" * 300, "new/" + "x" * 300])
+def test_where_no_new_folder_can_be(tmp_path, monkeypatch, name):
+    """Neither what is there already nor the current folder, which would be replaced; nothing is made to find out."""
+    (tmp_path / "file").write_text("before")
+    (tmp_path / "full" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("full")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty" if name == "." else tmp_path)
+    before = tree(tmp_path)
+    refused(check_new_folder, Path(name), match="choose (a new folder|another place)$")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["new", "deep/er/new", "empty", "link", "dangling"])
+def test_a_new_folder(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    for link, target in {"link": "empty", "dangling": "new"}.items():
+        (tmp_path / link).symlink_to(target)
+    with new_folder(tmp_path / name) as folder:
+        (folder / "file").write_text("x")
+    assert (tmp_path / name / "file").read_text() == "x"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "dangling").is_symlink()
 
 
 def test_an_interruption(tmp_path):
