@@ -62,13 +62,17 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
     """The main job, in a few minutes: learn to draw cats and dogs out of noise, and show how.
 
     Trains the noise predictor on the built-in set and writes a folder of pictures with an index.html.
-    Stopped by Ctrl-C, it goes on where it was when called again.
+    Stopped by Ctrl-C, it resumes where it was when called again; a finished one samples its images again. Another
+    --seed needs another --out.
     """
     started = time.monotonic()
-    with state.only_one(out):
+    with state.only_one(out), state.only_one(out / "run"):  # which train may be given too
         run, dataset = demo.open_demo(out, machine.use_threads(threads, "numba"), seed)
-        go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # of another seed it would begin anew
-        cli_train.train_with_bar(run, dataset, demo.CHECKPOINT_EVERY, go_on)
+        go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # another seed is refused
+        if run.step < run.config.steps:
+            cli_train.train_with_bar(run, dataset, demo.CHECKPOINT_EVERY, go_on)
+        else:
+            console.print(f"{run.folder}: all {run.step} steps are done already; only the images are sampled again")
         with_bar("drawing", demo.STEPS, lambda tick: demo.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")

@@ -1320,8 +1320,8 @@ def test_demo(done, small_demo, tmp_path):
     assert PAGES | {"run"} <= set(tree(tmp_path / "demo"))
     assert len(rows(tmp_path / "demo" / "run")) == 3
     first = tree(tmp_path / "demo")
-    done("demo", "--threads", 1)  # from the start, in place of the finished one
-    assert {name: first[name] for name in PAGES} == {name: tree(tmp_path / "demo")[name] for name in PAGES}
+    assert "all 3 steps are done already" in done("demo", "--threads", 1)
+    assert tree(tmp_path / "demo") == first
 
 
 def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch):
@@ -1338,15 +1338,53 @@ def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch)
     assert (tmp_path / "my demo" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
 
 
-def test_demo_draws_what_was_left_undrawn(done, small_demo, tmp_path):
+def test_demo_draws_what_was_left_undrawn(done, run, small_demo, tmp_path, monkeypatch):
     """Stopped in drawing, after the last step of training, it does not train again."""
-    done("demo", "--threads", 1)
-    (tmp_path / "demo" / "index.html").unlink()
-    before = contents(tmp_path / "demo" / "run")
-    done("demo", "--threads", 1)
-    assert contents(tmp_path / "demo" / "run") == before
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "_draw_samples", interrupted)
+        assert run("demo", "--threads", 1)[0] == 130
+    before = contents(tmp_path / "demo" / "run")["training/state.safetensors"]
+    assert set(os.listdir(tmp_path / "demo")) == {"run"}
+    out = done("demo", "--threads", 1)
+    assert "all 3 steps are done already; only the images are sampled again" in out
+    assert contents(tmp_path / "demo" / "run")["training/state.safetensors"] == before
     assert PAGES <= set(tree(tmp_path / "demo"))
 
 
 def test_demo_leaves_other_runs_alone(refused, trained):
-    refused("demo", "--out", ".", "--threads", 1, match="run: is a run on data, not the demo's; choose another --out")
+    match = r"run: is not the run of this demo \(its data is 'data', not 'cats_dogs'\); choose another --out"
+    refused("demo", "--out", ".", "--threads", 1, match=match)
+
+
+def test_demo_leaves_finished_and_continued_runs_alone(done, refused, small_demo):
+    done("demo", "--threads", 1)
+    refused("demo", "--threads", 1, "--seed", 1, match="demo/run: .*its seed is 0, not 1.*; choose another --out")
+    done("train", "cats_dogs", "--out", "demo/run", "--resume", "--steps", 4)
+    refused("demo", "--threads", 1, match="demo/run: .*its steps is 4, not 3.*; choose another --out")
+
+
+def test_train_and_demo_exclude_each_other(refused, data):
+    for held in ("demo", "demo/run"):
+        with only_one(Path(held)):
+            refused("demo", "--threads", 1, match=f"{held}: another process is training here")
+
+
+def test_train_is_refused_where_a_demo_works(run, small_demo, data, monkeypatch):
+    refusals = []
+
+    def meanwhile(*_):
+        for out in ("demo", "demo/run"):
+            try:
+                with only_one(Path(out)):
+                    refusals.append("entered")
+            except md.MinidiffError as error:
+                refusals.append(str(error))
+        raise md.MinidiffError("enough")
+
+    monkeypatch.setattr(demo, "open_demo", meanwhile)
+    run("demo", "--threads", 1)
+    assert all("another process is training here" in refusal for refusal in refusals) and len(refusals) == 2

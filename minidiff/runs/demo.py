@@ -1,8 +1,9 @@
 """The main job on the built-in set, and the pages that show it: into noise, training, and back."""
 
-import shutil
+import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from minidiff.data.pictures import gif, loss_plot, save, sheet, strip, to_float,
 from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.schedule import Schedule
+from minidiff.diffusion.schedule import Schedule, schedule_to_config
 from minidiff.errors import MinidiffError
-from minidiff.models.config import default_config
+from minidiff.models.config import UNetConfig, default_config
 from minidiff.runs import state
 from minidiff.runs.files import replace_file
 from minidiff.runs.train import SCHEDULE, TrainConfig
@@ -28,24 +29,16 @@ SAMPLES = 64
 STEPS = 50  # of reverse diffusion
 STATIONS = 10  # pictures on a strip
 GUIDANCE = 2.0  # how much the last pictures insist on their class
+IMAGES = ("forward.png", "data.png", "loss.png", "samples.png", "asked.png", "reverse.gif", "reverse.png")
+OF_A_MACHINE = ("threads", "backend")  # what a run may be resumed with otherwise
 
 
 def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
-    """The demo's run: the one that was stopped there, or a new one in place of a finished one.
+    """The demo's run: the one that lies there, stopped or finished, or a new one.
 
-    Raises MinidiffError if another run lies there.
+    Raises MinidiffError if another run lies there, or a page or an image that the demo did not write.
     """
-    folder, page = out / "run", out / "index.html"
-    if state.state_file(folder).exists():
-        run = state.open_run(folder, UNetRun)
-        if run.config.data != "cats_dogs":
-            raise MinidiffError(f"{folder}: is a run on {run.config.data}, not the demo's; choose another --out")
-        if run.config.seed == seed and not (run.step == run.config.steps and page.exists()):
-            state.settle(run)
-            return replace(run, config=replace(run.config, threads=threads)), cats_dogs()
-        shutil.rmtree(folder)
-    page.unlink(missing_ok=True)  # it is written last: without it, a finished run still has to be drawn
-    dataset = cats_dogs()
+    folder, dataset = out / "run", cats_dogs()
     config = TrainConfig(
         "cats_dogs",
         steps=TRAINING_STEPS,
@@ -55,7 +48,39 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
         classes=dataset.classes,
     )
     network = default_config(dataset.shape, num_class_embeds=len(dataset.classes) + 1)
-    return state.new_run(UNetRun, folder, config, network, SCHEDULE), dataset
+    if not state.state_file(folder).exists():
+        check_pages(out)
+        return state.new_run(UNetRun, folder, config, network, SCHEDULE), dataset
+    run = state.open_run(folder, UNetRun)
+    check_own(run, config, network)
+    check_pages(out, run)
+    state.settle(run)
+    return replace(run, config=replace(run.config, threads=threads)), dataset
+
+
+def check_own(run: UNetRun, config: TrainConfig, network: UNetConfig) -> None:
+    """Raises MinidiffError, with the first difference, unless a run has the configuration that the demo's has."""
+    found, own = asdict(run.config), asdict(config)
+    different = next((name for name in own if found[name] != own[name] and name not in OF_A_MACHINE), None)
+    if different:
+        what = f"its {different} is {found[different]!r}, not {own[different]!r}"
+    elif run.unet.config != network:
+        what = "its network has another configuration"
+    elif schedule_to_config(run.schedule) != schedule_to_config(SCHEDULE):
+        what = "its noise schedule has another configuration"
+    else:
+        return
+    raise MinidiffError(f"{run.folder}: is not the run of this demo ({what}); choose another --out")
+
+
+def check_pages(out: Path, run: UNetRun | None = None) -> None:
+    """Raises MinidiffError for what would be overwritten, unless the page is the run's: then all is the demo's."""
+    page = out / "index.html"
+    if run and page.is_file() and page.read_bytes() == page_of(run).encode():
+        return
+    for path in (page, *(out / name for name in IMAGES), state.state_file(out)):
+        if os.path.lexists(path):
+            raise MinidiffError(f"{path}: was not written by this demo; move it, or choose another --out")
 
 
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
@@ -74,7 +99,25 @@ def forward_strip(schedule: Schedule, image: np.ndarray, rng) -> Image.Image:
 
 
 def write_pages(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
-    """Write every picture of the demo and the page that shows them; tick() is called after every step back."""
+    """Write the page and, in its folder, the images that it shows; tick() is called after every sampling step.
+
+    Raises MinidiffError if that would overwrite a file that the demo did not write.
+    """
+    check_pages(out, run)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
+        _draw_images(run, dataset, Path(part), tick)
+        replace_file(out / "index.html", lambda file: file.write_bytes(page_of(run).encode()))
+        for name in IMAGES:  # after the page, by which the demo knows them
+            os.replace(Path(part, name), out / name)
+
+
+def page_of(run: UNetRun) -> str:
+    """The page that shows the demo's images."""
+    return PAGE.format(steps=run.config.steps, parameters=sum(p.data.size for p in run.unet.parameters()) / 1e6)
+
+
+def _draw_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
+    """All of IMAGES."""
     rng = np.random.default_rng(run.config.seed)
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
     save(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
@@ -82,8 +125,6 @@ def write_pages(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], ob
     steps, losses = state.read_metrics(run.folder / "metrics.csv")
     loss_plot(steps, losses, out / "loss.png", "What the network still gets wrong")
     _draw_samples(run, out, rng, tick)
-    page = PAGE.format(steps=len(steps), parameters=sum(p.data.size for p in run.unet.parameters()) / 1e6)
-    replace_file(out / "index.html", lambda part: part.write_text(page, encoding="utf-8"))
 
 
 def _draw_samples(run: UNetRun, out: Path, rng, tick: Callable[[], object]) -> None:

@@ -1,16 +1,16 @@
 """The demo's pictures and the page that shows them."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import contents, network, rows, tree
+from small_runs import contents, network, refused, rows, tree
 
 from minidiff.data.cats_dogs import cats_dogs
 from minidiff.data.pictures import strip
 from minidiff.diffusion.schedule import cosine_schedule
-from minidiff.errors import MinidiffError
 from minidiff.runs import demo, fit, state
 from minidiff.runs.demo import fitted, forward_strip, open_demo, write_pages
 from minidiff.runs.unet_run import UNetRun
@@ -90,7 +90,7 @@ def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):
 
 
 def test_open_demo(tmp_path, monkeypatch):
-    """New; stopped: goes on; finished but not shown: goes on; shown, or of another seed: new."""
+    """New; stopped: goes on; finished, shown or not: stays."""
     monkeypatch.setattr(fit, "draw_progress", lambda *run: None)
     run, dataset = open_demo(tmp_path, 1, seed=0)
     assert (run.step, run.config.steps, run.config.data, len(dataset)) == (0, 2, "cats_dogs", len(cats_dogs()))
@@ -100,22 +100,63 @@ def test_open_demo(tmp_path, monkeypatch):
     run, dataset = open_demo(tmp_path, 2, seed=0)
     assert (run.step, run.config.threads, len(rows(tmp_path / "run"))) == (1, 2, 1)
     train(run, dataset)
-    run, dataset = open_demo(tmp_path, 1, seed=0)
-    assert run.step == 2
-    (tmp_path / "index.html").write_text("shown")
-    assert open_demo(tmp_path, 1, seed=0)[0].step == 0
-    assert not (tmp_path / "index.html").exists()
-    train(run, dataset, steps=1)
-    assert open_demo(tmp_path, 1, seed=7)[0].step == 0
-
-
-def test_another_run_is_left_alone(tmp_path):
-    config = state.TrainConfig("mine", steps=3, backend="numpy")
-    state.new_run(UNetRun, tmp_path / "run", config, network(), SCHEDULE)
+    assert open_demo(tmp_path, 1, seed=0)[0].step == 2
+    write_pages(run, dataset, tmp_path, lambda: None)
     before = tree(tmp_path)
-    with pytest.raises(MinidiffError, match="run: is a run on mine, not the demo's; choose another --out"):
-        open_demo(tmp_path, 1, seed=0)
+    assert open_demo(tmp_path, 1, seed=0)[0].step == 2
     assert tree(tmp_path) == before
+
+
+OTHERS = {
+    "data": dict(data="mine"), "seed": dict(seed=1), "steps": dict(steps=3), "min_snr": dict(min_snr=5.0),
+    "network": dict(layers_per_block=2), "noise schedule": dict(schedule=cosine_schedule(9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_run_is_left_alone(tmp_path, what):
+    """Whatever of its configuration is another; all but threads and backend must be the demo's."""
+    twin, _ = open_demo(tmp_path / "twin", 1, seed=0)
+    changes = {"backend": "numpy", "threads": 3, **OTHERS[what]}
+    schedule = changes.pop("schedule", twin.schedule)
+    net = replace(twin.unet.config, layers_per_block=changes.pop("layers_per_block", 1))
+    state.new_run(UNetRun, tmp_path / "run", replace(twin.config, **changes), net, schedule)
+    before = tree(tmp_path)
+    match = rf"run: is not the run of this demo \(its {what} .*\); choose another --out"
+    refused(open_demo, tmp_path, 1, 0, match=match)
+    assert tree(tmp_path) == before
+
+
+def test_a_run_of_another_backend_is_the_same(tmp_path):
+    twin, _ = open_demo(tmp_path / "twin", 1, seed=0)
+    config = replace(twin.config, backend="numpy", threads=3)
+    state.new_run(UNetRun, tmp_path / "run", config, twin.unet.config, twin.schedule)
+    assert open_demo(tmp_path, 1, seed=0)[0].step == 0
+
+
+@pytest.mark.parametrize("name", [*SHOWN, "index.html", "training/state.safetensors"])
+def test_what_the_demo_did_not_write_is_left_alone(tmp_path, monkeypatch, name):
+    """Where it begins, where it resumes, and where it comes in between; by a page of its own it knows its images."""
+    monkeypatch.setattr(fit, "draw_progress", lambda *run: None)
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    match = f"{name}: was not written by this demo; move it, or choose another --out"
+
+    def is_refused(function, *args):
+        foreign.write_text("mine")
+        before = tree(tmp_path)
+        refused(function, *args, match=match)
+        assert tree(tmp_path) == before
+        foreign.unlink()
+
+    is_refused(open_demo, tmp_path, 1, 0)
+    run, dataset = open_demo(tmp_path, 1, seed=0)
+    is_refused(open_demo, tmp_path, 1, 0)
+    train(run, dataset)
+    is_refused(write_pages, run, dataset, tmp_path, lambda: None)
+    write_pages(run, dataset, tmp_path, lambda: None)
+    (tmp_path / "index.html").write_text((tmp_path / "index.html").read_text() + "<p>My notes.</p>")
+    refused(open_demo, tmp_path, 1, 0, match="index.html: was not written by this demo")
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 3), (9, 5, 3), (8, 8, 1), (1, 1, 3), (64, 48, 1)])
