@@ -19,7 +19,7 @@ from minidiff.errors import MinidiffError
 from minidiff.options import Asked, Backend, Net, Out, Seed, Threads
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
-from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, printable, with_bar
 from minidiff.runs.train import SCHEDULE
 
 app = typer.Typer(
@@ -46,13 +46,13 @@ def main() -> None:
         if wrong_option is None and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
         message = _of_usage(error) if wrong_option else str(error)
-        print(f"minidiff: {' '.join(message.split())}", file=sys.stderr)
+        print(f"minidiff: {printable(message)}", file=sys.stderr)
         sys.exit(2)
 
 
 def _of_usage(error: Any) -> str:
     """What typer says of a wrong option, and whose --help to look at, as far as it knows."""
-    said, context = error.format_message(), getattr(error, "ctx", None)
+    said, context = " ".join(error.format_message().split()), getattr(error, "ctx", None)
     command = context.command_path if context else "minidiff"
     return f"{said}{'' if said.endswith(('.', '?')) else '.'} See {command} --help."
 

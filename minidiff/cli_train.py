@@ -1,7 +1,6 @@
 """The command that trains."""
 
 import math
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from minidiff.runs.begin import held_out, resume_run, resume_vae, start_run, sta
 from minidiff.runs.begin_text import resume_text, start_text
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.run import Run
-from minidiff.runs.terminal import announce_compiling, bar_of, console
+from minidiff.runs.terminal import announce_compiling, bar_of, console, shell_command
 from minidiff.runs.train import StepStats
 
 
@@ -75,7 +74,7 @@ def train(
         else:
             run, dataset = start_text(out, data, given, latent, text_encoder, threads)
         prompt = ["--prompt", dataset.captions[0]] if text else []
-        done = f"Samples: {shlex.join(['minidiff', 'sample', str(out), *prompt])}"
+        done = f"Samples: {shell_command(['minidiff', 'sample', str(out), *prompt])}"
         _go(run, dataset, ["train", data, *(["--text"] if text else [])], checkpoint_every, keep, done)
 
 
@@ -173,5 +172,5 @@ def train_with_bar(
 
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
     if run.step < run.config.steps:
-        console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
+        console.print(f"Saved at step {run.step}. To go on: {shell_command(go_on)}")
         sys.exit(130)

@@ -27,6 +27,7 @@ from minidiff import cli, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.runs import begin, checkpoint, demo, drawing, evaluate, fit, judge, machine, state, subject, unet_run
 from minidiff.runs.state import only_one, state_file
+from minidiff.runs.terminal import printable
 
 QUICK = ("--backend", "numpy", "--threads", 1)
 SMALL = (*QUICK, "--batch-size", 3)
@@ -573,14 +574,30 @@ def test_too_many_of_them_stop_it(run, data, tmp_path, bad_answers):
     assert len(rows(tmp_path / "run")) == 12
 
 
-@pytest.mark.parametrize("name", ["[bold] [x]", ":smile: a", "é ☃ 猫", "-x", "100% {0}", "$a_b^$", "l\nine", "x" * 150])
-def test_odd_names(done, tmp_path, name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[bold] [x]",
+        ":smile: a",
+        "é ☃ 猫",
+        "-x",
+        "100% {0}",
+        "$a_b^$",
+        "l\nine",
+        "a  b",
+        "\x1b[2J",
+        "\u202ex",
+        "x" * 150,
+    ],
+)
+def test_odd_names(done, refused, tmp_path, name):
     idx_set(tmp_path / "data").rename(tmp_path / name)
     given = f"./{name}"
     out = done("train", given, "--out", f"./run {name}", "--steps", 1, *SMALL)
-    assert f"{name}: 10 pictures" in out
+    assert f"{printable(name)}: 10 pictures" in out
     out = done("sample", f"./run {name}", "--out", f"./{name}.png", "--n", 1, "--steps", 2, *QUICK)
-    assert f"Wrote {name}.png\n" in out
+    assert f"Wrote {printable(name)}.png\n" in out
+    refused("sample", f"./no {name}", match=re.escape(printable(f"no {name}: ")))
     assert (tmp_path / f"{name}.png").exists()
 
 
