@@ -16,7 +16,7 @@ from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import pictures
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.options import Asked, Backend, Net, Out, Seed, Threads
+from minidiff.options import Asked, Backend, Net, Out, Seed, Threads, valid_text
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, printable, with_bar
@@ -94,8 +94,8 @@ app.command("train-vae")(cli_train.train_vae)
 def sample_command(
     run: Net,
     out: Out = Path("sheet.png"),
-    prompt: Annotated[str | None, typer.Option(help="What to draw, if RUN hears a text.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
+    prompt: Annotated[str | None, typer.Option(callback=valid_text, help="What to draw, if RUN hears a text.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(callback=valid_text, help="What to lead away from.")] = None,
     height: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     width: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     n: Annotated[int | None, typer.Option(help="How many: 64, or 1 of a text.", min=1, max=100_000)] = None,

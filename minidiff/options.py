@@ -1,9 +1,23 @@
 """Options that several commands have, each said in one place."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from minidiff.errors import MinidiffError
+
+T = TypeVar("T", str, list[str], None)
+
+
+def valid_text(option: typer.CallbackParam, value: T) -> T:
+    """The value of an option that takes text, one or several. Raises MinidiffError if its bytes are not UTF-8."""
+    for text in [value] if isinstance(value, str) else value or []:
+        if re.search("[\ud800-\udfff]", text):  # Python's stand-ins for the bytes
+            raise MinidiffError(f"{option.opts[0]} {text!r:.80}: is not valid UTF-8; type the text again")
+    return value
+
 
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
@@ -11,7 +25,9 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the kernels.  [def
 Backend = Annotated[str, typer.Option(help="numba, numpy, cupy or cupy-tf32.")]
 Net = Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")]
 Picture = Annotated[Path, typer.Argument(help="Any picture; its centre is taken.")]
-Asked = Annotated[str | None, typer.Option("--class", help="What is asked for; or all, class by class.")]
+Asked = Annotated[
+    str | None, typer.Option("--class", callback=valid_text, help="What is asked for; or all, class by class.")
+]
 Guidance = Annotated[float, typer.Option(help="How much to insist on it; 1: not.")]
 Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
 Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]

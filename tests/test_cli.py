@@ -873,6 +873,7 @@ def test_what_cannot_be_edited(refused, trained, drawing_to_edit, command):
 
 def test_what_no_class_can_be_asked_of(refused, trained):
     refused("sample", "run", "--class", "cat", *QUICK, match="run: was not trained by class; leave --class out")
+    refused("sample", "run", "--class", os.fsdecode(b"\xff"), *QUICK, match="--class '.udcff': is not valid UTF-8")
     refused("sample", "run", "--guidance", 2, *QUICK, match="--guidance 2 is for networks that were trained by class")
     refused("train", "data", "--out", "run", "--resume", "--by-class", match="run: was started without --by-class")
 
