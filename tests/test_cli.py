@@ -293,7 +293,10 @@ def test_a_folder_of_pictures(done, tmp_path):
         for i in range(3):
             pixels = rng.integers(0, 256, (9 + i, 13, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / kind / f"{i}.png")
+    (tmp_path / "pets" / "a.psd").touch()
+    (tmp_path / "pets" / "cats" / "no\x1bte").touch()
     out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
+    assert "pets: 2 other files passed over: a.psd, cats/no\\x1bte\n" in out
     assert "pets: 6 pictures, 8x8 RGB, 2 classes" in out
     assert md.load_unet("run", "numpy").picture_shape == (8, 8, 3)
 
@@ -1170,7 +1173,7 @@ def test_more_than_the_memory_holds(refused, trained, monkeypatch):
     "mode, suffix",
     [
         ("RGB", "jpg"), ("L", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "bmp"), ("CMYK", "jpg"),
-        ("I;16", "png"), ("RGBA", "webp"),
+        ("I;16", "png"), ("RGBA", "webp"), ("RGB", "tiff"), ("CMYK", "tif"),
     ],
 )  # fmt: skip
 def test_noise(done, mode, suffix):

@@ -175,7 +175,8 @@ def open_data(
             if left_out is not None:
                 left_out.append(error)
 
-        dataset = open_dataset(data, size, progress=downloaded, skip=skipped if skip_bad else None)
+        skip = skipped if skip_bad else None
+        dataset = open_dataset(data, size, progress=downloaded, skip=skip, notice=console.print)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
