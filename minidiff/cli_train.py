@@ -27,6 +27,7 @@ def train(
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
+    no_flip: options.NoFlip = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Learn to draw what the captions say.")] = False,
     latent: Annotated[Path | None, typer.Option(help="Draw latents of this autoencoder's run.")] = None,
@@ -61,8 +62,8 @@ def train(
     Beside the weights it holds metrics.csv, loss.png, and for every checkpoint a sheet of samples and a loss.
     """
     given = _given(
-        recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, objective=objective,
-        min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
+        recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
+        objective=objective, min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
         warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     _check_text(text, resume, by_class, recipe, latent, text_encoder)
@@ -84,6 +85,7 @@ def train_vae(
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
+    no_flip: options.NoFlip = False,
     kl: Annotated[float | None, typer.Option(help="What the divergence counts.  [default: 0.0001]")] = None,
     steps: options.InAll = None,
     batch_size: options.BatchSize = None,
@@ -106,8 +108,9 @@ def train_vae(
     and for every checkpoint a sheet of pictures, each beside what came back, and in checkpoints.csv their error.
     """
     given = _given(
-        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, kl=kl, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl,
+        steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
+        decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     with state.only_one(out):
         run, dataset = (resume_vae if resume else start_vae)(out, data, given, threads)

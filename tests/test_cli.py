@@ -327,6 +327,24 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
         refused("train", "data", "--out", "no", f"--{option}", value, *QUICK, match=match)
 
 
+@pytest.mark.parametrize("command", ["train", "train-vae"])
+def test_images_need_not_be_mirrored(done, refused, tmp_path, command):
+    noises(tmp_path / "pets", size=8)
+    for name, more in (("plain", []), ("same", ["--no-flip"])):
+        done(command, "pets", "--out", name, "--steps", 2, *SMALL, *more)
+        assert state.open_run(Path(name)).config.flip == (name == "plain")
+    assert rows(tmp_path / "plain") != rows(tmp_path / "same")
+    refused(
+        command, "pets", "--out", "plain", "--resume", "--no-flip", match="plain: was started without --no-flip; leave"
+    )
+    for more in ([], ["--no-flip"]):  # remembered, and agreed with
+        done(command, "pets", "--out", "same", "--resume", *more)
+    assert not state.open_run(Path("same")).config.flip
+    idx_set(tmp_path / "letters", height=8, width=8)
+    done(command, "letters", "--out", "letters run", "--steps", 1, *SMALL)  # they are never mirrored
+    done(command, "letters", "--out", "letters run", "--resume", "--no-flip")
+
+
 def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
     noises(tmp_path / "pets")
     done("train", "pets", "--out", "run", "--steps", 2, *SMALL)
@@ -466,11 +484,11 @@ def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, traine
     done("train", "moved", "--out", "run", "--resume", "--steps", 5)
 
 
-def noises(folder, n=4):
+def noises(folder, n=4, size=4):
     """A folder of small pictures, not the same from call to call."""
     folder.mkdir(parents=True)
     for i in range(n):
-        Image.effect_noise((4, 4), 50).save(folder / f"{i}.png")
+        Image.effect_noise((size, size), 50).save(folder / f"{i}.png")
 
 
 def test_a_folder_may_be_renamed(done, refused, tmp_path):
