@@ -19,6 +19,8 @@ from minidiff.runs.run import Run
 from minidiff.runs.terminal import announce_compiling, bar_of, console, shell_command
 from minidiff.runs.train import StepStats
 
+LARGE = 10**9  # bytes of checkpoints from which they are announced
+
 
 def train(
     data: options.Data,
@@ -154,6 +156,8 @@ def train_with_bar(
     """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
+    if (needed := state.check_room(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
+        console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
     with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:

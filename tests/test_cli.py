@@ -515,6 +515,16 @@ def test_a_run_beside_other_data(done, data):
     done("train", "data", "--out", "data/run", "--resume", "--steps", 2)
 
 
+def test_disk_for_checkpoints(done, refused, trained, monkeypatch):
+    go_on = ("train", "data", "--out", "run", "--resume", "--steps", 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: (10**9, 10**9, 0))
+        match = "run: its checkpoints take .* GB of disk, 0.0 GB are free; make room"
+        refused(*go_on, "--keep", 100, "--checkpoint-every", 1, match=match)
+    monkeypatch.setattr(cli_train, "LARGE", 10**6)
+    assert "Checkpoints take up to 0.0 GB of disk." in done(*go_on)
+
+
 def test_a_run_is_there(refused, trained):
     refused("train", "data", "--out", "run", match="run: holds a run already; continue it with --resume")
 
