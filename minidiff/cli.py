@@ -16,10 +16,10 @@ from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import pictures
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.options import PLACE, Asked, Backend, Net, Out, Seed, Threads, not_empty
+from minidiff.options import PLACE, Asked, Backend, Net, Out, Seed, Threads, not_empty, valid_text
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
-from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, printable, with_bar
 from minidiff.runs.train import SCHEDULE
 
 app = typer.Typer(
@@ -46,13 +46,13 @@ def main() -> None:
         if wrong_option is None and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
         message = _of_usage(error) if wrong_option else str(error)
-        print(f"minidiff: {' '.join(message.split())}", file=sys.stderr)
+        print(f"minidiff: {printable(message)}", file=sys.stderr)
         sys.exit(2)
 
 
 def _of_usage(error: Any) -> str:
     """What typer says of a wrong option, and whose --help to look at, as far as it knows."""
-    said, context = error.format_message(), getattr(error, "ctx", None)
+    said, context = " ".join(error.format_message().split()), getattr(error, "ctx", None)
     command = context.command_path if context else "minidiff"
     return f"{said}{'' if said.endswith(('.', '?')) else '.'} See {command} --help."
 
@@ -99,8 +99,8 @@ app.command("train-vae")(cli_train.train_vae)
 def sample_command(
     run: Net,
     out: Out = Path("sheet.png"),
-    prompt: Annotated[str | None, typer.Option(help="What to draw, if RUN hears a text.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to lead away from.")] = None,
+    prompt: Annotated[str | None, typer.Option(callback=valid_text, help="What to draw, if RUN hears a text.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(callback=valid_text, help="What to lead away from.")] = None,
     height: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     width: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     n: Annotated[int | None, typer.Option(help="How many: 64, or 1 of a text.", min=1, max=100_000)] = None,

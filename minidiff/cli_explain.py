@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from minidiff.data import pictures
-from minidiff.options import PLACE, Backend, Seed, Threads
+from minidiff.options import PLACE, Backend, Seed, Threads, valid_text
 from minidiff.runs import kept, machine, state
 from minidiff.runs.explain import GUIDANCES, Asked, over_guidance, over_time, swaps, where_heard, word_by_word
 from minidiff.runs.files import check_new_folder, new_folder
@@ -17,8 +17,8 @@ from minidiff.runs.text_run import TextRun
 
 def explain(
     run: Annotated[Path, typer.Argument(help="A run of train --text, or a folder of Stable Diffusion.")],
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    to: Annotated[str | None, typer.Option(help="As many words, to be put in one by one.")] = None,
+    prompt: Annotated[str, typer.Option(callback=valid_text, help="What to draw.")],
+    to: Annotated[str | None, typer.Option(callback=valid_text, help="As many words, to be put in one by one.")] = None,
     out: Annotated[Path, typer.Option(help="A new folder.", **PLACE)] = Path("explained"),
     guidance: Annotated[float, typer.Option(help="How much to insist.")] = 4.0,
     steps: Annotated[int, typer.Option(help="From noise to picture.", min=1)] = 25,

@@ -8,8 +8,11 @@ import numpy as np
 
 from minidiff.data import pictures
 from minidiff.errors import MinidiffError
+from minidiff.models.tokenizer import Tokenizer
 from minidiff.runs import drawing, pipeline, text
 from minidiff.runs.terminal import announce_compiling, errors, with_bar
+
+SHOWN = 10  # tokens of what is left out of a text
 
 
 def refuse(folder: Path, only_of_texts: dict[str, Any]) -> None:
@@ -19,6 +22,13 @@ def refuse(folder: Path, only_of_texts: dict[str, Any]) -> None:
     for option, value in only_of_texts.items():
         if value is not None:
             raise MinidiffError(f"--{option} is for texts: give --prompt too, or leave it out")
+
+
+def left_out(tokenizer: Tokenizer, text: str) -> str:
+    """What to tell of a text that is longer than the tokenizer's rows; empty if it fits."""
+    cut = tokenizer.cut(text)
+    beginning = tokenizer.decode(cut[:SHOWN]) + (" ..." if len(cut) > SHOWN else "")
+    return f"longer than {tokenizer.length} tokens; left out the last {len(cut)}: {beginning}" if cut else ""
 
 
 def draw(
@@ -42,8 +52,8 @@ def draw(
     prompt, negative_prompt, guidance = asked
     text.check_guidance(guidance)
     for name, words in (("--prompt", prompt), ("--negative-prompt", negative_prompt)):
-        if cut := parts.tokenizer.cut(words):
-            errors.print(f"minidiff: {name}: a text has {parts.tokenizer.length} places; left out: {cut}")
+        if cut := left_out(parts.tokenizer, words):
+            errors.print(f"minidiff: {name}: {cut}")
     announce_compiling(backend)
     drawn: list[np.ndarray] = []
 

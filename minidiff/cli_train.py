@@ -1,7 +1,6 @@
 """The command that trains."""
 
 import math
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +16,10 @@ from minidiff.runs.begin import held_out, resume_run, resume_vae, start_run, sta
 from minidiff.runs.begin_text import resume_text, start_text
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.run import Run
-from minidiff.runs.terminal import announce_compiling, bar_of, console
+from minidiff.runs.terminal import announce_compiling, bar_of, console, shell_command
 from minidiff.runs.train import StepStats
+
+LARGE = 10**9  # bytes of checkpoints from which they are announced
 
 
 def train(
@@ -28,6 +29,7 @@ def train(
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
+    no_flip: options.NoFlip = False,
     by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Learn to draw what the captions say.")] = False,
     latent: Annotated[Path | None, typer.Option(help="Draw latents of this autoencoder's run.")] = None,
@@ -62,8 +64,8 @@ def train(
     Beside the weights it holds metrics.csv, loss.png, and for every checkpoint a sheet of samples and a loss.
     """
     given = _given(
-        recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, objective=objective,
-        min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
+        recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
+        objective=objective, min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
         warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     _check_text(text, resume, by_class, recipe, latent, text_encoder)
@@ -75,7 +77,7 @@ def train(
         else:
             run, dataset = start_text(out, data, given, latent, text_encoder, threads)
         prompt = ["--prompt", dataset.captions[0]] if text else []
-        done = f"Samples: {shlex.join(['minidiff', 'sample', str(out), *prompt])}"
+        done = f"Samples: {shell_command(['minidiff', 'sample', str(out), *prompt])}"
         _go(run, dataset, ["train", data, *(["--text"] if text else [])], checkpoint_every, keep, done)
 
 
@@ -85,6 +87,7 @@ def train_vae(
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
+    no_flip: options.NoFlip = False,
     kl: Annotated[float | None, typer.Option(help="What the divergence counts.  [default: 0.0001]")] = None,
     steps: options.InAll = None,
     batch_size: options.BatchSize = None,
@@ -107,8 +110,9 @@ def train_vae(
     and for every checkpoint a sheet of pictures, each beside what came back, and in checkpoints.csv their error.
     """
     given = _given(
-        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, kl=kl, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl,
+        steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
+        decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     with state.only_one(out):
         run, dataset = (resume_vae if resume else start_vae)(out, data, given, threads)
@@ -152,6 +156,8 @@ def train_with_bar(
     """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
+    if (needed := state.check_room(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
+        console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
     with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
@@ -173,5 +179,5 @@ def train_with_bar(
 
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
     if run.step < run.config.steps:
-        console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
+        console.print(f"Saved at step {run.step}. To go on: {shell_command(go_on)}")
         sys.exit(130)

@@ -1,10 +1,15 @@
 """Options that several commands have, each said in one place."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+from minidiff.errors import MinidiffError
+
+T = TypeVar("T", str, list[str], None)
 
 
 def not_empty(value: Any) -> Any:
@@ -18,6 +23,14 @@ def _path(value: str | Path) -> Path:
     return Path(not_empty(value))
 
 
+def valid_text(option: typer.CallbackParam, value: T) -> T:
+    """The value of an option that takes text, one or several. Raises MinidiffError if its bytes are not UTF-8."""
+    for text in [value] if isinstance(value, str) else value or []:
+        if re.search("[\ud800-\udfff]", text):  # Python's stand-ins for the bytes
+            raise MinidiffError(f"{option.opts[0]} {text!r:.80}: is not valid UTF-8; type the text again")
+    return value
+
+
 PLACE: Any = dict(parser=_path, metavar="<path>")  # of an option that says where to write
 
 Out = Annotated[Path, typer.Option(help="Where to write.", **PLACE)]
@@ -26,7 +39,9 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the kernels.  [def
 Backend = Annotated[str, typer.Option(help="numba, numpy, cupy or cupy-tf32.")]
 Net = Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")]
 Picture = Annotated[Path, typer.Argument(help="Any picture; its centre is taken.")]
-Asked = Annotated[str | None, typer.Option("--class", help="What is asked for; or all, class by class.")]
+Asked = Annotated[
+    str | None, typer.Option("--class", callback=valid_text, help="What is asked for; or all, class by class.")
+]
 Guidance = Annotated[float, typer.Option(help="How much to insist on it; 1: not.")]
 Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
 Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
@@ -37,6 +52,7 @@ RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.", **PL
 Size = Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")]
 PadCrop = Annotated[int | None, typer.Option(help="Shift pictures by up to so many pixels.")]
+NoFlip = Annotated[bool, typer.Option("--no-flip", help="Do not mirror images left to right.")]
 InAll = Annotated[int | None, typer.Option("--steps", help="Steps in all, not more.  [default: 2000]")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")]
 Accumulate = Annotated[int | None, typer.Option(help="Parts of a batch, one at a time.  [default: 1]")]

@@ -27,6 +27,7 @@ from minidiff import cli, cli_evaluate, cli_explain, cli_train
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.runs import begin, checkpoint, demo, drawing, evaluate, fit, judge, machine, state, subject, unet_run
 from minidiff.runs.state import only_one, state_file
+from minidiff.runs.terminal import printable
 
 QUICK = ("--backend", "numpy", "--threads", 1)
 SMALL = (*QUICK, "--batch-size", 3)
@@ -292,7 +293,10 @@ def test_a_folder_of_pictures(done, tmp_path):
         for i in range(3):
             pixels = rng.integers(0, 256, (9 + i, 13, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / kind / f"{i}.png")
+    (tmp_path / "pets" / "a.psd").touch()
+    (tmp_path / "pets" / "cats" / "no\x1bte").touch()
     out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
+    assert "pets: 2 other files passed over: a.psd, cats/no\\x1bte\n" in out
     assert "pets: 6 pictures, 8x8 RGB, 2 classes" in out
     assert md.load_unet("run", "numpy").picture_shape == (8, 8, 3)
 
@@ -321,6 +325,24 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
         ("warmup", -1, "warmup = -1"), ("keep", 0, "'--keep'"),
     ):  # fmt: skip
         refused("train", "data", "--out", "no", f"--{option}", value, *QUICK, match=match)
+
+
+@pytest.mark.parametrize("command", ["train", "train-vae"])
+def test_images_need_not_be_mirrored(done, refused, tmp_path, command):
+    noises(tmp_path / "pets", size=8)
+    for name, more in (("plain", []), ("same", ["--no-flip"])):
+        done(command, "pets", "--out", name, "--steps", 2, *SMALL, *more)
+        assert state.open_run(Path(name)).config.flip == (name == "plain")
+    assert rows(tmp_path / "plain") != rows(tmp_path / "same")
+    refused(
+        command, "pets", "--out", "plain", "--resume", "--no-flip", match="plain: was started without --no-flip; leave"
+    )
+    for more in ([], ["--no-flip"]):  # remembered, and agreed with
+        done(command, "pets", "--out", "same", "--resume", *more)
+    assert not state.open_run(Path("same")).config.flip
+    idx_set(tmp_path / "letters", height=8, width=8)
+    done(command, "letters", "--out", "letters run", "--steps", 1, *SMALL)  # they are never mirrored
+    done(command, "letters", "--out", "letters run", "--resume", "--no-flip")
 
 
 def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
@@ -462,11 +484,11 @@ def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, traine
     done("train", "moved", "--out", "run", "--resume", "--steps", 5)
 
 
-def noises(folder, n=4):
+def noises(folder, n=4, size=4):
     """A folder of small pictures, not the same from call to call."""
     folder.mkdir(parents=True)
     for i in range(n):
-        Image.effect_noise((4, 4), 50).save(folder / f"{i}.png")
+        Image.effect_noise((size, size), 50).save(folder / f"{i}.png")
 
 
 def test_a_folder_may_be_renamed(done, refused, tmp_path):
@@ -491,6 +513,16 @@ def test_a_run_beside_other_data(done, data):
     out = done("train", "data", "--out", "data/run", "--steps", 1, *SMALL)
     assert "1/1 loss" in out and "images/s" not in out  # a single step has no speed
     done("train", "data", "--out", "data/run", "--resume", "--steps", 2)
+
+
+def test_disk_for_checkpoints(done, refused, trained, monkeypatch):
+    go_on = ("train", "data", "--out", "run", "--resume", "--steps", 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: (10**9, 10**9, 0))
+        match = "run: its checkpoints take .* GB of disk, 0.0 GB are free; make room"
+        refused(*go_on, "--keep", 100, "--checkpoint-every", 1, match=match)
+    monkeypatch.setattr(cli_train, "LARGE", 10**6)
+    assert "Checkpoints take up to 0.0 GB of disk." in done(*go_on)
 
 
 def test_a_run_is_there(refused, trained):
@@ -573,14 +605,30 @@ def test_too_many_of_them_stop_it(run, data, tmp_path, bad_answers):
     assert len(rows(tmp_path / "run")) == 12
 
 
-@pytest.mark.parametrize("name", ["[bold] [x]", ":smile: a", "é ☃ 猫", "-x", "100% {0}", "$a_b^$", "l\nine", "x" * 150])
-def test_odd_names(done, tmp_path, name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[bold] [x]",
+        ":smile: a",
+        "é ☃ 猫",
+        "-x",
+        "100% {0}",
+        "$a_b^$",
+        "l\nine",
+        "a  b",
+        "\x1b[2J",
+        "\u202ex",
+        "x" * 150,
+    ],
+)
+def test_odd_names(done, refused, tmp_path, name):
     idx_set(tmp_path / "data").rename(tmp_path / name)
     given = f"./{name}"
     out = done("train", given, "--out", f"./run {name}", "--steps", 1, *SMALL)
-    assert f"{name}: 10 pictures" in out
+    assert f"{printable(name)}: 10 pictures" in out
     out = done("sample", f"./run {name}", "--out", f"./{name}.png", "--n", 1, "--steps", 2, *QUICK)
-    assert f"Wrote {name}.png\n" in out
+    assert f"Wrote {printable(name)}.png\n" in out
+    refused("sample", f"./no {name}", match=re.escape(printable(f"no {name}: ")))
     assert (tmp_path / f"{name}.png").exists()
 
 
@@ -859,6 +907,7 @@ def test_what_cannot_be_edited(refused, trained, drawing_to_edit, command):
 
 def test_what_no_class_can_be_asked_of(refused, trained):
     refused("sample", "run", "--class", "cat", *QUICK, match="run: was not trained by class; leave --class out")
+    refused("sample", "run", "--class", os.fsdecode(b"\xff"), *QUICK, match="--class '.udcff': is not valid UTF-8")
     refused("sample", "run", "--guidance", 2, *QUICK, match="--guidance 2 is for networks that were trained by class")
     refused("train", "data", "--out", "run", "--resume", "--by-class", match="run: was started without --by-class")
 
@@ -1241,7 +1290,7 @@ def test_more_than_the_memory_holds(refused, trained, monkeypatch):
     "mode, suffix",
     [
         ("RGB", "jpg"), ("L", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "bmp"), ("CMYK", "jpg"),
-        ("I;16", "png"), ("RGBA", "webp"),
+        ("I;16", "png"), ("RGBA", "webp"), ("RGB", "tiff"), ("CMYK", "tif"),
     ],
 )  # fmt: skip
 def test_noise(done, mode, suffix):

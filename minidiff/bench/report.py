@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from minidiff.bench.cases import Case
 from minidiff.bench.measure import Row
@@ -85,12 +86,13 @@ def _judge(row: Row) -> str:
     return next(side for side in ("channels_last", "float32", "numpy") if side in row.seconds)
 
 
-def _errors(row: Row) -> tuple[str, ...]:
+def _errors(row: Row) -> tuple[Text, ...]:
     """A line for every result, ours and the rival's; nothing where none was looked at."""
     if not row.errors:
         return ()
     ours = (f"{result} {by_side['ours']:.1e}" for result, by_side in row.errors.items())
-    return "\n".join(ours), "\n".join(f"{by_side[_judge(row)]:.1e}" for by_side in row.errors.values())
+    theirs = (f"{by_side[_judge(row)]:.1e}" for by_side in row.errors.values())
+    return Text("\n".join(ours)), Text("\n".join(theirs))
 
 
 def check_place(place: str | None) -> None:

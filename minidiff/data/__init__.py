@@ -4,7 +4,7 @@ import os
 
 from minidiff.data import cats_dogs, cifar10, emoji, folder, idx
 from minidiff.data.dataset import Dataset
-from minidiff.data.folder import Skip
+from minidiff.data.folder import Notice, Skip
 from minidiff.errors import MinidiffError, NoSplit
 
 __all__ = ["BUILT_IN", "Dataset", "is_folder_of_pictures", "open_dataset"]
@@ -20,6 +20,7 @@ def open_dataset(
     split: str = "train",
     progress: cifar10.Progress | None = None,
     skip: Skip | None = None,
+    notice: Notice | None = None,
 ) -> Dataset:
     """Opens a built-in set by its name, or finds out what lies at a path.
 
@@ -28,11 +29,12 @@ def open_dataset(
     size      the side to which a folder's pictures are cut; of other sets, the side they must have
     split     "train" or "test"; folders of pictures have only the first
     skip      of a folder, leaves pictures out that cannot be read: skip(error) is told of each
+    notice    of a folder, notice(text) is told what is passed over, and how much memory a large one needs
 
     A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
     for data that is none of these and for all that its reader refuses; NoSplit, which is one, for a split it has not.
     """
-    dataset = _open(data, size, split, progress, skip)
+    dataset = _open(data, size, split, progress, skip, notice)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
         raise MinidiffError(
@@ -46,7 +48,14 @@ def is_folder_of_pictures(data: str) -> bool:
     return data not in BUILT_IN and os.path.isdir(data) and not idx.is_idx(data) and not cifar10.is_cifar10(data)
 
 
-def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | None, skip: Skip | None) -> Dataset:
+def _open(
+    data: str,
+    size: int | None,
+    split: str,
+    progress: cifar10.Progress | None,
+    skip: Skip | None,
+    notice: Notice | None,
+) -> Dataset:
     """The built-in set of that name, else what lies at that path."""
     if data == "cats_dogs":
         if split not in SPLITS:
@@ -59,10 +68,10 @@ def _open(data: str, size: int | None, split: str, progress: cifar10.Progress | 
         return cifar10.cifar10(archive, split)
     if data == "emoji":
         return emoji.emoji(split)
-    return _at_path(data, size, split, skip)
+    return _at_path(data, size, split, skip, notice)
 
 
-def _at_path(path: str, size: int | None, split: str, skip: Skip | None) -> Dataset:
+def _at_path(path: str, size: int | None, split: str, skip: Skip | None, notice: Notice | None) -> Dataset:
     """The set that lies there: an archive by its name, a folder by what it holds."""
     if os.path.isfile(path):
         if path.endswith((".tar.gz", ".tgz")):
@@ -76,7 +85,7 @@ def _at_path(path: str, size: int | None, split: str, skip: Skip | None) -> Data
         return cifar10.cifar10(path, split)
     if split != "train":
         raise _no_split(path, split)
-    return folder.folder(path, size, skip)
+    return folder.folder(path, size, skip, notice)
 
 
 def _no_split(data: str, split: str) -> NoSplit:

@@ -7,8 +7,11 @@ captions.csv, or metadata.jsonl as Hugging Face's imagefolder has it; other colu
     dogs/rex.png,"a dog, asleep"
 """
 
+import codecs
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,14 +20,15 @@ from minidiff.errors import MinidiffError
 
 NAMES = ("captions.csv", "metadata.jsonl")
 MAX_BYTES = 2**28  # a million pictures, with much to say of each
+NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # controls; JSON can write half a pair
 
 
 def captions_of(root: Path, files: Sequence[Path]) -> tuple[str, ...]:
     """What the folder says of these files, which are all its pictures; () if neither of NAMES is there.
 
-    Raises MinidiffError, which names file and line, for both of NAMES, a file that cannot be read, a line without
-    file name or text, an empty caption, a second one for the same picture, one for a picture that is not there, and
-    for a picture that has none.
+    Raises MinidiffError, which names file and line, for both of NAMES, a file that cannot be read or is not UTF-8, a
+    line without file name or text, an empty caption, one with control characters, a second one for the same picture,
+    one for a picture that is not there, and for a picture that has none.
     """
     present = [root / name for name in NAMES if (root / name).exists()]
     if not present:
@@ -48,37 +52,63 @@ def _read(source: Path) -> dict[str, tuple[int, str]]:
     """File name -> the line that it is on, and its caption."""
     rows = _csv_rows if source.suffix == ".csv" else _jsonl_rows
     found: dict[str, tuple[int, str]] = {}
-    line = 0
+    for line, row in rows(io.StringIO(_text(source), newline=""), source):
+        name, caption = (_cell(row, key, f"{source}, line {line}") for key in ("file_name", "text"))
+        if wrong := NO_TEXT.search(caption):
+            raise MinidiffError(f"{source}, line {line}: its text holds {wrong[0]!r}, which no caption has; remove it")
+        name = Path(name).as_posix()
+        if name in found:
+            raise MinidiffError(
+                f"{source}, line {line}: {name!r:.80} has a caption already, in line {found[name][0]}; keep one"
+            )
+        found[name] = line, caption
+    return found
+
+
+def _text(source: Path) -> str:
+    """The file's text, without a byte order mark."""
+    if not source.is_file():
+        raise MinidiffError(f"{source}: is no file; replace or remove it")
     try:
-        if not source.is_file():
-            raise MinidiffError(f"{source}: is no file; replace or remove it")
         if (length := source.stat().st_size) > MAX_BYTES:
             raise MinidiffError(f"{source}: has {length} bytes, more than {MAX_BYTES}; is it the right file?")
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            for line, row in rows(file, source):
-                name, text = (_cell(row, key, f"{source}, line {line}") for key in ("file_name", "text"))
-                name = Path(name).as_posix()
-                if name in found:
-                    raise MinidiffError(
-                        f"{source}, line {line}: {name!r:.80} has a caption already, in line {found[name][0]}; keep one"
-                    )
-                found[name] = line, text
-    except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: no UTF-8, no JSON
-        where = f" beyond line {line}" if line else ""
-        raise MinidiffError(f"{source}: cannot be read{where} ({error}); correct or remove it") from error
-    return found
+        data = source.read_bytes()
+    except OSError as error:
+        raise MinidiffError(f"{source}: cannot be read ({error}); correct or remove it") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise MinidiffError(f"{source}, line 1: is UTF-16; save the file as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise MinidiffError(f"{source}, line {line}: is not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
 def _csv_rows(file: TextIO, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each row's last line, and its cells by the names in the first row."""
-    rows = csv.DictReader(file, strict=True)
-    for row in rows:
-        if None in row:
-            raise MinidiffError(
-                f"{source}, line {rows.line_num}: has more cells than the first line; "
-                'put a caption with commas between "quotation marks"'
-            )
-        yield rows.line_num, row
+    rows, line = csv.DictReader(file, strict=True), 0
+    try:
+        if sign := _separator((rows.fieldnames or [""])[0]):
+            raise MinidiffError(f"{source}, line 1: its columns are separated by {sign!r}; separate them by commas")
+        line = rows.line_num
+        for row in rows:
+            line = rows.line_num
+            if None in row:
+                raise MinidiffError(
+                    f"{source}, line {line}: has more cells than the first line; "
+                    'put a caption with commas between "quotation marks"'
+                )
+            yield line, row
+    except csv.Error as error:
+        to = f" to {last}" if (last := rows.reader.line_num) > line + 1 else ""  # an open quotation mark runs on
+        remedy = 'close each quotation mark, and write "" for one within a caption'
+        remedy = f"shorten it, or {remedy}" if "field limit" in str(error) else remedy
+        raise MinidiffError(f"{source}, line {line + 1}{to}: cannot be read ({error}); {remedy}") from error
+
+
+def _separator(header: str) -> str:
+    """What separates the columns' names in the place of commas; empty if nothing does."""
+    return next((sign for sign in ";\t|" if sign in header and "file_name" in header.split(sign)), "")
 
 
 def _jsonl_rows(file: TextIO, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -86,7 +116,10 @@ def _jsonl_rows(file: TextIO, source: Path) -> Iterator[tuple[int, dict[str, Any
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise MinidiffError(f"{source}, line {number}: is no JSON ({error}); correct or remove it") from error
         if not isinstance(row, dict):
             raise MinidiffError(f'{source}, line {number}: is no object; write {{"file_name": ..., "text": ...}}')
         yield number, row
@@ -98,5 +131,4 @@ def _cell(row: dict[str, Any], key: str, where: str) -> str:
         raise MinidiffError(f"{where}: has no text named {key}; name the columns file_name and text, and fill both")
     if not text.strip():
         raise MinidiffError(f"{where}: {key} is empty; fill it in")
-    text.encode()  # half a surrogate pair, which JSON can write, raises ValueError
     return text

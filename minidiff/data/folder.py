@@ -8,30 +8,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from minidiff.data.captions import captions_of
+from minidiff.data import memory
+from minidiff.data.captions import NAMES, captions_of
 from minidiff.data.dataset import Dataset, from_arrays
-from minidiff.data.pictures import load
+from minidiff.data.pictures import FORMATS, load
 from minidiff.errors import MinidiffError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 GREY = ("1", "L", "I", "I;16", "I;16B")
 MAX_SIZE = 4096
+SHOWN = 5  # names of what is passed over
+LARGE = 10**9  # bytes from which it takes long to read a folder
 
 Skip = Callable[[MinidiffError], object]
+Notice = Callable[[str], object]
 
 
-def folder(path: str | Path, size: int | None = None, skip: Skip | None = None) -> Dataset:
+def folder(
+    path: str | Path, size: int | None = None, skip: Skip | None = None, notice: Notice | None = None
+) -> Dataset:
     """Reads every picture of a folder, sorted by class and name; C is 1 if all of them are grey, else 3.
 
     Classes are the sub-folders that hold a picture, or, where there is none, the folder itself. Hidden
     files, other files and deeper folders are passed over. With `size`, pictures are scaled and cut to
     (size, size) about their centre. All are read here, so that a bad one is found before the first is used.
-    With `skip`, such ones are left out, and skip(error) is told of each.
+    With `skip`, such ones are left out, and skip(error) is told of each. notice(text) is told, before the first image
+    is read, what is passed over, and how much memory a large set needs.
     Captions come from captions.csv or metadata.jsonl, if there is one (captions.py). Then no mirror image counts
     as in the set too: words may tell left from right.
     Raises MinidiffError for a folder that cannot be read or holds no picture, pictures both in it and in
-    sub-folders, a picture that cannot be read and is not left out, mixed sizes without `size`, and captions that
-    do not fit the pictures.
+    sub-folders, a picture that cannot be read and is not left out, mixed sizes without `size`, captions that do not fit
+    the pictures, and a set for which the available memory does not suffice, by its first image's header.
     """
     if size is not None and not 1 <= size <= MAX_SIZE:
         raise MinidiffError(f"size {size}: is no size for a picture; give 1 to {MAX_SIZE} pixels")
@@ -39,7 +46,10 @@ def folder(path: str | Path, size: int | None = None, skip: Skip | None = None) 
     files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
     captions = captions_of(Path(path), files)
+    if notice and (others := _others(Path(path), files)):
+        notice(f"{path}: {_passed_over(others)}")
     channels = 3 if any(map(_has_colour, files)) else 1
+    _check_memory(path, files, channels, size, notice)
     name = os.path.basename(os.path.abspath(path))
     images, read = _load_all(files, channels, size, skip)
     captions = tuple(captions[i] for i in read) if captions else ()
@@ -72,17 +82,51 @@ def _pictures(directory: Path) -> list[Path]:
     return [p for p in _visible(directory) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
+def _others(root: Path, files: Sequence[Path]) -> list[str]:
+    """What else can be seen in the folder and its classes, by its path from there; a folder's ends in a slash."""
+    classes, read = {file.parent for file in files} - {root}, {*files, *(root / name for name in NAMES)}
+    entries = [entry for directory in (root, *sorted(classes)) for entry in _visible(directory)]
+    others = [entry for entry in entries if entry not in read and entry not in classes]
+    return [entry.relative_to(root).as_posix() + "/" * entry.is_dir() for entry in others]
+
+
+def _passed_over(names: Sequence[str]) -> str:
+    """How many, and the first of them."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} other file{'s' * (len(names) > 1)} passed over: {', '.join(names[:SHOWN])}{more}"
+
+
+def _check_memory(
+    path: str | Path, files: Sequence[Path], channels: int, size: int | None, notice: Notice | None
+) -> None:
+    """Raises MinidiffError if the images need more memory than there is; what is large, but fits, is noticed."""
+    headers = (header for header in map(_header, files) if header)
+    width, height = (size, size) if size else next(headers, ("", (0, 0)))[1]
+    needed, there = len(files) * height * width * channels, memory.available()
+    what = f"{path}: {len(files):,} images of {width}x{height} need {needed / 1e9:.1f} GB of memory"
+    if there is not None and needed > there:
+        raise MinidiffError(f"{what}, {there / 1e9:.1f} GB are available; give a smaller --size, or fewer images")
+    if notice and needed > LARGE:
+        notice(what)
+
+
 def _has_colour(file: Path) -> bool:
     """What the header says. A file that has none to read has no colour: `load` will say what is wrong."""
+    header = _header(file)
+    return header is not None and header[0] not in GREY
+
+
+def _header(file: Path) -> tuple[str, tuple[int, int]] | None:
+    """Mode and (width, height) of an image, without its pixels; None if they cannot be read."""
     if not file.is_file():
-        return False
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(file) as image:
-                return image.mode not in GREY
+            with Image.open(file, formats=FORMATS) as image:
+                return image.mode, image.size
         except Exception:
-            return False
+            return None
 
 
 def _load_all(

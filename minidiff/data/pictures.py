@@ -142,9 +142,10 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def load(path: str | Path, channels: int = 3) -> np.ndarray:
     """Reads a picture file, one of FORMATS -> (H, W, channels) uint8; channels is 1 or 3.
 
-    It is turned the way its EXIF orientation says; what is transparent becomes white; 16-bit grey is scaled
-    to 8. Raises MinidiffError, which names the file, for one that is missing, damaged, truncated or not a
-    picture, and for one of so many pixels that Pillow calls it a decompression bomb.
+    Of several frames or pages the first is read. EXIF orientation is applied; what is transparent is put on white; CMYK
+    is converted to RGB, and colour profiles are ignored; 16-bit grey is scaled to 8 bits and rounded, and of 16-bit
+    colour Pillow keeps the upper 8 bits. Raises MinidiffError, which names the file, for one that is missing, damaged,
+    truncated or not a picture, and for one of so many pixels that Pillow calls it a decompression bomb.
     """
     if not Path(path).is_file():
         raise MinidiffError(f"{path}: no such picture file; check the name")
@@ -172,6 +173,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError("its grey values go beyond 16 bits")
+    grey = np.where(grey == image.info.get("transparency"), 65535, grey)  # that grey is transparent: white
     return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
 
 

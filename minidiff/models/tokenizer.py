@@ -138,9 +138,9 @@ class Tokenizer:
         text = "".join(tokens[i] for i in ids).replace(END, " ")
         return bytes(b for c in text for b in ([byte[c]] if c in byte else c.encode())).decode(errors="replace").strip()
 
-    def cut(self, text: str) -> str:
-        """The end of a text for which its row has no room; empty if it fits."""
-        return self.decode(self.encode(text)[self.length - 2 :])
+    def cut(self, text: str) -> list[int]:
+        """The tokens at the end of a text for which its row has no room; none if it fits."""
+        return self.encode(text)[self.length - 2 :]
 
     def _pieces(self, text: str) -> Iterator[str]:
         for word in words(text):

@@ -58,7 +58,9 @@ def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> t
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
-    return replace(config, flip=dataset.mirrors, threads=threads, pictures=_known_by(data, dataset)), dataset
+    return replace(
+        config, flip=config.flip and dataset.mirrors, threads=threads, pictures=_known_by(data, dataset)
+    ), dataset
 
 
 def _known_by(data: str, dataset: Dataset) -> str:
@@ -129,6 +131,8 @@ def _may_be(config: TrainConfig, data: str) -> bool:
 
 def _chosen(name: str, was: Any, value: Any) -> str:
     """How an option of the command line was chosen, not as now."""
+    if name == "flip":
+        return "without --no-flip"  # which can only be given
     option = f"--{name.replace('_', '-')}"
     if name == "ema":
         option, was, value = "--ema-half-life", *(f"{math.log(0.5) / math.log(decay):g}" for decay in (was, value))
@@ -175,7 +179,8 @@ def open_data(
             if left_out is not None:
                 left_out.append(error)
 
-        dataset = open_dataset(data, size, progress=downloaded, skip=skipped if skip_bad else None)
+        skip = skipped if skip_bad else None
+        dataset = open_dataset(data, size, progress=downloaded, skip=skip, notice=console.print)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"

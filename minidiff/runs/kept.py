@@ -53,6 +53,24 @@ def keep(folder: Path, step: int, last: int) -> None:
         path.unlink()
 
 
+def check_room(folder: Path, size: int, last: int) -> int:
+    """Bytes of disk that states of `size` bytes take: the `last` ones, the best, and the next while it is written.
+
+    Raises MinidiffError if that is more than those that are there take and the disk has free.
+    """
+    needed = size * (last + 2)
+    there = {
+        file.st_ino: file.st_size for file in (path.stat() for path in (folder / "training").glob("*.safetensors"))
+    }
+    total, _, free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
+    if needed > free + sum(there.values()) and total:  # of 0 bytes are file systems that cannot tell
+        raise MinidiffError(
+            f"{folder}: its checkpoints take {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free; "
+            "make room, choose another --out, or give a smaller --keep"
+        )
+    return needed
+
+
 def go_back(folder: Path, step: int) -> None:
     """Make what is kept end at a step, as when its state had just been written."""
     for newer, path in kept(folder).items():

@@ -47,7 +47,7 @@ HEADER = "step,loss,grad_norm,lr\n"
 def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
     """A run of that kind at step 0, its state written; parts as its `build` takes them.
 
-    Raises MinidiffError if that would overwrite a run or a pipeline.
+    Raises MinidiffError if that would overwrite a run or a pipeline, or if the disk has no room for its checkpoints.
     """
     there = any(os.path.lexists(path) for path in (state_file(folder), best_file(folder)))
     if there or any(kept.kept(folder)):  # a state of step 0 alone is of one that never began
@@ -56,6 +56,7 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
         if os.path.lexists(folder / name):
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
+    check_room(run, keep=1)
     run.prepare()
     save(run)
     return run
@@ -172,6 +173,11 @@ def save(run: Run, keep: int = 2) -> None:
     write_safetensors(kept.step_file(run.folder, run.step), buffers, metadata)
     kept.keep(run.folder, run.step, keep)
     export(run)
+
+
+def check_room(run: Run, keep: int) -> int:
+    """Bytes of disk that the run's states take. Raises MinidiffError if the disk has no room for them."""
+    return kept.check_room(run.folder, len(BUFFERS) * run.optimizer.p.nbytes, keep)
 
 
 def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:

@@ -1,17 +1,67 @@
 """What a command says while it works."""
 
-from collections.abc import Callable
-from typing import TypeVar
+import shlex
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from minidiff.runs import machine
 
 T = TypeVar("T")
+ACTS = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, separators of lines and paragraphs
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # embeddings, overrides and isolates
 
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path is printed as it is
-errors = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
+
+def printable(text: str) -> str:
+    r"""The text in one line, with each character that acts on a terminal escaped as in Python's literals, \x1b say.
+
+    Those are control characters, line separators and what changes the direction of the text behind it.
+    """
+    return "".join(c.encode("unicode_escape").decode() if _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    return unicodedata.category(character) in ACTS or character in BIDI
+
+
+def shell_command(words: Sequence[str]) -> str:
+    """The words as a command to paste into a shell (bash, zsh, ksh), whatever the encoding of the terminal.
+
+    A word that the terminal cannot show as it is becomes $'...', with each byte beyond ASCII in octal.
+    """
+    return " ".join(shlex.quote(word) if _shown(word) else _in_bytes(word) for word in words)
+
+
+def _shown(word: str) -> bool:
+    """Whether standard output can hold the word as it is."""
+    try:
+        word.encode(getattr(console.file, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return printable(word) == word
+
+
+def _in_bytes(word: str) -> str:
+    data = word.encode("utf-8", "surrogateescape")
+    return "$'" + "".join(chr(b) if 32 <= b < 127 and chr(b) not in "\\'" else f"\\{b:03o}" for b in data) + "'"
+
+
+class Terminal(Console):
+    """A console that prints strings as they are, but for what `printable` escapes; a Text is printed unchanged."""
+
+    def __init__(self, **options: Any):
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = Terminal()
+errors = Terminal(stderr=True)
 
 
 def announce_compiling(backend: str) -> None:
@@ -20,9 +70,16 @@ def announce_compiling(backend: str) -> None:
         console.print("Compiling the kernels for this processor, once: about a minute.")
 
 
+class Note(ProgressColumn):
+    """The column of a bar that says more; a string, which the console escapes, where a TextColumn makes a Text."""
+
+    def render(self, task: Task) -> str:
+        return task.fields["note"]
+
+
 def bar_of(transient: bool = False, on: Console = console) -> Progress:
     """A progress bar with a note, the time that has passed and the time that is left."""
-    columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), TextColumn("{task.fields[note]}"))
+    columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), Note())
     return Progress(
         TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         console=on, transient=transient,

@@ -36,7 +36,7 @@ class TrainConfig:
                   half ("cosine"), or not at all ("none")
     beta2         AdamW's memory of squared gradients
     ema           decay of the moving average of the weights, which is what samples are drawn from
-    flip          mirror pictures at random
+    flip          mirror images left to right at random, of a dataset that allows it
     pad_crop      pixels by which pictures are shifted at random, at most (batches.py)
     skip_bad      leave pictures out that cannot be read
     pictures      fingerprint of the set that lies at the path `data` (dataset.py); "" of one that goes by its name

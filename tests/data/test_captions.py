@@ -105,10 +105,28 @@ def test_captions_that_do_not_fit(tmp_path, write, first, rows, match):
         (b"a.png,a cat\nb.png,a dog\n", r", line 2: has no text named file_name"),
         (b"file_name,text\na.png\n", r", line 2: has no text named text"),
         (b"file_name,text\na.png,a cat, asleep\n", r", line 2: has more cells than the first line; put a caption"),
-        (b'file_name,text\na.png,"a cat\n', r"cannot be read \(unexpected end of data\)"),
-        (b'file_name,text\na.png,"a" cat\n', r"cannot be read \(.*; correct or remove it"),
-        (b"file_name,text\na.png,\xff\xfe\n", r"cannot be read \('utf-8' codec"),
-        (b"file_name,text\na.png," + b"x" * 200_000, r"cannot be read \(field larger than"),
+        (
+            b'file_name,text\na.png,"a cat\n',
+            r", line 2: cannot be read \(unexpected end of data\); close each quotation",
+        ),
+        (b'file_name,text\nb.png,"a\ncat"\na.png,"a cat\nc,d\n', r", line 4 to 5: cannot be read \(unexpected end"),
+        (b'file_name,text\na.png,"a cat\nb.png,"x"\n', r", line 2 to 3: cannot be read .*; close each quotation mark"),
+        (
+            b'file_name,text\na.png,"a" cat\n',
+            r', line 2: cannot be read \(.*; close each .*, and write "" for one within',
+        ),
+        (b'"file_name,text\na.png,x\n', r", line 1 to 2: cannot be read"),
+        (b"file_name,text\na.png,x\nb.png,\xff\xfe\n", r", line 3: is not UTF-8 \(invalid start byte\); save"),
+        (
+            b"file_name,text\na.png," + b"x" * 200_000,
+            r", line 2: cannot be read \(field larger than .*\); shorten it, or",
+        ),
+        (b"file_name;text\na.png;a cat\n", r", line 1: its columns are separated by ';'; separate them by commas"),
+        (b"text\tfile_name\nx\ta.png\n", r", line 1: its columns are separated by '\\t'; separate them by commas"),
+        ("file_name,text\na.png,x\n".encode("utf-16"), r", line 1: is UTF-16; save the file as UTF-8"),
+        ("\ufefffile_name,text\n".encode("utf-16-be"), r", line 1: is UTF-16; save the file as UTF-8"),
+        (b"file_name,text\na.png,a\0cat\n", r", line 2: its text holds '\\x00', which no caption has; remove it"),
+        (b"file_name,text\na.png,\x1b[2Jcat\n", r", line 2: its text holds '\\x1b', which no caption has; remove it"),
     ],
 )
 def test_a_bad_csv(tmp_path, content, match):
@@ -123,14 +141,16 @@ GOOD = b'{"file_name": "a.png", "text": "x"}\n'
 @pytest.mark.parametrize(
     "content, match",
     [
-        (GOOD + b'{"file_name": "b.png", \n', "cannot be read beyond line 1 "),
+        (GOOD + b'{"file_name": "b.png", \n', ", line 2: is no JSON .*; correct or remove it"),
         (GOOD + b'["b.png", "y"]\n', ", line 2: is no object; write"),
         (GOOD + b'{"file_name": "b.png"}\n', ", line 2: has no text named text"),
         (GOOD + b'{"file_name": "b.png", "text": 7}\n', ", line 2: has no text named text"),
         (GOOD + b'{"file_name": ["b.png"], "text": "y"}\n', ", line 2: has no text named file_name"),
-        (GOOD + b'{"file_name": "b.png", "text": "\\ud800"}\n', "cannot be read beyond line 2 .*surrogates"),
-        (b"[" * 100_000, r"cannot be read \("),
-        (b"\xff", r"cannot be read \('utf-8' codec"),
+        (GOOD + b'{"file_name": "b.png", "text": "\\ud800"}\n', r", line 2: its text holds '\\ud800', which no"),
+        (GOOD + b'{"file_name": "b.png", "text": "\\u0000"}\n', r", line 2: its text holds '\\x00', which no"),
+        (b"[" * 100_000, r", line 1: is no JSON \("),
+        (GOOD + b"\xff", r", line 2: is not UTF-8 \("),
+        (GOOD.decode().encode("utf-16"), r", line 1: is UTF-16; save the file as UTF-8"),
     ],
 )
 def test_a_bad_jsonl(tmp_path, content, match):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minidiff.data import memory
 from minidiff.data.folder import folder
 from minidiff.errors import MinidiffError
 
@@ -66,8 +67,26 @@ def test_other_and_hidden_files_are_passed_over(tmp_path):
     (tmp_path / "cats" / "labels.csv").write_text("x")
     (tmp_path / "cats" / "folder.png").mkdir()
     (tmp_path / "README.md").write_text("x")
-    dataset = folder(tmp_path)
+    told = []
+    dataset = folder(tmp_path, notice=told.append)
     assert (dataset.classes, len(dataset)) == (("cats",), 1)
+    assert told == [f"{tmp_path}: 3 other files passed over: README.md, cats/folder.png/, cats/labels.csv"]
+
+
+def test_what_is_passed_over_is_told_in_short(tmp_path):
+    write(tmp_path / "x.png", picture(0))
+    (tmp_path / "captions.csv").write_text("file_name,text\nx.png,a cat\n")
+    told = []
+    folder(tmp_path, notice=told.append)
+    (tmp_path / "a.psd").write_bytes(b"")
+    folder(tmp_path, notice=told.append)
+    for i in range(1000):
+        (tmp_path / f"{i:03}.txt").touch()
+    folder(tmp_path, notice=told.append)
+    assert told == [
+        f"{tmp_path}: 1 other file passed over: a.psd",
+        f"{tmp_path}: 1001 other files passed over: 000.txt, 001.txt, 002.txt, 003.txt, 004.txt and 996 more",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +225,13 @@ def test_a_picture_bomb(tmp_path, monkeypatch):
     refused(tmp_path, "bomb.png")
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
+def test_of_a_tiff_the_first_page_is_read(tmp_path, suffix):
+    first, *others = [Image.fromarray(picture(seed)) for seed in range(3)]
+    first.save(tmp_path / f"x{suffix}", "TIFF", save_all=True, append_images=others)
+    np.testing.assert_array_equal(contents(folder(tmp_path)), picture(0)[None])
+
+
 def test_links_in_circles_do_not_hang(tmp_path):
     write(tmp_path / "cats" / "x.png", picture(0))
     (tmp_path / "cats" / "up").symlink_to(tmp_path, target_is_directory=True)
@@ -228,3 +254,27 @@ def test_more_pictures_than_memory(tmp_path, monkeypatch):
     write(tmp_path / "x.png", picture(0))
     monkeypatch.setattr(np, "empty", full)
     refused(tmp_path, "do not fit into memory; give a smaller --size")
+
+
+def test_what_the_memory_does_not_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", picture(0, 20, 30))
+    (tmp_path / "b.png").write_text("no picture, but nobody has looked yet")
+    monkeypatch.setattr(memory, "available", lambda: 3599)  # of the 2 x 20 x 30 x 3 bytes
+    refused(
+        tmp_path, r": 2 images of 30x20 need 0\.0 GB of memory, .* available; give a smaller --size, or fewer images"
+    )
+    refused(tmp_path, "b.png: cannot be read", size=4)
+    monkeypatch.setattr(memory, "available", lambda: 3600)
+    refused(tmp_path, "b.png: cannot be read")
+    monkeypatch.setattr(memory, "available", lambda: None)
+    refused(tmp_path, "b.png: cannot be read")
+
+
+def test_how_much_memory_a_large_set_needs_is_told(tmp_path, monkeypatch):
+    told = []
+    write(tmp_path / "a.png", picture(0, 20, 30))
+    monkeypatch.setattr("minidiff.data.folder.LARGE", 1800)
+    folder(tmp_path, notice=told.append)
+    monkeypatch.setattr("minidiff.data.folder.LARGE", 1799)
+    folder(tmp_path, notice=told.append)
+    assert told == [f"{tmp_path}: 1 images of 30x20 need 0.0 GB of memory"]

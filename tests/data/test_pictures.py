@@ -1,6 +1,8 @@
 import math
 import os
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -247,6 +249,45 @@ def test_sixteen_bits_are_scaled(tmp_path):
     for name in ("a.png", "a.tiff", "a.pgm"):
         Image.fromarray(deep).save(tmp_path / name)
         np.testing.assert_array_equal(load(tmp_path / name, channels=1)[0, :, 0], [0, 1, 100, 255, 0, 1])
+
+
+def write_png(path, pixels, colour_type, *chunks):
+    """A PNG of 16 bits (1, W, C), of which Pillow writes only grey."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", pixels.shape[1], 1, 16, colour_type, 0, 0, 0)
+    data = zlib.compress(b"\0" + pixels.astype(">u2").tobytes())
+    parts = [chunk(b"IHDR", header), *(chunk(*one) for one in chunks), chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_of_colour_of_sixteen_bits_the_upper_eight_are_kept(tmp_path):
+    write_png(tmp_path / "a.png", np.array([[[0x12FF, 0x8000, 0xFFFF], [0, 0xFF, 0x100]]]), 2)
+    np.testing.assert_array_equal(load(tmp_path / "a.png")[0], [[0x12, 0x80, 0xFF], [0, 0, 1]])
+
+
+def test_the_transparent_level_of_sixteen_bit_grey_becomes_white(tmp_path):
+    write_png(tmp_path / "a.png", np.array([[[0x8000], [0x1234]]]), 0, (b"tRNS", b"\x12\x34"))
+    np.testing.assert_array_equal(load(tmp_path / "a.png", channels=1)[0], [[128], [255]])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png"])
+def test_of_several_frames_or_pages_the_first_is_read(tmp_path, name):
+    first, *others = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
+    first.save(tmp_path / name, save_all=True, append_images=others, **({"lossless": True} if "webp" in name else {}))
+    with Image.open(tmp_path / name) as file:
+        assert file.n_frames == 3
+    np.testing.assert_array_equal(load(tmp_path / name), np.array(first))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
+def test_cmyk_is_converted(tmp_path, name):
+    inks = {(0, 255, 255, 0): (255, 0, 0), (0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255, 255, 255)}
+    for ink, colour in inks.items():
+        Image.new("CMYK", (8, 8), ink).save(tmp_path / name)
+        np.testing.assert_allclose(load(tmp_path / name), np.full((8, 8, 3), colour), atol=2)  # JPEG loses a little
 
 
 def test_grey_without_an_agreed_range(tmp_path):

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from small_runs import contents, go_on, kept_states, new_run, pictures, read_safetensors, reopen, tree, unet_of
+from small_runs import contents, go_on, kept_states, new_run, pictures, read_safetensors, refused, reopen, tree, unet_of
 
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.errors import MinidiffError
@@ -283,3 +283,24 @@ def test_the_probe_measures_what_it_is_given(tmp_path):
 def test_the_state_says_how_many_steps_were_skipped(stopped):
     tensors, metadata = read_safetensors(state_file(stopped))
     assert metadata["skipped"] == "0" and json.loads(metadata["config"])["accumulate"] == 1
+
+
+def free(monkeypatch, free, total=10**12):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (total, total - free, free))
+
+
+def test_a_disk_without_room_for_checkpoints_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    size = 16 * new_run(tmp_path / "other").optimizer.p.size  # four numbers of four bytes for each weight
+    free(monkeypatch, 3 * size - 1)
+    match = (
+        "run: its checkpoints take 0.0 GB of disk, 0.0 GB are free; make room, choose another --out, or give a smaller"
+    )
+    refused(new_run, tmp_path / "run", match=match)
+    assert not (tmp_path / "run").exists()
+    free(monkeypatch, 3 * size - 1, total=0)
+    new_run(tmp_path / "unknown")
+    free(monkeypatch, 3 * size)
+    run = new_run(tmp_path / "run")
+    free(monkeypatch, 4 * size - state_file(run.folder).stat().st_size)  # that of step 0, which has two names
+    assert state.check_room(run, 2) == 4 * size
+    refused(state.check_room, run, 3, match=match)

@@ -1,6 +1,7 @@
 """minidiff sample with a prompt: a small Stable Diffusion folder, and folders that are not what they should be."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -70,7 +71,23 @@ def test_several_pictures_differ_and_an_empty_text_is_a_text(run, folder):
 
 def test_what_is_too_long_is_cut_and_told(run, folder):
     code, _, err = run("sample", "sd", "--prompt", "cat " * 75 + "black cat", *QUICK)
-    assert code == 0 and err == "minidiff: --prompt: a text has 77 places; left out: black cat\n"
+    assert code == 0 and err == "minidiff: --prompt: longer than 77 tokens; left out the last 2: black cat\n"
+
+
+def test_of_what_is_far_too_long_the_beginning_is_told(run, folder):
+    code, _, err = run("sample", "sd", "--prompt", "a", "--negative-prompt", "cat " * 10_000, *QUICK)
+    told = f"minidiff: --negative-prompt: longer than 77 tokens; left out the last 9925: {'cat ' * 10}...\n"
+    assert (code, err) == (0, told)
+
+
+@pytest.mark.parametrize("command", [("sample", "sd"), ("explain", "sd", "--out", "x")])
+def test_words_that_are_not_utf8(refused, folder, command):
+    for option in ("--prompt", "--negative-prompt", "--to"):
+        if option[2] != ("t" if command[0] == "sample" else "n"):
+            more = ["--prompt", "a"] if option != "--prompt" else []
+            refused(
+                *command, *more, option, os.fsdecode(b"caf\xe9"), match=rf"{option} 'caf\udce9': is not valid UTF-8"
+            )
 
 
 def test_options_that_do_not_go_together(run, refused, folder):

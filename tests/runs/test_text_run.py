@@ -186,7 +186,7 @@ def small(monkeypatch, tmp_path):
     """The set `bars` by that name, networks as small as can be, few pictures on sheets."""
     monkeypatch.chdir(tmp_path)
 
-    def open_dataset(data, size=None, split="train", progress=None, skip=None):
+    def open_dataset(data, size=None, split="train", progress=None, skip=None, notice=None):
         return bars() if data == "bars" else md.open_dataset(data, size, split, progress, skip)
 
     monkeypatch.setattr(begin, "open_dataset", open_dataset)
