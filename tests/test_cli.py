@@ -560,7 +560,7 @@ def test_a_gradient_that_is_no_number_is_told_and_the_run_goes_on(done, data, tm
     assert [line for line in out.splitlines() if "skipped" in line] == [
         f"step {step}: skipped, for its gradient is not finite (loss nan)" for step in (3, 4)
     ]
-    assert re.search(r"step 6: loss 0\.\d+, of the average 0\.\d+; saved", out)
+    assert re.search(r"step 6: loss 0\.\d+, loss of the averaged weights on fixed images 0\.\d+; saved", out)
     assert [row.split(",")[1] == "nan" for row in rows(tmp_path / "run")] == [False, False, True, True, False, False]
 
 
@@ -1021,7 +1021,7 @@ def test_the_best_checkpoint_can_be_exported(done, refused, trained, monkeypatch
     losses = iter([0.2, 0.1, 0.3])
     monkeypatch.setattr(fit, "probe", lambda run, dataset: next(losses))
     out = done("train", "data", "--out", "new", "--steps", 6, "--checkpoint-every", 2, "--keep", 1, *SMALL)
-    assert "step 4: loss" in out and ", of the average 0.1000; saved" in out
+    assert "step 4: loss" in out and ", loss of the averaged weights on fixed images 0.1000; saved" in out
     assert done("export", "new", "best", "--best") == "Wrote best, of step 4\n"
     assert bytes_of(f"best/unet/{checkpoint.WEIGHTS}") != bytes_of(f"new/unet/{checkpoint.WEIGHTS}")
     assert {path.name for path in Path("new/training").iterdir()} == {

@@ -80,7 +80,7 @@ class Run(ABC):
 
     def verdict(self, measured: float) -> str:
         """What `probe` said, in words."""
-        return f"of the average {measured:.4f}"
+        return f"loss of the averaged weights on fixed images {measured:.4f}"
 
     @abstractmethod
     def sheet(self, seen: Dataset, held_out: Dataset) -> Image:

@@ -141,7 +141,8 @@ def test_from_nothing_to_a_folder(run, tmp_path, monkeypatch):
     idx_set(tmp_path / "data", 5, prefix="t10k")
     code, out, err = run("train-vae", "data", "--out", "vae", "--checkpoint-every", 2, *QUICK)
     assert (code, err) == (0, "")
-    assert "5 of the test split" in out and out.count("PSNR of the average") == 2 and "Done: step 3." in out
+    assert "5 of the test split" in out and "Done: step 3." in out
+    assert out.count("PSNR of the averaged weights on fixed images") == 2
     assert {"vae", "metrics.csv", "checkpoints.csv", "loss.png"} < tree(tmp_path / "vae").keys()
     with Image.open("vae/samples/step-000003.png") as image:
         assert image.width > image.height
