@@ -1,6 +1,5 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
-import io
 import sys
 import time
 from functools import partial
@@ -19,7 +18,7 @@ from minidiff.errors import MinidiffError
 from minidiff.options import Asked, Backend, Net, Out, Seed, Threads
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
-from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, with_bar
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, outlived, with_bar
 from minidiff.runs.train import SCHEDULE
 
 app = typer.Typer(
@@ -33,9 +32,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
+    sys.stdout, sys.stderr = outlived(sys.stdout), outlived(sys.stderr)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's word for KeyboardInterrupt

@@ -667,6 +667,32 @@ begin.open_dataset = slow
     assert not (tmp_path / "run").exists()
 
 
+# A closed pipe
+
+
+def test_training_outlives_its_reader(data, tmp_path):
+    """As under `| head -1`; what it would have printed is dropped."""
+    child = process("train", "data", "--out", "run", "--steps", 30, *SMALL)
+    assert child.stdout.readline() == "data: 10 pictures, 4x4 grey, 10 classes\n"
+    with child:
+        child.stdout.close()
+        assert (child.stderr.read(), child.wait(100)) == ("", 0)
+    assert len(rows(tmp_path / "run")) == 30 and state.open_run(tmp_path / "run").step == 30
+    assert (tmp_path / "run" / "samples" / "step-000030.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, code", [(["sample", "run", "--n", "1", *QUICK], 0), (["--help"], 0), (["sample", "nowhere"], 2)]
+)
+def test_nobody_reads_what_a_command_prints(trained, arguments, code):
+    """Neither stdout nor stderr."""
+    child = process(*arguments)
+    child.stdout.close()
+    child.stderr.close()
+    assert child.wait(100) == code
+    assert Path("sheet.png").is_file() == ("run" in arguments)
+
+
 # Sampling
 
 

@@ -1,7 +1,9 @@
 """What a command says while it works."""
 
+import errno
+import io
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +14,37 @@ T = TypeVar("T")
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path is printed as it is
 errors = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
+
+GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, as in `| head -1`; a terminal that was closed
+
+
+class _Unread(io.FileIO):
+    """A file that drops what is written to it once nobody reads it any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return memoryview(data).nbytes
+
+
+def outlived(stream: TextIO) -> TextIO:
+    """stdout or stderr for a command that is not to end when its reader does, whatever characters it prints.
+
+    A stream that is not of a file stays the same.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
+    file = getattr(stream.buffer, "raw", stream.buffer)
+    if not isinstance(file, io.FileIO):
+        return stream
+    unread = _Unread(file.fileno(), "w", closefd=False)
+    buffer = unread if file is stream.buffer else io.BufferedWriter(unread)  # as it was, under python -u
+    how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, **how)
 
 
 def announce_compiling(backend: str) -> None:
