@@ -153,7 +153,7 @@ def test_as_a_module():
     "arguments, match",
     [
         (["fly"], r"No such command 'fly'\. See minidiff"), (["nois"], r"Did you mean 'noise'\? See minidiff"),
-        (["--version"], r"--version\. See minidiff"), (["train"], r"Missing argument 'data'\. See minidiff train"),
+        (["--version"], r"--version\. See minidiff"), (["train"], r"Missing option '--out'\. See minidiff train"),
         (["train", "cats_dogs"], r"Missing option '--out'\. See minidiff train"),
         (["train", "cats_dogs", "--out"], r"requires an argument\. See minidiff"),
         (["train", "cats_dogs", "--out", "run", "--momentum", "1"], r"--momentum\. See minidiff train"),
@@ -432,7 +432,8 @@ def test_choices_are_checked_before_the_data_is_fetched(refused, monkeypatch):
 def test_other_data(refused, trained):
     idx_set(trained / "other", n=11)
     refused("train", "other", "--out", "run", "--resume", match="other: is not the set that run was started with")
-    refused("train", "cats_dogs", "--out", "run", "--resume", match="run: was started with data, not cats_dogs")
+    match = r"run: was started with \S+/data, not cats_dogs"
+    refused("train", "cats_dogs", "--out", "run", "--resume", match=match)
     shutil.rmtree("data")
     refused("train", "data", "--out", "run", "--resume", match="data: no built-in set has this name")
     idx_set(trained / "data", height=8)
@@ -445,7 +446,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
     monkeypatch.chdir(trained / "elsewhere")
     shutil.move("../data", "moved")
     assert "Done: step 4" in done("train", "moved", "--out", "../run", "--resume", "--steps", 4)
-    assert state.open_run(Path("../run")).config.data == "moved"
+    assert state.open_run(Path("../run")).config.data == str(trained / "elsewhere" / "moved")
     pixels = bytearray(Path("moved/train-images-idx3-ubyte").read_bytes())
     pixels[-1] ^= 1
     Path("moved/train-images-idx3-ubyte").write_bytes(pixels)
@@ -455,7 +456,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
 def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, trained):
     """It goes by the path, once more."""
     run = state.open_run(Path("run"))
-    state.save(replace(run, config=replace(run.config, pictures="")))
+    state.save(replace(run, config=replace(run.config, data="data", pictures="")))
     shutil.copytree("data", "moved")
     refused("train", "moved", "--out", "run", "--resume", match="run: was started with data, not moved")
     done("train", "./data", "--out", "run", "--resume", "--steps", 4)
@@ -614,8 +615,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     assert (child.returncode, err) == (130, "")
     assert "Stopping after this step; Ctrl-C again breaks off." in out
     step = len(rows(tmp_path / "my run"))
-    assert f"Saved at step {step}. To go on: minidiff train data --out 'my run' --resume\n" in out
-    done("train", "data", "--out", "my run", "--resume")
+    assert f"Saved at step {step}. To go on: minidiff train --out 'my run' --resume\n" in out
+    done(*shlex.split(out.partition("To go on: minidiff ")[2]))  # the very command that was printed
     done("train", "data", "--out", "whole", *steps, *SMALL)
     assert rows(tmp_path / "my run") == rows(tmp_path / "whole")
     assert 5 <= step < 150
@@ -802,9 +803,8 @@ def test_objectives(done, refused, data, objective):
     done("train", data, "--out", "plain", "--steps", 3, "--objective", objective, *SMALL)
     assert weighted != rows(Path("plain"))
     other = "sample" if objective == "epsilon" else "epsilon"
-    refused(
-        "train", data, "--out", "run", "--resume", "--objective", other, match=f"started with objective {objective}"
-    )
+    match = f"was started with --objective {objective}, not {other}"
+    refused("train", data, "--out", "run", "--resume", "--objective", other, match=match)
     refused("train", data, "--out", "run", "--resume", "--min-snr", 4, match="was started with --min-snr 5.0, not 4.0")
     done("train", data, "--out", "run", "--steps", 4, "--resume", "--objective", objective, *QUICK)
 

@@ -44,6 +44,11 @@ class Run(ABC):
         return self.optimizer.step_count
 
     @property
+    def objective(self) -> str | None:
+        """The prediction type of what it trains; None for what does not predict from noise."""
+        return None
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of its pictures."""

@@ -159,7 +159,6 @@ def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
     a_run(tmp_path / "vae")
     for arguments, match in (
         (("train-vae", "data", "--out", "unet", "--resume"), "unet: is a run of a U-Net, not of an autoencoder"),
-        (("train", "data", "--out", "vae", "--resume"), "vae: is a run of an autoencoder, not of a U-Net"),
         (("evaluate", "vae", "--against", "data"), "vae: no unet/config.json"),
         (("train-vae", "data", "--out", "vae"), "holds a run already"),
         (("train-vae", "data", "--out", "new", "--kl", 2), "kl = 2.0: give a number above 0 and below 1"),
