@@ -3,6 +3,8 @@
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from minidiff.runs.begin_text import start_text
 from minidiff.runs.fit import fit, stoppable
 from minidiff.runs.resume import resume as resumed
 from minidiff.runs.run import Run
-from minidiff.runs.terminal import announce_compiling, bar_of, console
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors
 from minidiff.runs.text_run import TextRun
 from minidiff.runs.train import StepStats
 from minidiff.runs.vae_run import VAERun
@@ -177,12 +179,15 @@ def _ema(steps: float | None) -> float | None:
 def train_with_bar(
     run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str], keep: int = 2, probed: Dataset | None = None
 ) -> None:
-    """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
+    """Train to the end with a bar; Ctrl-C saves, says how to resume by the command `go_on`, and leaves with 130.
+
+    A second Ctrl-C, which does not save, says what is lost.
+    """
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
-    with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
+    with _told_what_is_lost(run, go_on), bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
         loss = math.nan  # a running mean
 
@@ -202,4 +207,16 @@ def train_with_bar(
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To go on: {shlex.join(go_on)}")
+        sys.exit(130)
+
+
+@contextmanager
+def _told_what_is_lost(run: Run, go_on: list[str]) -> Iterator[None]:
+    """Where training is broken off within this block: one line on stderr, and 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        lost = run.step - (saved := state.saved_step(run.folder))
+        steps = f"{lost} step{'' if lost == 1 else 's'} since the checkpoint of step {saved}"
+        errors.print(f"minidiff: stopped; lost: {steps}. To resume: {shlex.join(go_on)}")
         sys.exit(130)

@@ -606,7 +606,7 @@ def send_after(steps, child, folder, number):
     child.send_signal(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     steps = ("--steps", 150)
     child = process("train", "data", "--out", "my run", *steps, *SMALL)
@@ -620,6 +620,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     done("train", "data", "--out", "whole", *steps, *SMALL)
     assert rows(tmp_path / "my run") == rows(tmp_path / "whole")
     assert 5 <= step < 150
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_closed_terminal_saves(data, tmp_path):
+    """SIGHUP comes, and nothing can be printed any more."""
+    window, terminal = os.openpty()
+    on_terminal = f"import os; os.dup2({terminal}, 1); os.dup2({terminal}, 2)"
+    arguments = ("train", "data", "--out", "run", "--steps", 5000, *SMALL)
+    with process(*arguments, code=on_terminal, pass_fds=[terminal]) as child:
+        os.close(terminal)
+        os.close(window)
+        send_after(5, child, tmp_path / "run", signal.SIGHUP)
+        assert child.wait(100) == 130
+    assert state.saved_step(tmp_path / "run") == len(rows(tmp_path / "run")) >= 5
 
 
 def test_ctrl_c_twice_breaks_off_at_once(done, data, tmp_path):
@@ -636,16 +650,18 @@ def slow_save(run, keep):
     save_state(run, keep)
 fit.save_state = slow_save
 """
-    child = process("train", "data", "--out", "run", "--steps", 500, *SMALL, code=hang)
+    child = process("train", "data", "--out", "run", "--steps", 500, "--keep", 3, *SMALL, code=hang)
     folder = tmp_path / "run"
     send_after(3, child, folder, signal.SIGINT)
     while "saving" not in child.stdout.readline():
         assert child.poll() is None, child.communicate()
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=50)  # of the hundred seconds that it sleeps
-    assert (child.returncode, err) == (130, "minidiff: stopped\n")
+    lost = f"{len(rows(folder))} steps since the checkpoint of step 0"
+    go_on = "minidiff train --out run --resume --keep 3"
+    assert (child.returncode, err) == (130, f"minidiff: stopped; lost: {lost}. To resume: {go_on}\n")
     assert not list(folder.rglob("*.part"))
-    done("train", "data", "--out", "run", "--resume", "--steps", 2)
+    done(*shlex.split(go_on)[1:], "--steps", 2)
     assert len(rows(folder)) == 2
 
 

@@ -309,7 +309,7 @@ def test_a_new_run_wants_data(run, tmp_path, monkeypatch):
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_and_the_second_breaks_off(number):
     notices = []
     before = signal.getsignal(number)
@@ -321,6 +321,15 @@ def test_a_signal_asks_and_the_second_breaks_off(number):
             os.kill(os.getpid(), number)
         assert notices == [number]
     assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stoppable(lambda: None) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop()
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_come_back_after_an_error():
