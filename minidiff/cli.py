@@ -3,6 +3,7 @@
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,23 @@ from minidiff.runs.train import SCHEDULE
 app = typer.Typer(
     name="minidiff",
     help="Diffusion models from scratch: a picture into noise, and back.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"minidiff {version('minidiff')}")
+        raise typer.Exit()
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:  # of minidiff itself; the callback has done it
+    pass
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,7 @@ def test_help(done, command, monkeypatch):
     out = done(*command, "--help")
     assert out.startswith(f"Usage: minidiff {' '.join(command)}")
     options = out.split("Options:\n")[1].split("\n\nCommands:")[0]
+    options = re.sub(r"  --show-completion.*?\n(?=  --)", "", options, flags=re.DOTALL)  # typer's own words
     assert all(line.startswith("  --") for line in options.splitlines()), options
     assert "Trace" not in out and "\x1b" not in out
 
@@ -140,6 +142,17 @@ def test_info(done):
     assert re.search(r"^vector width +\d+ float32 \(\d+ bits\) *$", out, re.M)
 
 
+def test_version(done):
+    assert done("--version") == f"minidiff {version('minidiff')}\n"
+
+
+def test_shell_completion():
+    asked = dict(_MINIDIFF_COMPLETE="complete_bash", COMP_WORDS="minidiff tra", COMP_CWORD="1")
+    child = process(code=f"import os; os.environ.update({asked})")
+    out, err = child.communicate(timeout=100)
+    assert (out.split(), err) == (["train", "train-vae"], "")
+
+
 def test_as_a_module():
     child = process("info")
     out, err = child.communicate(timeout=100)
@@ -153,7 +166,7 @@ def test_as_a_module():
     "arguments, match",
     [
         (["fly"], r"No such command 'fly'\. See minidiff"), (["nois"], r"Did you mean 'noise'\? See minidiff"),
-        (["--version"], r"--version\. See minidiff"), (["train"], r"Missing option '--out'\. See minidiff train"),
+        (["--versoin"], r"--versoin.*See minidiff"), (["train"], r"Missing option '--out'\. See minidiff train"),
         (["train", "cats_dogs"], r"Missing option '--out'\. See minidiff train"),
         (["train", "cats_dogs", "--out"], r"requires an argument\. See minidiff"),
         (["train", "cats_dogs", "--out", "run", "--momentum", "1"], r"--momentum\. See minidiff train"),
@@ -813,7 +826,8 @@ def test_a_class_on_demand(done, refused, data):
 
 @pytest.mark.parametrize("objective", ["epsilon", "sample", "v_prediction", "edm", "flow"])
 def test_objectives(done, refused, data, objective):
-    done("train", data, "--out", "run", "--steps", 3, "--objective", objective, "--min-snr", 5, *SMALL)
+    out = done("train", data, "--out", "run", "--steps", 3, "--objective", objective, "--min-snr", 5, *SMALL)
+    assert ("weight min(SNR, 5), in place of EDM's own SNR + 4." in out) == (objective == "edm")
     assert md.load_schedule("run").prediction_type == objective
     weighted = rows(Path("run"))
     done("train", data, "--out", "plain", "--steps", 3, "--objective", objective, *SMALL)

@@ -8,7 +8,7 @@ from typing import Any
 
 from minidiff.data import BUILT_IN, Dataset, is_folder_of_pictures, open_dataset
 from minidiff.data.dataset import fingerprint
-from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.runs import machine, recipes, state
@@ -31,6 +31,9 @@ def start_run(
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
     config = replace(config, classes=classes)
+    if isinstance(schedule, EDM) and config.min_snr is not None:
+        weight = f"min(SNR, {config.min_snr:g}), in place of EDM's own SNR + {1 / SIGMA_DATA**2:g}"
+        console.print(f"--min-snr: the squared error of x0_hat has the weight {weight}.")
     try:
         network = recipe.network(dataset.shape, len(classes) + 1 if classes else None)
     except MinidiffError as error:
