@@ -3,44 +3,24 @@
 import minidiff as md
 unet = md.load_unet("runs/cats")
 for t, x_t, x0_hat in md.sample(unet, md.load_schedule("runs/cats"), (64, 32, 32, 3), rng): ...
+
+The public names stand in api.py.
 """
 
-from minidiff.data import open_dataset
-from minidiff.diffusion.bound import bits_per_dim
-from minidiff.diffusion.continuous import EDM, Flow
-from minidiff.diffusion.editing import filling_in, redraw, slerp
-from minidiff.diffusion.forward import q_posterior, q_sample
-from minidiff.diffusion.guidance import guided
-from minidiff.diffusion.loss import min_snr_weight, training_loss
-from minidiff.diffusion.preconditioning import as_model
-from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import (
-    Schedule,
-    cosine_schedule,
-    linear_schedule,
-    rescale_zero_terminal_snr,
-    scaled_linear_schedule,
-    sigmoid_schedule,
-)
-from minidiff.diffusion.steps import ddim_step, p_sample
-from minidiff.diffusion.torch_generator import torch_generator
-from minidiff.engine.backend import get_backend
-from minidiff.engine.optim import AdamW
-from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.errors import MinidiffError
-from minidiff.models.config import UNetConfig, default_config
-from minidiff.models.unet import UNet
-from minidiff.runs.checkpoint import load_sampler, load_schedule, load_unet, save_unet
-from minidiff.runs.pipeline import load_pipeline
-from minidiff.runs.text import image_to_image, inpaint, text_to_image
-from minidiff.runs.train import train, train_step
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
-    "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided",
-    "image_to_image", "inpaint", "linear_schedule", "load_pipeline", "load_sampler", "load_schedule", "load_unet",
-    "min_snr_weight", "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "redraw",
-    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
-    "text_to_image", "torch_generator", "train", "train_step", "training_loss",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from minidiff.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """A public name. All are imported when the first is used, so that the command line starts at once (__main__.py)."""
+    api = import_module("minidiff.api")
+    if hasattr(api, name):
+        return getattr(api, name)
+    raise AttributeError(f"module 'minidiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *import_module("minidiff.api").__all__]

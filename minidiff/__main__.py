@@ -1,5 +1,33 @@
-"""`python -m minidiff` is `minidiff`."""
+"""The entry point: `python -m minidiff` is `minidiff`.
 
-from minidiff.cli import main
+The command line takes a second to import, and so it is imported here, where Ctrl-C is one line already.
+"""
 
-main()
+import os
+import signal
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C is one line on stderr and exit code 130 from here on."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, as in a shell's background job
+        signal.signal(signal.SIGINT, _stop)
+    from minidiff import cli
+
+    try:
+        signal.signal(signal.SIGINT, before)
+        cli.main()
+    except KeyboardInterrupt:  # in the few lines before the command line's own handling
+        _stop()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: what Python still cleans up is not to be broken off
+
+
+def _stop(*_: object) -> None:
+    """Leave at once: a KeyboardInterrupt amid their imports is swallowed by some libraries, and garbled by others."""
+    os.write(2, b"minidiff: stopped\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
 """The command line: what minidiff does, from a picture into noise and back."""
 
-import io
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,23 +19,34 @@ from minidiff.errors import MinidiffError
 from minidiff.options import PLACE, Asked, Backend, Net, Out, Seed, Threads, not_empty, valid_text
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
-from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, printable, with_bar
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, outlived, printable, with_bar
 from minidiff.runs.train import SCHEDULE
 
 app = typer.Typer(
     name="minidiff",
     help="Diffusion models from scratch: a picture into noise, and back.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"minidiff {version('minidiff')}")
+        raise typer.Exit()
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:  # of minidiff itself; the callback has done it
+    pass
+
+
 def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
+    sys.stdout, sys.stderr = outlived(sys.stdout), outlived(sys.stderr)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's word for KeyboardInterrupt

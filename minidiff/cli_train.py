@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,19 +14,24 @@ from minidiff.data import Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
 from minidiff.runs import state
-from minidiff.runs.begin import held_out, resume_run, resume_vae, start_run, start_vae
-from minidiff.runs.begin_text import resume_text, start_text
+from minidiff.runs.begin import held_out, start_run, start_vae
+from minidiff.runs.begin_text import start_text
 from minidiff.runs.fit import fit, stoppable
+from minidiff.runs.resume import resume as resumed
 from minidiff.runs.run import Run
-from minidiff.runs.terminal import announce_compiling, bar_of, console, shell_command
+from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, shell_command
+from minidiff.runs.text_run import TextRun
 from minidiff.runs.train import StepStats
+from minidiff.runs.vae_run import VAERun
+
+CHECKPOINT_EVERY, KEEP = 500, 2
 
 LARGE = 10**9  # bytes of checkpoints from which they are announced
 
 
 def train(
-    data: options.Data,
     out: options.RunFolder,
+    data: options.Data = None,
     recipe: Annotated[str | None, typer.Option(help="small-cpu, small-gpu or ddpm; see above.")] = None,
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
@@ -46,8 +53,8 @@ def train(
     backend: options.OfRun = None,
     threads: options.Threads = None,
     seed: options.SeedOfRun = None,
-    checkpoint_every: options.Every = 500,
-    keep: options.Keep = 2,
+    checkpoint_every: options.Every = CHECKPOINT_EVERY,
+    keep: options.Keep = KEEP,
     resume: options.Resume = False,
 ) -> None:
     """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
@@ -68,22 +75,23 @@ def train(
         objective=objective, min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
         warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
-    _check_text(text, resume, by_class, recipe, latent, text_encoder)
+    of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
+    if not resume:
+        data = _of_new_run(out, data)
+        _check_text(text, by_class, recipe, latent, text_encoder)
     with state.only_one(out):
-        if not text:
-            run, dataset = (resume_run if resume else start_run)(out, data, given, by_class, threads)
-        elif resume:
-            run, dataset = resume_text(out, data, given, threads)
-        else:
+        if resume:
+            run, dataset = resumed(out, data, given | of_kind, threads)
+        elif text:
             run, dataset = start_text(out, data, given, latent, text_encoder, threads)
-        prompt = ["--prompt", dataset.captions[0]] if text else []
-        done = f"Samples: {shell_command(['minidiff', 'sample', str(out), *prompt])}"
-        _go(run, dataset, ["train", data, *(["--text"] if text else [])], checkpoint_every, keep, done)
+        else:
+            run, dataset = start_run(out, data, given, by_class, threads)
+        _go(run, dataset, checkpoint_every, keep)
 
 
 def train_vae(
-    data: options.Data,
     out: options.RunFolder,
+    data: options.Data = None,
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
@@ -99,8 +107,8 @@ def train_vae(
     backend: options.OfRun = None,
     threads: options.Threads = None,
     seed: options.SeedOfRun = None,
-    checkpoint_every: options.Every = 500,
-    keep: options.Keep = 2,
+    checkpoint_every: options.Every = CHECKPOINT_EVERY,
+    keep: options.Keep = KEEP,
     resume: options.Resume = False,
 ) -> None:
     """Train an autoencoder, which makes pictures a quarter as large, for a diffusion among these.
@@ -114,9 +122,14 @@ def train_vae(
         steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
         decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
+    if not resume:
+        data = _of_new_run(out, data)
     with state.only_one(out):
-        run, dataset = (resume_vae if resume else start_vae)(out, data, given, threads)
-        _go(run, dataset, ["train-vae", data], checkpoint_every, keep, f"The autoencoder: {out / 'vae'}")
+        if resume:
+            run, dataset = resumed(out, data, given, threads, VAERun)
+        else:
+            run, dataset = start_vae(out, data, given, threads)
+        _go(run, dataset, checkpoint_every, keep)
 
 
 def _given(**choices: Any) -> dict[str, Any]:
@@ -124,23 +137,40 @@ def _given(**choices: Any) -> dict[str, Any]:
     return {name: value for name, value in choices.items() if value is not None}
 
 
-def _check_text(text: bool, resume: bool, by_class: bool, recipe: Any, latent: Any, text_encoder: Any) -> None:
+def _of_new_run(out: Path, data: str | None) -> str:
+    """The data of a run that is to begin. Raises MinidiffError if they are not given."""
+    if data is None:
+        raise MinidiffError(f"DATA is missing: give {options.DATA}; or --resume, to resume the run in {out}")
+    return data
+
+
+def _check_text(text: bool, by_class: bool, recipe: Any, latent: Any, text_encoder: Any) -> None:
     """Raises MinidiffError for options that do not go with one another."""
     if text and (by_class or recipe):
         raise MinidiffError(f"{'--by-class' if by_class else '--recipe'} is for networks without a text: leave it out")
     for option, value in (("--latent", latent), ("--text-encoder", text_encoder)):
-        if value is not None and (resume or not text):
-            raise MinidiffError(f"{option} is for new runs with --text: leave it out")
+        if value is not None and not text:
+            raise MinidiffError(f"{option} is for runs with --text: add it, or leave {option} out")
 
 
-def _go(run: Run, dataset: Dataset, command: list[str], checkpoint_every: int, keep: int, done: str) -> None:
+def _go(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
     """Train to the end, if anything is left to do, and say so."""
     if run.step == run.config.steps:
         console.print(f"{run.folder}: all {run.step} steps are done already; to go on, give a larger --steps")
         return
-    go_on = ["minidiff", *command, "--out", str(run.folder), "--resume"]
+    chosen = {"--checkpoint-every": (checkpoint_every, CHECKPOINT_EVERY), "--keep": (keep, KEEP)}
+    more = [word for option, (value, usual) in chosen.items() if value != usual for word in (option, str(value))]
+    go_on = ["minidiff", "train", "--out", str(run.folder), "--resume", *more]
     train_with_bar(run, dataset, checkpoint_every, go_on, keep, held_out(run, dataset))
-    console.print(f"Done: step {run.step}. {done}")
+    console.print(f"Done: step {run.step}. {_result(run, dataset)}")
+
+
+def _result(run: Run, dataset: Dataset) -> str:
+    """Where the result of a run is, or the command that shows it."""
+    if isinstance(run, VAERun):
+        return f"The autoencoder: {run.folder / 'vae'}"
+    prompt = ["--prompt", dataset.captions[0]] if isinstance(run, TextRun) else []
+    return f"Samples: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"
 
 
 def _ema(steps: float | None) -> float | None:
@@ -153,14 +183,17 @@ def _ema(steps: float | None) -> float | None:
 def train_with_bar(
     run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str], keep: int = 2, probed: Dataset | None = None
 ) -> None:
-    """Train to the end with a bar; Ctrl-C saves, says how to go on, and leaves with 130."""
+    """Train to the end with a bar; Ctrl-C saves, says how to resume by the command `go_on`, and leaves with 130.
+
+    A second Ctrl-C, which does not save, says what is lost.
+    """
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
     if (needed := state.check_room(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
-    with bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
+    with _told_what_is_lost(run, go_on), bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
         loss = math.nan  # a running mean
 
@@ -180,4 +213,16 @@ def train_with_bar(
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To go on: {shell_command(go_on)}")
+        sys.exit(130)
+
+
+@contextmanager
+def _told_what_is_lost(run: Run, go_on: list[str]) -> Iterator[None]:
+    """Where training is broken off within this block: one line on stderr, and 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        lost = run.step - (saved := state.saved_step(run.folder))
+        steps = f"{lost} step{'' if lost == 1 else 's'} since the checkpoint of step {saved}"
+        errors.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(go_on)}")
         sys.exit(130)

@@ -47,7 +47,8 @@ Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
 Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
 
 # Of what trains; None: as the recipe or the run has it.
-Data = Annotated[str, typer.Argument(help="cats_dogs, cifar10, emoji, or a path: IDX, CIFAR-10, a folder.")]
+DATA = "cats_dogs, cifar10, emoji, or a path: IDX, CIFAR-10, a folder"
+Data = Annotated[str | None, typer.Argument(help=f"{DATA}. May be left out with --resume.")]
 RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.", **PLACE)]
 Size = Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")]
@@ -64,4 +65,4 @@ OfRun = Annotated[str | None, typer.Option("--backend", help="numba, numpy, cupy
 SeedOfRun = Annotated[int | None, typer.Option("--seed", help="Decides weights, order and noise.  [default: 0]")]
 Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between checkpoints.", min=1, metavar="<int>")]
 Keep = Annotated[int, typer.Option(help="Checkpoints that stay.", min=1, metavar="<int>")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]

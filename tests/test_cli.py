@@ -13,6 +13,7 @@ import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_help(done, command, monkeypatch):
     out = done(*command, "--help")
     assert out.startswith(f"Usage: minidiff {' '.join(command)}")
     options = out.split("Options:\n")[1].split("\n\nCommands:")[0]
+    options = re.sub(r"  --show-completion.*?\n(?=  --)", "", options, flags=re.DOTALL)  # typer's own words
     assert all(line.startswith("  --") for line in options.splitlines()), options
     assert "Trace" not in out and "\x1b" not in out
 
@@ -141,6 +143,17 @@ def test_info(done):
     assert re.search(r"^vector width +\d+ float32 \(\d+ bits\) *$", out, re.M)
 
 
+def test_version(done):
+    assert done("--version") == f"minidiff {version('minidiff')}\n"
+
+
+def test_shell_completion():
+    asked = dict(_MINIDIFF_COMPLETE="complete_bash", COMP_WORDS="minidiff tra", COMP_CWORD="1")
+    child = process(code=f"import os; os.environ.update({asked})")
+    out, err = child.communicate(timeout=100)
+    assert (out.split(), err) == (["train", "train-vae"], "")
+
+
 def test_as_a_module():
     child = process("info")
     out, err = child.communicate(timeout=100)
@@ -154,7 +167,7 @@ def test_as_a_module():
     "arguments, match",
     [
         (["fly"], r"No such command 'fly'\. See minidiff"), (["nois"], r"Did you mean 'noise'\? See minidiff"),
-        (["--version"], r"--version\. See minidiff"), (["train"], r"Missing argument 'data'\. See minidiff train"),
+        (["--versoin"], r"--versoin.*See minidiff"), (["train"], r"Missing option '--out'\. See minidiff train"),
         (["train", "cats_dogs"], r"Missing option '--out'\. See minidiff train"),
         (["train", "cats_dogs", "--out"], r"requires an argument\. See minidiff"),
         (["train", "cats_dogs", "--out", "run", "--momentum", "1"], r"--momentum\. See minidiff train"),
@@ -454,7 +467,8 @@ def test_choices_are_checked_before_the_data_is_fetched(refused, monkeypatch):
 def test_other_data(refused, trained):
     idx_set(trained / "other", n=11)
     refused("train", "other", "--out", "run", "--resume", match="other: is not the set that run was started with")
-    refused("train", "cats_dogs", "--out", "run", "--resume", match="run: was started with data, not cats_dogs")
+    match = r"run: was started with \S+/data, not cats_dogs"
+    refused("train", "cats_dogs", "--out", "run", "--resume", match=match)
     shutil.rmtree("data")
     refused("train", "data", "--out", "run", "--resume", match="data: no built-in set has this name")
     idx_set(trained / "data", height=8)
@@ -467,7 +481,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
     monkeypatch.chdir(trained / "elsewhere")
     shutil.move("../data", "moved")
     assert "Done: step 4" in done("train", "moved", "--out", "../run", "--resume", "--steps", 4)
-    assert state.open_run(Path("../run")).config.data == "moved"
+    assert state.open_run(Path("../run")).config.data == str(trained / "elsewhere" / "moved")
     pixels = bytearray(Path("moved/train-images-idx3-ubyte").read_bytes())
     pixels[-1] ^= 1
     Path("moved/train-images-idx3-ubyte").write_bytes(pixels)
@@ -477,7 +491,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
 def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, trained):
     """It goes by the path, once more."""
     run = state.open_run(Path("run"))
-    state.save(replace(run, config=replace(run.config, pictures="")))
+    state.save(replace(run, config=replace(run.config, data="data", pictures="")))
     shutil.copytree("data", "moved")
     refused("train", "moved", "--out", "run", "--resume", match="run: was started with data, not moved")
     done("train", "./data", "--out", "run", "--resume", "--steps", 4)
@@ -592,7 +606,7 @@ def test_a_gradient_that_is_no_number_is_told_and_the_run_goes_on(done, data, tm
     assert [line for line in out.splitlines() if "skipped" in line] == [
         f"step {step}: skipped, for its gradient is not finite (loss nan)" for step in (3, 4)
     ]
-    assert re.search(r"step 6: loss 0\.\d+, of the average 0\.\d+; saved", out)
+    assert re.search(r"step 6: loss 0\.\d+, loss of the averaged weights on fixed images 0\.\d+; saved", out)
     assert [row.split(",")[1] == "nan" for row in rows(tmp_path / "run")] == [False, False, True, True, False, False]
 
 
@@ -653,7 +667,7 @@ def send_after(steps, child, folder, number):
     child.send_signal(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     steps = ("--steps", 150)
     child = process("train", "data", "--out", "my run", *steps, *SMALL)
@@ -662,11 +676,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     assert (child.returncode, err) == (130, "")
     assert "Stopping after this step; Ctrl-C again breaks off." in out
     step = len(rows(tmp_path / "my run"))
-    assert f"Saved at step {step}. To go on: minidiff train data --out 'my run' --resume\n" in out
-    done("train", "data", "--out", "my run", "--resume")
+    assert f"Saved at step {step}. To go on: minidiff train --out 'my run' --resume\n" in out
+    done(*shlex.split(out.partition("To go on: minidiff ")[2]))  # the very command that was printed
     done("train", "data", "--out", "whole", *steps, *SMALL)
     assert rows(tmp_path / "my run") == rows(tmp_path / "whole")
     assert 5 <= step < 150
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_closed_terminal_saves(data, tmp_path):
+    """SIGHUP comes, and nothing can be printed any more."""
+    window, terminal = os.openpty()
+    on_terminal = f"import os; os.dup2({terminal}, 1); os.dup2({terminal}, 2)"
+    arguments = ("train", "data", "--out", "run", "--steps", 5000, *SMALL)
+    with process(*arguments, code=on_terminal, pass_fds=[terminal]) as child:
+        os.close(terminal)
+        os.close(window)
+        send_after(5, child, tmp_path / "run", signal.SIGHUP)
+        assert child.wait(100) == 130
+    assert state.saved_step(tmp_path / "run") == len(rows(tmp_path / "run")) >= 5
 
 
 def test_ctrl_c_twice_breaks_off_at_once(done, data, tmp_path):
@@ -683,16 +711,18 @@ def slow_save(run, keep):
     save_state(run, keep)
 fit.save_state = slow_save
 """
-    child = process("train", "data", "--out", "run", "--steps", 500, *SMALL, code=hang)
+    child = process("train", "data", "--out", "run", "--steps", 500, "--keep", 3, *SMALL, code=hang)
     folder = tmp_path / "run"
     send_after(3, child, folder, signal.SIGINT)
     while "saving" not in child.stdout.readline():
         assert child.poll() is None, child.communicate()
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=50)  # of the hundred seconds that it sleeps
-    assert (child.returncode, err) == (130, "minidiff: stopped\n")
+    lost = f"{len(rows(folder))} steps since the checkpoint of step 0"
+    go_on = "minidiff train --out run --resume --keep 3"
+    assert (child.returncode, err) == (130, f"minidiff: stopped; lost: {lost}. To resume: {go_on}\n")
     assert not list(folder.rglob("*.part"))
-    done("train", "data", "--out", "run", "--resume", "--steps", 2)
+    done(*shlex.split(go_on)[1:], "--steps", 2)
     assert len(rows(folder)) == 2
 
 
@@ -713,6 +743,32 @@ begin.open_dataset = slow
     _, err = child.communicate(timeout=50)
     assert (child.returncode, err) == (130, "minidiff: stopped\n")
     assert not (tmp_path / "run").exists()
+
+
+# A closed pipe
+
+
+def test_training_outlives_its_reader(data, tmp_path):
+    """As under `| head -1`; what it would have printed is dropped."""
+    child = process("train", "data", "--out", "run", "--steps", 30, *SMALL)
+    assert child.stdout.readline() == "data: 10 pictures, 4x4 grey, 10 classes\n"
+    with child:
+        child.stdout.close()
+        assert (child.stderr.read(), child.wait(100)) == ("", 0)
+    assert len(rows(tmp_path / "run")) == 30 and state.open_run(tmp_path / "run").step == 30
+    assert (tmp_path / "run" / "samples" / "step-000030.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, code", [(["sample", "run", "--n", "1", *QUICK], 0), (["--help"], 0), (["sample", "nowhere"], 2)]
+)
+def test_nobody_reads_what_a_command_prints(trained, arguments, code):
+    """Neither stdout nor stderr."""
+    child = process(*arguments)
+    child.stdout.close()
+    child.stderr.close()
+    assert child.wait(100) == code
+    assert Path("sheet.png").is_file() == ("run" in arguments)
 
 
 # Sampling
@@ -821,15 +877,15 @@ def test_a_class_on_demand(done, refused, data):
 
 @pytest.mark.parametrize("objective", ["epsilon", "sample", "v_prediction", "edm", "flow"])
 def test_objectives(done, refused, data, objective):
-    done("train", data, "--out", "run", "--steps", 3, "--objective", objective, "--min-snr", 5, *SMALL)
+    out = done("train", data, "--out", "run", "--steps", 3, "--objective", objective, "--min-snr", 5, *SMALL)
+    assert ("weight min(SNR, 5), in place of EDM's own SNR + 4." in out) == (objective == "edm")
     assert md.load_schedule("run").prediction_type == objective
     weighted = rows(Path("run"))
     done("train", data, "--out", "plain", "--steps", 3, "--objective", objective, *SMALL)
     assert weighted != rows(Path("plain"))
     other = "sample" if objective == "epsilon" else "epsilon"
-    refused(
-        "train", data, "--out", "run", "--resume", "--objective", other, match=f"started with objective {objective}"
-    )
+    match = f"was started with --objective {objective}, not {other}"
+    refused("train", data, "--out", "run", "--resume", "--objective", other, match=match)
     refused("train", data, "--out", "run", "--resume", "--min-snr", 4, match="was started with --min-snr 5.0, not 4.0")
     done("train", data, "--out", "run", "--steps", 4, "--resume", "--objective", objective, *QUICK)
 
@@ -1073,7 +1129,7 @@ def test_the_best_checkpoint_can_be_exported(done, refused, trained, monkeypatch
     losses = iter([0.2, 0.1, 0.3])
     monkeypatch.setattr(fit, "probe", lambda run, dataset: next(losses))
     out = done("train", "data", "--out", "new", "--steps", 6, "--checkpoint-every", 2, "--keep", 1, *SMALL)
-    assert "step 4: loss" in out and ", of the average 0.1000; saved" in out
+    assert "step 4: loss" in out and ", loss of the averaged weights on fixed images 0.1000; saved" in out
     assert done("export", "new", "best", "--best") == "Wrote best, of step 4\n"
     assert bytes_of(f"best/unet/{checkpoint.WEIGHTS}") != bytes_of(f"new/unet/{checkpoint.WEIGHTS}")
     assert {path.name for path in Path("new/training").iterdir()} == {

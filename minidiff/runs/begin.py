@@ -1,15 +1,14 @@
-"""How a run begins, or goes on: from what was asked for, what the data are, and what the folder remembers."""
+"""How a run begins: from what was asked for, and what the data are."""
 
-import math
 import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from minidiff.data import BUILT_IN, Dataset, is_folder_of_pictures, open_dataset
 from minidiff.data.dataset import fingerprint
-from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.runs import machine, recipes, state
@@ -19,8 +18,6 @@ from minidiff.runs.terminal import bar_of, console
 from minidiff.runs.train import TrainConfig
 from minidiff.runs.unet_run import UNetRun
 from minidiff.runs.vae_run import VAERun, default_vae
-
-R = TypeVar("R", bound=Run)
 
 
 def start_run(
@@ -34,6 +31,9 @@ def start_run(
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
     config = replace(config, classes=classes)
+    if isinstance(schedule, EDM) and config.min_snr is not None:
+        weight = f"min(SNR, {config.min_snr:g}), in place of EDM's own SNR + {1 / SIGMA_DATA**2:g}"
+        console.print(f"--min-snr: the squared error of x0_hat has the weight {weight}.")
     try:
         network = recipe.network(dataset.shape, len(classes) + 1 if classes else None)
     except MinidiffError as error:
@@ -50,93 +50,29 @@ def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) 
 
 
 def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
-    """The choices of a new run, and the set. Raises MinidiffError for a run amid its pictures."""
-    config = TrainConfig(data, **given)
+    """The choices of a new run, which finds its data again from any folder, and the set.
+
+    Raises MinidiffError for a run amid its pictures.
+    """
+    config = TrainConfig(place_of(data), **given)
     if is_folder_of_pictures(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise MinidiffError(f"{out}: lies among the pictures of {data}; choose another --out")
     threads = machine.use_threads(threads, config.backend)
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
-    return replace(
-        config, flip=config.flip and dataset.mirrors, threads=threads, pictures=_known_by(data, dataset)
-    ), dataset
+    flip = config.flip and dataset.mirrors
+    return replace(config, flip=flip, threads=threads, pictures=known_by(data, dataset)), dataset
 
 
-def _known_by(data: str, dataset: Dataset) -> str:
+def place_of(data: str) -> str:
+    """Where a dataset lies, from whatever folder it is looked for; a built-in one by its name."""
+    return data if data in BUILT_IN or not data else os.path.abspath(data)
+
+
+def known_by(data: str, dataset: Dataset) -> str:
     """The fingerprint of a set that lies at a path; "" of a built-in one."""
     return "" if data in BUILT_IN else fingerprint(dataset)
-
-
-def resume_run(
-    out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None
-) -> tuple[UNetRun, Dataset]:
-    """The run as it was; only its total of steps may change, the threads, and that it skips pictures from now on."""
-    run = state.open_run(out, UNetRun)
-    recipe = recipes.find(given.pop("recipe", None))
-    given = {k: value for k, value in recipe.choices.items() if k != "steps"} | given
-    if by_class and not run.config.classes:
-        raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
-    same_objective(out, given, run.schedule)
-    run, dataset = resumed(run, data, given, threads)
-    if run.config.classes and dataset.classes != run.config.classes:
-        raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
-    state.settle(run)
-    return run, dataset
-
-
-def same_objective(out: Path, given: dict[str, Any], schedule: AnySchedule) -> None:
-    """Take the objective from what is given. Raises MinidiffError for one that is not the run's."""
-    if given.pop("objective", was := schedule.prediction_type) != was:
-        raise MinidiffError(f"{out}: was started with objective {was}; give that, or none")
-
-
-def resume_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
-    """The autoencoder's run as it was, as `resume_run`."""
-    run, dataset = resumed(state.open_run(out, VAERun), data, given, threads)
-    state.settle(run)
-    return run, dataset
-
-
-def resumed(run: R, data: str, given: dict[str, Any], threads: int | None) -> tuple[R, Dataset]:
-    """The run with what may change, and the set. Raises MinidiffError for what may not."""
-    out, choices = run.folder, {k: value for k, value in given.items() if k not in ("steps", "skip_bad")}
-    if not _may_be(run.config, data):
-        raise MinidiffError(f"{out}: was started with {run.config.data}, not {data}; give that, or start a new run")
-    for name, value in choices.items():
-        if value != (was := getattr(run.config, name)):
-            raise MinidiffError(f"{out}: was started {_chosen(name, was, value)}; leave it out, or start a new run")
-    threads = min(run.config.threads, machine.cores()) if threads is None else threads
-    threads = machine.use_threads(threads, run.config.backend)
-    changes = {name: given[name] for name in ("steps", "skip_bad") if name in given}
-    config = replace(run.config, data=data, threads=threads, **changes)
-    if config.steps < run.step:
-        raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    left_out: list[MinidiffError] = []
-    dataset = open_data(data, config.size, config.skip_bad, left_out)
-    if dataset.shape != run.shape:
-        raise MinidiffError(f"{data}: its pictures are not the run's, {run.shape} before; start a new run")
-    pictures = _known_by(data, dataset)
-    if run.config.pictures not in ("", pictures) and not left_out:  # what is left of a set is another one
-        raise MinidiffError(f"{data}: is not the set that {out} was started with; give that, or start a new run")
-    return replace(run, config=replace(config, pictures=pictures)), dataset
-
-
-def _may_be(config: TrainConfig, data: str) -> bool:
-    """Whether that may be the run's set; one that is known by its pictures may lie anywhere."""
-    if config.pictures:
-        return data not in BUILT_IN
-    return os.path.abspath(data) == os.path.abspath(config.data)  # as built-in sets do; older runs go by the path
-
-
-def _chosen(name: str, was: Any, value: Any) -> str:
-    """How an option of the command line was chosen, not as now."""
-    if name == "flip":
-        return "without --no-flip"  # which can only be given
-    option = f"--{name.replace('_', '-')}"
-    if name == "ema":
-        option, was, value = "--ema-half-life", *(f"{math.log(0.5) / math.log(decay):g}" for decay in (was, value))
-    return f"without {option}" if was is None else f"with {option} {was}, not {value}"
 
 
 def held_out(run: Run, dataset: Dataset) -> Dataset:

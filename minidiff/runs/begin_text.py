@@ -1,4 +1,4 @@
-"""How a run on captioned pictures begins, or goes on: as begin.py, with a tokenizer, a text encoder, an autoencoder."""
+"""How a run on captioned pictures begins: as begin.py, with a tokenizer, a text encoder, an autoencoder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.runs import state
-from minidiff.runs.begin import begun, resumed, same_objective, schedule_of
+from minidiff.runs.begin import begun, schedule_of
 from minidiff.runs.pipeline import load_text_encoder, load_vae
 from minidiff.runs.terminal import console
 from minidiff.runs.text_run import TextRun
@@ -44,21 +44,11 @@ def start_text(
     config, dataset = begun(out, data, given, threads)
     check_captions(data, dataset)
     vae = Pixels(dataset.shape[2]) if latent is None else _autoencoder(latent, dataset, config)
-    tokenizer, encoder = _of_captions(dataset.captions) if hears is None else _from_elsewhere(hears, config.backend)
+    tokenizer, encoder = _of_captions(dataset.captions) if hears is None else text_encoder_of(hears, config.backend)
     heard = encoder.config if isinstance(encoder, TextEncoder) else encoder
     (H, W, _), channels = dataset.shape, vae.config.latent_channels
     network = default_text_unet((H // vae.factor, W // vae.factor, channels), heard.hidden_size)
     return state.new_run(TextRun, out, config, network, schedule, tokenizer, vae, encoder), dataset
-
-
-def resume_text(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TextRun, Dataset]:
-    """The run as it was, as `resume_run`."""
-    run = state.open_run(out, TextRun)
-    same_objective(out, given, run.pipeline.schedule)
-    run, dataset = resumed(run, data, given, threads)
-    check_captions(data, dataset)
-    state.settle(run)
-    return run, dataset
 
 
 def check_captions(data: str, dataset: Dataset) -> None:
@@ -78,7 +68,7 @@ def _of_captions(captions: tuple[str, ...]) -> tuple[Tokenizer, TextEncoderConfi
     return Tokenizer(vocab, merges, length=length), default_text_encoder(len(vocab), length)
 
 
-def _from_elsewhere(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]:
+def text_encoder_of(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]:
     """Those of a pipeline's folder, or of one that holds the files of both."""
     tokens, weights = (folder / name if (folder / name).is_dir() else folder for name in ("tokenizer", "text_encoder"))
     tokenizer, encoder = load_tokenizer(tokens), load_text_encoder(weights, backend)
@@ -90,14 +80,19 @@ def _from_elsewhere(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]
     return tokenizer, encoder
 
 
-def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
-    """That of a run, a pipeline or a folder of its own, with the scale at which the set's latents spread by 1."""
+def autoencoder_of(folder: Path, backend: str) -> VAE:
+    """The autoencoder of a run, of a pipeline, or of a folder of its own."""
     if not folder.is_dir():
         raise MinidiffError(f"{folder}: no such folder; give the one that minidiff train-vae has made")
     place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
     if place is None:
         raise MinidiffError(f"{folder}: holds no autoencoder; give the folder that minidiff train-vae has made")
-    vae = load_vae(place, config.backend)
+    return load_vae(place, backend)
+
+
+def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
+    """As of `autoencoder_of`, with the scale at which the set's latents spread by 1."""
+    vae = autoencoder_of(folder, config.backend)
     height, width, channels = dataset.shape
     if vae.config.in_channels != channels:
         raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")

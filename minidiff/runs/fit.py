@@ -77,10 +77,14 @@ def draw_progress(run: Run, dataset: Dataset, probed: Dataset) -> None:
 
 @contextmanager
 def stoppable(notice: Callable[[], object]) -> Iterator[Callable[[], bool]]:
-    """Within this block Ctrl-C and SIGTERM ask instead of breaking off: yields a function that tells of it.
+    """Within this block Ctrl-C, SIGTERM and SIGHUP ask instead of breaking off: yields a function that tells of it.
 
-    A second Ctrl-C breaks off at once. `notice` is called at the first.
+    A second one breaks off at once, as KeyboardInterrupt. `notice` is called at the first. A SIGHUP that is ignored, as
+    by nohup, stays so.
     """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
     asked = False
 
     def ask(number, frame):
@@ -90,7 +94,7 @@ def stoppable(notice: Callable[[], object]) -> Iterator[Callable[[], bool]]:
         asked = True
         notice()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield lambda: asked
     finally:

@@ -44,6 +44,11 @@ class Run(ABC):
         return self.optimizer.step_count
 
     @property
+    def objective(self) -> str | None:
+        """The prediction type of what it trains; None for what does not predict from noise."""
+        return None
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of its pictures."""
@@ -80,7 +85,7 @@ class Run(ABC):
 
     def verdict(self, measured: float) -> str:
         """What `probe` said, in words."""
-        return f"of the average {measured:.4f}"
+        return f"loss of the averaged weights on fixed images {measured:.4f}"
 
     @abstractmethod
     def sheet(self, seen: Dataset, held_out: Dataset) -> Image:

@@ -112,6 +112,12 @@ def open_kept(folder: Path, kind: type[R] = Run) -> Iterator[R]:
     return (of_kind(_read(folder, path), kind) for path in kept.kept(folder).values())
 
 
+def saved_step(folder: Path) -> int:
+    """The step of a run's last saved state."""
+    _, metadata = open_safetensors(state_file(folder))
+    return int(metadata["step"])
+
+
 def _read(folder: Path, path: Path) -> Run:
     """The run of a state file. Raises MinidiffError if it is damaged."""
     tensors, metadata = open_safetensors(path)

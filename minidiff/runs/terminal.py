@@ -1,9 +1,11 @@
 """What a command says while it works."""
 
+import errno
+import io
 import shlex
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -62,6 +64,37 @@ class Terminal(Console):
 
 console = Terminal()
 errors = Terminal(stderr=True)
+
+GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, as in `| head -1`; a terminal that was closed
+
+
+class _Unread(io.FileIO):
+    """A file that drops what is written to it once nobody reads it any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return memoryview(data).nbytes
+
+
+def outlived(stream: TextIO) -> TextIO:
+    """stdout or stderr for a command that is not to end when its reader does, whatever characters it prints.
+
+    A stream that is not of a file stays the same.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
+    file = getattr(stream.buffer, "raw", stream.buffer)
+    if not isinstance(file, io.FileIO):
+        return stream
+    unread = _Unread(file.fileno(), "w", closefd=False)
+    buffer = unread if file is stream.buffer else io.BufferedWriter(unread)  # as it was, under python -u
+    how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, **how)
 
 
 def announce_compiling(backend: str) -> None:

@@ -95,6 +95,10 @@ class TextRun(Run):
         }
 
     @property
+    def objective(self) -> str:
+        return self.pipeline.schedule.prediction_type
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return *native_size(self.pipeline), self.pipeline.vae.config.in_channels
 

@@ -58,6 +58,10 @@ class UNetRun(Run):
         }
 
     @property
+    def objective(self) -> str:
+        return self.schedule.prediction_type
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return self.unet.picture_shape
 

@@ -74,7 +74,7 @@ class VAERun(Run):
         return sum(float(np.square(reconstructed(self.vae, x) - x, dtype=np.float64).sum()) for x in parts) / x0.size
 
     def verdict(self, measured: float) -> str:
-        return f"PSNR of the average {psnr(measured):.2f} dB"
+        return f"PSNR of the averaged weights on fixed images {psnr(measured):.2f} dB"
 
     def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
         """Pictures of the held-out set, each beside what comes back."""

@@ -13,6 +13,7 @@ from minidiff.models.config import default_config
 from minidiff.models.unet import UNet
 from minidiff.runs import begin, recipes, state
 from minidiff.runs.recipes import RECIPES, find
+from minidiff.runs.resume import resume as resumed
 from minidiff.runs.train import SCHEDULE, TrainConfig, make_optimizer
 
 CIFAR10 = (32, 32, 3)
@@ -86,7 +87,7 @@ def start(folder, data, by_class=False, **given):
 
 
 def resume(folder, data, **given):
-    return begin.resume_run(folder, data, given, False, None)[0]
+    return resumed(folder, data, given, None)[0]
 
 
 def test_options_win_over_the_recipe(tiny, tmp_path, capsys):

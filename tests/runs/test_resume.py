@@ -6,10 +6,13 @@ import signal
 import numba
 import numpy as np
 import pytest
+import small_text
 from small_runs import contents, go_on, new_run, pictures, reopen, rows, tree
 
 from minidiff.errors import MinidiffError
-from minidiff.runs import fit, machine, state, unet_run
+from minidiff.models.vae import VAE
+from minidiff.runs import begin, begin_text, fit, machine, state, text_run, unet_run, vae_run
+from minidiff.runs.checkpoint import save_network
 from minidiff.runs.fit import stoppable
 from minidiff.runs.state import read_metrics
 
@@ -210,10 +213,103 @@ def test_the_state_precedes_its_export(tmp_path, monkeypatch):
     assert tree(tmp_path / "run" / "unet") != before
 
 
+# The command line
+
+
+QUICK = ("--backend", "numpy", "--threads", 1, "--batch-size", 2, "--steps", 1)
+STARTS = {
+    "unet": ["train", "data"],
+    "vae": ["train-vae", "data"],
+    "text": ["train", "data", "--text", "--text-encoder", "texts"],
+    "latent": ["train", "data", "--text", "--latent", "autoencoder"],
+}
+
+
+@pytest.fixture(params=STARTS)
+def started(request, run, tmp_path, monkeypatch):
+    """How a run of each kind was started, in the folder run, on captioned images at the path data."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"MERGES": 5, "PREVIEW": 2, "WALK": 2}.items():
+        for module in (begin_text, text_run, unet_run, vae_run):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(begin, "open_dataset", lambda *_, **__: small_text.bars())
+    (tmp_path / "data").mkdir()
+    small_text.new_text_run(tmp_path / "texts", frozen=True)
+    save_network(tmp_path / "autoencoder", small_text.AUTOENCODER.to_dict(), autoencoder().state_dict())
+    code, out, err = run(*STARTS[request.param], "--out", "run", *QUICK)
+    assert (code, err) == (0, "") and "Done: step 1." in out
+    return STARTS[request.param]
+
+
+def autoencoder(seed=0):
+    return VAE(small_text.AUTOENCODER, np.random.default_rng(seed), "numpy")
+
+
+def test_every_kind_of_run_is_resumed_from_its_folder_alone(started, run, tmp_path, monkeypatch):
+    """From another folder, too; by the options that it was started with; with data that were moved."""
+    (tmp_path / "elsewhere").mkdir()
+    with monkeypatch.context() as patched:
+        patched.chdir("elsewhere")
+        code, out, err = run("train", "--out", "../run", "--resume", "--steps", 2)
+    assert (code, err) == (0, "") and "Done: step 2." in out
+    for arguments in (["train", "data"], started[:1], started, [*started, "--batch-size", 2, "--seed", 0]):
+        assert run(*arguments, "--out", "run", "--resume")[::2] == (0, "")
+    (tmp_path / "data").rename("moved")
+    code, _, err = run("train", "--out", "run", "--resume", "--steps", 3)
+    assert code == 2 and f"its data were at {tmp_path / 'data'}, and are not there; give DATA" in err
+    code, out, _ = run("train", "moved", "--out", "run", "--resume", "--steps", 3)
+    assert code == 0 and "Done: step 3." in out
+    code, out, _ = run("train", "--out", "run", "--resume", "--steps", 4)
+    assert code == 0 and "Done: step 4." in out
+
+
+def test_options_that_differ_are_named_with_both_values(started, run, tmp_path):
+    """Where an option is none of the run's kind, that it was started without it."""
+    others = small_text.new_text_run(tmp_path / "others", frozen=True)
+    for p in others.pipeline.text_encoder.parameters():
+        p.data[...] += 1
+    others.prepare()
+    save_network(tmp_path / "other", small_text.AUTOENCODER.to_dict(), autoencoder(1).state_dict())
+    differing = {
+        ("--batch-size", 3): "with --batch-size 2, not 3",
+        ("--objective", "sample"): "with --objective v_prediction, not sample",
+        ("--text",): "without --text",
+        ("--by-class",): "without --by-class",
+        ("--recipe", "small-cpu"): "without --recipe",
+        ("--latent", "other"): "without --latent",
+        ("--text-encoder", "others"): "without --text-encoder",
+    }
+    if started[0] == "train-vae":
+        differing["--objective", "sample"] = "without --objective"
+    if "--text" in started:
+        differing["--text",] = None
+    elif started[0] == "train":
+        differing["--recipe", "small-cpu"] = "with --batch-size 2, not 64"
+    if "--latent" in started:
+        differing["--latent", "other"] = "with --latent run/vae, not other"
+    if "--text-encoder" in started:
+        differing["--text-encoder", "others"] = "with --text-encoder run/text_encoder, not others"
+    before = tree(tmp_path)
+    for option, said in differing.items():
+        code, _, err = run("train", "--out", "run", "--resume", *option)
+        want = f"minidiff: run: was started {said}; leave it out, or start a new run\n"
+        assert (code, err) == ((2, want) if said else (0, ""))
+    assert tree(tmp_path) == before
+
+
+def test_a_new_run_wants_data(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "train-vae"):
+        code, _, err = run(command, "--out", "run")
+        assert code == 2 and "DATA is missing: give cats_dogs, cifar10, " in err and "--resume" in err
+    assert tree(tmp_path) == {}
+
+
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_and_the_second_breaks_off(number):
     notices = []
     before = signal.getsignal(number)
@@ -225,6 +321,15 @@ def test_a_signal_asks_and_the_second_breaks_off(number):
             os.kill(os.getpid(), number)
         assert notices == [number]
     assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stoppable(lambda: None) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop()
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_come_back_after_an_error():

@@ -1,4 +1,4 @@
-"""Bars that count what is done, strings that cannot act on the terminal, commands that can be pasted."""
+"""Bars that count what is done, strings that cannot act on the terminal, commands that can be pasted, lost readers."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from minidiff.runs.terminal import bar_of, console, errors, printable, shell_command, with_bar
+from minidiff.runs.terminal import bar_of, console, errors, outlived, printable, shell_command, with_bar
 
 
 def test_a_bar_ends_at_its_end(capsys):
@@ -89,3 +89,25 @@ def test_a_command_can_be_pasted_whatever_the_encoding(monkeypatch, encoding):
     told = subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout
     assert told.split(b"\0")[:-1] == [os.fsencode(name) for name in NAMES]
     assert shell_command(["my run", "é"]) == ("'my run' $'\\303\\251'" if encoding == "ascii" else "'my run' 'é'")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_what_nobody_reads_is_dropped(unbuffered):
+    reader, writer = os.pipe()
+    with open(writer, "wb", buffering=0 if unbuffered else -1) as file:
+        text = io.TextIOWrapper(file, "ascii", write_through=unbuffered)
+        stream = outlived(text)
+        print("ink \u2603", file=stream, flush=True)
+        assert os.read(reader, 100) == b"ink \\u2603\n"
+        os.close(reader)
+        for _ in range(2):
+            print("x" * 100_000, file=stream, flush=True)
+
+
+def test_a_full_disk_is_not_taken_for_that():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "wb", buffering=0) as file:
+        text = io.TextIOWrapper(file, "ascii", write_through=True)
+        with pytest.raises(OSError, match="No space left"):
+            print("x", file=outlived(text), flush=True)

@@ -141,7 +141,8 @@ def test_from_nothing_to_a_folder(run, tmp_path, monkeypatch):
     idx_set(tmp_path / "data", 5, prefix="t10k")
     code, out, err = run("train-vae", "data", "--out", "vae", "--checkpoint-every", 2, *QUICK)
     assert (code, err) == (0, "")
-    assert "5 of the test split" in out and out.count("PSNR of the average") == 2 and "Done: step 3." in out
+    assert "5 of the test split" in out and "Done: step 3." in out
+    assert out.count("PSNR of the averaged weights on fixed images") == 2
     assert {"vae", "metrics.csv", "checkpoints.csv", "loss.png"} < tree(tmp_path / "vae").keys()
     with Image.open("vae/samples/step-000003.png") as image:
         assert image.width > image.height
@@ -158,7 +159,6 @@ def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
     a_run(tmp_path / "vae")
     for arguments, match in (
         (("train-vae", "data", "--out", "unet", "--resume"), "unet: is a run of a U-Net, not of an autoencoder"),
-        (("train", "data", "--out", "vae", "--resume"), "vae: is a run of an autoencoder, not of a U-Net"),
         (("evaluate", "vae", "--against", "data"), "vae: no unet/config.json"),
         (("train-vae", "data", "--out", "vae"), "holds a run already"),
         (("train-vae", "data", "--out", "new", "--kl", 2), "kl = 2.0: give a number above 0 and below 1"),

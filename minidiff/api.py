@@ -1,0 +1,41 @@
+"""The public names: `import minidiff as md` has them all as md.NAME (__init__.py)."""
+
+from minidiff.data import open_dataset
+from minidiff.diffusion.bound import bits_per_dim
+from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.editing import filling_in, redraw, slerp
+from minidiff.diffusion.forward import q_posterior, q_sample
+from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import (
+    Schedule,
+    cosine_schedule,
+    linear_schedule,
+    rescale_zero_terminal_snr,
+    scaled_linear_schedule,
+    sigmoid_schedule,
+)
+from minidiff.diffusion.steps import ddim_step, p_sample
+from minidiff.diffusion.torch_generator import torch_generator
+from minidiff.engine.backend import get_backend
+from minidiff.engine.optim import AdamW
+from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.errors import MinidiffError
+from minidiff.models.config import UNetConfig, default_config
+from minidiff.models.unet import UNet
+from minidiff.runs.checkpoint import load_sampler, load_schedule, load_unet, save_unet
+from minidiff.runs.pipeline import load_pipeline
+from minidiff.runs.text import image_to_image, inpaint, text_to_image
+from minidiff.runs.train import train, train_step
+
+__all__ = [
+    "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
+    "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided",
+    "image_to_image", "inpaint", "linear_schedule", "load_pipeline", "load_sampler", "load_schedule", "load_unet",
+    "min_snr_weight", "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "redraw",
+    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
+    "text_to_image", "torch_generator", "train", "train_step", "training_loss",
+]  # fmt: skip
