@@ -77,15 +77,14 @@ def train(
     )  # fmt: skip
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
-        data = _of_new_run(out, data)
         _check_text(text, by_class, recipe, latent, text_encoder)
     with state.only_one(out):
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
         elif text:
-            run, dataset = start_text(out, data, given, latent, text_encoder, threads)
+            run, dataset = start_text(out, _of_new_run(out, data), given, latent, text_encoder, threads)
         else:
-            run, dataset = start_run(out, data, given, by_class, threads)
+            run, dataset = start_run(out, _of_new_run(out, data), given, by_class, threads)
         _go(run, dataset, checkpoint_every, keep)
 
 
@@ -122,13 +121,11 @@ def train_vae(
         steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
         decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
-    if not resume:
-        data = _of_new_run(out, data)
     with state.only_one(out):
         if resume:
             run, dataset = resumed(out, data, given, threads, VAERun)
         else:
-            run, dataset = start_vae(out, data, given, threads)
+            run, dataset = start_vae(out, _of_new_run(out, data), given, threads)
         _go(run, dataset, checkpoint_every, keep)
 
 

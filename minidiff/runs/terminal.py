@@ -93,8 +93,9 @@ def outlived(stream: TextIO) -> TextIO:
         return stream
     unread = _Unread(file.fileno(), "w", closefd=False)
     buffer = unread if file is stream.buffer else io.BufferedWriter(unread)  # as it was, under python -u
-    how = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
-    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, **how)
+    return io.TextIOWrapper(
+        buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
+    )
 
 
 def announce_compiling(backend: str) -> None:
