@@ -34,6 +34,8 @@ def train(
     text_encoder: Annotated[Path | None, typer.Option(help="Hear with CLIP's of a folder, as it is.")] = None,
     objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
     min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
+    width: options.Width = None,
+    depth: options.Depth = None,
     steps: options.InAll = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
@@ -63,7 +65,7 @@ def train(
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, objective=objective,
-        min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
+        min_snr=min_snr, width=width, depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
         warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     _check_text(text, resume, by_class, recipe, latent, text_encoder)
@@ -86,6 +88,8 @@ def train_vae(
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
     kl: Annotated[float | None, typer.Option(help="What the divergence counts.  [default: 0.0001]")] = None,
+    width: options.Width = None,
+    depth: options.Depth = None,
     steps: options.InAll = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
@@ -107,8 +111,9 @@ def train_vae(
     and for every checkpoint a sheet of pictures, each beside what came back, and in checkpoints.csv their error.
     """
     given = _given(
-        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, kl=kl, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, kl=kl, width=width, depth=depth, steps=steps,
+        batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life),
+        backend=backend, seed=seed,
     )  # fmt: skip
     with state.only_one(out):
         run, dataset = (resume_vae if resume else start_vae)(out, data, given, threads)

@@ -23,6 +23,8 @@ Size = Annotated[int | None, typer.Option(help="Cut a folder's pictures to this 
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")]
 PadCrop = Annotated[int | None, typer.Option(help="Shift pictures by up to so many pixels.")]
 InAll = Annotated[int | None, typer.Option("--steps", help="Steps in all, not more.  [default: 2000]")]
+Width = Annotated[int | None, typer.Option(help="Channels of the network's first level.")]
+Depth = Annotated[int | None, typer.Option(help="Levels of the network, each half the size.")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")]
 Accumulate = Annotated[int | None, typer.Option(help="Parts of a batch, one at a time.  [default: 1]")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]

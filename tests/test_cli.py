@@ -323,6 +323,22 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
         refused("train", "data", "--out", "no", f"--{option}", value, *QUICK, match=match)
 
 
+def test_a_network_of_another_width_and_depth(done, refused, data):
+    """Without a recipe; a run that is resumed has its own, and says so."""
+    done("train", "data", "--out", "run", "--steps", 1, "--width", 8, "--depth", 2, *SMALL)
+    assert md.load_unet("run", "numpy").config.block_out_channels == (8, 16)
+    resume = ("train", "data", "--out", "run", "--resume", "--steps", 2, *QUICK)
+    refused(*resume, "--width", 16, match="run: was started with --width 8, not 16; leave it out")
+    refused(*resume, "--depth", 1, match="run: was started with --depth 2, not 1; leave it out")
+    assert "Done: step 2" in done(*resume, "--width", 8, "--depth", 2)
+    new = ("train", "data", "--out", "new")
+    refused(*new, "--width", 12, match="^minidiff: width 12: give a multiple of 8")
+    refused(*new, "--depth", 4, match="^minidiff: depth 4: does not go with 4x4 pixels; give 1 to 3 levels")
+    refused(
+        *new, "--depth", 1, "--recipe", "small-cpu", match="--depth is for networks without a recipe: leave it or --r"
+    )
+
+
 def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
     noises(tmp_path / "pets")
     done("train", "pets", "--out", "run", "--steps", 2, *SMALL)

@@ -28,6 +28,8 @@ def start_run(
 ) -> tuple[UNetRun, Dataset]:
     """A new run of the given choices, every other as the recipe has it, or at its default."""
     recipe = recipes.find(name := given.pop("recipe", None))
+    if (sizes := sizes_of(given)) and name:
+        raise MinidiffError(f"--{next(iter(sizes))} is for networks without a recipe: leave it or --recipe {name} out")
     schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
     config, dataset = begun(out, data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
@@ -35,9 +37,9 @@ def start_run(
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
     config = replace(config, classes=classes)
     try:
-        network = recipe.network(dataset.shape, len(classes) + 1 if classes else None)
+        network = recipe.network(dataset.shape, len(classes) + 1 if classes else None, **sizes)
     except MinidiffError as error:
-        raise MinidiffError(f"--recipe {name}: {error}") from None
+        raise MinidiffError(f"--recipe {name}: {error}" if name else str(error)) from None
     if name:
         console.print(f"Recipe {name}, if nothing of it is changed: {recipe.time}")
     return state.new_run(UNetRun, out, config, network, schedule), dataset
@@ -45,8 +47,14 @@ def start_run(
 
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """A new run of an autoencoder."""
+    sizes = sizes_of(given)
     config, dataset = begun(out, data, given, threads)
-    return state.new_run(VAERun, out, config, default_vae(dataset.shape)), dataset
+    return state.new_run(VAERun, out, config, default_vae(dataset.shape, **sizes)), dataset
+
+
+def sizes_of(given: dict[str, Any]) -> dict[str, int]:
+    """Take the network's width and depth from what is given, as far as they are."""
+    return {name: given.pop(name) for name in ("width", "depth") if name in given}
 
 
 def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
@@ -76,6 +84,7 @@ def resume_run(
     if by_class and not run.config.classes:
         raise MinidiffError(f"{out}: was started without --by-class; leave it out, or start a new run")
     same_objective(out, given, run.schedule)
+    same_sizes(out, given, run.unet.config)
     run, dataset = resumed(run, data, given, threads)
     if run.config.classes and dataset.classes != run.config.classes:
         raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(run.config.classes)}; start a new run")
@@ -89,9 +98,22 @@ def same_objective(out: Path, given: dict[str, Any], schedule: AnySchedule) -> N
         raise MinidiffError(f"{out}: was started with objective {was}; give that, or none")
 
 
+def same_sizes(out: Path, given: dict[str, Any], network: Any) -> None:
+    """Take the network's width and depth from what is given. Raises MinidiffError for others than the run's."""
+    widths = network.block_out_channels
+    was = {"width": widths[0], "depth": len(widths)}
+    for name, value in sizes_of(given).items():
+        if value != was[name]:
+            raise MinidiffError(
+                f"{out}: was started {_chosen(name, was[name], value)}; leave it out, or start a new run"
+            )
+
+
 def resume_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """The autoencoder's run as it was, as `resume_run`."""
-    run, dataset = resumed(state.open_run(out, VAERun), data, given, threads)
+    run = state.open_run(out, VAERun)
+    same_sizes(out, given, run.vae.config)
+    run, dataset = resumed(run, data, given, threads)
     state.settle(run)
     return run, dataset
 
