@@ -20,6 +20,11 @@ def announce_compiling(backend: str) -> None:
         console.print("Compiling the kernels for this processor, once: about a minute.")
 
 
+def about(seconds: float) -> str:
+    """A length of time as a person says it."""
+    return f"about {max(round(seconds), 1)} s" if seconds < 90 else f"about {round(seconds / 60)} minutes"
+
+
 def bar_of(transient: bool = False, on: Console = console) -> Progress:
     """A progress bar with a note, the time that has passed and the time that is left."""
     columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), TextColumn("{task.fields[note]}"))
