@@ -269,7 +269,8 @@ def default_text_unet(
     and a depth that does not go with H and W.
     """
     H, W, C = shape
-    width = width or (32 if min(H, W) > 16 else 64)
+    if width is None:
+        width = 32 if min(H, W) > 16 else 64
     check_width(width, 32)
     halvings = times_halved(H, W) if depth is None else downsamplings(H, W, depth)
     widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))

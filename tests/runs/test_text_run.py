@@ -173,7 +173,10 @@ def test_the_default_networks():
         assert [name.startswith("CrossAttn") for name in config.down_block_types] == [n != 32 for n in
                 [shape[0] >> level for level in range(len(widths))]]  # fmt: skip
     assert default_text_unet((32, 32, 3), 128, 64, 2).block_out_channels == (64, 128)
-    refused(default_text_unet, (8, 8, 3), 128, 48, match="width 48: give a multiple of 32, from 32 to 4096")
+    for width in (48, 0):
+        refused(
+            default_text_unet, (8, 8, 3), 128, width, match=f"width {width}: give a multiple of 32, from 32 to 4096"
+        )
     refused(default_text_unet, (8, 8, 3), 128, 32, 5, match="depth 5: does not go with 8x8 pixels; give 1 to 4 levels")
     encoder = TextEncoder(default_text_encoder(2048, 32), None, "numpy")
     assert 1e6 < sum(p.data.size for p in encoder.parameters()) < 2e6
