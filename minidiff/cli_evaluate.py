@@ -14,16 +14,16 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.pictures import save
 from minidiff.errors import MinidiffError
 from minidiff.options import PLACE, Backend, Guidance, Seed, SkipBad, Threads
-from minidiff.runs import drawing, machine, prompts, subject
+from minidiff.runs import drawing, judge, machine, prompts, subject
 from minidiff.runs import evaluate as runs_evaluate
 from minidiff.runs.files import check_new_folder, new_folder, write_json
-from minidiff.runs.judge import judge_of
 from minidiff.runs.pipeline import is_pipeline, load_pipeline
 from minidiff.runs.subject import LEAST
 from minidiff.runs.terminal import announce_compiling, console, with_bar
 from minidiff.runs.text import native_size
 
 SHOWN = 64  # pictures on a sheet of prompts
+LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {judge.WORTH} has them)"
 
 
 def evaluate(
@@ -36,14 +36,17 @@ def evaluate(
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
-    out: Annotated[Path | None, typer.Option(help="A new folder for figures and pictures.", **PLACE)] = None,
+    classifier: Annotated[str | None, typer.Option(help="Data to train it on.  [default: --against]")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for figures and images.", **PLACE)] = None,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
     """How good pictures are: figures of drawn ones beside the same figures of real ones.
 
-    They are seen by a classifier that learns from the real ones, once, and is kept. Its distances are no FID, which is
-    that of another network. With --out: figures.json, neighbours.png, and the pictures for tools that have that one.
+    They are seen by a classifier that learns from the real ones, or from other data that --classifier names, once, and
+    is kept. It is not trained for fewer than 100 samples: then the figures that need it are left out. Its distances are
+    no FID, which is that of another network. With --out: figures.json, neighbours.png, and the pictures for tools that
+    have that one.
 
     Of what draws texts: whether pictures are what their prompts say. --n of the set's captions are drawn, and --n of
     its test split's; without --n, as many as that has. With --out: figures.json and two sheets.
@@ -54,7 +57,7 @@ def evaluate(
     if is_pipeline(what):
         if raw:
             raise MinidiffError(f"{what}: draws texts by the moving average of its weights; leave --raw out")
-        _evaluate_texts(what, (against, skip_bad), n, (steps, sampler), guidance, seed, out, backend)
+        _evaluate_texts(what, (against, classifier, skip_bad), n, (steps, sampler), guidance, seed, out, backend)
         return
     if what.is_file():
         pictures = subject.given(what)
@@ -68,8 +71,10 @@ def evaluate(
             f"{what}: its classes are not those of {against}; evaluate what minidiff sample --npz writes"
         )
     announce_compiling(backend)
-    judge = judge_of(real.train, real.test, backend)
-    report, images, sheet = runs_evaluate.evaluate(pictures, real, judge, seed, threads)
+    eyes = runs_evaluate.judge_for(real, classifier, backend, pictures.facts["n"], skip_bad)
+    if eyes is None:
+        console.print(f"{pictures.facts['n']} samples are too few to train a classifier for; {LEFT_OUT}")
+    report, images, sheet = runs_evaluate.evaluate(pictures, real, eyes, seed, threads)
     for line in facts(report):
         console.print(line)
     console.print(table(report))
@@ -81,7 +86,7 @@ def evaluate(
 
 def _evaluate_texts(
     what: Path,
-    real_ones: tuple[str, bool],
+    real_ones: tuple[str, str | None, bool],
     n: int | None,
     walk: tuple[int | None, str | None],
     guidance: float,
@@ -91,18 +96,21 @@ def _evaluate_texts(
 ) -> None:
     """Draw captions that were trained on, and captions of the test split, and see what they are taken for.
 
-    real_ones  the set, and whether to leave out what cannot be read of it
+    real_ones  the set, what the classifier learns from if not that, and whether to leave out what cannot be read
     """
-    against, skip_bad = real_ones
+    against, classifier, skip_bad = real_ones
     parts = load_pipeline(what, backend)
     _, way, steps = drawing.walk_of(what, walk[1], 0.0, None, False, walk[0])
     real = runs_evaluate.open_real(against, (*native_size(parts), 3), LEAST, skip_bad)
     if not real.train.captions:
         raise MinidiffError(f"{against}: its pictures have no captions, and {what} draws what captions say")
     announce_compiling(backend)
-    judge = judge_of(real.train, real.test, backend)
     chosen = {"training captions": real.train, "test captions": real.test}
     asked = {name: _some(dataset, n or len(real.test), seed) for name, dataset in chosen.items()}
+    samples = sum(map(len, asked.values()))
+    eyes = runs_evaluate.judge_for(real, classifier, backend, n and samples, skip_bad)
+    if eyes is None:
+        raise MinidiffError(f"--n {n}: {samples} samples are too few to train a classifier for; give more, or no --n")
 
     def draw(tick: Callable[[], object]) -> dict[str, prompts.Drawn]:
         return {name: prompts.draw(parts, some, guidance, steps, way, seed, tick) for name, some in asked.items()}
@@ -115,8 +123,8 @@ def _evaluate_texts(
             "sampler": way.name, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},
-        "classifier": {"learned_from": len(real.train), "accuracy": judge.accuracy, "tested_on": judge.tested},
-        "figures": prompts.figures(drawn | {"real test pictures": reality}, real.train, judge),
+        "classifier": eyes.facts,
+        "figures": prompts.figures(drawn | {"real test pictures": reality}, real.train, eyes),
     }  # fmt: skip
     counts = ", ".join(f"{count} {name}" for name, count in report["samples"]["n"].items())
     console.print(f"{counts} of {against}, {way.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
@@ -159,12 +167,15 @@ def facts(report: dict[str, Any]) -> list[str]:
         how += [f"weights {samples['weights']}", f"{samples['sampler']} in {samples['steps']} steps"]
         how += [f"guidance {samples['guidance']:g}", f"seed {samples['seed']}"]
     real = {name: "{n} of {of}, {which}".format(**report[name]) for name in ("baseline", "reference")}
-    seen = "{learned_from} pictures, right on {share:.1f} % of {tested_on} others"
+    seen = f"none, for fewer than {judge.WORTH} samples"
+    if classifier:
+        seen = "{learned_from} of {of}, right on {share:.1f} % of {tested_on} others"
+        seen = seen.format(share=100 * classifier["accuracy"], **classifier)
     return [
         f"samples      {', '.join(how)}",
         f"real         {real['baseline']}",
         f"both against {real['reference']}",
-        f"classifier   of {seen.format(share=100 * classifier['accuracy'], **classifier)}",
+        f"classifier   {seen}",
     ]
 
 
@@ -174,8 +185,9 @@ def table(report: dict[str, Any]) -> Table:
     sides = [report["figures"][name] for name in ("samples", "baseline")]
     for heading in ("figure", "samples", "real"):
         shown.add_column(heading)
-    for name, text in ROWS.items():
-        shown.add_row(name, *(text(side) for side in sides))
+    for name, (key, text) in ROWS.items():
+        if key in sides[0]:
+            shown.add_row(name, *(text(side[key]) for side in sides))
     for label in sides[0].get("agreement", ()):
         shares = [100 * side["agreement"].get(label, math.nan) for side in sides]
         shown.add_row(f"{label}, taken for one", *(f"{share:.1f} %" for share in shares))
@@ -186,10 +198,10 @@ def table(report: dict[str, Any]) -> Table:
 
 
 ROWS = {
-    "Fréchet distance": lambda side: f"{side['frechet']:.4f}",
-    "KID": lambda side: "{:.5f} ± {:.5f}".format(*side["kid"]),
-    "precision": lambda side: f"{side['precision']:.3f}",
-    "recall": lambda side: f"{side['recall']:.3f}",
-    "nearest in training": lambda side: f"{side['nearest']:.4f}",
-    "mean colour": lambda side: " ".join(f"{channel:.3f}" for channel in side["colour"]),
+    "Fréchet distance": ("frechet", "{:.4f}".format),
+    "KID": ("kid", lambda kid: "{:.5f} ± {:.5f}".format(*kid)),
+    "precision": ("precision", "{:.3f}".format),
+    "recall": ("recall", "{:.3f}".format),
+    "nearest in training": ("nearest", "{:.4f}".format),
+    "mean colour": ("colour", lambda colour: " ".join(f"{channel:.3f}" for channel in colour)),
 }

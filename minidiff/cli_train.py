@@ -43,6 +43,8 @@ def train(
     text_encoder: Annotated[Path | None, typer.Option(help="Hear with CLIP's of a folder, as it is.")] = None,
     objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
     min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
+    width: options.Width = None,
+    depth: options.Depth = None,
     steps: options.InAll = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
@@ -72,7 +74,8 @@ def train(
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
-        objective=objective, min_snr=min_snr, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr,
+        objective=objective, min_snr=min_snr, width=width, depth=depth, steps=steps, batch_size=batch_size,
+        accumulate=accumulate, lr=lr,
         warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
@@ -96,6 +99,8 @@ def train_vae(
     pad_crop: options.PadCrop = None,
     no_flip: options.NoFlip = False,
     kl: Annotated[float | None, typer.Option(help="What the divergence counts.  [default: 0.0001]")] = None,
+    width: options.Width = None,
+    depth: options.Depth = None,
     steps: options.InAll = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
@@ -117,9 +122,9 @@ def train_vae(
     and for every checkpoint a sheet of pictures, each beside what came back, and in checkpoints.csv their error.
     """
     given = _given(
-        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl,
-        steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
-        decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+        size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,
+        depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
+        ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     with state.only_one(out):
         if resume:

@@ -55,6 +55,8 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot
 PadCrop = Annotated[int | None, typer.Option(help="Shift pictures by up to so many pixels.")]
 NoFlip = Annotated[bool, typer.Option("--no-flip", help="Do not mirror images left to right.")]
 InAll = Annotated[int | None, typer.Option("--steps", help="Steps in all, not more.  [default: 2000]")]
+Width = Annotated[int | None, typer.Option(help="Channels of the network's first level.")]
+Depth = Annotated[int | None, typer.Option(help="Levels of the network, each half the size.")]
 BatchSize = Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")]
 Accumulate = Annotated[int | None, typer.Option(help="Parts of a batch, one at a time.  [default: 1]")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]

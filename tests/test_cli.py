@@ -358,6 +358,22 @@ def test_images_need_not_be_mirrored(done, refused, tmp_path, command):
     done(command, "letters", "--out", "letters run", "--resume", "--no-flip")
 
 
+def test_a_network_of_another_width_and_depth(done, refused, data):
+    """Without a recipe; a run that is resumed has its own, and says so."""
+    done("train", "data", "--out", "run", "--steps", 1, "--width", 8, "--depth", 2, *SMALL)
+    assert md.load_unet("run", "numpy").config.block_out_channels == (8, 16)
+    resume = ("train", "data", "--out", "run", "--resume", "--steps", 2, *QUICK)
+    refused(*resume, "--width", 16, match="run: was started with --width 8, not 16; leave it out")
+    refused(*resume, "--depth", 1, match="run: was started with --depth 2, not 1; leave it out")
+    assert "Done: step 2" in done(*resume, "--width", 8, "--depth", 2)
+    new = ("train", "data", "--out", "new")
+    refused(*new, "--width", 12, match="^minidiff: width 12: give a multiple of 8")
+    refused(*new, "--depth", 4, match="^minidiff: depth 4: does not go with 4x4 pixels; give 1 to 3 levels")
+    refused(
+        *new, "--depth", 1, "--recipe", "small-cpu", match="--depth is for networks without a recipe: leave it or --r"
+    )
+
+
 def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
     noises(tmp_path / "pets")
     done("train", "pets", "--out", "run", "--steps", 2, *SMALL)
@@ -981,7 +997,7 @@ def test_what_sample_cannot_do(refused, trained):
 def quick_judge(monkeypatch, tmp_path_factory):
     """A judge of two steps, kept outside the test's own folder."""
     kept = tmp_path_factory.mktemp("kept")
-    for name, value in {"FEWEST": 2, "MOST": 2, "BATCH": 4, "user_cache_dir": lambda: kept}.items():
+    for name, value in {"FEWEST": 2, "MOST": 2, "BATCH": 4, "WORTH": 16, "user_cache_dir": lambda: kept}.items():
         monkeypatch.setattr(judge, name, value)
     monkeypatch.setattr(subject, "LEAST", 8)
     monkeypatch.setattr(evaluate, "LEAST", 8)
@@ -1001,7 +1017,7 @@ def test_evaluate(done, real, tmp_path):
     assert "Training a classifier of data, once" in out
     assert "16 of run, weights moving average, of step 3, ddim in 2 steps, guidance 1, seed 0\n" in out
     assert "16 of data, the other half\n" in out and "20 of data, half of the test split\n" in out
-    assert re.search(r"of 10 pictures, right on [0-9.]+ % of 40 others\n", out)
+    assert re.search(r"classifier   10 of data, right on [0-9.]+ % of 40 others\n", out)
     report = json.loads(Path("new/folder/figures.json").read_text())
     assert report["samples"] == {
         "of": "run", "n": 16, "weights": "moving average, of step 3", "sampler": "ddim", "steps": 2, "guidance": 1.0,
@@ -1018,6 +1034,32 @@ def test_evaluate(done, real, tmp_path):
     assert len(list(Path("new/folder/reference").iterdir())) == 20
     assert not list(tmp_path.glob("new/.*"))
     assert "Training" not in done("evaluate", "run", "--against", "data", *few)
+
+
+def test_evaluate_few_samples(done, real, monkeypatch):
+    """What needs no classifier, and a word on the rest."""
+    monkeypatch.setattr(judge, "WORTH", 17)
+    monkeypatch.setattr(judge, "learn", None)
+    out = done("evaluate", "run", "--against", "data", "--n", 16, "--steps", 2, "--out", "new", *QUICK)
+    assert "16 samples are too few to train a classifier for; distances, precision, recall and agreement are" in out
+    assert "classifier   none, for fewer than 17 samples\n" in out and "Training" not in out and "KID" not in out
+    report = json.loads(Path("new/figures.json").read_text())
+    assert report["classifier"] is None and report["bits_per_dim"]["n"] == 4
+    assert all(list(side) == ["nearest", "colour"] for side in report["figures"].values())
+
+
+def test_evaluate_with_a_classifier_of_other_data(done, refused, tmp_path, quick_judge):
+    """Of a flat folder, whose images are of a single class."""
+    noises(tmp_path / "flat", n=81)
+    for kind in "ab":
+        noises(tmp_path / "pets" / kind, n=45)
+    done("train", "flat", "--out", "run", "--steps", 1, *SMALL)
+    evaluation = ("evaluate", "run", "--against", "flat", "--n", 16, "--steps", 2, *QUICK)
+    refused(*evaluation, match="flat: has a single class, and a classifier needs two; give --classifier")
+    out = done(*evaluation, "--classifier", "pets")
+    assert re.search(r"classifier   81 of pets, right on [0-9.]+ % of 9 others\n", out)
+    assert "Fréchet distance" in out and "both against 73 of flat" in out
+    refused(*evaluation, "--classifier", "nothing", match="nothing: no built-in set has this name")
 
 
 def test_evaluate_what_is_drawn_already(done, refused, real):

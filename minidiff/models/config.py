@@ -1,6 +1,7 @@
 """What a U-Net is made of: the keys of diffusers' config.json for UNet2DModel, as a dataclass."""
 
 from dataclasses import asdict, dataclass, fields
+from math import gcd
 
 from minidiff.errors import MinidiffError
 
@@ -31,6 +32,9 @@ FIXED = {
     "mid_block_type": "UNetMidBlock2D",
     "time_embedding_type": "positional",
 }
+
+
+GROUPS = 8  # of a default network's norms
 
 
 @dataclass(frozen=True)
@@ -197,13 +201,36 @@ def times_halved(H: int, W: int) -> int:
     return halvings
 
 
-def default_config(shape: tuple[int, int, int], width: int = 32, num_class_embeds: int | None = None) -> UNetConfig:
-    """A U-Net for pictures of shape (H, W, C): widths 1, 2, 3, 3, ... times `width`, attention at the lowest level.
+def downsamplings(H: int, W: int, depth: int, fewest: int = 1, most: int = 12) -> int:
+    """How often a network of `depth` levels downsamples H x W pixels by two: depth - 1 times.
 
-    It halves as often as height and width divide by two, down to 4 pixels, three times at most.
+    Raises MinidiffError for a depth outside fewest..most, and where H or W do not divide by two so often.
+    """
+    side = gcd(H, W)
+    most = min(most, (side & -side).bit_length())  # one level more than the times that two divides both
+    if not fewest <= depth <= most:
+        allowed = f"give {fewest} to {most} levels" if fewest <= most else "cut the images to another size"
+        raise MinidiffError(f"depth {depth}: does not go with {W}x{H} pixels; {allowed}")
+    return depth - 1
+
+
+def check_width(width: int, multiple: int) -> None:
+    """Raises MinidiffError for channels of a first level that are no multiple of that, or more than 4096."""
+    if width % multiple or not multiple <= width <= 4096:
+        raise MinidiffError(f"width {width}: give a multiple of {multiple}, from {multiple} to 4096")
+
+
+def default_config(
+    shape: tuple[int, int, int], width: int = 32, num_class_embeds: int | None = None, depth: int | None = None
+) -> UNetConfig:
+    """A U-Net for images of shape (H, W, C): widths 1, 2, 3, 3, ... times `width`, attention at the lowest level.
+
+    depth  how many levels; None: it halves as often as H and W divide by two, down to 4 pixels, three times at most
+    Raises MinidiffError for a width that is no multiple of 8, and a depth that does not go with H and W.
     """
     H, W, C = shape
-    halvings = times_halved(H, W)
+    check_width(width, GROUPS)
+    halvings = times_halved(H, W) if depth is None else downsamplings(H, W, depth)
     widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))
     return UNetConfig(
         sample_size=H if H == W else (H, W),
@@ -213,7 +240,7 @@ def default_config(shape: tuple[int, int, int], width: int = 32, num_class_embed
         down_block_types=("DownBlock2D",) * halvings + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * halvings,
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=GROUPS,
         attention_head_dim=None,
         num_class_embeds=num_class_embeds,
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from minidiff.errors import MinidiffError
-from minidiff.models.config import times_halved
+from minidiff.models.config import GROUPS, check_width, downsamplings, times_halved
 
 
 @dataclass(frozen=True)
@@ -258,15 +258,21 @@ class TextUNetConfig(FileConfig):
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
 
-def default_text_unet(shape: tuple[int, int, int], heard: int) -> TextUNetConfig:
-    """A text U-Net for pictures or latents (H, W, C) and texts of `heard` channels, small enough for two cores.
+def default_text_unet(
+    shape: tuple[int, int, int], heard: int, width: int | None = None, depth: int | None = None
+) -> TextUNetConfig:
+    """A text U-Net for images or latents (H, W, C) and texts of `heard` channels, small enough for two cores.
 
-    Widths 1, 2, 3, 3 times 32, or 64 where there are no more than 16 pixels; it halves as `default_config` does. Pixels
-    look at the text, and at one another, on levels of at most 16 of them in height and width.
+    Widths 1, 2, 3, 3, ... times `width`; None: 32, or 64 where there are no more than 16 pixels. Depth as of
+    `default_config`. Pixels cross-attend to the text, and attend to one another, on levels of at most 16 of them in
+    height and width. Raises MinidiffError for a width that is no multiple of 32, the channels of an attention head,
+    and a depth that does not go with H and W.
     """
     H, W, C = shape
-    halvings = times_halved(H, W)
-    width = 32 if min(H, W) > 16 else 64
+    if width is None:
+        width = 32 if min(H, W) > 16 else 64
+    check_width(width, 32)
+    halvings = times_halved(H, W) if depth is None else downsamplings(H, W, depth)
     widths = tuple(width * min(level + 1, 3) for level in range(halvings + 1))
     listens = [max(H, W) >> level <= 16 or level == halvings for level in range(halvings + 1)]
     return TextUNetConfig(
@@ -277,7 +283,7 @@ def default_text_unet(shape: tuple[int, int, int], heard: int) -> TextUNetConfig
         down_block_types=tuple(CROSS_DOWN if here else DOWN for here in listens),
         up_block_types=tuple(CROSS_UP if here else UP for here in listens[::-1]),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=GROUPS,
         cross_attention_dim=heard,
         attention_head_dim=tuple(width // 32 for width in widths),
     )

@@ -25,6 +25,8 @@ def start_run(
 ) -> tuple[UNetRun, Dataset]:
     """A new run of the given choices, every other as the recipe has it, or at its default."""
     recipe = recipes.find(name := given.pop("recipe", None))
+    if (sizes := sizes_of(given)) and name:
+        raise MinidiffError(f"--{next(iter(sizes))} is for networks without a recipe: leave it or --recipe {name} out")
     schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
     config, dataset = begun(out, data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
@@ -35,9 +37,9 @@ def start_run(
         weight = f"min(SNR, {config.min_snr:g}), in place of EDM's own SNR + {1 / SIGMA_DATA**2:g}"
         console.print(f"--min-snr: the squared error of x0_hat has the weight {weight}.")
     try:
-        network = recipe.network(dataset.shape, len(classes) + 1 if classes else None)
+        network = recipe.network(dataset.shape, len(classes) + 1 if classes else None, **sizes)
     except MinidiffError as error:
-        raise MinidiffError(f"--recipe {name}: {error}") from None
+        raise MinidiffError(f"--recipe {name}: {error}" if name else str(error)) from None
     if name:
         console.print(f"Recipe {name}, if nothing of it is changed: {recipe.time}")
     return state.new_run(UNetRun, out, config, network, schedule), dataset
@@ -45,8 +47,14 @@ def start_run(
 
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """A new run of an autoencoder."""
+    sizes = sizes_of(given)
     config, dataset = begun(out, data, given, threads)
-    return state.new_run(VAERun, out, config, default_vae(dataset.shape)), dataset
+    return state.new_run(VAERun, out, config, default_vae(dataset.shape, **sizes)), dataset
+
+
+def sizes_of(given: dict[str, Any]) -> dict[str, int]:
+    """Take the network's width and depth from what is given, as far as they are."""
+    return {name: given.pop(name) for name in ("width", "depth") if name in given}
 
 
 def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:

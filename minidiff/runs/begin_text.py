@@ -18,7 +18,7 @@ from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.runs import state
-from minidiff.runs.begin import begun, schedule_of
+from minidiff.runs.begin import begun, schedule_of, sizes_of
 from minidiff.runs.pipeline import load_text_encoder, load_vae
 from minidiff.runs.terminal import console
 from minidiff.runs.text_run import TextRun
@@ -41,13 +41,14 @@ def start_text(
     schedule = schedule_of(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
     if not isinstance(schedule, Schedule):
         raise MinidiffError(f"--objective {schedule.prediction_type}: of texts choose epsilon, sample or v_prediction")
+    sizes = sizes_of(given)
     config, dataset = begun(out, data, given, threads)
     check_captions(data, dataset)
     vae = Pixels(dataset.shape[2]) if latent is None else _autoencoder(latent, dataset, config)
     tokenizer, encoder = _of_captions(dataset.captions) if hears is None else text_encoder_of(hears, config.backend)
     heard = encoder.config if isinstance(encoder, TextEncoder) else encoder
     (H, W, _), channels = dataset.shape, vae.config.latent_channels
-    network = default_text_unet((H // vae.factor, W // vae.factor, channels), heard.hidden_size)
+    network = default_text_unet((H // vae.factor, W // vae.factor, channels), heard.hidden_size, **sizes)
     return state.new_run(TextRun, out, config, network, schedule, tokenizer, vae, encoder), dataset
 
 

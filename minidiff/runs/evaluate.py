@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff.data import open_dataset
+from minidiff.data import is_folder_of_pictures, open_dataset
 from minidiff.data.dataset import Dataset, blocks, part_of
 from minidiff.data.pictures import save, sheet, to_float
 from minidiff.diffusion.bound import bits_per_dim
@@ -21,7 +21,7 @@ from minidiff.runs import machine, metrics
 from minidiff.runs.begin import open_data
 from minidiff.runs.drawing import BATCH, write_npz
 from minidiff.runs.files import write_json
-from minidiff.runs.judge import Judge, Seen
+from minidiff.runs.judge import Judge, Seen, judge_of
 from minidiff.runs.subject import LEAST, Subject
 from minidiff.runs.terminal import with_bar
 
@@ -48,70 +48,105 @@ def open_real(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = F
     cannot be read of a folder.
     Raises MinidiffError for pictures of another shape, and for too few.
     """
-    size = shape[0] if shape[0] == shape[1] else None
-    whole = open_data(data, size, skip_bad)
-    if whole.shape != shape:
-        raise MinidiffError(f"{data}: its pictures are {whole.shape}, and {shape} are to be evaluated; give their set")
-    try:
-        test = open_dataset(data, size, "test")
-    except NoSplit:
-        tenth = np.arange(len(whole)) % 10 == 9
-        train, test = part_of(whole, np.flatnonzero(~tenth)), part_of(whole, np.flatnonzero(tenth))
-        reference, others = train, test
-        called = "nine of ten pictures", "the tenth"
-        few, least = f"{len(whole)} pictures", 10 * LEAST
-    else:
+    train, test, has_split = split(data, shape[0] if shape[0] == shape[1] else None, skip_bad)
+    if train.shape != shape:
+        raise MinidiffError(f"{data}: its pictures are {train.shape}, and {shape} are to be evaluated; give their set")
+    if has_split:
         order = np.random.default_rng(0).permutation(len(test))
-        train, reference, others = whole, part_of(test, order[::2]), part_of(test, order[1::2])
+        reference, others = part_of(test, order[::2]), part_of(test, order[1::2])
         called = "half of the test split", "the other half"
         few, least = f"{len(test)} test pictures", 2 * LEAST
+    else:
+        reference, others = train, test
+        called = "nine of ten pictures", "the tenth"
+        few, least = f"{len(train) + len(test)} pictures", 10 * LEAST
     if len(others) < LEAST:
         raise MinidiffError(f"{data}: its {few} are too few to compare with a part of them; {least} are the least")
     baseline = part_of(others, np.random.default_rng(0).permutation(len(others))[:n])
     return Real(train, test, reference, baseline, called)
 
 
+def split(data: str, size: int | None, skip_bad: bool) -> tuple[Dataset, Dataset, bool]:
+    """Training and test images of a set, and whether the set has a test split: without one, every tenth is a test."""
+    whole = open_data(data, size, skip_bad)
+    try:
+        return whole, open_dataset(data, size, "test"), True
+    except NoSplit:
+        tenth = np.arange(len(whole)) % 10 == 9
+        return part_of(whole, np.flatnonzero(~tenth)), part_of(whole, np.flatnonzero(tenth)), False
+
+
+def judge_for(real: Real, other: str | None, backend: str, samples: int | None, skip_bad: bool) -> Judge | None:
+    """What `judge_of` gives for the real images, or for other data that is to be learned from in their place.
+
+    Raises MinidiffError also for other data of another number of channels, and for too few.
+    """
+    if other is None:
+        return judge_of(real.train, real.test, backend, samples)
+    (H, W, C), sized = real.train.shape, is_folder_of_pictures(other)
+    train, test, _ = split(other, H if sized and H == W else None, skip_bad)
+    if train.shape[2] != C:
+        raise MinidiffError(
+            f"--classifier {other}: has {train.shape[2]} channels, {real.train.name} {C}; give other data"
+        )
+    if len(test) < LEAST:
+        raise MinidiffError(f"--classifier {other}: has {len(test)} images to test with; {LEAST} are the least")
+    return judge_of(train, test, backend, samples)
+
+
 def evaluate(
-    subject: Subject, real: Real, judge: Judge, seed: int, threads: int
+    subject: Subject, real: Real, judge: Judge | None, seed: int, threads: int
 ) -> tuple[dict[str, Any], np.ndarray, Image.Image]:
-    """The report, which is what figures.json holds; the pictures; the sheet of those closest to a training picture."""
+    """The report, which is what figures.json holds; the pictures; the sheet of those closest to a training picture.
+
+    Without a judge only the figures of `pixel_figures`, and bits.
+    """
     images = with_bar("drawing", subject.ticks, subject.draw) if subject.ticks else subject.draw(lambda: None)
-    seen, baseline, reference = map(judge.look, (images, pictures_of(real.baseline), pictures_of(real.reference)))
+    sides = images, pictures_of(real.baseline), pictures_of(real.reference)
+    seen = None if judge is None else [judge.look(side) for side in sides]
     bits = None if subject.model is None else bits_of(subject, real.baseline, seed)
     machine.use_threads(threads, "numpy")  # whose products are all that is left to do
     found, distances = neighbours(images, real.train)
-    _, usual = neighbours(baseline.images, real.train)
-    by_class = subject.labels is not None
+    _, usual = neighbours(sides[1], real.train)
+    by_class = subject.labels is not None and judge is not None and judge.train.classes == real.train.classes
+
+    def figures_of(side: int, distances: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
+        found = pixel_figures(sides[side], distances)
+        if seen is None:
+            return found
+        labels = labels if by_class else None
+        return feature_figures(seen[side], seen[2], labels, real.train.classes, seed) | found
+
     report = {
         "samples": subject.facts,
         "reference": {"of": real.train.name, "which": real.called[0], "n": len(real.reference)},
         "baseline": {"of": real.train.name, "which": real.called[1], "n": len(real.baseline)},
-        "classifier": {"learned_from": len(real.train), "accuracy": judge.accuracy, "tested_on": judge.tested},
+        "classifier": judge and judge.facts,
         "figures": {
-            "samples": figures(seen, reference, distances, subject.labels, real.train.classes, seed),
-            "baseline": figures(
-                baseline, reference, usual, real.baseline.labels if by_class else None, real.train.classes, seed
-            ),
+            "samples": figures_of(0, distances, subject.labels),
+            "baseline": figures_of(1, usual, real.baseline.labels),
         },
         "bits_per_dim": bits,
     }
     return report, images, closest(images, found, distances, real.train)
 
 
-def figures(
-    seen: Seen,
-    reference: Seen,
-    distances: np.ndarray,
-    labels: np.ndarray | None,
-    classes: tuple[str, ...],
-    seed: int,
+def pixel_figures(images: np.ndarray, distances: np.ndarray) -> dict[str, Any]:
+    """The figures of images (n, H, W, C) uint8 that need no classifier, by the names that figures.json gives them.
+
+    nearest     the median of `distances` (n,), of each to the training image that is nearest
+    colour      the mean of every channel, 0 to 1
+    """
+    return {"nearest": float(np.median(distances)), "colour": (images.mean((0, 1, 2)) / 255).tolist()}
+
+
+def feature_figures(
+    seen: Seen, reference: Seen, labels: np.ndarray | None, classes: tuple[str, ...], seed: int
 ) -> dict[str, Any]:
-    """The figures of pictures against the reference, by the names that figures.json gives them.
+    """The figures of images against the reference that a classifier sees, by the names that figures.json gives them.
 
     frechet, kid, precision, recall   of their features (metrics.py), each in units of the reference's deviation; of
                                       kid the mean and the spread over subsets
-    nearest     the median of `distances` (n,), of each to the training picture that is nearest
-    colour      the mean of every channel, 0 to 1
     agreement   the share of each class that is taken for what it should be, by `labels` (n,), if there are any
     """
     mean, deviation = reference.features.mean(0), reference.features.std(0)
@@ -126,8 +161,6 @@ def figures(
         "kid": list(kid),
         "precision": precision,
         "recall": recall,
-        "nearest": float(np.median(distances)),
-        "colour": (seen.images.mean((0, 1, 2)) / 255).tolist(),
     }
     if labels is not None:
         hit = seen.called == labels

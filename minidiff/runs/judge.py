@@ -6,10 +6,11 @@ so that figures of one day can be set beside figures of another.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from minidiff_kernels.cpu.jit import user_cache_dir
@@ -22,20 +23,29 @@ from minidiff.engine.optim import AdamW, learning_rate
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.models.classifier import Classifier
-from minidiff.runs.terminal import console, with_bar
+from minidiff.runs.terminal import about, console, with_bar
 from minidiff.runs.weights import open_safetensors, write_safetensors
 
 BATCH, LR, SEED = 64, 2e-3, 0
 FEWEST, EPOCHS, MOST = 500, 16, 5000  # steps: as many as 16 times through the set take, but not beyond these
+WORTH = 100  # samples; for fewer, which give poor figures anyway, no classifier is trained
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A trained classifier, and the share of `tested` pictures, of those it never saw, that it named rightly."""
+    """A trained classifier, what it was trained on, and its accuracy on `tested` images that it was not trained on."""
 
     classifier: Classifier
+    train: Dataset
     accuracy: float
     tested: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What figures.json says of it."""
+        return {
+            "of": self.train.name, "learned_from": len(self.train), "accuracy": self.accuracy, "tested_on": self.tested,
+        }  # fmt: skip
 
     def look(self, images: np.ndarray) -> "Seen":
         """Pictures (N, H, W, C) uint8 as it sees them."""
@@ -56,20 +66,33 @@ class Seen(NamedTuple):
     called: np.ndarray
 
 
-def judge_of(train: Dataset, test: Dataset, backend: str) -> Judge:
+def judge_of(train: Dataset, test: Dataset, backend: str, samples: int | None = None) -> Judge | None:
     """The judge of a set: the one that is kept, or a new one, which takes minutes.
 
+    None where none is kept and no new one is worth its time: for fewer than WORTH `samples`, if their number is given.
     Raises MinidiffError for a set of a single class, for a kept judge that is damaged, and, before anything is
     trained, for a cache folder that cannot be written.
     """
-    if len(train.classes) < 2:
-        raise MinidiffError(f"{train.name}: has a single class, and a classifier needs two; sort it into sub-folders")
+    single, few = len(train.classes) < 2, samples is not None and samples < WORTH
+    if single and not few:
+        raise MinidiffError(
+            f"{train.name}: has a single class, and a classifier needs two; give --classifier with data of several, "
+            "or sort it into sub-folders"
+        )
+    if single:
+        return None
     path = with_bar("reading", -(-len(train) // 1024) - (-len(test) // 1024), lambda tick: place(train, test, tick))
     if path.is_file():
         return _kept(path, train, test, backend)
+    if few:
+        return None
     check_cache(path.parent)
-    console.print(f"Training a classifier of {train.name}, once; it will be kept in {path.parent}")
-    judge = with_bar("learning", steps_for(len(train)), lambda tick: learn(train, test, backend, tick))
+    steps = steps_for(len(train))
+    how_long = about(steps * seconds_per_step(train, backend))
+    console.print(
+        f"Training a classifier of {train.name}, once: {steps} steps, {how_long}; it is kept in {path.parent}"
+    )
+    judge = with_bar("learning", steps, lambda tick: learn(train, test, backend, tick))
     write_safetensors(path, judge.classifier.state_dict(), {"accuracy": repr(judge.accuracy)})
     return judge
 
@@ -81,20 +104,40 @@ def steps_for(pictures: int) -> int:
 
 def learn(train: Dataset, test: Dataset, backend: str, tick: Callable[[], object]) -> Judge:
     """Train a judge by AdamW on cross-entropy, and test the moving average of its weights; tick() after each step."""
-    classifier = Classifier(train.shape[2], len(train.classes), np.random.default_rng(SEED), backend)
-    optimizer = AdamW(classifier.parameters(), LR, weight_decay=0.05, clip=1.0, ema=0.99)
+    classifier, optimizer = _beginner(train, backend)
     steps = steps_for(len(train))
     batches = prefetch(lambda step: batch(train, step, BATCH, SEED, train.mirrors), range(1, steps + 1))
     for step, (x, labels) in enumerate(batches, start=1):
         optimizer.lr = learning_rate(LR, step, steps, warmup=steps // 10, decay_from=0.1)
-        optimizer.zero_grad()
-        cross_entropy(classifier(x), labels).backward()
-        optimizer.step()
+        _step(classifier, optimizer, x, labels)
         tick()
     with optimizer.averaged():
-        judge = Judge(classifier.to(backend), 0.0, len(test))
+        judge = Judge(classifier.to(backend), train, 0.0, len(test))
     called = np.concatenate([judge.look(images).called for images in blocks(test)])  # (len(test),)
-    return Judge(judge.classifier, float((called == test.labels).mean()), len(test))
+    return replace(judge, accuracy=float((called == test.labels).mean()))
+
+
+def seconds_per_step(train: Dataset, backend: str) -> float:
+    """How long a step of `learn` takes: the fastest of three, the first of which may compile, of a scratch network."""
+    (classifier, optimizer), seconds = _beginner(train, backend), []
+    for step in range(1, 4):
+        start = time.perf_counter()
+        float(_step(classifier, optimizer, *batch(train, step, BATCH, SEED, train.mirrors)))  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _beginner(train: Dataset, backend: str) -> tuple[Classifier, AdamW]:
+    """A classifier that has learned nothing yet, and its optimiser."""
+    classifier = Classifier(train.shape[2], len(train.classes), np.random.default_rng(SEED), backend)
+    return classifier, AdamW(classifier.parameters(), LR, weight_decay=0.05, clip=1.0, ema=0.99)
+
+
+def _step(classifier: Classifier, optimizer: AdamW, x: np.ndarray, labels: np.ndarray) -> Any:
+    """One step on images x (N, H, W, C) and labels (N,); returns the norm of the gradient (0-d)."""
+    optimizer.zero_grad()
+    cross_entropy(classifier(x), labels).backward()
+    return optimizer.step()
 
 
 def place(train: Dataset, test: Dataset, tick: Callable[[], object]) -> Path:
@@ -128,4 +171,4 @@ def _kept(path: Path, train: Dataset, test: Dataset, backend: str) -> Judge:
         classifier.load_state_dict({name: a.read() for name, a in stored.items()})
     except (MinidiffError, KeyError, ValueError):
         raise MinidiffError(f"{path}: is damaged; remove it, and it is trained again") from None
-    return Judge(classifier, accuracy, len(test))
+    return Judge(classifier, train, accuracy, len(test))

@@ -17,8 +17,8 @@ from minidiff.runs.train import SCHEDULE
 Shape = tuple[int, int, int]  # (H, W, C)
 
 
-def _default_network(shape: Shape, num_class_embeds: int | None) -> UNetConfig:
-    return default_config(shape, num_class_embeds=num_class_embeds)
+def _default_network(shape: Shape, num_class_embeds: int | None, **sizes: int) -> UNetConfig:
+    return default_config(shape, num_class_embeds=num_class_embeds, **sizes)
 
 
 def _four_levels(widths: tuple[int, int, int, int], **more: Any) -> Callable[[Shape, int | None], UNetConfig]:
@@ -49,13 +49,14 @@ class Recipe:
     """What a run is started with; the defaults are those of a run without a recipe.
 
     choices   fields of TrainConfig that are other than its defaults
-    network   (H, W, C) and the rows of a label table, None for no labels -> the network's configuration
+    network   (H, W, C) and the rows of a label table, None for no labels -> the network's configuration; the default
+              takes width and depth too
     by_class  whether it learns classes, where the pictures have any
     time      how long it takes, on what, and whether that was measured
     """
 
     choices: dict[str, Any] = field(default_factory=dict)
-    network: Callable[[Shape, int | None], UNetConfig] = _default_network
+    network: Callable[..., UNetConfig] = _default_network
     schedule: AnySchedule = SCHEDULE
     by_class: bool = False
     time: str = ""

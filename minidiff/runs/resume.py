@@ -69,6 +69,8 @@ def _was(run: Run, name: str) -> Any:
         return bool(run.config.classes)
     if name == "objective":
         return run.objective
+    if name in ("width", "depth"):
+        return run.widths[0] if name == "width" else len(run.widths)
     return getattr(run.config, name)
 
 

@@ -50,6 +50,11 @@ class Run(ABC):
 
     @property
     @abstractmethod
+    def widths(self) -> tuple[int, ...]:
+        """The channels of its network's levels."""
+
+    @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of its pictures."""
 

@@ -67,7 +67,8 @@ def open_run(folder: Path, kind: type[R] = Run) -> R:
 
     If its state is damaged, the newest one that is kept and whole is taken in its place, in the end the best, and the
     console is told.
-    Raises MinidiffError for a folder without a run, or with one of another kind, and if no state is whole.
+    Raises MinidiffError for a folder without a run, or with one of another kind, and, naming every file that was
+    tried, if no state is whole.
     """
     path, others = state_file(folder), [*list(kept.kept(folder).values())[::-1], best_file(folder)]
     if not any(other.is_file() for other in (path, *others)):
@@ -82,7 +83,17 @@ def open_run(folder: Path, kind: type[R] = Run) -> R:
                 run = of_kind(replace(_read(folder, other), read_from=other), kind)
                 console.print(f"{error}. Going back to step {run.step}, {other.name}.")
                 return run
-        raise
+        raise _none_whole(error, [other for other in others if other.is_file()]) from None
+
+
+def _none_whole(error: MinidiffError, others: list[Path]) -> MinidiffError:
+    """The error of the newest state, and the names of the others that were tried after it."""
+    if not others:
+        return error
+    tried = ", ".join(map(str, others))
+    return MinidiffError(
+        f"{error}; no other state is whole: {tried}; restore one of these files, or start a new run in another folder"
+    )
 
 
 class WrongKind(MinidiffError):

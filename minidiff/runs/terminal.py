@@ -104,6 +104,11 @@ def announce_compiling(backend: str) -> None:
         console.print("Compiling the kernels for this processor, once: about a minute.")
 
 
+def about(seconds: float) -> str:
+    """A length of time as a person says it."""
+    return f"about {max(round(seconds), 1)} s" if seconds < 90 else f"about {round(seconds / 60)} minutes"
+
+
 class Note(ProgressColumn):
     """The column of a bar that says more; a string, which the console escapes, where a TextColumn makes a Text."""
 

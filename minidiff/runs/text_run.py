@@ -99,6 +99,10 @@ class TextRun(Run):
         return self.pipeline.schedule.prediction_type
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        return self.pipeline.unet.config.block_out_channels
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return *native_size(self.pipeline), self.pipeline.vae.config.in_channels
 

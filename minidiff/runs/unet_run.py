@@ -62,6 +62,10 @@ class UNetRun(Run):
         return self.schedule.prediction_type
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        return self.unet.config.block_out_channels
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return self.unet.picture_shape
 

@@ -19,6 +19,7 @@ from minidiff.data.pictures import sheet, to_float, to_uint8
 from minidiff.engine.nn import Parameter
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
+from minidiff.models.config import GROUPS, check_width, downsamplings
 from minidiff.models.latent_config import VAEConfig
 from minidiff.models.vae import VAE, vae_loss
 from minidiff.runs.checkpoint import save_network
@@ -49,6 +50,10 @@ class VAERun(Run):
 
     def metadata(self) -> dict[str, str]:
         return {"vae": json.dumps(self.vae.config.to_dict())}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.vae.config.block_out_channels
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -107,17 +112,21 @@ def psnr(error: float) -> float:
     return math.inf if error == 0 else 10 * math.log10(4 / error)
 
 
-def default_vae(shape: tuple[int, int, int]) -> VAEConfig:
-    """An autoencoder for pictures (H, W, C), whose latents have a quarter of their numbers.
+def default_vae(shape: tuple[int, int, int], width: int = 32, depth: int | None = None) -> VAEConfig:
+    """An autoencoder for images (H, W, C), whose latents have a quarter of their channels times pixels.
 
-    It halves twice, or as often as they can be, once at least; what is lost in height and width, but for that quarter,
-    goes into channels: 32x32x3 becomes 8x8x12. Raises MinidiffError for pictures that cannot be halved.
+    Widths 1, 2, 2, ... times `width`. It has `depth` levels, or, where that is None, halves twice, or once where two
+    do not go; what is lost in height and width, but for that quarter, goes into channels: 32x32x3 becomes 8x8x12.
+    Raises MinidiffError for images that cannot be halved, a width that is no multiple of 8, and a depth that does not
+    go with H and W.
     """
     H, W, C = shape
-    halvings = 2 if H % 4 == 0 and W % 4 == 0 else 1
     if H % 2 or W % 2:
         raise MinidiffError(f"{W}x{H} pictures cannot be halved, as the autoencoder must; cut them with --size")
-    widths = (32, 64, 64)[: halvings + 1]
+    check_width(width, GROUPS)
+    usual = 2 if H % 4 == 0 and W % 4 == 0 else 1
+    halvings = usual if depth is None else downsamplings(H, W, depth, fewest=2, most=6)
+    widths = (width,) + (2 * width,) * halvings
     return VAEConfig(
         in_channels=C,
         out_channels=C,
@@ -125,7 +134,7 @@ def default_vae(shape: tuple[int, int, int]) -> VAEConfig:
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=C * 4 ** (halvings - 1),
-        norm_num_groups=8,
+        norm_num_groups=GROUPS,
         sample_size=H if H == W else (H, W),
         scaling_factor=1.0,
     )

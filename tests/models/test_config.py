@@ -158,5 +158,17 @@ def test_the_default_halves_as_often_as_the_picture_does(shape, halvings):
 
 def test_the_default_may_be_wider_but_only_by_whole_groups():
     assert default_config((8, 8, 3), width=48).block_out_channels == (48, 96)
-    with pytest.raises(MinidiffError, match="norm_num_groups = 8 .* 20 is one"):
-        default_config((8, 8, 3), width=20)
+    for width in (20, 0, -8, 4104):
+        with pytest.raises(MinidiffError, match=f"width {width}: give a multiple of 8, from 8 to 4096"):
+            default_config((8, 8, 3), width=width)
+
+
+def test_the_default_may_have_another_depth_that_goes_with_the_image():
+    deep = default_config((32, 32, 3), width=16, depth=5)
+    assert deep.block_out_channels == (16, 32, 48, 48, 48) and deep.down_block_types[-1] == "AttnDownBlock2D"
+    assert default_config((33, 32, 1), depth=1) == default_config((33, 32, 1))
+    assert default_config((32, 32, 1), depth=4) == default_config((32, 32, 1))
+    for shape, depth, most in (((32, 32, 3), 7, 6), ((28, 32, 1), 4, 3), ((7, 7, 1), 2, 1), ((8, 8, 1), 0, 4)):
+        size = f"{shape[1]}x{shape[0]}"
+        with pytest.raises(MinidiffError, match=f"depth {depth}: does not go with {size} pixels; give 1 to {most} lev"):
+            default_config(shape, depth=depth)

@@ -10,7 +10,7 @@ from small_runs import bars, idx_set, refused
 
 from minidiff.data.dataset import from_arrays
 from minidiff.runs import evaluate
-from minidiff.runs.evaluate import closest, export, figures, neighbours, open_real
+from minidiff.runs.evaluate import closest, export, feature_figures, neighbours, open_real, pixel_figures
 from minidiff.runs.judge import Seen
 
 
@@ -72,12 +72,18 @@ def seen(n, seed, shift=0.0):
 
 def test_figures_of_a_set_against_itself():
     one = seen(50, 0)
-    found = figures(one, one, np.full(50, 0.25), one.called, ("a", "b", "c"), seed=0)
+    found = feature_figures(one, one, one.called, ("a", "b", "c"), seed=0)
     assert abs(found["frechet"]) < 1e-6
-    assert (found["precision"], found["recall"], found["nearest"]) == (1, 1, 0.25)
+    assert (found["precision"], found["recall"]) == (1, 1)
     assert abs(found["kid"][0]) < 4 * found["kid"][1]
     assert found["agreement"] == {"a": 1, "b": 1, "c": 1}
-    np.testing.assert_allclose(found["colour"], one.images.reshape(-1, 3).mean(0) / 255)
+
+
+def test_figures_that_need_no_classifier():
+    images = seen(50, 0).images
+    found = pixel_figures(images, np.arange(51.0))
+    assert list(found) == ["nearest", "colour"] and found["nearest"] == 25
+    np.testing.assert_allclose(found["colour"], images.reshape(-1, 3).mean(0) / 255)
 
 
 def test_figures_of_sets_that_lie_apart():
@@ -88,17 +94,17 @@ def test_figures_of_sets_that_lie_apart():
     one, other = seen(400, 0, shift=3), seen(300, 1)
     scales = np.float32([1, 10, 0.1, 1, 5, 1])
     one, other = (a._replace(features=a.features * scales + 7) for a in (one, other))
-    found = figures(one, other, np.arange(400.0), None, (), seed=0)
+    found = feature_figures(one, other, None, (), seed=0)
     assert found["frechet"] == pytest.approx(54, rel=0.1)
     assert found["precision"] < 0.1 and found["recall"] < 0.1
     assert found["kid"][0] > 10 * found["kid"][1]
-    assert found["nearest"] == 199.5 and "agreement" not in found
+    assert "agreement" not in found
 
 
 def test_precision_and_recall_are_of_as_many():
     """A reference of many more pictures would reach everywhere."""
     one, many = seen(30, 0), seen(3000, 1)
-    few = figures(one, many, np.zeros(30), None, (), seed=0)
+    few = feature_figures(one, many, None, (), seed=0)
     assert few["recall"] > 0.4  # 30 of the reference; of 3000 picked at random about as many
 
 
@@ -107,16 +113,16 @@ def test_a_set_in_order_counts_as_a_whole():
     one, many = seen(40, 0), seen(200, 1)
     many.features[100:] += 50
     one.features[20:] += 50
-    found = figures(one, many, np.zeros(40), None, (), seed=0)
+    found = feature_figures(one, many, None, (), seed=0)
     assert found["precision"] > 0.6 and found["recall"] > 0.6
-    found = figures(many, one, np.zeros(200), None, (), seed=0)
+    found = feature_figures(many, one, None, (), seed=0)
     assert found["precision"] > 0.6 and found["recall"] > 0.6
 
 
 def test_agreement_is_by_class():
     one = Seen(np.zeros((20, 1, 1, 1), np.uint8), np.random.default_rng(0).standard_normal((20, 2)), np.arange(20) % 2)
     asked = np.array([0] * 4 + [2] * 16)
-    found = figures(one, one, np.zeros(20), asked, ("a", "b", "c"), seed=0)
+    found = feature_figures(one, one, asked, ("a", "b", "c"), seed=0)
     assert found["agreement"] == {"a": 0.5, "c": 0}
 
 

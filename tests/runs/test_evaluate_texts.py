@@ -1,6 +1,7 @@
 """minidiff evaluate of a run that draws texts: prompts of both splits, beside real pictures."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from minidiff.runs.text import text_to_image
 def small(tmp_path, monkeypatch):
     """A run on captioned bars, the bars as a folder of two classes, and a judge that learns quickly."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"FEWEST": 10, "MOST": 10, "BATCH": 8}.items():
+    for name, value in {"FEWEST": 10, "MOST": 10, "BATCH": 8, "WORTH": 20}.items():
         monkeypatch.setattr(judge, name, value)
     monkeypatch.setattr(judge, "user_cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(evaluate, "LEAST", 4)
@@ -53,6 +54,34 @@ def test_two_sides_and_real_pictures(run, tmp_path):
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "figures.json", "training_captions.png", "test_captions.png",
     }  # fmt: skip
+
+
+def test_few_samples_are_not_worth_a_classifier(run, monkeypatch):
+    """Asked for by --n; all test captions, without --n, are."""
+    evaluation = ("evaluate", "run", "--against", "bars", "--steps", 2, "--backend", "numpy", "--threads", 1)
+    monkeypatch.setattr(judge, "WORTH", 22)
+    code, out, err = run(*evaluation, "--n", 16)
+    assert code == 2 and "--n 16: 21 samples are too few to train a classifier for; give more, or no --n" in err
+    assert "Training" not in out
+    assert run(*evaluation)[0] == 0
+    assert run(*evaluation, "--n", 16)[0] == 0  # now one is kept
+
+
+def test_a_flat_folder_with_the_classifier_of_other_data(run, tmp_path):
+    """Images in one folder are of one class; what their captions say is found by another set's features."""
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "bars").rglob("*.png"):
+        shutil.copy(path, tmp_path / "flat")
+    lines = (tmp_path / "bars" / "captions.csv").read_text().splitlines()
+    (tmp_path / "flat" / "captions.csv").write_text("\n".join([lines[0], *(line.split("/")[1] for line in lines[1:])]))
+    evaluation = ("evaluate", "run", "--against", "flat", "--n", 16, "--steps", 2, "--backend", "numpy", "--threads", 1)
+    code, _, err = run(*evaluation)
+    assert code == 2 and "flat: has a single class, and a classifier needs two; give --classifier" in err
+    code, out, err = run(*evaluation, "--classifier", "bars", "--out", "new")
+    assert (code, err) == (0, "") and "16 training captions, 5 test captions of flat" in out
+    report = json.loads((tmp_path / "new" / "figures.json").read_text())
+    assert report["classifier"]["of"] == "bars" and report["reference"]["of"] == "flat"
+    assert all(0 <= side["name"] <= 1 for side in report["figures"].values())
 
 
 def test_real_pictures_are_taken_for_what_they_are(tmp_path):

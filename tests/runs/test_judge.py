@@ -90,6 +90,32 @@ def test_it_is_kept(tmp_path, capsys, monkeypatch):
     np.testing.assert_array_equal(first.look(images).features, again.look(images).features)
 
 
+def test_how_long_it_takes_is_said_before(capsys, monkeypatch):
+    """As measured: 40 steps of 0.5 s, or of 6 s."""
+    for seconds, how_long in ((0.5, "about 20 s"), (6, "about 4 minutes"), (0.001, "about 1 s")):
+        monkeypatch.setattr(judge, "seconds_per_step", lambda *_, seconds=seconds: seconds)
+        monkeypatch.setattr(judge, "learn", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            judge_of(TRAIN, TEST, "numpy")
+        assert f"Training a classifier of bars, once: 40 steps, {how_long}; it is kept in" in capsys.readouterr().out
+
+
+def test_the_time_of_a_step_is_measured():
+    assert 0 < judge.seconds_per_step(TRAIN, "numpy") < 60
+
+
+def test_few_samples_train_none(monkeypatch, weights, tmp_path):
+    """But use one that is kept."""
+    monkeypatch.setattr(judge, "learn", None)
+    assert judge_of(TRAIN, TEST, "numpy", 99) is None and not tree(tmp_path)
+    single = replace(TRAIN, classes=("bars",), labels=0 * TRAIN.labels)
+    assert judge_of(single, TEST, "numpy", 99) is None
+    refused(judge_of, single, TEST, "numpy", 100, match="has a single class")
+    kept(weights)
+    found = judge_of(TRAIN, TEST, "numpy", 16)
+    assert found is not None and found.facts == {"of": "bars", "learned_from": 400, "accuracy": 0.5, "tested_on": 100}
+
+
 def changed(dataset, what):
     images, labels = dataset.take(np.arange(len(dataset))).copy(), dataset.labels.copy()
     if what == "a pixel":
@@ -111,10 +137,11 @@ def test_choices_of_another_time_have_another_judge(monkeypatch):
     assert place(TRAIN, TEST, nothing) != before
 
 
-def test_stopped_while_it_learns_nothing_is_kept(tmp_path, monkeypatch):
-    def stopped(*_):
-        raise KeyboardInterrupt
+def stopped(*_):
+    raise KeyboardInterrupt
 
+
+def test_stopped_while_it_learns_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "learn", stopped)
     with pytest.raises(KeyboardInterrupt):
         judge_of(TRAIN, TEST, "numpy")

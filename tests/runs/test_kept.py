@@ -141,9 +141,11 @@ def test_if_none_is_whole_it_says_so(stopped):
     assert state.open_run(stopped).step == 9  # the best
     damage(best_file(stopped))
     before = tree(stopped)
-    with pytest.raises(MinidiffError, match="training/state.safetensors: damaged or not safetensors"):
+    with pytest.raises(MinidiffError, match="training/state.safetensors: damaged or not safetensors") as caught:
         state.open_run(stopped)
     assert tree(stopped) == before
+    tried = [step_file(stopped, 9), step_file(stopped, 6), best_file(stopped)]
+    assert f"no other state is whole: {', '.join(map(str, tried))}; restore one of these files" in str(caught.value)
 
 
 def test_a_later_future_is_forgotten(tmp_path):

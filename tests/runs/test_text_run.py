@@ -173,6 +173,12 @@ def test_the_default_networks():
         assert config.block_out_channels == widths and 1e6 < sum(p.data.size for p in unet.parameters()) < 5e6
         assert [name.startswith("CrossAttn") for name in config.down_block_types] == [n != 32 for n in
                 [shape[0] >> level for level in range(len(widths))]]  # fmt: skip
+    assert default_text_unet((32, 32, 3), 128, 64, 2).block_out_channels == (64, 128)
+    for width in (48, 0):
+        refused(
+            default_text_unet, (8, 8, 3), 128, width, match=f"width {width}: give a multiple of 32, from 32 to 4096"
+        )
+    refused(default_text_unet, (8, 8, 3), 128, 32, 5, match="depth 5: does not go with 8x8 pixels; give 1 to 4 levels")
     encoder = TextEncoder(default_text_encoder(2048, 32), None, "numpy")
     assert 1e6 < sum(p.data.size for p in encoder.parameters()) < 2e6
 
@@ -197,7 +203,8 @@ def small(monkeypatch, tmp_path):
 
 
 def test_from_nothing_to_a_picture(run, small, tmp_path):
-    code, out, err = run("train", "bars", "--text", "--out", "run", *QUICK)
+    size = ("--width", 32, "--depth", 1)
+    code, out, err = run("train", "bars", "--text", "--out", "run", *size, *QUICK)
     assert (code, err) == (0, "")
     assert "Done: step 2. Samples: minidiff sample run --prompt 'red bar, lying'" in out
     with Image.open("run/samples/step-000002.png") as image:
@@ -206,10 +213,14 @@ def test_from_nothing_to_a_picture(run, small, tmp_path):
                          "--backend", "numpy")  # fmt: skip
     assert (code, err) == (0, "")
     parts = load_pipeline("run", "numpy")
+    assert parts.unet.config.block_out_channels == (32,)
     want = text_to_image(parts, ["red bar"], steps=2, rng=np.random.default_rng(0))
     with np.load("a.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], to_uint8(want))
-    code, out, err = run("train", "bars", "--text", "--out", "run", "--resume", "--steps", 3, "--threads", 1)
+    resume = ("train", "bars", "--text", "--out", "run", "--resume", "--steps", 3, "--threads", 1)
+    code, _, err = run(*resume, "--depth", 2)
+    assert code == 2 and "run: was started with --depth 1, not 2; leave it out" in err
+    code, out, err = run(*resume, *size)
     assert (code, err) == (0, "") and "Done: step 3." in out
 
 

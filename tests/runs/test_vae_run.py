@@ -1,6 +1,8 @@
 """minidiff train-vae: the run of an autoencoder, from its first step to a folder that diffusers opens."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +134,15 @@ def test_pictures_that_cannot_be_halved():
     refused(default_vae, (5, 8, 3), match="8x5 pictures cannot be halved.*--size")
 
 
+def test_an_autoencoder_of_another_width_and_depth():
+    config = default_vae((32, 32, 3), width=16, depth=4)
+    assert config.block_out_channels == (16, 32, 32, 32) and config.latent_channels == 48
+    assert default_vae((32, 32, 3), 32, 3) == default_vae((32, 32, 3))
+    refused(default_vae, (32, 32, 3), 20, match="width 20: give a multiple of 8")
+    refused(default_vae, (28, 28, 1), 32, 4, match="depth 4: does not go with 28x28 pixels; give 2 to 3 levels")
+    refused(default_vae, (28, 28, 1), 32, 1, match="depth 1: does not go with 28x28 pixels; give 2 to 3 levels")
+
+
 # The command line
 
 
@@ -139,7 +150,8 @@ def test_from_nothing_to_a_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     idx_set(tmp_path / "data")
     idx_set(tmp_path / "data", 5, prefix="t10k")
-    code, out, err = run("train-vae", "data", "--out", "vae", "--checkpoint-every", 2, *QUICK)
+    size = ("--width", 8, "--depth", 2)
+    code, out, err = run("train-vae", "data", "--out", "vae", "--checkpoint-every", 2, *size, *QUICK)
     assert (code, err) == (0, "")
     assert "5 of the test split" in out and "Done: step 3." in out
     assert out.count("PSNR of the averaged weights on fixed images") == 2
@@ -148,8 +160,11 @@ def test_from_nothing_to_a_folder(run, tmp_path, monkeypatch):
         assert image.width > image.height
     code, out, _ = run("train-vae", "data", "--out", "vae", "--resume")
     assert code == 0 and "all 3 steps are done already" in out and "Done" not in out
-    code, out, _ = run("train-vae", "data", "--out", "vae", "--resume", "--steps", 5, "--threads", 1)
+    code, out, _ = run("train-vae", "data", "--out", "vae", "--resume", "--steps", 5, *size, "--threads", 1)
     assert code == 0 and "Done: step 5." in out
+    assert VAEConfig.of(json.loads(Path("vae/vae/config.json").read_text())).block_out_channels == (8, 16)
+    code, _, err = run("train-vae", "data", "--out", "vae", "--resume", "--steps", 6, "--width", 16)
+    assert code == 2 and "vae: was started with --width 8, not 16; leave it out" in err
 
 
 def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
