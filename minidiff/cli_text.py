@@ -9,13 +9,14 @@ import numpy as np
 from minidiff.data import pictures
 from minidiff.errors import MinidiffError
 from minidiff.runs import drawing, pipeline, text
+from minidiff.runs.folders import described, kind_of
 from minidiff.runs.terminal import announce_compiling, errors, with_bar
 
 
 def refuse(folder: Path, only_of_texts: dict[str, Any]) -> None:
     """Raises MinidiffError if a folder wants a text and gets none, or if options are given that only a text has."""
-    if pipeline.is_pipeline(folder):
-        raise MinidiffError(f"{folder}: draws what a text says; give --prompt")
+    if kind_of(folder) == "text":
+        raise MinidiffError(f"{described(folder)}; give --prompt")
     for option, value in only_of_texts.items():
         if value is not None:
             raise MinidiffError(f"--{option} is for texts: give --prompt too, or leave it out")

@@ -19,6 +19,7 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.runs import state
 from minidiff.runs.begin import begun, resumed, same_objective, schedule_of
+from minidiff.runs.folders import GIVE, check_kind, check_there
 from minidiff.runs.pipeline import load_text_encoder, load_vae
 from minidiff.runs.terminal import console
 from minidiff.runs.text_run import TextRun
@@ -41,9 +42,12 @@ def start_text(
     schedule = schedule_of(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
     if not isinstance(schedule, Schedule):
         raise MinidiffError(f"--objective {schedule.prediction_type}: of texts choose epsilon, sample or v_prediction")
+    if hears is not None:
+        check_kind(hears, "text")
+    place = None if latent is None else _place_of_autoencoder(latent)
     config, dataset = begun(out, data, given, threads)
     check_captions(data, dataset)
-    vae = Pixels(dataset.shape[2]) if latent is None else _autoencoder(latent, dataset, config)
+    vae = Pixels(dataset.shape[2]) if place is None else _autoencoder(place, dataset, config)
     tokenizer, encoder = _of_captions(dataset.captions) if hears is None else _from_elsewhere(hears, config.backend)
     heard = encoder.config if isinstance(encoder, TextEncoder) else encoder
     (H, W, _), channels = dataset.shape, vae.config.latent_channels
@@ -90,14 +94,19 @@ def _from_elsewhere(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]
     return tokenizer, encoder
 
 
-def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
-    """That of a run, a pipeline or a folder of its own, with the scale at which the set's latents spread by 1."""
-    if not folder.is_dir():
-        raise MinidiffError(f"{folder}: no such folder; give the one that minidiff train-vae has made")
+def _place_of_autoencoder(folder: Path) -> Path:
+    """The folder of its config.json: in a run, in a pipeline, or this one. Raises MinidiffError if there is none."""
+    check_there(folder, GIVE["vae"])
     place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
     if place is None:
-        raise MinidiffError(f"{folder}: holds no autoencoder; give the folder that minidiff train-vae has made")
-    vae = load_vae(place, config.backend)
+        check_kind(folder, "vae")
+        raise MinidiffError(f"{folder}: holds no autoencoder; {GIVE['vae']}")
+    return place
+
+
+def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
+    """The autoencoder of a folder, with the scale at which the dataset's latents have standard deviation 1."""
+    vae = load_vae(folder, config.backend)
     height, width, channels = dataset.shape
     if vae.config.in_channels != channels:
         raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")
