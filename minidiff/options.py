@@ -13,6 +13,11 @@ Net = Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet
 Picture = Annotated[Path, typer.Argument(help="Any picture; its centre is taken.")]
 Asked = Annotated[str | None, typer.Option("--class", help="What is asked for; or all, class by class.")]
 Guidance = Annotated[float, typer.Option(help="How much to insist on it; 1: not.")]
+GuidanceScale = Annotated[
+    float | None, typer.Option("--guidance", help="Classifier-free guidance scale; 1 disables it.")
+]  # 1, or of a prompt 7.5
+Prompt = Annotated[str | None, typer.Option(help="Text to condition on.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="Text to guide away from.")]
 Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
 Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
 
