@@ -14,9 +14,22 @@ from rich.table import Table
 from minidiff import cli_edit, cli_evaluate, cli_explain, cli_text, cli_train
 from minidiff.bench import cases, gpu, measure, report
 from minidiff.data import pictures
+from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
-from minidiff.options import PLACE, Asked, Backend, Net, Out, Seed, Threads, not_empty, valid_text
+from minidiff.options import (
+    PLACE,
+    Asked,
+    Backend,
+    GuidanceScale,
+    NegativePrompt,
+    Net,
+    Out,
+    Seed,
+    Threads,
+    not_empty,
+    valid_text,
+)  # fmt: skip
 from minidiff.runs import demo, drawing, machine, state
 from minidiff.runs.files import check_new_folder, new_folder
 from minidiff.runs.terminal import announce_compiling, bar_of, console, errors, outlived, printable, with_bar
@@ -109,19 +122,28 @@ app.command("train-vae")(cli_train.train_vae)
 @app.command("sample")
 def sample_command(
     run: Net,
-    out: Out = Path("sheet.png"),
-    prompt: Annotated[str | None, typer.Option(callback=valid_text, help="What to draw, if RUN hears a text.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(callback=valid_text, help="What to lead away from.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A sheet.  [default: sheet.png; with --folder: none]", **PLACE)
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="A new folder for single PNG files.", **PLACE)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(callback=valid_text, help="Text to sample images of; may be repeated.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
+    negative_prompt: NegativePrompt = None,
     height: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
     width: Annotated[int | None, typer.Option(help="Of a text's picture.  [default: its own]")] = None,
-    n: Annotated[int | None, typer.Option(help="How many: 64, or 1 of a text.", min=1, max=100_000)] = None,
+    n: Annotated[int | None, typer.Option(help="Images: 64, or 1 a prompt.", min=1, max=100_000)] = None,
     name: Asked = None,
-    guidance: Annotated[float | None, typer.Option(help="How much to insist.  [default: 1; a text, 7.5]")] = None,
+    guidance: GuidanceScale = None,
     steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="See above.  [default: the folder's own]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's fresh noise, 0 to 1.")] = 0.0,
     spacing: Annotated[str | None, typer.Option(help="Of the steps.  [default: the folder's own]")] = None,
     karras: Annotated[bool, typer.Option("--karras", help="Levels as Karras et al. have them.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint of lowest loss, not the last.")] = False,
+    step: Annotated[int | None, typer.Option(help="The checkpoint of this step, if it is kept.")] = None,
     seed: Seed = 0,
     noise: Annotated[str, typer.Option(help="numpy, or torch, as diffusers.")] = "numpy",
     npz: Annotated[Path | None, typer.Option(help="Also write all images to a NumPy file, as arr_0.", **PLACE)] = None,
@@ -137,33 +159,47 @@ def sample_command(
     of torch.Generator().manual_seed(SEED).
     """
     machine.use_threads(threads, backend)
-    drawing.check_places(out, gif, npz)
-    if prompt is None:
+    out = Path("sheet.png") if out is None and folder is None else out
+    drawing.check_places(out, gif, npz, folder)
+    choice, texts = drawing.chosen(raw, best, step), [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if not texts:
         cli_text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif are for networks without a text: leave them out")
-    settings, columns = (sampler, eta, spacing, karras, steps), None
-    if prompt is None:
+    settings, rng = (sampler, eta, spacing, karras, steps), drawing.source(noise, seed)
+    if not texts:
         guidance = 1.0 if guidance is None else guidance
-        images, columns = _draw(run, settings, n or 64, name, guidance, drawing.source(noise, seed), gif, backend)
+        images, labels = _draw(run, settings, n or 64, name, guidance, rng, gif, backend, choice)
+        sheet = partial(pictures.sheet, images, **drawing.rows_by_class(labels))
     else:
-        asked = prompt, negative_prompt or "", 7.5 if guidance is None else guidance
-        images = cli_text.draw(run, settings, n or 1, asked, (height, width), drawing.source(noise, seed), backend)
+        asked = texts, negative_prompt or "", 7.5 if guidance is None else guidance
+        images = cli_text.draw(run, settings, n or 1, asked, (height, width), rng, backend, choice)
+        sheet = partial(cli_text.sheet, images, texts)
+    if folder:
+        with new_folder(folder) as whole:
+            pictures.save_each(images, whole)
     if npz:
         drawing.write_npz(npz, images)
-    one_picture = prompt is not None and len(images) == 1  # which is no sheet
-    pictures.save(pictures.sheet(images, columns, gap=0 if one_picture else 4), out)
-    console.print("Wrote " + " and ".join(str(path) for path in (out, npz, gif) if path))
+    if out:
+        pictures.save(sheet(), out)
+    console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
 
 
 def _draw(
-    run: Path, settings: tuple, n: int, name: str | None, guidance: float, rng, gif: Path | None, backend: str
-) -> tuple[np.ndarray, int | None]:
-    """Pictures (n, H, W, C) uint8 of a network that hears no text, and in how many columns they are shown."""
-    unet = drawing.drawable(run, backend)
+    run: Path,
+    settings: tuple,
+    n: int,
+    name: str | None,
+    guidance: float,
+    rng: Any,
+    gif: Path | None,
+    backend: str,
+    choice: drawing.Choice,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images (n, H, W, C) uint8 of a network that takes no prompt, and their labels (n,), if it knows any."""
+    unet = drawing.drawable(run, backend, choice)
     schedule, way, steps = drawing.walk_of(run, *settings)
     labels = drawing.asked(run, unet, name, n)
-    n = n if labels is None else len(labels)
     model = drawing.insisting(run, unet, schedule, guidance)
     drawn, frames = [], []
     announce_compiling(backend)
@@ -180,8 +216,7 @@ def _draw(
     with_bar("drawing", steps * len(drawing.batches(n, unet, labels)), draw)
     if gif:
         pictures.gif(frames, gif)
-    columns = None if labels is None or labels[0] == labels[-1] else min(n // len(set(labels.tolist())), 16)
-    return np.concatenate(drawn), columns
+    return np.concatenate(drawn), labels
 
 
 for command in (cli_explain.explain, cli_edit.redraw, cli_edit.fill, cli_edit.between, cli_evaluate.evaluate):

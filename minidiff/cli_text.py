@@ -1,24 +1,29 @@
-"""What `minidiff sample` does where a text is to be drawn, with a folder of Stable Diffusion."""
+"""What the commands do where a text is to be drawn, with a run of train --text or a folder of Stable Diffusion."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from minidiff.data import pictures
+from minidiff.data.captioned import captioned
 from minidiff.errors import MinidiffError
 from minidiff.models.tokenizer import Tokenizer
-from minidiff.runs import drawing, pipeline, text
+from minidiff.runs import drawing, text
+from minidiff.runs.folders import described, kind_of
+from minidiff.runs.pipeline import Pipeline
 from minidiff.runs.terminal import announce_compiling, errors, with_bar
 
 SHOWN = 10  # tokens of what is left out of a text
+Asked = tuple[list[str], str, float]  # prompts, negative prompt and guidance scale
 
 
 def refuse(folder: Path, only_of_texts: dict[str, Any]) -> None:
     """Raises MinidiffError if a folder wants a text and gets none, or if options are given that only a text has."""
-    if pipeline.is_pipeline(folder):
-        raise MinidiffError(f"{folder}: draws what a text says; give --prompt")
+    if kind_of(folder) == "text":
+        raise MinidiffError(f"{described(folder)}; give --prompt")
     for option, value in only_of_texts.items():
         if value is not None:
             raise MinidiffError(f"--{option} is for texts: give --prompt too, or leave it out")
@@ -35,32 +40,53 @@ def draw(
     folder: Path,
     settings: tuple,
     n: int,
-    asked: tuple[str, str, float],
+    asked: Asked,
     size: tuple[int | None, int | None],
     rng: Any,
     backend: str,
+    choice: drawing.Choice = None,
 ) -> np.ndarray:
-    """n pictures (n, H, W, 3) uint8 of one text, one after the other, with a bar.
+    """n images of each prompt, (n * prompts, H, W, C) uint8, one after the other, with a bar.
 
-    settings  of the walk, as of `drawing.walk_of`; asked: prompt, negative prompt and guidance
+    settings  of the walk, as of `drawing.walk_of`; choice: of a run's weights
     """
-    parts = pipeline.load_pipeline(folder, backend)
+    parts = drawing.open_texts(folder, backend, choice)
     _, sampler, steps = drawing.walk_of(folder, *settings)
     native = text.native_size(parts)
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
     text.checked_size(parts, (height, width))
-    prompt, negative_prompt, guidance = asked
+    check(parts, asked, backend)
+    prompts, negative_prompt, guidance = asked
+
+    def one(prompt: str, tick: text.Tick) -> np.ndarray:
+        more = steps, rng, (height, width), sampler, tick
+        return text.text_to_image(parts, [prompt], negative_prompt, guidance, *more)
+
+    return one_after_the_other([prompt for prompt in prompts for _ in range(n)], steps, one)
+
+
+def sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
+    """As many images of each prompt, a row of each above its captions; of a single prompt without them."""
+    if len(prompts) == 1:
+        return pictures.sheet(images, gap=0 if len(images) == 1 else 4)  # one image is no sheet
+    n = len(images) // len(prompts)
+    return captioned(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
+
+
+def check(parts: Pipeline, asked: Asked, backend: str) -> None:
+    """Raises MinidiffError for a guidance scale that does not go; says on stderr which words are too many."""
+    prompts, negative_prompt, guidance = asked
     text.check_guidance(guidance)
-    for name, words in (("--prompt", prompt), ("--negative-prompt", negative_prompt)):
+    for name, words in (*(("--prompt", prompt) for prompt in prompts), ("--negative-prompt", negative_prompt)):
         if cut := left_out(parts.tokenizer, words):
             errors.print(f"minidiff: {name}: {cut}")
     announce_compiling(backend)
-    drawn: list[np.ndarray] = []
 
-    def one_after_the_other(tick: Callable[[], object]) -> None:
-        for _ in range(n):
-            more = steps, rng, (height, width), sampler, tick
-            drawn.append(pictures.to_uint8(text.text_to_image(parts, [prompt], negative_prompt, guidance, *more)))
 
-    with_bar("drawing", steps * n, one_after_the_other)
-    return np.concatenate(drawn)
+def one_after_the_other(prompts: list[str], ticks: int, one: Callable[[str, text.Tick], np.ndarray]) -> np.ndarray:
+    """The images (N, H, W, C) uint8 that one(prompt, tick) samples in [-1, 1]; it calls tick() `ticks` times."""
+
+    def all_of_them(tick: text.Tick) -> np.ndarray:
+        return np.concatenate([pictures.to_uint8(one(prompt, tick)) for prompt in prompts])
+
+    return with_bar("drawing", ticks * len(prompts), all_of_them)

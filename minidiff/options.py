@@ -43,6 +43,11 @@ Asked = Annotated[
     str | None, typer.Option("--class", callback=valid_text, help="What is asked for; or all, class by class.")
 ]
 Guidance = Annotated[float, typer.Option(help="How much to insist on it; 1: not.")]
+GuidanceScale = Annotated[
+    float | None, typer.Option("--guidance", help="Classifier-free guidance scale; 1 disables it.")
+]  # 1, or of a prompt 7.5
+Prompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to condition on.")]
+NegativePrompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to guide away from.")]
 Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
 Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
 

@@ -78,7 +78,7 @@ def _at_path(path: str, size: int | None, split: str, skip: Skip | None, notice:
             return cifar10.cifar10(path, split)
         raise MinidiffError(f"{path}: is a file, but no .tar.gz; give {FORMS}")
     if not os.path.isdir(path):
-        raise MinidiffError(f"{path}: no built-in set has this name, nor is a folder or file there; give {FORMS}")
+        raise MinidiffError(f"{path}: no such folder or file, and no built-in dataset; give {FORMS}")
     if idx.is_idx(path):
         return idx.idx(path, split)
     if cifar10.is_cifar10(path):

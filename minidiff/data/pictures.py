@@ -33,18 +33,25 @@ def to_float(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def sheet(images: np.ndarray, columns: int | None = None, scale: int | None = None, gap: int = 4) -> Image.Image:
+def sheet(
+    images: np.ndarray,
+    columns: int | None = None,
+    scale: int | None = None,
+    gap: int = 4,
+    cells: Sequence[int] | None = None,
+) -> Image.Image:
     """Pictures (N, H, W, C) uint8 in a grid, row by row, near-square unless `columns` says otherwise.
 
     Each is enlarged `scale` times by its nearest pixel (to about 96 pixels by default); `gap` is in pixels
-    of the sheet.
+    of the sheet. cells (N,), ascending, leaves cells between the images empty.
     """
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
+    cells = range(n) if cells is None else cells
+    rows = cells[-1] // columns + 1
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, np.uint8)
-    for i, tile in enumerate(tiles):
+    for i, tile in zip(cells, tiles, strict=True):
         top = gap + i // columns * (height + gap)
         left = gap + i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = tile
@@ -104,6 +111,12 @@ def save(image: Image.Image, path: str | Path) -> None:
     """
     kind = check_place(path)
     _write_whole(Path(path), lambda file: image.save(file, kind))
+
+
+def save_each(images: np.ndarray, folder: Path) -> None:
+    """Writes images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..."""
+    for i, image in enumerate(images):
+        save(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}.png")
 
 
 def check_place(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:

@@ -31,8 +31,7 @@ def redraw(
     strength is the share of the walk that is walked: near 0 little changes, 1 leaves nothing of x0. Yields what
     `sample` yields. Raises MinidiffError for a strength that is not from 0 to 1.
     """
-    if not 0 <= strength <= 1:
-        raise MinidiffError(f"strength must be from 0 to 1, not {strength!r:.80}")
+    check_strength(strength)
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     walked = round(strength * steps)
     if walked == 0:
@@ -40,6 +39,12 @@ def redraw(
     eps = rng.standard_normal(x0.shape, dtype=np.float32)
     x_t = q_sample(levels(schedule, steps, sampler).schedule, x0, walked - 1, eps)
     return sample(model, schedule, x0.shape, rng, steps, sampler, cond, x_T=x_t, begin=steps - walked)
+
+
+def check_strength(strength: float) -> None:
+    """Raises MinidiffError for a strength that is not from 0 to 1."""
+    if not 0 <= strength <= 1:  # NaN is not
+        raise MinidiffError(f"strength must be from 0 to 1, not {strength!r:.80}")
 
 
 def filling_in(

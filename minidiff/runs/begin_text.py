@@ -19,6 +19,7 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.runs import state
 from minidiff.runs.begin import begun, schedule_of, sizes_of
+from minidiff.runs.folders import GIVE, check_kind, check_there
 from minidiff.runs.pipeline import load_text_encoder, load_vae
 from minidiff.runs.terminal import console
 from minidiff.runs.text_run import TextRun
@@ -42,9 +43,12 @@ def start_text(
     if not isinstance(schedule, Schedule):
         raise MinidiffError(f"--objective {schedule.prediction_type}: of texts choose epsilon, sample or v_prediction")
     sizes = sizes_of(given)
+    if hears is not None:
+        check_kind(hears, "text")
+    place = None if latent is None else _place_of_autoencoder(latent)
     config, dataset = begun(out, data, given, threads)
     check_captions(data, dataset)
-    vae = Pixels(dataset.shape[2]) if latent is None else _autoencoder(latent, dataset, config)
+    vae = Pixels(dataset.shape[2]) if place is None else _autoencoder(place, dataset, config)
     tokenizer, encoder = _of_captions(dataset.captions) if hears is None else text_encoder_of(hears, config.backend)
     heard = encoder.config if isinstance(encoder, TextEncoder) else encoder
     (H, W, _), channels = dataset.shape, vae.config.latent_channels
@@ -83,17 +87,22 @@ def text_encoder_of(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]
 
 def autoencoder_of(folder: Path, backend: str) -> VAE:
     """The autoencoder of a run, of a pipeline, or of a folder of its own."""
-    if not folder.is_dir():
-        raise MinidiffError(f"{folder}: no such folder; give the one that minidiff train-vae has made")
+    return load_vae(_place_of_autoencoder(folder), backend)
+
+
+def _place_of_autoencoder(folder: Path) -> Path:
+    """The folder of its config.json: in a run, in a pipeline, or this one. Raises MinidiffError if there is none."""
+    check_there(folder, GIVE["vae"])
     place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
     if place is None:
-        raise MinidiffError(f"{folder}: holds no autoencoder; give the folder that minidiff train-vae has made")
-    return load_vae(place, backend)
+        check_kind(folder, "vae")
+        raise MinidiffError(f"{folder}: holds no autoencoder; {GIVE['vae']}")
+    return place
 
 
 def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
-    """As of `autoencoder_of`, with the scale at which the set's latents spread by 1."""
-    vae = autoencoder_of(folder, config.backend)
+    """The autoencoder of a folder, with the scale at which the dataset's latents have standard deviation 1."""
+    vae = load_vae(folder, config.backend)
     height, width, channels = dataset.shape
     if vae.config.in_channels != channels:
         raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")

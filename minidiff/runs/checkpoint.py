@@ -18,6 +18,7 @@ from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.latent_config import FileConfig, TextEncoderConfig
 from minidiff.models.unet import UNet
 from minidiff.runs.files import read_json, write_json
+from minidiff.runs.folders import check_kind, check_there
 from minidiff.runs.weights import WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
 
 N = TypeVar("N", bound=Module)
@@ -27,9 +28,10 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     """The network of a UNet2DModel folder, of a pipeline folder (its `unet/`), or of a run.
 
     Its weights may be in one file or in several, in float32, float16 or bfloat16; here they are float32. Beside
-    them no second copy is held. Raises MinidiffError for a folder that is none of these, for weights that do not
-    fit their config.json, and for a configuration that is not built here.
+    them no second copy is held. Raises MinidiffError for a folder that is missing or none of these, for weights that do
+    not fit their config.json, and for a configuration that is not built here.
     """
+    check_kind(Path(folder), "unet")
     folder = _component(folder, "unet", "config.json")
     config = read_json(folder / "config.json", config_from_dict)
     stored = find_weights(folder)
@@ -147,6 +149,7 @@ def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler |
 
 def _component(folder: str | Path, name: str, file: str) -> Path:
     folder = Path(folder)
+    check_there(folder, "give a run or a diffusers folder")
     for place in (folder / name, folder):
         if (place / file).is_file():
             return place

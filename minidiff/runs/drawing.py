@@ -20,17 +20,35 @@ from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
 from minidiff.outputs import check_file, followed
 from minidiff.runs.checkpoint import load_classes, load_sampler, load_schedule, load_unet
-from minidiff.runs.files import replace_file
+from minidiff.runs.files import check_new_folder, replace_file
+from minidiff.runs.folders import check_kind
+from minidiff.runs.pipeline import Pipeline, load_pipeline
+from minidiff.runs.state import open_chosen
 from minidiff.runs.terminal import errors
+from minidiff.runs.text_run import TextRun
+from minidiff.runs.unet_run import UNetRun
 
 BATCH = 64  # pictures at a time
 LOUD = 1000  # sigma from which Heun's first steps lead astray; cosine schedules begin beyond it
 ENOUGH = 100  # steps that are short enough even there
 
 
-def drawable(folder: Path, backend: str) -> UNet:
-    """The network, if its pictures can be drawn."""
-    unet = load_unet(folder, backend)
+Choice = str | int | None  # of a run's weights, as of `state.open_chosen`; None: those that the folder exports
+
+
+def chosen(raw: bool, best: bool, step: int | None) -> Choice:
+    """The choice that options make. Raises MinidiffError if there are two."""
+    given = {"--raw": raw or None, "--best": best or None, "--step": step}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise MinidiffError(f"{' and '.join(names)} choose different weights: give one of them")
+    return "raw" if raw else "best" if best else step
+
+
+def drawable(folder: Path, backend: str, choice: Choice = None) -> UNet:
+    """The network, if its images can be sampled."""
+    check_kind(folder, "unet")
+    unet = load_unet(folder, backend) if choice is None else open_chosen(folder, choice, UNetRun).unet.to(backend)
     height, width, channels = unet.picture_shape
     halvings = len(unet.config.block_out_channels) - 1
     if channels not in (1, 3):
@@ -40,15 +58,29 @@ def drawable(folder: Path, backend: str) -> UNet:
     return unet
 
 
-def check_places(out: Path, gif: Path | None, npz: Path | None) -> None:
+def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
+    """All that samples images of prompts."""
+    check_kind(folder, "text")
+    return (
+        load_pipeline(folder, backend) if choice is None else open_chosen(folder, choice, TextRun).pipeline.to(backend)
+    )
+
+
+def check_places(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None) -> None:
     """Raises MinidiffError, before anything is drawn, for a place that cannot be written or is asked for twice."""
-    check_place(out)
+    if out:
+        check_place(out)
     if gif:
         check_place(gif, animated=True)
     if npz:
         check_file(npz)
         if npz.suffix.lower() != ".npz":
             raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
+    if folder:
+        check_new_folder(folder)
+        for path in (out, gif, npz):
+            if path and followed(path).is_relative_to(followed(folder)):
+                raise MinidiffError(f"{path}: lies in {folder}, which is to hold single images; choose another place")
     for one, other in combinations(filter(None, (out, gif, npz)), 2):
         if followed(one) == followed(other):
             raise MinidiffError(f"{other}: is to hold two things at once; give each file a name of its own")
@@ -64,20 +96,26 @@ def write_npz(path: Path, images: np.ndarray) -> None:
     replace_file(followed(path), write)
 
 
-def framed(picture: Path, unet: UNet) -> np.ndarray:
-    """A picture as the network takes it: its centre, scaled to (1, H, W, C) float32 in [-1, 1]."""
-    height, width, channels = unet.picture_shape
+def framed(picture: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """An image as a network of images (H, W, C) takes it: its centre, scaled to (1, H, W, C) float32 in [-1, 1]."""
+    height, width, channels = shape
     pixels = load(picture, channels)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     cut = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
     return to_float(cut.reshape(1, height, width, channels))
 
 
-def mask_of(picture: Path, unet: UNet) -> np.ndarray:
-    """Where a picture is white, (H, W, 1) bool, cut as `framed` cuts."""
-    height, width, _ = unet.picture_shape
-    image = Image.fromarray(load(picture, 1)[..., 0])
-    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))[..., None] > 127
+def mask_of(picture: Path, size: tuple[int, int], factor: int = 1) -> np.ndarray:
+    """Where an image is white, (H, W, 1) bool, cut as `framed` cuts; squares of side `factor` are of one value.
+
+    Raises MinidiffError if that is nowhere.
+    """
+    height, width = size
+    image, small = Image.fromarray(load(picture, 1)[..., 0]), (width // factor, height // factor)
+    mask = np.asarray(ImageOps.fit(image, small, Image.Resampling.LANCZOS))[..., None] > 127
+    if not mask.any():
+        raise MinidiffError(f"{picture}: the mask is black, with nothing to fill; make white what is to be sampled")
+    return mask.repeat(factor, 0).repeat(factor, 1)
 
 
 def source(noise: str, seed: int) -> Any:
@@ -88,7 +126,7 @@ def source(noise: str, seed: int) -> Any:
 
 
 def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | None:
-    """The labels (n,) of n pictures of one class, or, of "all" or no name, class after class: as many of each.
+    """The labels (n,) of n images of one class, or, of "all" or no name, class after class, as evenly as n allows.
 
     None for a network without classes. A folder without classes.json has numbers for names.
     Raises MinidiffError for a class that it does not have.
@@ -101,7 +139,7 @@ def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | No
     if len(names) > unet.config.num_class_embeds:
         raise MinidiffError(f"{folder}: classes.json names more classes than its network has; copy both again")
     if name in (None, "all"):
-        return np.repeat(np.arange(len(names)), max(1, n // len(names)))
+        return np.arange(n) * len(names) // n
     if name not in names:
         raise MinidiffError(f"{folder}: has no class {name!r}; choose from {', '.join(names)}, or all")
     return np.full(n, names.index(name))
@@ -151,6 +189,20 @@ def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     """How many steps a walk has if nobody says: 50; of ddpm, as many as there are."""
     longest = most_steps(schedule, sampler)
     return longest if sampler.name == "ddpm" else min(50, longest)
+
+
+def rows_by_class(labels: np.ndarray | None) -> dict[str, Any]:
+    """The `columns` and `cells` of a sheet on which each class has a row of its own, of up to 16 images.
+
+    Nothing for labels of a single class, or none.
+    """
+    _, counts = np.unique([] if labels is None else labels, return_counts=True)
+    if len(counts) < 2:
+        return {}
+    columns = min(counts.max(), 16)
+    begins = np.arange(len(counts)) * columns if columns == counts.max() else np.cumsum(counts) - counts
+    cells = np.concatenate([begin + np.arange(n) for begin, n in zip(begins, counts, strict=True)])
+    return {"columns": int(columns), "cells": cells.tolist()}
 
 
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from minidiff.data import is_folder_of_pictures, open_dataset
 from minidiff.data.dataset import Dataset, blocks, part_of
-from minidiff.data.pictures import save, sheet, to_float
+from minidiff.data.pictures import save, save_each, sheet, to_float
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.runs import machine, metrics
@@ -232,8 +232,7 @@ def export(folder: Path, name: str, images: np.ndarray) -> None:
     rgb = images.repeat(3 // images.shape[3], axis=3)  # (n, H, W, 3)
     write_npz(folder / f"{name}.npz", rgb)
     (folder / name).mkdir()
-    for i, picture in enumerate(rgb):
-        save(Image.fromarray(picture), folder / name / f"{i:05d}.png")
+    save_each(rgb, folder / name)
 
 
 def write(folder: Path, report: dict[str, Any], images: np.ndarray, real: Real, sheet_of_closest: Image.Image) -> None:

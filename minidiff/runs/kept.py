@@ -45,6 +45,11 @@ def kept(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def states(folder: Path) -> list[Path]:
+    """Where a run's states are, or would be: the newest, the others by their steps from the last, the best."""
+    return [state_file(folder), *list(kept(folder).values())[::-1], best_file(folder)]
+
+
 def keep(folder: Path, step: int, last: int) -> None:
     """Make the state of `step`, just written by that name, the newest; of all, the `last` ones and the best stay."""
     link(step_file(folder, step), state_file(folder))

@@ -4,9 +4,9 @@ Each part has a folder of its own, and model_index.json says which class of diff
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from minidiff.models.tokenizer import Tokenizer
 from minidiff.models.vae import VAE, Pixels
 from minidiff.runs.checkpoint import fill, load_sampler, load_schedule, save_network, save_scheduler
 from minidiff.runs.files import read_json, write_json
+from minidiff.runs.folders import INDEX, check_kind, kind_of
 from minidiff.runs.tokens import load_tokenizer, save_tokenizer
 from minidiff.runs.weights import WEIGHTS, find_weights, refuse_pickles
 
-INDEX = "model_index.json"
 NONE = [None, None]  # how an index says that a part is not there
 PIPELINE = "StableDiffusionPipeline"
 PARTS = {
@@ -52,6 +52,10 @@ class Pipeline:
     schedule: AnySchedule
     sampler: Sampler
 
+    def to(self, backend: str) -> Self:
+        """The same with its networks copied to another backend."""
+        return replace(self, **{k: part.to(backend) for k, part in vars(self).items() if isinstance(part, Module)})
+
 
 def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
     """The parts of a Stable Diffusion 1.x or 2.x folder; weights of 16 bits are widened once, as they are read.
@@ -62,6 +66,7 @@ def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
     pickled weights, and parts that do not fit together.
     """
     folder = Path(folder)
+    check_kind(folder, "text")
     if not (folder / INDEX).is_file():
         raise MinidiffError(f"{folder}: has no {INDEX}, so it draws no texts; give a Stable Diffusion folder")
     in_pixels = read_json(folder / INDEX, _check_index)
@@ -78,9 +83,8 @@ def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
 
 
 def is_pipeline(folder: str | Path) -> bool:
-    """Whether a folder's index says that it holds more than one network, whatever these are."""
-    path = Path(folder) / INDEX
-    return path.is_file() and read_json(path, lambda index: isinstance(index, dict) and "vae" in index)
+    """Whether a folder holds a network of prompts, or another pipeline of more than one network."""
+    return kind_of(Path(folder)) == "text"
 
 
 def load_text_encoder(folder: str | Path, backend: str = "numba") -> TextEncoder:

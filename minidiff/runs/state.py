@@ -25,6 +25,7 @@ from minidiff.models.latent_config import FileConfig
 from minidiff.runs import kept, train
 from minidiff.runs.checkpoint import check_claim
 from minidiff.runs.files import replace_file
+from minidiff.runs.folders import check_there, is_run
 from minidiff.runs.kept import best_file, state_file
 from minidiff.runs.run import Run
 from minidiff.runs.terminal import console
@@ -70,9 +71,8 @@ def open_run(folder: Path, kind: type[R] = Run) -> R:
     Raises MinidiffError for a folder without a run, or with one of another kind, and, naming every file that was
     tried, if no state is whole.
     """
-    path, others = state_file(folder), [*list(kept.kept(folder).values())[::-1], best_file(folder)]
-    if not any(other.is_file() for other in (path, *others)):
-        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
+    check_run(folder)
+    path, *others = kept.states(folder)
     try:
         return of_kind(_read(folder, path), kind)
     except WrongKind:
@@ -96,6 +96,13 @@ def _none_whole(error: MinidiffError, others: list[Path]) -> MinidiffError:
     )
 
 
+def check_run(folder: Path) -> None:
+    """Raises MinidiffError unless a run's state is there."""
+    check_there(folder, "give a run of minidiff train")
+    if not is_run(folder):
+        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
+
+
 class WrongKind(MinidiffError):
     """A run is there, but of another kind of network."""
 
@@ -113,9 +120,36 @@ def _named(kind: type[Run]) -> str:
 
 def open_best(folder: Path) -> Run:
     """The run of a folder at its best checkpoint, to be looked at. Raises MinidiffError if there is none."""
+    check_run(folder)
     if not best_file(folder).is_file():
         raise MinidiffError(f"{folder}: holds no training/best.safetensors, which comes with the next checkpoint")
     return _read(folder, best_file(folder))
+
+
+def open_chosen(folder: Path, choice: str | int, kind: type[R]) -> R:
+    """The run of a folder with the weights of a choice in its networks, to sample from.
+
+    choice  "raw", the weights of the last step; "best", the moving average at the best checkpoint; or a step, the
+            moving average at its checkpoint
+    Raises MinidiffError for a folder without a run, and for a checkpoint that it does not keep.
+    """
+    if isinstance(choice, int):
+        run = _open_step(folder, choice)
+    else:
+        run = open_best(folder) if choice == "best" else open_run(folder)
+    run = of_kind(run, kind)
+    if choice != "raw":
+        run.optimizer.p[...] = run.optimizer.ema
+    return run
+
+
+def _open_step(folder: Path, step: int) -> Run:
+    check_run(folder)
+    states = kept.kept(folder)
+    if step not in states:
+        there = ", ".join(map(str, states)) or "none"
+        raise MinidiffError(f"{folder}: keeps no checkpoint of step {step}; choose one that is there: {there}")
+    return _read(folder, states[step])
 
 
 def open_kept(folder: Path, kind: type[R] = Run) -> Iterator[R]:

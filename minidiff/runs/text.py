@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.editing import blended, redraw
+from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.levels import levels
 from minidiff.diffusion.preconditioning import as_model
@@ -70,8 +70,7 @@ def image_to_image(
 
     strength is the share of the walk that is walked, 0 to 1, cut to whole steps. The rest as of `text_to_image`.
     """
-    if not 0 <= strength <= 1:
-        raise MinidiffError(f"strength must be from 0 to 1, not {strength!r:.80}")
+    check_strength(strength)
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
     levels(pipeline.schedule, steps, sampler)  # raises for steps that do not go
     _check_one_each(prompts, x0)

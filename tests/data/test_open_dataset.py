@@ -142,7 +142,7 @@ def test_what_is_no_data(tmp_path):
     refused("is a file, but no .tar.gz; give a folder of pictures", str(tmp_path / "file.txt"))
     refused("damaged or no .tar.gz", str(tmp_path / "fake.tar.gz"))
     for data in (str(tmp_path / "missing"), "x" * 300, "", "null\0byte", "cifar-10"):
-        refused("no built-in set has this name.* cats_dogs or cifar10 or emoji", data)
+        refused("no such folder or file.* cats_dogs or cifar10 or emoji", data)
 
 
 @pytest.mark.parametrize("kind", ["cats_dogs", "cifar10", "emoji", "idx", "pictures"])

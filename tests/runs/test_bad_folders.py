@@ -22,7 +22,11 @@ from minidiff.runs.weights import INDEX
 def test_no_such_folder(tmp_path, load):
     (tmp_path / "file").write_text("")
     for place in (tmp_path, tmp_path / "missing", tmp_path / "file", tmp_path / "file" / "below"):
-        refused(load, place, match=f"{place}: no (unet|scheduler)/.*give a run or a diffusers folder")
+        refused(
+            load,
+            place,
+            match=f"{place}: no (such folder; give a run|(unet|scheduler)/.*give a run or a diffusers folder)",
+        )
 
 
 def test_weights_are_missing(folder):

@@ -91,7 +91,7 @@ def test_words_that_are_not_utf8(refused, folder, command):
 
 
 def test_options_that_do_not_go_together(run, refused, folder):
-    refused("sample", "sd", match="sd: draws what a text says; give --prompt")
+    refused("sample", "sd", match="sd: holds a text-conditional U-Net, which needs a prompt; give --prompt")
     for option in ("--negative-prompt", "--height", "--width"):
         (folder / "model_index.json").rename(folder / "no_index.json")
         refused("sample", "sd", option, "8", match=f"{option} is for texts: give --prompt too")

@@ -278,12 +278,13 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
         (("bars", "--text", "--by-class"), "--by-class is for networks without a text"),
         (("bars", "--text", "--recipe", "ddpm"), "--recipe is for networks without a text"),
         (("bars", "--text", "--objective", "flow"), "--objective flow: of texts choose epsilon, sample or v_pred"),
+        (("bars", "--text", "--latent", "nowhere"), "nowhere: no such folder; give a run of minidiff train-vae"),
         (
-            ("bars", "--text", "--latent", "nowhere"),
-            "nowhere: no such folder; give the one that minidiff train-vae has made",
+            ("bars", "--text", "--latent", "unet"),
+            "unet: is the run of a U-Net that takes no prompt; give a run of minidiff train-vae",
         ),
-        (("bars", "--text", "--latent", "unet"), "unet: holds no autoencoder; give the folder that minidiff train-vae"),
-        (("bars", "--text", "--text-encoder", "nowhere"), "nowhere: no tokenizer.json"),
+        (("bars", "--text", "--text-encoder", "nowhere"), "nowhere: no such folder; give a run of minidiff train"),
+        (("bars", "--text", "--text-encoder", "unet"), "unet: is the run of a U-Net that takes no prompt"),
         (("bars", "--latent", "vae"), "--latent is for runs with --text: add it, or leave --latent out"),
     ):
         before = tree(tmp_path)
@@ -297,7 +298,7 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
             "with --objective v_prediction, not epsilon",
         ),
         (("train", "bars", "--text", "--out", "texts"), "texts: holds a run already"),
-        (("sample", "texts"), "texts: draws what a text says; give --prompt"),
+        (("sample", "texts"), "texts: is the run of a text-conditional U-Net, which needs a prompt; give --prompt"),
     ):
         code, _, err = run(*arguments)
         assert code == 2 and match in err and err.count("\n") == 1, err

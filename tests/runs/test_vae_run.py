@@ -174,7 +174,10 @@ def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
     a_run(tmp_path / "vae")
     for arguments, match in (
         (("train-vae", "data", "--out", "unet", "--resume"), "unet: is a run of a U-Net, not of an autoencoder"),
-        (("evaluate", "vae", "--against", "data"), "vae: no unet/config.json"),
+        (
+            ("evaluate", "vae", "--against", "data"),
+            "vae: is the run of an autoencoder, which does not sample; give a run of minidiff train",
+        ),
         (("train-vae", "data", "--out", "vae"), "holds a run already"),
         (("train-vae", "data", "--out", "new", "--kl", 2), "kl = 2.0: give a number above 0 and below 1"),
         (("train-vae", "data", "--out", "new", "--size", 3), "its pictures are 4x4"),
