@@ -107,7 +107,7 @@ def sample_command(
     spacing: Annotated[str | None, typer.Option(help="Of the steps.  [default: the folder's own]")] = None,
     karras: Annotated[bool, typer.Option("--karras", help="Levels as Karras et al. have them.")] = False,
     seed: Seed = 0,
-    noise: Annotated[str, typer.Option(help="numpy, or torch, as diffusers.")] = "numpy",
+    noise: Annotated[str, typer.Option(help="numpy; or torch: noise and steps of diffusers.")] = "numpy",
     npz: Annotated[Path | None, typer.Option(help="Also write all pictures to a NumPy file, as arr_0.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.")] = None,
     backend: Backend = "numba",
@@ -117,8 +117,9 @@ def sample_command(
     or a folder of Stable Diffusion.
 
     Samplers: ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m. Spacings: trailing, leading, linspace.
-    With the folder's own and --noise torch the pictures are those that its scheduler makes in diffusers of the noise
-    of torch.Generator().manual_seed(SEED).
+    With --noise torch the images are those that the folder's own scheduler samples in diffusers 0.42.1, at any number
+    of steps, from the noise of torch.Generator().manual_seed(SEED): to rounding, and but for the cases in
+    docs/samplers.md.
     """
     machine.use_threads(threads, backend)
     drawing.check_places(out, gif, npz)
@@ -126,7 +127,7 @@ def sample_command(
         cli_text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif are for networks without a text: leave them out")
-    settings, columns = (sampler, eta, spacing, karras, steps), None
+    settings, columns = (sampler, eta, spacing, karras, steps, noise), None
     if prompt is None:
         guidance = 1.0 if guidance is None else guidance
         images, columns = _draw(run, settings, n or 64, name, guidance, drawing.source(noise, seed), gif, backend)

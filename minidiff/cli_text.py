@@ -1,6 +1,7 @@
 """What `minidiff sample` does where a text is to be drawn, with a folder of Stable Diffusion."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def draw(
     settings  of the walk, as of `drawing.walk_of`; asked: prompt, negative prompt and guidance
     """
     parts = pipeline.load_pipeline(folder, backend)
-    _, sampler, steps = drawing.walk_of(folder, *settings)
+    schedule, sampler, steps = drawing.walk_of(folder, *settings)
+    parts = replace(parts, schedule=schedule)
     native = text.native_size(parts)
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
     text.checked_size(parts, (height, width))
