@@ -145,7 +145,7 @@ def sample_command(
     best: Annotated[bool, typer.Option("--best", help="The checkpoint of lowest loss, not the last.")] = False,
     step: Annotated[int | None, typer.Option(help="The checkpoint of this step, if it is kept.")] = None,
     seed: Seed = 0,
-    noise: Annotated[str, typer.Option(help="numpy, or torch, as diffusers.")] = "numpy",
+    noise: Annotated[str, typer.Option(help="numpy; or torch: noise and steps of diffusers.")] = "numpy",
     npz: Annotated[Path | None, typer.Option(help="Also write all images to a NumPy file, as arr_0.", **PLACE)] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first picture's walk as a GIF.", **PLACE)] = None,
     backend: Backend = "numba",
@@ -155,8 +155,9 @@ def sample_command(
     or a folder of Stable Diffusion.
 
     Samplers: ddpm, ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m. Spacings: trailing, leading, linspace.
-    With the folder's own and --noise torch the pictures are those that its scheduler makes in diffusers of the noise
-    of torch.Generator().manual_seed(SEED).
+    With --noise torch the images are those that the folder's own scheduler samples in diffusers 0.42.1, at any number
+    of steps, from the noise of torch.Generator().manual_seed(SEED): to rounding, and but for the cases in
+    docs/samplers.md.
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
@@ -166,7 +167,7 @@ def sample_command(
         cli_text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif are for networks without a text: leave them out")
-    settings, rng = (sampler, eta, spacing, karras, steps), drawing.source(noise, seed)
+    settings, rng = (sampler, eta, spacing, karras, steps, noise), drawing.source(noise, seed)
     if not texts:
         guidance = 1.0 if guidance is None else guidance
         images, labels = _draw(run, settings, n or 64, name, guidance, rng, gif, backend, choice)

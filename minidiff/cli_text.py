@@ -1,6 +1,7 @@
 """What the commands do where a text is to be drawn, with a run of train --text or a folder of Stable Diffusion."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def draw(
     settings  of the walk, as of `drawing.walk_of`; choice: of a run's weights
     """
     parts = drawing.open_texts(folder, backend, choice)
-    _, sampler, steps = drawing.walk_of(folder, *settings)
+    schedule, sampler, steps = drawing.walk_of(folder, *settings)
+    parts = replace(parts, schedule=schedule)
     native = text.native_size(parts)
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
     text.checked_size(parts, (height, width))

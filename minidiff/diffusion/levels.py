@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minidiff.diffusion.continuous import EDM, Flow, karras
-from minidiff.diffusion.sampler import SPACINGS, Sampler
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule, from_alphas_cumprod, respace
 from minidiff.errors import MinidiffError
 
@@ -33,12 +33,14 @@ class Levels(NamedTuple):
     schedule  as noisy at its step i as the walk is at ts[-1 - i]
     end       alphas_cumprod where the walk ends: 1, unless the sampler has no clean end
     start     the standard deviation of x_T
+    stride    None where each step leads to the next of ts; or the Stride that it takes whatever ts holds
     """
 
     ts: np.ndarray
     schedule: Schedule
     end: float
     start: float = 1.0
+    stride: "Stride | None" = None
 
     def after(self, begin: int) -> "Levels":
         """The walk without its first steps. Raises MinidiffError unless 0 <= begin < steps."""
@@ -50,10 +52,25 @@ class Levels(NamedTuple):
         return self._replace(ts=self.ts[begin:], schedule=left)
 
     def legs(self) -> Iterator[Leg]:
-        """The steps, in order. The t_prev of the last is -1."""
+        """The steps, in order. The t_prev of the last is -1, and of others where the model is asked next."""
         abar = [self.end, *self.schedule.alphas_cumprod.tolist()]
         for i, (t, t_prev) in zip(reversed(range(len(self.ts))), pairwise([*self.ts.tolist(), -1]), strict=True):
-            yield Leg(i, t, t_prev, abar[i + 1], abar[i])
+            abar_prev = self.stride.abar_prev(t, self.end) if self.stride else abar[i]
+            yield Leg(i, t, t_prev, abar[i + 1], abar_prev)
+
+
+class Stride(NamedTuple):
+    """diffusers' rule for the timestep that ddim and pndm step to: t - length, with length = T // steps.
+
+    That is the next timestep of "leading"; of other spacings only now and then.
+    """
+
+    schedule: Schedule
+    length: int
+
+    def abar_prev(self, t: int, end: float) -> float:
+        """alphas_cumprod where a step from t leads; end, if that is before the schedule's first."""
+        return float(self.schedule.alphas_cumprod[t - self.length]) if t >= self.length else end
 
 
 def levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> Levels:
@@ -63,14 +80,15 @@ def levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> Levels:
     T = len(schedule)
     end = 1.0 if sampler.clean_end else float(schedule.alphas_cumprod[0])
     if sampler.name in ("ddpm", "ddim", "pndm"):
-        ts = timesteps(T, steps, sampler.spacing, sampler.offset)
-        return Levels(ts, respace(schedule, ts), end)
+        ts = _evenly(T, steps, sampler).round().astype(np.int64)
+        follows_ts = sampler.name == "ddpm" or not sampler.as_diffusers
+        return Levels(ts, respace(schedule, ts), end, stride=None if follows_ts else Stride(schedule, T // steps))
     sigmas = noise_to_signal(schedule)
     if sampler.name == "dpmpp_2m":
         ts = _without_the_last(T, steps, sampler)
         largest, smallest = sigmas[-1], sigmas[0]
     else:
-        ts = _evenly(T, steps, sampler.spacing, sampler.offset)
+        ts = _evenly(T, steps, sampler)
         largest, smallest = np.interp(ts[[0, -1]], np.arange(T), sigmas)
     at = np.interp(ts, np.arange(T), sigmas)
     if sampler.karras:
@@ -106,7 +124,7 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
 
     Raises MinidiffError unless 1 <= steps <= T, for another spacing, and for an offset that leads out of the schedule.
     """
-    return _evenly(T, steps, spacing, offset).round().astype(np.int64)
+    return _evenly(T, steps, Sampler(spacing=spacing, offset=offset)).round().astype(np.int64)
 
 
 def most_steps(schedule: AnySchedule, sampler: Sampler) -> int:
@@ -126,26 +144,24 @@ def noise_to_signal(schedule: Schedule) -> np.ndarray:
     return np.sqrt((1 - abar) / abar)
 
 
-def _evenly(T: int, steps: int, spacing: str, offset: int) -> np.ndarray:
-    """As `timesteps`, but those of linspace are not rounded."""
+def _evenly(T: int, steps: int, sampler: Sampler) -> np.ndarray:
+    """As `timesteps`, but those of linspace are not rounded, and diffusers' single one of them is at 0."""
     if not isinstance(steps, Integral) or not 1 <= steps <= T:
         raise MinidiffError(f"steps must be an integer from 1 to the schedule's {T}, not {steps!r:.80}")
-    if spacing not in SPACINGS:
-        raise MinidiffError(f"spacing {spacing!r:.80} is unknown: use one of {', '.join(SPACINGS)}")
-    if spacing == "trailing":
+    if sampler.spacing == "trailing":
         return np.arange(T, 0, -T / steps)[:steps].round() - 1  # [:steps]: rounding may add one
-    if spacing == "linspace":
-        return np.linspace(0 if steps > 1 else T - 1, T - 1, steps)[::-1]
-    ts = np.arange(steps)[::-1] * (T // steps) + offset
+    if sampler.spacing == "linspace":
+        return np.linspace(0 if steps > 1 or sampler.as_diffusers else T - 1, T - 1, steps)[::-1]
+    ts = np.arange(steps)[::-1] * (T // steps) + sampler.offset
     if ts[0] >= T:
-        raise MinidiffError(f"steps_offset {offset} leads beyond the schedule's {T} steps: use fewer --steps")
+        raise MinidiffError(f"steps_offset {sampler.offset} leads beyond the schedule's {T} steps: use fewer --steps")
     return ts.astype(np.float64)
 
 
 def _without_the_last(T: int, steps: int, sampler: Sampler) -> np.ndarray:
     """DPM-Solver++'s timesteps: of steps + 1 all but the smallest, unless "trailing", where there is none to leave."""
     if sampler.spacing == "trailing":
-        return _evenly(T, steps, "trailing", 0)
+        return _evenly(T, steps, sampler)
     if not isinstance(steps, Integral) or not 1 <= steps < T:
         raise MinidiffError(f"steps must be an integer from 1 to {T - 1} for dpmpp_2m, not {steps!r:.80}")
-    return _evenly(T, steps + 1, sampler.spacing, sampler.offset).round()[:-1]
+    return _evenly(T, steps + 1, sampler).round()[:-1]

@@ -6,6 +6,7 @@ and eps_hat of that, at step i of the walk's schedule; draw() is fresh noise. Ea
 every step: where it has led, the state there, and the guess at the picture that led there.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
@@ -41,8 +42,8 @@ def sample(
 
     t is where the step has led and x_t the state there; x0_hat is the guess at the pictures that led there.
     The last t is -1, the end, and its x_t the finished pictures. The walk starts from x_T, or from noise
-    drawn when `sample` is called; samplers with fresh noise then draw it in every step but the last. It may leave out
-    its first `begin` steps; then x_T is the state after them.
+    drawn when `sample` is called; samplers with fresh noise then draw it in every step but the last, and
+    as_diffusers in that, too. It may leave out its first `begin` steps; then x_T is the state after them.
     sampler is a Sampler, or the name of one with its other settings at their defaults.
     model(x_t, t), t (N,), is asked without gradients, and with cond=cond if there is one.
 
@@ -70,12 +71,14 @@ def sample(
 
 
 def ddpm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
-    """DDPM algorithm 2 over the levels chosen."""
+    """DDPM algorithm 2. The last step is without noise; in diffusers, only if it is from t = 0."""
     for i, t, t_prev, *_ in way.legs():
         prediction = ask(x_t, t)
         x0_hat, _ = guess(prediction, x_t, i)
-        z = draw() if i > 0 else 0.0
+        z = draw() if i > 0 or (sampler.as_diffusers and t > 0) else 0.0
         x_t = p_sample(way.schedule, prediction, x_t, i, z, sampler.variance, sampler.clip)
+        if i == 0 and sampler.as_diffusers and sampler.variance == "fixed_large":
+            x_t = x_t + math.sqrt(way.schedule.betas[0]) * z
         yield t_prev, x_t, x0_hat
 
 
@@ -84,14 +87,14 @@ def ddim(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t:
     eta = sampler.eta
     for i, t, t_prev, abar, abar_prev in way.legs():
         x0_hat, eps_hat = guess(ask(x_t, t), x_t, i)
-        z = draw() if eta > 0 and abar_prev < 1 else 0.0
+        z = draw() if eta > 0 and (abar_prev < 1 or sampler.as_diffusers) else 0.0
         x_t = toward(x0_hat, eps_hat, abar, abar_prev, eta, z)
         yield t_prev, x_t, x0_hat
 
 
 def euler_ancestral(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
     """Euler's method too far down and noise back up to the level (k-diffusion): DDIM's step with eta = 1."""
-    return ddim(ask, guess, draw, way, Sampler("ddim", eta=1.0), x_t)
+    return ddim(ask, guess, draw, way, Sampler("ddim", eta=1.0, as_diffusers=sampler.as_diffusers), x_t)
 
 
 def heun(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
@@ -118,9 +121,11 @@ def heun(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t:
 def pndm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
     """PLMS (Liu et al. 2022, eq. 12): DDIM with a prediction made of the last four, as Adams and Bashforth do.
 
-    The first step has no past: it is tried, and then taken with the mean of the predictions at both its ends.
+    The first step has no past: it is tried, and then taken with the mean of the predictions at both its ends; in
+    diffusers as if it had begun a stride before the second timestep, which need not be the first one.
     """
     past: list[np.ndarray] = []  # the newest first
+    stride = way.stride
     for i, t, t_prev, abar, abar_prev in way.legs():
         past = [ask(x_t, t), *past[:3]]
         prediction = np.tensordot(np.float32(ADAMS_BASHFORTH[len(past)]), np.stack(past), 1)
@@ -128,6 +133,10 @@ def pndm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t:
             x_prev = toward(*guess(past[0], x_t, i), abar, abar_prev)
             prediction = (past[0] + ask(x_prev, t_prev)) / 2
         x0_hat, eps_hat = guess(prediction, x_t, i)
+        if len(past) == 1 and i > 0 and stride:
+            begun = int(t_prev) + stride.length
+            x0_hat, eps_hat = x0_and_eps(stride.schedule, prediction, x_t, begun)
+            abar_prev = stride.abar_prev(begun, way.end)
         x_t = toward(x0_hat, eps_hat, abar, abar_prev)
         yield t_prev, x_t, x0_hat
 

@@ -10,6 +10,7 @@ SAMPLERS = ("ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
 CAN_BE_KARRAS = ("euler", "heun", "dpmpp_2m")
+WITHOUT_ZERO_SNR = ("pndm", "heun")  # their classes in diffusers pass over rescale_betas_zero_snr
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Sampler:
     clip       x0_hat is kept within [-clip, clip]; None lets it be, as latents need
     clean_end  whether the last step leads to no noise at all, or to as much as the schedule has at t = 0
     karras     whether the noise falls as Karras et al. (2022, eq. 5) have it, not evenly in t
+    as_diffusers  whether to follow diffusers 0.42.1 also where it leaves the papers: the timestep that ddim and pndm
+               step to, the noise of the last step, the single step of "linspace" (docs/samplers.md)
     Raises MinidiffError for a value that is unknown or that its sampler does not know.
     """
 
@@ -35,13 +38,14 @@ class Sampler:
     clip: float | None = 1.0
     clean_end: bool = True
     karras: bool = False
+    as_diffusers: bool = False
 
     def __post_init__(self) -> None:
         for key, known in (("name", SAMPLERS), ("spacing", SPACINGS), ("variance", VARIANCES)):
             if getattr(self, key) not in known:
                 what = "sampler" if key == "name" else key
                 raise MinidiffError(f"{what} {getattr(self, key)!r:.80} is unknown: use one of {', '.join(known)}")
-        for key in ("clean_end", "karras"):
+        for key in ("clean_end", "karras", "as_diffusers"):
             if not isinstance(getattr(self, key), bool):
                 raise MinidiffError(f"{key} must be true or false, not {getattr(self, key)!r:.80}")
         if type(self.offset) is not int or not 0 <= self.offset <= 1000:
@@ -144,7 +148,8 @@ def sampler_from_config(config: dict[str, Any], name: str | None = None) -> Samp
 def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
     """The keys of a scheduler_config.json beside those of the schedule.
 
-    Raises MinidiffError for settings that the sampler's class in diffusers does not have; eta is none of a file.
+    Raises MinidiffError for settings that the sampler's class in diffusers does not have; eta and as_diffusers are
+    none of a file.
     """
     kind = KINDS[_class_of(sampler.name)]
     own = {
@@ -158,7 +163,7 @@ def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
     }
     config = {"_class_name": _class_of(sampler.name), "timestep_spacing": sampler.spacing}
     config |= {"steps_offset": sampler.offset} | {key: own[key] for key in kind.keys if key in own}
-    if sampler_from_config(config) != replace(sampler, eta=0.0):
+    if sampler_from_config(config) != replace(sampler, eta=0.0, as_diffusers=False):
         raise MinidiffError(f"{sampler}: diffusers' {config['_class_name']} has no such settings")
     return config
 

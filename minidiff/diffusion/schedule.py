@@ -193,9 +193,10 @@ DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start"
 HEUN_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
 
 
-def schedule_from_config(config: dict[str, Any]) -> AnySchedule:
+def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) -> AnySchedule:
     """The schedule that a diffusers scheduler_config.json describes; how to sample is `sampler_from_config`'s matter.
 
+    rescale_betas_zero_snr has no effect unless knows_zero_snr: not every class of diffusers knows it.
     Raises MinidiffError for a value that is out of range or not supported, by its name.
     """
     if not isinstance(config, dict):
@@ -215,7 +216,7 @@ def schedule_from_config(config: dict[str, Any]) -> AnySchedule:
         schedule = Schedule(_trained_betas(config), prediction_type)
     else:
         schedule = _from_rule(config, prediction_type)
-    return rescale_zero_terminal_snr(schedule) if rescale else schedule
+    return rescale_zero_terminal_snr(schedule) if rescale and knows_zero_snr else schedule
 
 
 def _from_rule(config: dict[str, Any], prediction_type: str) -> Schedule:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidiff.diffusion.sampler import Sampler, sampler_from_config, sampler_to_config
+from minidiff.diffusion.sampler import WITHOUT_ZERO_SNR, Sampler, sampler_from_config, sampler_to_config
 from minidiff.diffusion.schedule import AnySchedule, Schedule, schedule_from_config, schedule_to_config
 from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
@@ -88,10 +88,14 @@ def save_network(folder: Path, config: dict[str, Any], weights: Mapping[str, np.
     (folder / f"{file}.index.json").unlink(missing_ok=True)  # of a network in several files that was here before
 
 
-def load_schedule(folder: str | Path) -> AnySchedule:
-    """The schedule of a pipeline folder or run, or of a folder that holds scheduler_config.json itself."""
+def load_schedule(folder: str | Path, sampler: Sampler | None = None) -> AnySchedule:
+    """The schedule of a pipeline folder or run, or of a folder that holds scheduler_config.json itself.
+
+    With a sampler that is as_diffusers, the schedule that its class in diffusers makes of the file.
+    """
     folder = _component(folder, "scheduler", "scheduler_config.json")
-    return read_json(folder / "scheduler_config.json", schedule_from_config)
+    knows = sampler is None or not sampler.as_diffusers or sampler.name not in WITHOUT_ZERO_SNR
+    return read_json(folder / "scheduler_config.json", lambda config: schedule_from_config(config, knows))
 
 
 def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:

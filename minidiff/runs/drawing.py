@@ -163,15 +163,21 @@ def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) 
 
 
 def walk_of(
-    folder: Path, sampler: str | None, eta: float, spacing: str | None, karras: bool, steps: int | None
+    folder: Path,
+    sampler: str | None,
+    eta: float,
+    spacing: str | None,
+    karras: bool,
+    steps: int | None,
+    noise: str = "numpy",
 ) -> tuple[AnySchedule, Sampler, int]:
     """A folder's schedule, its sampler or the one of that name with what else is given, and how many steps it takes.
 
-    Raises MinidiffError for what does not go together.
+    With torch's noise the three are as_diffusers. Raises MinidiffError for what does not go together.
     """
-    schedule = load_schedule(folder)
-    way = replace(load_sampler(folder, sampler), eta=eta)
+    way = replace(load_sampler(folder, sampler), eta=eta, as_diffusers=noise == "torch")
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
+    schedule = load_schedule(folder, way)
     steps = usual_steps(schedule, way) if steps is None else steps
     check_walk(schedule, way, steps)
     return schedule, way, steps

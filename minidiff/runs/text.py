@@ -1,8 +1,9 @@
 """Pictures of a text, with a Stable Diffusion pipeline: drawn from nothing, drawn anew, filled in.
 
 The walk is that of every other model, among latents; a text is its condition, and guidance its insistence. Pictures are
-float32 (N, H, W, 3) in [-1, 1], as many as there are prompts. rng as for `sample`: `torch_generator(seed)` gives what
-diffusers draws with torch.Generator().manual_seed(seed). tick() is called after every step.
+float32 (N, H, W, 3) in [-1, 1], as many as there are prompts. rng as for `sample`: `torch_generator(seed)` draws the
+noise of torch.Generator().manual_seed(seed), and with a sampler that is as_diffusers the images are diffusers'.
+tick() is called after every step.
 """
 
 from collections.abc import Callable

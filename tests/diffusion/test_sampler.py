@@ -25,6 +25,7 @@ from minidiff.errors import MinidiffError
         ({"clip": "1"}, "clip must be a number above 0, up to a million, or None"),
         ({"clean_end": 1}, "clean_end must be true or false"),
         ({"karras": None}, "karras must be true or false"),
+        ({"as_diffusers": "yes"}, "as_diffusers must be true or false"),
         ({"eta": -0.1}, "eta must be from 0 to 1"),
         ({"eta": 1.1}, "eta must be from 0 to 1"),
         ({"eta": math.nan}, "eta must be from 0 to 1"),
@@ -70,6 +71,7 @@ def test_only_the_keys_of_the_class_are_written():
         "_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "steps_offset": 0, "clip_sample": True,
         "clip_sample_range": 1.0, "set_alpha_to_one": True,
     }  # fmt: skip
+    assert sampler_to_config(Sampler(eta=0.5, as_diffusers=True)) == sampler_to_config(Sampler())
 
 
 def test_what_a_class_takes_for_keys_that_are_absent():

@@ -1,6 +1,8 @@
 """minidiff sample FOLDER --seed 0 --noise torch against the folder's pipeline in diffusers with the same seed."""
 
 import os
+from functools import partial
+from inspect import signature
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported: what is not in the folder is an error
 
@@ -13,11 +15,18 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
     UNet2DModel,
 )
+from one_thread import one_thread  # noqa: F401  for all tests of this module
 from typer.testing import CliRunner
 
 from minidiff.cli import app
+from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.runs.checkpoint import save_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 N = 3
@@ -72,7 +81,7 @@ def nets():
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path, monkeypatch):
+def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path):
     kind, scheduler, steps, eta = PIPELINES[name]
     pipeline = kind(nets[scheduler.config.prediction_type], scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -82,16 +91,68 @@ def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path, monkeypatch)
     images = pipeline(N, generator, num_inference_steps=steps, output_type="np", **extras).images
     theirs = (images * 255).round().astype(np.uint8)  # (N, H, W, C)
 
-    monkeypatch.chdir(tmp_path)
-    arguments = ["sample", "folder", "--seed", "0", "--noise", "torch", "--n", str(N), "--npz", "drawn.npz"]
     # 50 steps of DDIM and all steps of DDPM are what the command takes unless told otherwise
-    arguments += [] if steps in (50, 1000) else ["--steps", str(steps)]
-    arguments += ["--eta", str(eta)] if eta else []
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    with np.load("drawn.npz") as file:
-        ours = file["arr_0"]
+    more = [] if steps in (50, 1000) else ["--steps", str(steps)]
+    ours = sampled(tmp_path / "folder", *more, *(["--eta", str(eta)] if eta else []))
     assert ours.shape == theirs.shape and ours.dtype == np.uint8
     off = np.abs(ours.astype(int) - theirs)
     assert theirs.std() > 10 and np.mean(off <= 1) >= 0.999 and off.max() <= 2
     assert np.mean(off == 0) > 0.98
+
+
+def sampled(folder, *more):
+    """What minidiff sample FOLDER --noise torch makes of seed 0, (N, H, W, C) uint8."""
+    arguments = ["sample", str(folder), "--out", str(folder / "sheet.png"), "--npz", str(folder / "sampled.npz")]
+    arguments += ["--seed", "0", "--noise", "torch", "--n", str(N), "--threads", "1"]
+    result = CliRunner().invoke(app, [*arguments, *more])
+    assert result.exit_code == 0, result.output
+    with np.load(folder / "sampled.npz") as file:
+        return file["arr_0"]
+
+
+def looped(net, scheduler, steps):
+    """The loop of diffusers' documentation, which scales the model's input: (N, H, W, C) uint8."""
+    generator = torch.Generator().manual_seed(0)
+    scheduler.set_timesteps(steps)
+    x = torch.randn((N, 3, 8, 8), generator=generator) * scheduler.init_noise_sigma
+    extras = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            prediction = net(scheduler.scale_model_input(x, t), t).sample
+        x = scheduler.step(prediction, t, x, **extras).prev_sample
+    return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).numpy()
+
+
+SCHEDULERS = {
+    "ddpm": DDPMScheduler, "ddpm, fixed_large": partial(DDPMScheduler, variance_type="fixed_large"),
+    "ddim": DDIMScheduler, "pndm": partial(PNDMScheduler, skip_prk_steps=True), "euler": EulerDiscreteScheduler,
+    "euler ancestral": EulerAncestralDiscreteScheduler, "heun": HeunDiscreteScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_same_images_at_steps_that_do_not_divide_1000(name, spacing, nets, tmp_path):
+    net, scheduler = nets["epsilon"], SCHEDULERS[name](timestep_spacing=spacing)
+    net.save_pretrained(tmp_path / "unet")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    equal(sampled(tmp_path, "--steps", "7"), looped(net, scheduler, 7))
+
+
+@pytest.mark.parametrize("steps", [3, 7, 13, 30])
+def test_a_runs_own_folder_in_its_pipeline(steps, nets, tmp_path):
+    nets["v_prediction"].save_pretrained(tmp_path / "unet")
+    save_pipeline(tmp_path, cosine_schedule(prediction_type="v_prediction"))  # as a run writes it
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(0)
+    images = pipeline(N, generator, num_inference_steps=steps, output_type="np").images
+    equal(sampled(tmp_path, "--steps", str(steps)), (images * 255).round().astype(np.uint8))
+
+
+def equal(ours, theirs):
+    """In every byte, unless a number lies so near to the middle of two levels that another processor rounds it away."""
+    off = np.abs(ours.astype(int) - theirs)
+    assert ours.shape == theirs.shape and theirs.std() > 10
+    assert off.max() <= 1 and np.mean(off == 0) >= 0.995

@@ -1,6 +1,8 @@
 """Whole Stable Diffusion folders, made as diffusers' own tests make them: the same pictures from the same seed."""
 
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
@@ -16,7 +19,9 @@ from diffusers import (
 )
 from one_thread import one_thread  # noqa: F401  for all tests of this module
 from small_pipeline import SCHEDULE
+from typer.testing import CliRunner
 
+from minidiff.cli import app
 from minidiff.data.pictures import to_float, to_uint8
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.runs.checkpoint import load_sampler, load_schedule
@@ -91,6 +96,30 @@ def test_of_its_own_size_without_guidance(theirs, parts, tmp_path):
     theirs, ours = with_scheduler(SCHEDULERS["PNDM"], theirs, parts, tmp_path)
     want = theirs("", num_inference_steps=STEPS, guidance_scale=1.0, generator=generator(), output_type="np").images
     equal(text_to_image(ours, [""], guidance=1, steps=STEPS, rng=torch_generator(3)), want)
+
+
+TWICE = {
+    "PNDM, trailing": partial(PNDMScheduler, skip_prk_steps=True, timestep_spacing="trailing"),
+    "PNDM, linspace": partial(PNDMScheduler, skip_prk_steps=True, timestep_spacing="linspace"),
+    "DDIM, trailing": partial(DDIMScheduler, clip_sample=False, timestep_spacing="trailing"),
+    "Euler ancestral": EulerAncestralDiscreteScheduler,  # draws noise in its last step, too
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_two_images_of_a_seed_at_steps_that_do_not_divide_1000(name, theirs, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "folder")
+    theirs.scheduler = TWICE[name](**SCHEDULE)
+    theirs.scheduler.save_pretrained(tmp_path / "folder" / "scheduler")
+    rng = generator()
+    want = [theirs("cats", num_inference_steps=6, generator=rng, output_type="np").images for _ in range(2)]
+    monkeypatch.chdir(tmp_path)
+    arguments = "sample folder --prompt cats --n 2 --steps 6 --seed 3 --noise torch --npz both.npz --threads 1"
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 0, result.output
+    with np.load("both.npz") as file:
+        off = np.abs(file["arr_0"].astype(int) - (np.concatenate(want) * 255).round())
+    assert off.max() <= 1 and np.mean(off == 0) >= 0.995
 
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8).repeat(2, 0)
