@@ -32,8 +32,7 @@ def attention_backward(do, q, k, v, o, lse, causal=False):
 
         dv = p^T do      dp = do v^T      ds = p (dp - delta)      dq = ds k / sqrt(D)      dk = ds^T q / sqrt(D)
 
-    delta[t] = sum over the keys of p dp = do[t] . o[t], which is D in FlashAttention: the vector-Jacobian product of the
-    softmax needs no Jacobian matrix.
+    delta[t] = sum over the keys of p dp = do[t] . o[t] (D in FlashAttention), so the softmax's Jacobian is not formed.
     """
     p = np.exp(scores(q, k, causal) - lse[..., None])  # (N, heads, T, S)
     dp = np.einsum("nthd,nshd->nhts", do, v, optimize=True)

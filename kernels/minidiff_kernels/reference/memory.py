@@ -20,5 +20,5 @@ def to_numpy(a):
 
 
 def later(a):
-    """A function that returns these values in host memory. On a GPU the copy starts now, and the function waits for it."""
+    """A function that returns these values in host memory. On a GPU the copy starts now; the function waits."""
     return lambda: a
