@@ -23,7 +23,7 @@ zero = np.float32(0)
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
     """y, mean, rstd: the output (x's shape), and the statistics (N, groups) that the backward pass needs."""
-    if layer_norm.fits(x.shape, groups, silu):
+    if layer_norm.supports(x.shape, groups, silu):
         return layer_norm.layer_norm(x, weight, bias, eps)
     N, C = len(x), x.shape[-1]
     y, mean, rstd = empty(x.shape), empty((N, groups)), empty((N, groups))
@@ -33,7 +33,7 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
 
 def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
     """The gradients dx, dweight, dbias."""
-    if layer_norm.fits(x.shape, mean.shape[1], silu):
+    if layer_norm.supports(x.shape, mean.shape[1], silu):
         return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
     N, C = len(x), x.shape[-1]
     dx, sums = empty(x.shape), np.empty((N, 2, C))

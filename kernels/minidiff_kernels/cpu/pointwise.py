@@ -67,7 +67,7 @@ def _pack(w, transposed, v, panels):
 
 @helper
 def _add(y, first, count, O, channels, bias, add, pixels_per_add):
-    """y += bias + add for `count` pixels from first on and channels (start, end); `pixels_per_add` pixels share a row of add."""
+    """y += bias + add for `count` pixels from first on and channels (start, end); pixels_per_add share a row of add."""
     start, end = channels
     for r in range(first, first + count):
         row = (r if pixels_per_add == 1 else r // pixels_per_add) * O
