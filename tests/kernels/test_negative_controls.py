@@ -158,7 +158,7 @@ MISTAKES = {
     "attention: dv of one head dropped": (ATTENTION, "attention_backward", output(lambda g: with_zeros(g, 0, 0, 1), 2)),
     "attention: no causal mask": (CAUSAL, "attention", inputs(lambda q, k, v, c: (q, k, v, False))),
     "attention: backward not causal": (CAUSAL, "attention_backward", inputs(lambda *args: (*args[:-1], False))),
-    "gelu: tanh approximation": (GELU, "gelu", lambda op: lambda x: x / (1 + np.exp(-1.5957691 * (x + 0.044715 * x**3)))),
+    "gelu: by tanh": (GELU, "gelu", lambda op: lambda x: x / (1 + np.exp(-1.5957691 * (x + 0.044715 * x**3)))),
     "gelu: no derivative of Phi": (GELU, "gelu_backward", lambda op: lambda dy, x: dy * normal_cdf(x)),
     "geglu: the wrong half": (GEGLU, "geglu", lambda op: lambda x: op(np.roll(x, x.shape[-1] // 2, -1))),
     "geglu: gradients exchanged": (GEGLU, "geglu_backward", output(lambda dx: np.roll(dx, dx.shape[-1] // 2, -1))),
