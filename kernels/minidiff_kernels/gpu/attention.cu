@@ -111,8 +111,8 @@ __device__ __forceinline__ bool attends(int query, int key, int S, int causal) {
   return key < S && (!causal || key <= query);
 }
 
-// Online softmax: row_max is the row_max score so far, and row_sum and out are relative to exp(row_max). When a new_max
-// score comes, both are rescaled by exp(old max - new max).
+// Online softmax: row_max is the largest score so far, and row_sum and out are relative to exp(row_max). When a larger
+// score comes, both are rescaled by exp(row_max - new_max).
 template <int WIDTH>
 __device__ __forceinline__ void attention(const float* q, const float* k, const float* v, float* o, float* lse, int T,
                                        int S, int heads, int D, float scale, int causal) {

@@ -14,7 +14,7 @@
 // blockIdx.y): then y is (splits, ...), and sum_splits adds them up, always in the same order.
 
 // The offset in x of a patch (its top left pixel), or the offset of a (tap, channel) within a patch; an element of X is
-// at their sum. The mask of a tap has two mask, for its row i and its column j; the mask of a patch has the mask of all
+// at their sum. The mask of a tap has two bits, for its row i and its column j; the mask of a patch has the bits of all
 // rows and columns that are inside the image.
 struct Location {
   int offset;
@@ -25,7 +25,7 @@ constexpr unsigned OUTSIDE = 1u << 31;  // mask of a tap outside every patch; a 
 
 __device__ __forceinline__ unsigned tap_mask(int i, int j) { return 1u << i | 0x10000u << j; }
 
-// The mask of all i with 0 <= start + i < size.
+// The bits of all i with 0 <= start + i < size.
 __device__ __forceinline__ unsigned mask_inside(int start, int size) {
   return (1u << min(max(size - start, 0), 15)) - 1 & ~0u << min(max(-start, 0), 15);
 }
@@ -36,13 +36,13 @@ __device__ __forceinline__ unsigned patch_mask(int row, int col, int H, int W) {
 
 __device__ __forceinline__ bool inside(Location patch, Location tap) { return (patch.mask & tap.mask) == tap.mask; }
 
-// y[n, p, q, :] = bias + add[n, p, q, :] + sum over i, j of w[:, i, j, :] @ x[n, stride p + i - top, stride q + j -
-// left, :]
+// y[n, p, q, :] = bias + add[n, p, q, :] + sum over i, j of w[:, i, j, :] @ x[n, s p + i - top, s q + j - left, :]
+// s: stride
 //
 // dilation > 1: x has dilation - 1 zero rows and columns between its own (input dilation), as in the input gradient of
 // a strided convolution. Pixels of y with the same residues a, b of row and column use the same taps, every
-// dilation-th; blockIdx.z goes over these classes, so that the zeros are never multiplied. add_per_image: add is (N, 1,
-// 1, O); otherwise it has y's shape.
+// dilation-th; blockIdx.z goes over these classes, so that the zeros are never multiplied.
+// add_per_image: add is (N, 1, 1, O); otherwise it has y's shape.
 template <template <int, int> class Product, int TM, int TN, int V>
 __device__ __forceinline__ void convolve(
     const float* __restrict__ x, const float* __restrict__ w, const float* bias, const float* add, float* y, int N,

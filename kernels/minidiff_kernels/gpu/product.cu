@@ -34,8 +34,8 @@ struct StripCopy {
 
 // sums += a b^T for strips a (TM x 16) and b (TN x 16), in float32. A thread has a register tile of 8 rows, TM / 8
 // apart, by COLS columns, ACROSS apart; a warp is 4 x 8 threads. Each term reads 8 + COLS floats from shared memory for
-// 8 COLS multiply-adds, so that shared-memory bandwidth does not limit it. row(e), col(e): the position of sums[e] in
-// the tile.
+// 8 COLS multiply-adds; a multiprocessor can read 32 floats and do 128 multiply-adds per cycle. row(e), col(e): the
+// position of sums[e] in the tile.
 template <int TM, int TN>
 struct Float32 {
   static constexpr int BLOCKS = 32768 / (TM * TN), STAGES = 3, STRIPS = 1;
