@@ -129,7 +129,7 @@ def test_kernels_work_without_a_writable_cache(package):
     """One line on stderr gives the reason and the remedy."""
     output, errors = own_process.run(SILU, package.parent, NUMBA_CACHE_DIR="", XDG_CACHE_HOME="/dev/null/x")
     assert is_correct(read(output)[1])
-    assert errors.startswith("minidiff: compiled kernels are not loaded, ")
+    assert errors.startswith("minidiff: compiled kernels are not kept, ")
     assert errors.endswith("set NUMBA_CACHE_DIR to a folder that can be written\n")
     assert errors.count("\n") == 1
     assert not list(package.rglob("*.nb?"))
