@@ -1,4 +1,4 @@
-"""One computation of every kernel as a `Case`: its inputs from a line of shapes, and the same asked of torch."""
+"""A `Case` for each operation: inputs of given shapes, the operation on a backend, and the same in torch."""
 
 import math
 
@@ -32,7 +32,7 @@ def conv(x, w, stride=1, pad=(0, 0, 0, 0), bias=True, add=None, offset=0.0):
 
 
 def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
-    """x (N, ..., C), its numbers around `offset`."""
+    """x (N, ..., C), normal with mean `offset` and standard deviation `scale`."""
     C = x[-1]
     inputs = {"dy": draw(*x, seed=1), "x": draw(*x, offset=offset, scale=scale)}
     inputs |= {"weight": draw(C, offset=1), "bias": draw(C, seed=2)}
@@ -44,8 +44,8 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
 
     def theirs(dy, x, weight, bias):
         leaves = [a.requires_grad_() for a in (x, weight, bias)]
-        planes = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # channels_last is for pictures only
-        z, mean, rstd = torch.native_group_norm(planes, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
+        x_nchw = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # channels_last exists for 4-d tensors only
+        z, mean, rstd = torch.native_group_norm(x_nchw, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
         y = nhwc(F.silu(z) if silu else z)
         gradients = zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True)
         return {"y": y, "mean": mean, "rstd": rstd, **dict(gradients)}
@@ -54,7 +54,7 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
     return Case(label, inputs, ours, theirs)
 
 
-def attend(N, T, S, heads, D, scale=1.0, causal=False):
+def attention(N, T, S, heads, D, scale=1.0, causal=False):
     """q (N, T, heads, D) times `scale`, k and v (N, S, heads, D)."""
     q, kv = (N, T, heads, D), (N, S, heads, D)
     inputs = {"do": draw(*q, seed=1), "q": draw(*q, scale=scale), "k": draw(*kv, seed=2), "v": draw(*kv, seed=3)}
@@ -68,9 +68,9 @@ def attend(N, T, S, heads, D, scale=1.0, causal=False):
     def theirs(do, q, k, v):
         leaves = [a.requires_grad_() for a in (q, k, v)]
         by_head = [a.transpose(1, 2) for a in leaves]  # (N, heads, T, D)
-        # the rival is the fused one; the truth comes from plain algebra, which keeps NaN
-        hidden = torch.ones(T, S, dtype=torch.bool).triu(1) if causal else torch.zeros(T, S, dtype=torch.bool)
-        s = (by_head[0] @ by_head[1].mT * D**-0.5).masked_fill(hidden, -math.inf)
+        # float32: torch's fused kernel; float64: matrix products and softmax, which propagate NaN
+        masked = torch.ones(T, S, dtype=torch.bool).triu(1) if causal else torch.zeros(T, S, dtype=torch.bool)
+        s = (by_head[0] @ by_head[1].mT * D**-0.5).masked_fill(masked, -math.inf)
         if q.dtype == torch.float32:
             with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
                 o = F.scaled_dot_product_attention(*by_head, is_causal=causal).transpose(1, 2)
@@ -100,7 +100,7 @@ def gelu(*shape, scale=1.0):
 
 
 def geglu(*shape, scale=1.0):
-    """shape of x; its last axis is h, then gate."""
+    """shape of x, whose last axis is h, then gate."""
 
     def ours(backend, dy, x):
         return {"y": backend.geglu(x), "dx": backend.geglu_backward(dy, x)}
@@ -130,7 +130,7 @@ def sum_to(shape, before, offset=0.0):
 
 def embedding(rows, width, n, dtype=np.int64):
     index = np.random.default_rng(n).integers(0, rows, n).astype(dtype)
-    index[0] = rows // 2  # the row that gets a NaN
+    index[0] = rows // 2  # check_nan puts a NaN into this row
 
     def ours(backend, dy, table, index):
         return {"y": backend.embedding(table, index), "dtable": backend.embedding_backward(dy, index, rows)}
@@ -172,12 +172,12 @@ def grad_norm(P, scale=1.0):
 
 
 def adamw(P, step=3, lr=0.5, weight_decay=0.1, clip=math.inf, beta1=0.9, beta2=0.99, eps=1e-8, ema_decay=0.7, g=1.0):
-    """From moments as after a few steps. The rate is large, so that an error in the update shows in p."""
+    """One step from random moments. The learning rate is large, so that an error in the update shows in p."""
     norm_of = float(np.linalg.norm(draw(P, scale=g, seed=1).astype(np.float64)))
 
     def ours(backend, p, g, m, v, ema=None):
         new = {"p": p, "m": m, "v": v} | ({} if ema is None else {"ema": ema})
-        new = {k: a.copy() for k, a in new.items()}  # adamw works in place, and must leave g alone
+        new = {k: a.copy() for k, a in new.items()}  # adamw works in place and must not change g
         norm = backend.xp.float64(norm_of)
         backend.adamw(
             new["p"], g, new["m"], new["v"], new.get("ema"), norm, clip, lr, beta1, beta2, eps, weight_decay,

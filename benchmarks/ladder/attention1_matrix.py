@@ -1,4 +1,4 @@
-"""Attention, first rung: the whole T x S matrix of probabilities, kept for the way back.
+"""Attention, first rung: the whole T x S matrix of probabilities, kept for the backward pass.
 
 p = softmax(q k^T / sqrt(D))      o = p v
 dv = p^T do      ds = p (do v^T - do . o)      dq = ds k / sqrt(D)      dk = ds^T q / sqrt(D)

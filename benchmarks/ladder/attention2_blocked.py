@@ -1,7 +1,7 @@
 """Attention, second rung: the library's kernel, a block of queries of one head at a time.
 
-The scores of a block stay in the second-level cache. Of each query only lse is kept, the log of its sum of
-exponentials; the way back computes the probabilities again from it (Dao et al. 2022, arXiv:2205.14135).
+The scores of a block stay in L2. Only lse, the log-sum-exp of each query's scores, is kept; the backward pass
+recomputes the probabilities from it (FlashAttention-2, Dao 2023, arXiv:2307.08691).
 """
 
 from minidiff.engine.backend import get_backend

@@ -1,7 +1,7 @@
-"""Every ladder, rung after rung, beside PyTorch where it is installed: `make ladder`.
+"""Times every rung of every ladder, beside PyTorch where it is installed: `make ladder`.
 
 The rungs of a ladder and PyTorch run in turn in one process, on the same inputs and the same number of threads; only
-the naive loop has one thread. Errors are root mean squares, relative to the truth, which is the reference in float64.
+the naive loop has one thread. Errors are relative root mean squares, against the reference in float64.
 """
 
 import json
@@ -34,14 +34,14 @@ from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 from minidiff.runs import machine
 
-PAUSE = 0.05  # seconds before each run: threads of BLAS spin a while after their work
-TOLD = ("processor", "threads", "vector width", "platform", "Python", "NumPy", "Numba", "BLAS", "torch")
+PAUSE = 0.05  # seconds before each run, since BLAS threads spin for a while after their work
+FACTS = ("processor", "threads", "vector width", "platform", "Python", "NumPy", "Numba", "BLAS", "torch")
 TORCH = "PyTorch, channels_last"
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What is computed, in which shapes, and the rungs: name -> the function of the inputs; dicts of results or one.
+    """An operation, its shapes, and the rungs: name -> function of the inputs, which returns a dict of results or one.
 
     op, settings   the same in minidiff.bench.rival
     work           operations by the plain formula ("FLOP"), or bytes of arrays read and written once ("B")
@@ -56,12 +56,12 @@ class Ladder:
     rungs: dict[str, Callable]
 
     def inputs(self, dtype=np.float32) -> dict[str, np.ndarray]:
-        """Normal numbers, the same ones in both precisions."""
+        """Normal inputs, the same values in both precisions."""
         rng = np.random.default_rng(0)
         return {name: rng.standard_normal(shape, np.float32).astype(dtype) for name, shape in self.shapes.items()}
 
     def reference(self, dtype=np.float64) -> dict[str, np.ndarray]:
-        """All results as the library's reference has them, in float64 the truth."""
+        """All results by the library's reference."""
         return REFERENCES[self.op](get_backend("numpy"), **self.inputs(dtype))
 
 
@@ -82,7 +82,7 @@ REFERENCES = {"conv": _conv, "group_norm_silu": _group_norm_silu, "attention": _
 
 
 def convolution(N=32, side=32, C=64, O=64) -> Ladder:
-    """3 x 3, one row of zeros around the picture."""
+    """3 x 3, padding 1."""
     rungs = {
         "naive loop": conv1_naive, "im2col": conv2_im2col, "register tiles": conv3_tiles,
         "Winograd": conv4_winograd, "Winograd, fused": conv5_fused,
@@ -105,7 +105,7 @@ def normalisation(N=32, side=32, C=64) -> Ladder:
 
 
 def attention(N=16, T=1024, heads=2, D=32) -> Ladder:
-    """Forward and backward: two products, then four; what is computed again is not counted."""
+    """Forward and backward: two products, then four; recomputed products are not counted."""
     q = (N, T, heads, D)
     rungs = {"whole matrix": attention1_matrix.attention, "blocked": attention2_blocked.attention}
     label = f"attention and its gradients, {N} x {T} tokens, {heads} heads of {D}"
@@ -119,30 +119,30 @@ def named(results) -> dict[str, np.ndarray]:
 
 
 def pooled(a: np.ndarray) -> np.ndarray:
-    """A copy in the kernels' own memory, which begins with a cache line, as torch's does."""
+    """A copy in the pool's memory, aligned to a cache line, as torch's is."""
     copy = empty(a.shape)
     copy[...] = a
     return copy
 
 
-def error(results, truth: dict[str, np.ndarray]) -> float:
+def error(results, expected: dict[str, np.ndarray]) -> float:
     """The largest of the relative rms errors of the results."""
     found = named(results)
     return max(
-        float(np.sqrt(np.square(found[name] - want).mean() / np.square(want).mean())) for name, want in truth.items()
+        float(np.sqrt(np.square(found[name] - want).mean() / np.square(want).mean())) for name, want in expected.items()
     )
 
 
 def climb(ladder: Ladder, torch) -> list[dict[str, Any]]:
-    """Each rung, then torch if it is there: name, ms (least and median), rate, ratios and error."""
-    inputs, truth = {name: pooled(a) for name, a in ladder.inputs().items()}, ladder.reference()
+    """Each rung, then torch if given: name, ms (minimum and median), rate, ratios and error."""
+    inputs, expected = {name: pooled(a) for name, a in ladder.inputs().items()}, ladder.reference()
     runs = {name: partial(rung, **inputs) for name, rung in ladder.rungs.items()}
-    errors = {name: error(run(), truth) for name, run in runs.items()}
+    errors = {name: error(run(), expected) for name, run in runs.items()}
     if torch is not None:
         kind = torch.KINDS["channels_last"]
         tensors = {name: kind.tensor(name, a, kind.dtype) for name, a in inputs.items()}
         runs[TORCH] = torch.OPS[ladder.op](kind, **tensors, **ladder.settings)
-        errors[TORCH] = error({name: torch.host(name, a) for name, a in runs[TORCH]().items()}, truth)
+        errors[TORCH] = error({name: torch.host(name, a) for name, a in runs[TORCH]().items()}, expected)
     seconds = measure.in_turn(runs, pause=PAUSE)
     names, rows = list(ladder.rungs), []
     for name, times in seconds.items():
@@ -157,12 +157,12 @@ def climb(ladder: Ladder, torch) -> list[dict[str, Any]]:
 
 
 def ratios(theirs: list[float], ours: list[float]) -> list[float]:
-    """How many times faster ours is: by the least times, and by the medians."""
+    """Speedup of ours over theirs: by the minima, and by the medians."""
     return [f(theirs) / f(ours) for f in (min, statistics.median)]
 
 
 def table(ladder: Ladder, rows: list[dict[str, Any]]) -> Table:
-    """One ladder. Where there are two numbers, they are of the least times and of the medians."""
+    """One ladder. Pairs of values are of minimum and median."""
     rate = {"FLOP": "GFLOP/s", "B": "GB/s"}[ladder.unit]
     table = Table(title=ladder.label, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
@@ -172,18 +172,18 @@ def table(ladder: Ladder, rows: list[dict[str, Any]]) -> Table:
         pairs = [" | ".join(f"{n:.2f}" for n in row.get(key, ())) for key in ("before", "torch")]
         times = " | ".join(f"{ms:.2f}" for ms in row["ms"])
         table.add_row(row["name"], times, f"{row['rate'] / 1e9:.1f}", *pairs, f"{row['error']:.1e}")
-    table.width = Console(width=1000).measure(table).maximum  # numbers are not to be cut where the window is narrow
+    table.width = Console(width=1000).measure(table).maximum  # not truncated in a narrow terminal
     return table
 
 
 def open_torch():
-    """minidiff.bench.rival, set up, or None without torch; and what is to be told of the machine."""
+    """minidiff.bench.rival, or None without torch; the reason for None; facts about the machine."""
     try:
         facts, (torch, note) = measure.open_rival("torch", None).facts, (_rival(), None)
     except MinidiffError as missing:
         facts, (torch, note) = measure.open_rival("numpy", None).facts, (None, str(missing))
     threadpoolctl.threadpool_limits(machine.cores(), "blas")  # the NumPy rungs get as many threads as the others
-    return torch, note, {name: facts[name] for name in TOLD if name in facts}
+    return torch, note, {name: facts[name] for name in FACTS if name in facts}
 
 
 def _rival():
@@ -192,8 +192,10 @@ def _rival():
     return rival
 
 
-def main(to: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None) -> None:
-    """Climb all ladders; about a minute."""
+def main(
+    to: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
+) -> None:
+    """Time all ladders; about a minute."""
     console = Console()
     torch, note, facts = open_torch()
     console.print(*(f"{name}: {value}" for name, value in facts.items()), note or "", sep="\n")

@@ -1,9 +1,8 @@
 """Convolution, first rung: the formula as six loops, one multiplication at a time.
 
-    y[n, p, q, o] = the sum over i, j, c of x[n, p + i - 1, q + j - 1, c] w[o, i, j, c]       zeros beyond the border
+    y[n, p, q, o] = the sum over i, j, c of x[n, p + i - 1, q + j - 1, c] w[o, i, j, c]       zero padding
 
-The compiler may not change the order of a floating-point sum unless it is told so, and each addition waits for the one
-before it: no vector unit helps here, and no second core.
+The compiler may not reorder a floating-point sum, so each addition waits for the previous one: no SIMD, one thread.
 """
 
 import numpy as np
@@ -12,7 +11,7 @@ from numba import njit
 
 
 def conv2d(x, w):
-    """y (N, H, W, O) of x (N, H, W, C) and w (O, 3, 3, C), with one row of zeros all around the picture."""
+    """y (N, H, W, O) of x (N, H, W, C) and w (O, 3, 3, C), with padding 1."""
     y = empty((*x.shape[:3], len(w)))
     _loops(x, w, y)
     return y

@@ -1,12 +1,11 @@
-"""Convolution, third rung: nothing is written out; the same block of pixels is read nine times, shifted.
+"""Convolution, third rung: register tiles, and no im2col matrix; a block of pixels is read nine times, shifted.
 
-Lay the rows of a picture, each with a zero at both ends, one behind the other. Then what tap (i, j) of the kernel sees
-of all pixels lies i rows and j pixels further on, in the same order: the convolution is nine matrix products that begin
-at nine places of one array. The two pixels between rows are computed too, and thrown away.
+Concatenate the rows of an image, each padded with a zero at both ends. The inputs of tap (i, j) for all pixels are then
+the same array, i rows and j pixels further on: the convolution is nine matrix products at nine offsets of one array.
+The two outputs between rows are computed too, and discarded.
 
-A block is a few rows of the picture. It is copied into panels, LANES channels wide, and stays with its results and the
-weights in the second-level cache. `product` holds a tile of the result, 8 pixels by 48 channels with AVX-512, in
-registers while it sums.
+A block is a few rows of the image. It is packed into panels, LANES channels wide (cpu/product.py), and stays in L2 with
+its results and the weights. `product` keeps a tile of the result in registers: 8 pixels by 48 channels with AVX-512.
 """
 
 import numpy as np
@@ -17,11 +16,11 @@ from minidiff_kernels.cpu.simd import LANES, clear, copy, load, round_up, store
 from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
-HEIGHT = 8
+HEIGHT = 8  # rows in a block
 
 
 def conv2d(x, w):
-    """y (N, H, W, O) of x (N, H, W, C) and w (O, 3, 3, C), with one row of zeros all around the picture.
+    """y (N, H, W, O) of x (N, H, W, C) and w (O, 3, 3, C), with padding 1.
 
     C and O are multiples of LANES.
     """
@@ -29,21 +28,21 @@ def conv2d(x, w):
     panels = empty((9, O // LANES, C, LANES))
     panels[...] = w.reshape(O // LANES, LANES, 9, C).transpose(2, 0, 3, 1)
     pixels = round_up(HEIGHT * (W + 2), ROWS)
-    seen = empty((threads, C // LANES, pixels + 2 * (W + 2) + 2, LANES))
+    inputs = empty((threads, C // LANES, pixels + 2 * (W + 2) + 2, LANES))
     out, y = empty((threads, O // LANES, pixels, LANES)), empty((*x.shape[:3], O))
-    _convolve(x, panels.ravel(), seen, out, y)
+    _convolve(x, panels.ravel(), inputs, out, y)
     return y
 
 
 @kernel
-def _convolve(x, weights, seen, out, y):
+def _convolve(x, weights, inputs, out, y):
     (N, H, W, C), O, across = x.shape, y.shape[3], x.shape[2] + 2
     flat_x, flat_y, blocks = x.ravel(), y.ravel(), (H + HEIGHT - 1) // HEIGHT
-    in_panel, out_panel, pixels = seen.shape[2] * LANES, out.shape[2] * LANES, out.shape[2]
+    in_panel, out_panel, pixels = inputs.shape[2] * LANES, out.shape[2] * LANES, out.shape[2]
     for block in prange(N * blocks):
         n, top = divmod(np.int64(block), blocks)
         top *= HEIGHT
-        a, c = seen[get_thread_id()].ravel(), out[get_thread_id()].ravel()
+        a, c = inputs[get_thread_id()].ravel(), out[get_thread_id()].ravel()
         for r in range(HEIGHT + 2):
             row = top + r - 1
             for v in range(C // LANES):

@@ -1,11 +1,11 @@
 """Convolution, fourth rung: a quarter of the multiplications, F(4x4, 3x3) of Lavin & Gray 2015 (arXiv:1509.09308).
 
-Cut the output into tiles of 4 x 4; each sees a tile d of 6 x 6. With a kernel g of 3 x 3, and * number by number,
+Cut the output into tiles of 4 x 4; each depends on an input tile d of 6 x 6. With a 3 x 3 kernel g and * elementwise,
 
     y = A^T [ (G g G^T) * (B^T d B) ] A                           36 products instead of 144
 
-Summed over channels, each of the 36 positions is a matrix product. Here every step is done for all pictures before the
-next one begins, so that each of them has to fetch from memory what the one before has written there.
+Summed over channels, each of the 36 positions is a matrix product. Each step here runs over the whole batch before the
+next one, so every intermediate array is written to memory and read again.
 """
 
 import numpy as np
@@ -31,8 +31,8 @@ def both_sides(matrix, tiles):
     return both.reshape(r, r, *rest)
 
 
-def seen(x, down, across):
-    """What each tile of 4 x 4 outputs sees, (6, 6, N, down, across, C); x (N, H, W, C), zeros beyond the border."""
+def input_tiles(x, down, across):
+    """The input tiles (6, 6, N, down, across, C) of x (N, H, W, C), zero-padded; down x across tiles an image."""
     N, H, W, C = x.shape
     padded = np.pad(x, ((0, 0), (1, 4 * down + 1 - H), (1, 4 * across + 1 - W), (0, 0)))
     d = empty((6, 6, N, down, across, C))
@@ -42,12 +42,12 @@ def seen(x, down, across):
 
 
 def conv2d(x, w):
-    """y (N, H, W, O) of x (N, H, W, C) and w (O, 3, 3, C), with one row of zeros all around the picture."""
+    """y (N, H, W, O) of x (N, H, W, C) and w (O, 3, 3, C), with padding 1."""
     (N, H, W, C), O = x.shape, len(w)
     down, across = -(-H // 4), -(-W // 4)
     At, G, Bt = (matrix.astype(np.float32) for matrix in matrices())
     U = both_sides(G, np.ascontiguousarray(w.transpose(1, 2, 3, 0)))  # (6, 6, C, O)
-    V = both_sides(Bt, seen(x, down, across))  # (6, 6, N, down, across, C)
+    V = both_sides(Bt, input_tiles(x, down, across))  # (6, 6, N, down, across, C)
     M = empty((36, N * down * across, O))
     np.matmul(V.reshape(36, -1, C), U.reshape(36, C, O), out=M)
     tiles = both_sides(At, M.reshape(6, 6, N, down, across, O))  # (4, 4, N, down, across, O)

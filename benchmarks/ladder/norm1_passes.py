@@ -1,7 +1,7 @@
-"""GroupNorm with SiLU, first rung: NumPy, an operation at a time.
+"""GroupNorm with SiLU, first rung: NumPy, one operation at a time.
 
-It is the reference. Each operation goes over whole arrays, and what it makes is written to memory for the next to
-fetch. There is little to compute on the way: the time goes into those passes.
+It is the reference. Each operation reads whole arrays from memory and writes its result there for the next one. There
+is little arithmetic: these passes over memory take the time.
 """
 
 from minidiff.engine.backend import get_backend

@@ -1,8 +1,7 @@
-"""GroupNorm with SiLU, second rung: the library's kernel, which takes one picture after the other.
+"""GroupNorm with SiLU, second rung: the library's kernel, which processes one image at a time.
 
-A picture fits in the second-level cache. So it comes from memory once, asked for while the one before is finished; the
-mean, the deviation, the normalisation and SiLU find it in cache, and only y is written. The way back computes xhat and
-SiLU's slope again.
+An image fits in L2. It is read from memory once, prefetched during the previous image; mean, variance, normalisation
+and SiLU read it from L2, and only y is written. The backward pass recomputes xhat and SiLU's derivative.
 """
 
 from minidiff.engine.backend import get_backend

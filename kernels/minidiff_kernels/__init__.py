@@ -1,1 +1,1 @@
-"""The kernels of minidiff: one specification in NumPy (`reference`), its twins for the CPU and the GPU."""
+"""The kernels of minidiff: the specification in NumPy (`reference`), fast versions for CPU (`cpu`) and GPU (`gpu`)."""

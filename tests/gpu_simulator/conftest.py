@@ -1,4 +1,4 @@
-"""These tests are about the simulator; on a GPU there is none."""
+"""Tests of the simulator, which is not used on a GPU."""
 
 from which_cupy import ON_A_GPU
 

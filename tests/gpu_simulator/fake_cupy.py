@@ -1,7 +1,7 @@
 """The part of CuPy that minidiff uses, on NumPy's memory; kernels run in the simulator.
 
-Its arrays are of a type of their own, so that mixing them with NumPy's fails as it does on a GPU. What `empty` gives is
-NaN: a number that a kernel forgets to write is noticed.
+Its arrays have their own type, so that mixing them with NumPy's fails as on a GPU. `empty` is filled with NaN, so that
+elements that a kernel does not write are noticed.
 """
 
 import types
@@ -14,15 +14,15 @@ float32, float64, int32 = np.float32, np.float64, np.int32
 
 
 class ndarray(np.ndarray):
-    """An array on the device."""
+    """A device array."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        outputs = {"out": tuple(map(_inside, out))} if out else {}
-        result = getattr(ufunc, method)(*map(_inside, inputs), **outputs, **kwargs)
-        return out[0] if out else _outside(result)
+        outputs = {"out": tuple(map(_to_host, out))} if out else {}
+        result = getattr(ufunc, method)(*map(_to_host, inputs), **outputs, **kwargs)
+        return out[0] if out else _to_device(result)
 
     def __array_function__(self, function, types, args, kwargs):
-        return _outside(function(*map(_inside, args), **{k: _inside(a) for k, a in kwargs.items()}))
+        return _to_device(function(*map(_to_host, args), **{k: _to_host(a) for k, a in kwargs.items()}))
 
     def __float__(self):
         return float(self.view(np.ndarray))
@@ -35,20 +35,20 @@ class ndarray(np.ndarray):
         out[...] = self.view(np.ndarray)
 
     def __setitem__(self, key, value):
-        self.view(np.ndarray)[key] = _inside(value)
+        self.view(np.ndarray)[key] = _to_host(value)
 
 
-def _inside(a):
-    """As NumPy's; an array of the host's has no business here."""
+def _to_host(a):
+    """A device array as NumPy's. Raises TypeError for a host array."""
     if isinstance(a, ndarray):
         return a.view(np.ndarray)
     if isinstance(a, np.ndarray) and a.ndim:
-        raise TypeError("an array of the host met one of the device")
+        raise TypeError("a host array is mixed with device arrays")
     return a
 
 
-def _outside(a):
-    """As an array of the device; CuPy has no scalars."""
+def _to_device(a):
+    """A NumPy result as a device array; CuPy has no scalars."""
     return np.asarray(a).view(ndarray) if isinstance(a, np.ndarray | np.generic) else a
 
 
@@ -71,13 +71,15 @@ def asnumpy(a):
 
 
 def __getattr__(name):
-    """Every other function is NumPy's, with its results on the device."""
+    """Any other function is NumPy's, with results as device arrays."""
     function = getattr(np, name)
-    return lambda *args, **kwargs: _outside(function(*map(_inside, args), **{k: _inside(a) for k, a in kwargs.items()}))
+    return lambda *args, **kwargs: _to_device(
+        function(*map(_to_host, args), **{k: _to_host(a) for k, a in kwargs.items()})
+    )
 
 
 class RawModule:
-    """What CuPy compiles; here g++ does."""
+    """CuPy's class of a compiled source; here g++ compiles it."""
 
     flags: tuple[str, ...] = ()
 
@@ -90,7 +92,7 @@ class RawModule:
 
 
 class _Checked:
-    """A kernel that takes arrays of the device only."""
+    """A kernel that raises TypeError for host arrays."""
 
     def __init__(self, kernel):
         object.__setattr__(self, "kernel", kernel)
@@ -101,7 +103,7 @@ class _Checked:
     def __call__(self, grid, block, arguments, *, shared_mem=0):
         for a in arguments:
             if isinstance(a, np.ndarray) and not isinstance(a, ndarray):
-                raise TypeError("a kernel was given an array of the host")
+                raise TypeError("a kernel was given a host array")
         self.kernel(grid, block, arguments, shared_mem=shared_mem)
 
 

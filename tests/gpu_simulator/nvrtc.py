@@ -10,7 +10,7 @@ OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")  # 
 
 
 class Report(NamedTuple):
-    """What the assembler says of a kernel: registers a thread, bytes of its stack and of what it spills there."""
+    """The assembler's report on a kernel: registers per thread, bytes of stack and of register spills."""
 
     registers: int
     stack: int
@@ -19,7 +19,7 @@ class Report(NamedTuple):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiler, out of the wheel; None if that is not installed."""
+    """The compiler from the wheel; None if that is not installed."""
     try:
         paths = [path for path in files("nvidia-cuda-nvrtc") or () if re.fullmatch(r"libnvrtc\.so\.\d+", path.name)]
     except PackageNotFoundError:
@@ -50,7 +50,7 @@ def compile_cuda(source: str, arch: str) -> dict[str, Report]:
 
 
 def reports(log: str) -> dict[str, Report]:
-    """The assembler's words on every kernel."""
+    """The assembler's report on each kernel, from the compiler's log."""
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
         patterns = (

@@ -1,10 +1,10 @@
 // Runs CUDA C++ kernels on the CPU, for tests: one fiber for every CUDA thread, blocks one after the other.
 //
-// It stands in front of the kernels' source, which g++ then compiles as C++. A fiber is a stack of its own; a switch is
-// a handful of instructions. Each warp runs ahead alone until all its lanes wait at a barrier of the block, in one of
-// several orders: forward, backward, or shuffled. So a kernel that lacks a barrier reads what was not yet written, or
-// was written too early, in one of them. Shared memory starts as NaN; what is copied without waiting is NaN until it is
-// waited for. Threads that part ways at a barrier are an error that names the lines, not a hang.
+// It is prepended to the kernels' source, which g++ compiles as C++. A fiber is a thread of execution with its own stack
+// that is switched by a few instructions. Each warp runs until all its lanes wait at a barrier of the thread block, in
+// one of several orders: forward, backward or shuffled. In one of them, a kernel that lacks a barrier reads memory before
+// it is written, or after it is overwritten. Shared memory starts as NaN; the destination of an asynchronous copy is NaN
+// until the copy is waited for. Threads that diverge at a barrier are an error that names the lines, not a hang.
 #pragma once
 #define SIMULATED
 #include <algorithm>
@@ -27,7 +27,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
-#define __shared__ static __attribute__((section("shared_memory")))  // one section, so that it can be spoilt
+#define __shared__ static __attribute__((section("shared_memory")))  // one section, so that it can be filled with NaN
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(simulator::dynamic_shared)
 extern "C" char __start_shared_memory[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")));
@@ -54,8 +54,8 @@ struct Fiber {
   int line = 0;
   unsigned mask = 0, index = 0;
   uint3 thread{};
-  const void* shown = nullptr;            // what the rest of the warp may look at
-  alignas(16) char out[16], latched[16];  // what a shuffle gives, and what it found when all had come
+  const void* fragments = nullptr;            // the fragments that the other lanes of the warp read in an mma
+  alignas(16) char out[16], latched[16];  // a lane's value in a shuffle, and its copy once all lanes have arrived
   std::vector<std::vector<Copy>> groups{1};
 };
 
@@ -106,7 +106,7 @@ inline void entry() {
 
 inline void prepare(Fiber& f) {
   void** top = (void**)(f.stack + STACK);
-  *--top = nullptr;  // a return address that is never used keeps the stack aligned as after a call
+  *--top = nullptr;  // an unused return address: the stack is aligned as after a call
   *--top = (void*)entry;
   for (int i = 0; i < 6; i++) *--top = nullptr;
   f.stack_pointer = top, f.state = READY, f.line = 0, f.groups.assign(1, {});
@@ -132,10 +132,10 @@ void shuffle(std::vector<T>& a) {
   for (unsigned i = a.size(); i > 1; i--) std::swap(a[i - 1], a[random_number() % i]);
 }
 
-// Wake the lanes of a warp whose whole mask has come to the same place; whether there were any.
-inline bool wake(unsigned warp) {
+// Resume the lanes of a warp whose whole mask has arrived at the same line; returns whether valid were any.
+inline bool resume_lanes(unsigned warp) {
   const unsigned low = warp * 32, lanes = min(threads - low, 32u);
-  bool woken = false;
+  bool resumed = false;
   for (unsigned first = 0; first < lanes; first++) {
     const Fiber& a = fibers[low + first];
     if (a.state != AT_WARP || !(a.mask >> first & 1)) continue;
@@ -148,14 +148,14 @@ inline bool wake(unsigned warp) {
     const unsigned mask = a.mask;
     for (unsigned l = 0; l < lanes; l++)
       if (mask >> l & 1) memcpy(fibers[low + l].latched, fibers[low + l].out, 16), fibers[low + l].state = READY;
-    woken = true;
+    resumed = true;
   }
-  return woken;
+  return resumed;
 }
 
 inline void report(unsigned a, unsigned b) {
   failed = true;
-  snprintf(error, sizeof error, "block (%u,%u,%u): threads part ways: %u %s (line %d), %u %s (line %d)", blockIdx.x,
+  snprintf(error, sizeof error, "block (%u,%u,%u): threads diverge: %u %s (line %d), %u %s (line %d)", blockIdx.x,
            blockIdx.y, blockIdx.z, a, STATES[fibers[a].state], fibers[a].line, b, STATES[fibers[b].state], fibers[b].line);
 }
 
@@ -173,7 +173,7 @@ inline void run_block() {
           current = &fibers[i], threadIdx = current->thread;
           simulator_switch(&scheduler.stack_pointer, current->stack_pointer);
         }
-      while (wake(warp));
+      while (resume_lanes(warp));
     unsigned done = 0;
     for (unsigned i = 0; i < threads; i++) {
       done += fibers[i].state == DONE;
@@ -191,7 +191,7 @@ void call(F kernel, void** arguments, std::index_sequence<I...>, std::tuple<A...
   kernel(*(A*)arguments[I]...);
 }
 
-// One kernel over a grid; what went wrong is left in `error`.
+// Run one kernel over a grid; returns whether it failed, with the message in `error`.
 template <class... A>
 int launch(void (*kernel)(A...), uint3 grid, unsigned block, size_t shared, void** arguments) {
   struct Call { void (*kernel)(A...); void** arguments; } todo{kernel, arguments};
@@ -216,7 +216,7 @@ int launch(void (*kernel)(A...), uint3 grid, unsigned block, size_t shared, void
   return failed;
 }
 
-// The kinds of a kernel's arguments, a letter each: pointers to floats F, doubles D, ints I; numbers f, i.
+// The types of a kernel's arguments, a letter each: pointers to float F, double D, int I; float f, int i.
 template <class T>
 constexpr char kind() {
   using U = std::remove_cv_t<T>;
@@ -228,7 +228,7 @@ constexpr char kind() {
 template <class... A>
 const char* kinds(void (*)(A...)) { static const char letters[] = {kind<A>()..., 0}; return letters; }
 
-// Every lane of the mask shows its value; each takes that of another lane.
+// Each lane of the mask publishes its value and reads that of lane `from`.
 template <class T>
 T exchange(unsigned mask, T value, int from, int line) {
   static_assert(sizeof(T) <= 16);
@@ -239,35 +239,35 @@ T exchange(unsigned mask, T value, int from, int line) {
   return value;
 }
 
-inline void copy_later(float* to, const float* from, int count, bool there) {
+inline void copy_later(float* to, const float* from, int count, bool valid) {
   memset(to, 0xFF, count * sizeof(float));
-  current->groups.back().push_back({to, there ? from : nullptr, count});
+  current->groups.back().push_back({to, valid ? from : nullptr, count});
   if ((uintptr_t)to % (count * sizeof(float)) || (uintptr_t)from % (count * sizeof(float))) failed = true, strcpy(error, "a copy is not aligned");
 }
 
 inline void finish_copies(size_t left) {
-  auto& groups = current->groups;  // the last one is still open
+  auto& groups = current->groups;  // the last group is not yet committed
   for (; groups.size() - 1 > left; groups.erase(groups.begin()))
     for (const Copy& copy : groups.front())
       for (int i = 0; i < copy.count; i++) copy.to[i] = copy.from ? copy.from[i] : 0;
 }
 
-// What a tensor core sees of a number.
-inline float cut(float x) {
+// float32 truncated to TF32.
+inline float to_tf32(float x) {
   unsigned bits;
   memcpy(&bits, &x, 4), bits &= ~0x1fffu, memcpy(&x, &bits, 4);
   return x;
 }
 
-// d (16 x 8) += a (16 x 8) b (8 x 8); which lane holds what stands in common.cu.
+// d (16 x 8) += a (16 x 8) b (8 x 8); the layout over the lanes is in common.cu.
 inline void multiply(float* d, const float* a, const float* b) {
-  struct Shown { const float *a, *b; } mine{a, b};
-  current->shown = &mine;
+  struct Fragments { const float *a, *b; } mine{a, b};
+  current->fragments = &mine;
   wait_for_warp(~0u, -1);
   const Fiber* warp = &fibers[current->index & ~31u];
   const int lane = current->index % 32, g = lane / 4, t = lane % 4;
-  auto A = [&](int row, int k) { return cut(((const Shown*)warp[row % 8 * 4 + k % 4].shown)->a[row / 8 + k / 4 * 2]); };
-  auto B = [&](int k, int col) { return cut(((const Shown*)warp[col * 4 + k % 4].shown)->b[k / 4]); };
+  auto A = [&](int row, int k) { return to_tf32(((const Fragments*)warp[row % 8 * 4 + k % 4].fragments)->a[row / 8 + k / 4 * 2]); };
+  auto B = [&](int k, int col) { return to_tf32(((const Fragments*)warp[col * 4 + k % 4].fragments)->b[k / 4]); };
   float sums[4];
   for (int e = 0; e < 4; e++) {
     sums[e] = d[e];
@@ -281,11 +281,11 @@ inline void multiply(float* d, const float* a, const float* b) {
 
 #define __syncthreads() simulator::wait_for_block(__LINE__)
 #define __shfl_xor_sync(mask, value, step) simulator::exchange(mask, value, int(simulator::current->index % 32) ^ (step), __LINE__)
-inline void copy16(float* to, const float* from, bool there) { simulator::copy_later(to, from, 4, there); }
-inline void copy4(float* to, const float* from, bool there) { simulator::copy_later(to, from, 1, there); }
-inline void end_copies() { simulator::current->groups.emplace_back(); }
+inline void copy16(float* to, const float* from, bool valid) { simulator::copy_later(to, from, 4, valid); }
+inline void copy4(float* to, const float* from, bool valid) { simulator::copy_later(to, from, 1, valid); }
+inline void commit_copies() { simulator::current->groups.emplace_back(); }
 template <int LEFT> void wait_copies() { simulator::finish_copies(LEFT); }
-inline void multiply_16x8x8(float* d, const float (&a)[4], const float (&b)[2]) { simulator::multiply(d, a, b); }
+inline void mma_16x8x8(float* d, const float (&a)[4], const float (&b)[2]) { simulator::multiply(d, a, b); }
 
 #define EXPORT(name)                                                                                             \
   extern "C" int launch_##name(unsigned x, unsigned y, unsigned z, unsigned block, size_t shared, void** a) {    \

@@ -1,4 +1,4 @@
-"""CUDA C++ on the CPU: what CuPy's RawModule does, done by g++ and simulator.h. Kernels run on NumPy's memory."""
+"""CUDA C++ on the CPU: a stand-in for CuPy's RawModule by g++ and simulator.h. Kernels run on NumPy's memory."""
 
 import ctypes
 import hashlib
@@ -15,24 +15,24 @@ HEADER = Path(__file__).with_name("simulator.h")
 CACHE = Path(tempfile.gettempdir()) / f"minidiff-gpu-simulator-{os.getuid()}"
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing", "-ffp-contract=off")
 UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined")
-KINDS = {"f4": "f", "i4": "i"}
+SCALARS = {"f4": "f", "i4": "i"}
 POINTERS = {"f4": "F", "f8": "D", "i4": "I"}
 
 
 def preprocessed(source: str) -> str:
-    """The source with its macros replaced."""
+    """The source after macro expansion."""
     command = ["g++", "-E", "-P", "-x", "c++", "-include", str(HEADER), "-"]
     return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
 
 
 def kernels_of(source: str) -> list[str]:
-    """The names of all kernels, those that macros make too."""
+    """The names of all kernels, including those defined by macros."""
     marked = f"#define __launch_bounds__(...) KERNEL\n{source}"
     return re.findall(r"KERNEL\s+(\w+)\s*\(", preprocessed(marked))
 
 
 def build(source: str, flags: tuple[str, ...] = ()) -> Path:
-    """A shared library of the kernels; one that was built before is taken as it is. Raises RuntimeError without g++."""
+    """A shared library of the kernels, from the cache if it was built before. Raises RuntimeError without g++."""
     if shutil.which("g++") is None:
         raise RuntimeError("the GPU simulator compiles kernels with g++: install it (apt-get install g++)")
     key = hashlib.sha256("\0".join([source, HEADER.read_text(), *FLAGS, *flags]).encode()).hexdigest()[:24]
@@ -52,7 +52,7 @@ def build(source: str, flags: tuple[str, ...] = ()) -> Path:
 
 
 class Module:
-    """All kernels of a source. `launched` has the names of those that have run, over all modules."""
+    """The kernels of a source. `launched`: the names of all kernels that have run, of all modules."""
 
     launched: set[str] = set()
     order = 0  # of threads: 0 forward, 1 backward, 2 and more shuffled
@@ -66,7 +66,7 @@ class Module:
 
 
 class Kernel:
-    """One kernel, called as CuPy's are. It refuses what a GPU would silently take for something else."""
+    """One kernel, with CuPy's calling convention. It refuses arguments that a GPU would silently misread."""
 
     def __init__(self, module: Module, name: str):
         self.module, self.name, self.max_dynamic_shared_size_bytes = module, name, 48 * 1024
@@ -78,7 +78,7 @@ class Kernel:
 
     def __call__(self, grid, block, arguments, *, shared_mem=0):
         if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise RuntimeError(f"{self.name}: {shared_mem} bytes of shared memory were not asked for")
+            raise RuntimeError(f"{self.name}: {shared_mem} bytes of shared memory exceed the limit set")
         if len(arguments) != len(self.kinds):
             raise TypeError(f"{self.name} takes {len(self.kinds)} arguments, not {len(arguments)}")
         values = [self._packed(i, a, kind) for i, (a, kind) in enumerate(zip(arguments, self.kinds, strict=True))]
@@ -89,12 +89,12 @@ class Kernel:
             raise RuntimeError(f"{self.name}: {self.module.loaded.simulator_error().decode()}")
 
     def _packed(self, i: int, a, kind: str):
-        """The bytes of an argument, if it is of the kind that the kernel takes."""
+        """The bytes of argument i. Raises TypeError if it is not of the kernel's type."""
         if isinstance(a, np.ndarray):
             if POINTERS.get(a.dtype.str[1:]) == kind:
                 return ctypes.c_void_p(a.ctypes.data)
         elif a.dtype == np.uint64 and a == 0 and kind.isupper():
             return ctypes.c_void_p(0)
-        elif KINDS.get(a.dtype.str[1:]) == kind:
+        elif SCALARS.get(a.dtype.str[1:]) == kind:
             return ctypes.create_string_buffer(a.tobytes(), a.nbytes)
-        raise TypeError(f"{self.name}: argument {i} is {a.dtype}, the kernel wants kind {kind}")
+        raise TypeError(f"{self.name}: argument {i} is {a.dtype}, the kernel takes {kind}")

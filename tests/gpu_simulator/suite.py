@@ -1,4 +1,4 @@
-"""The cases of tests/kernels/ by family, to be run again: in another order of threads, or on spoilt kernels."""
+"""The cases of tests/kernels/ by family, to be run again with another order of threads, or on mutated kernels."""
 
 import importlib.util
 from functools import cache
@@ -33,25 +33,25 @@ def cases(family: str) -> list[tuple[str, Case]]:
 
 @cache
 def expected(case: Case) -> dict[str, np.ndarray]:
-    """What the reference says, in float64."""
+    """The reference's results in float64."""
     inputs = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in case.inputs.items()}
     return {name: np.asarray(a) for name, a in case.ours(get_backend("numpy"), **inputs).items()}
 
 
-def wrong(name: str, case: Case) -> str | None:
-    """What is wrong with a case on that backend; None: nothing is."""
+def mismatch(name: str, case: Case) -> str | None:
+    """A description of the first mismatch of a case on that backend, or None."""
     try:
         got = run_ours(get_backend(name), case, case.inputs)
-    except RuntimeError as error:  # the simulator's own words
+    except RuntimeError as error:  # from the simulator
         return str(error)
     for key, want in expected(case).items():
-        error = np.abs(got[key] - want).max() / max(np.abs(want).max(), 1e-2)  # where all cancels, only that is left
-        if not error < (1e-3 if name == "cupy" else 1e-2):  # nor may it be NaN
+        error = np.abs(got[key] - want).max() / max(np.abs(want).max(), 1e-2)  # absolute where the result is near zero
+        if not error < (1e-3 if name == "cupy" else 1e-2):  # false for NaN too
             return f"{case}: {key} is off by {error}"
     return None
 
 
-def forget() -> None:
-    """Kernels are compiled anew when next they are asked for."""
+def clear_compiled() -> None:
+    """Drop the compiled kernels, so that the next launch compiles them."""
     launch.kernel.cache_clear()
     launch.module.cache_clear()

@@ -1,4 +1,4 @@
-"""minidiff bench --backend cupy: everything but the card. Ours runs in the simulator, torch on the CPU, no graphs."""
+"""minidiff bench --backend cupy without a GPU: our kernels in the simulator, torch on the CPU, no CUDA graphs."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def bench(capsys, monkeypatch):
     monkeypatch.setattr(cases, "FAMILIES", CASES)
     monkeypatch.setattr(rival, "KINDS", {name: replace(kind, device="cpu") for name, kind in rival.KINDS.items()})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "no card at all")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "simulated GPU")
     monkeypatch.setattr(gpu, "_recorded_by_cupy", lambda run, cupy: run)
     monkeypatch.setattr(gpu, "_recorded_by_torch", lambda run, torch: run)
     monkeypatch.setattr(gpu, "peaks", lambda backend: {"FLOP": 1e12, "B": 1e12})
@@ -42,17 +42,17 @@ def bench(capsys, monkeypatch):
 def test_table_and_file(bench, tmp_path, backend, peer):
     code, out, _ = bench("--backend", backend, "--rounds", "1", "--json", str(tmp_path / "numbers.json"))
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert code == 0 and "no card at all" in out and numbers["finished"]
+    assert code == 0 and "simulated GPU" in out and numbers["finished"]
     assert [row["family"] for row in numbers["rows"]] == ["step", "conv", "conv", "conv"]
     for row in numbers["rows"]:
         assert row["rival"] == peer and set(row["seconds"]) == {"ours", "float32", "tf32", "bfloat16"}
 
 
-def test_torch_is_told_what_it_may_do_to_float32():
-    told = []
+def test_torch_s_tf32_setting():
+    settings = []
     for tf32 in (True, False):
-        gpu._in_precision(lambda: told.append(torch.backends.cudnn.allow_tf32), torch, tf32)()
-    assert told == [True, False]
+        gpu._in_precision(lambda: settings.append(torch.backends.cudnn.allow_tf32), torch, tf32)()
+    assert settings == [True, False]
 
 
 def test_without_a_gpu_for_torch(bench, monkeypatch):

@@ -1,4 +1,4 @@
-"""No kernel is left out, and none does what C++ leaves undefined."""
+"""Every kernel is launched by a test case, without undefined behaviour."""
 
 import os
 import subprocess
@@ -8,33 +8,33 @@ from pathlib import Path
 import pytest
 from minidiff_kernels.gpu import launch
 from simulator import UNDEFINED, Module, kernels_of
-from suite import FILES, cases, wrong
+from suite import FILES, cases, mismatch
 
 
 def test_every_kernel_is_launched_by_a_case():
     for family in FILES:
         Module.launched.clear()
         for name, case in cases(family):
-            assert wrong(name, case) is None
+            assert mismatch(name, case) is None
         assert set(kernels_of(launch.source(family))) - Module.launched == set()
     files = {path.stem for path in launch.HERE.glob("*.cu")}
-    assert set(FILES) == set(launch.IN_FRONT) == files - {"common", "product"}
+    assert set(FILES) == set(launch.PREAMBLES) == files - {"common", "product"}
 
 
 PROGRAM = """
 import sys, fake_cupy
 sys.modules["cupy"] = fake_cupy
 fake_cupy.RawModule.flags = {flags!r}
-from suite import cases, wrong
+from suite import cases, mismatch
 for family in {families!r}:
     for name, case in cases(family):
-        found = wrong(name, case)
+        found = mismatch(name, case)
         assert found is None, found
 """
 
 
 def run_sanitized(flags: tuple[str, ...], families: list[str], **environment: str) -> subprocess.CompletedProcess:
-    """All cases of some families in a process of its own, their kernels compiled with more flags."""
+    """All cases of some families in their own process, with kernels compiled with extra flags."""
     tests = Path(__file__).parents[1]
     paths = os.pathsep.join([str(tests), str(Path(__file__).parent), *sys.path])
     program = PROGRAM.format(flags=flags, families=families)
@@ -42,8 +42,8 @@ def run_sanitized(flags: tuple[str, ...], families: list[str], **environment: st
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
 
 
-def test_nothing_undefined_is_done():
-    """Misaligned loads, places beyond the end of an array, overflows of signed numbers, shifts too far."""
+def test_no_undefined_behaviour():
+    """UBSan: misaligned loads, indices beyond an array, signed overflow, shifts too far."""
     done = run_sanitized(UNDEFINED, list(FILES))
     assert done.returncode == 0, done.stderr[-2000:]
 

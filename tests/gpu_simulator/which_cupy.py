@@ -1,4 +1,4 @@
-"""Which CuPy the tests see: the real one where MINIDIFF_TEST_GPU says so (`make test-gpu`), else the simulator's."""
+"""Selects CuPy for the tests: the real one if MINIDIFF_TEST_GPU=1 (`make test-gpu`), else fake_cupy."""
 
 import os
 import sys

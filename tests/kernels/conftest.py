@@ -1,4 +1,4 @@
-"""Kernels on every backend; those of the GPU, in the simulator, with threads in three orders."""
+"""The `backend` fixture: every backend; the GPU's, in the simulator, with three orders of threads."""
 
 import pytest
 from simulator import Module

@@ -1,33 +1,35 @@
-"""Scaled dot-product attention over one and several heads, as many keys as queries or not."""
+"""Scaled dot-product attention with one or several heads, and equal or different numbers of queries and keys."""
 
 import pytest
 from against_torch import check, check_nan
-from kernel_cases import attend
+from kernel_cases import attention
 
 CASES = [
-    attend(1, 1, 1, 1, 1),
-    attend(1, 1, 1, 1, 8),  # one key: the softmax is 1, and the scores do not matter
-    attend(2, 1, 5, 1, 8),
-    attend(2, 7, 1, 3, 8),
-    attend(1, 9, 9, 1, 1),
-    attend(2, 16, 16, 1, 8),
-    attend(2, 16, 16, 4, 8),
-    attend(3, 4, 4, 2, 17),
-    attend(1, 15, 33, 2, 17),
-    attend(2, 65, 31, 1, 64),
-    attend(2, 64, 64, 1, 96),
-    attend(1, 130, 77, 5, 64),
-    attend(1, 256, 256, 1, 64),
-    attend(2, 50, 50, 8, 5),
-    attend(2, 16, 16, 2, 8, scale=10.0),
-    attend(2, 1, 1, 2, 8, causal=True),
-    attend(2, 7, 7, 3, 8, causal=True),
-    attend(1, 77, 77, 2, 64, causal=True),
-    attend(1, 130, 130, 2, 17, causal=True),  # more than one block of queries
-    attend(2, 33, 20, 1, 5, causal=True),
-    attend(2, 20, 33, 2, 5, causal=True),
-    attend(2, 40, 40, 2, 8, scale=1000.0, causal=True),
-    attend(4, 130, 77, 4, 17, scale=1000.0),  # exp of these scores would overflow; rows enough to average near ties
+    attention(1, 1, 1, 1, 1),
+    attention(1, 1, 1, 1, 8),  # one key: the softmax is 1 whatever the score
+    attention(2, 1, 5, 1, 8),
+    attention(2, 7, 1, 3, 8),
+    attention(1, 9, 9, 1, 1),
+    attention(2, 16, 16, 1, 8),
+    attention(2, 16, 16, 4, 8),
+    attention(3, 4, 4, 2, 17),
+    attention(1, 15, 33, 2, 17),
+    attention(2, 65, 31, 1, 64),
+    attention(2, 64, 64, 1, 96),
+    attention(1, 130, 77, 5, 64),
+    attention(1, 256, 256, 1, 64),
+    attention(2, 50, 50, 8, 5),
+    attention(2, 16, 16, 2, 8, scale=10.0),
+    attention(2, 1, 1, 2, 8, causal=True),
+    attention(2, 7, 7, 3, 8, causal=True),
+    attention(1, 77, 77, 2, 64, causal=True),
+    attention(1, 130, 130, 2, 17, causal=True),  # more than one block of queries
+    attention(2, 33, 20, 1, 5, causal=True),
+    attention(2, 20, 33, 2, 5, causal=True),
+    attention(2, 40, 40, 2, 8, scale=1000.0, causal=True),
+    attention(
+        4, 130, 77, 4, 17, scale=1000.0
+    ),  # exp of these scores would overflow; enough rows to average over near ties
 ]
 
 
@@ -37,5 +39,5 @@ def test_attention_equals_torch(backend, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_carries_nan(backend, case):
+def test_attention_propagates_nan(backend, case):
     check_nan(backend, case)

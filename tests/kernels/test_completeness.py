@@ -1,4 +1,4 @@
-"""Nothing is left out: every operation has its own kernel, and every kernel is held to torch."""
+"""Every operation has its own kernel on every backend, and every kernel is compared with torch."""
 
 import ast
 import importlib.util
@@ -21,7 +21,7 @@ REFERENCE = get_backend("numpy")
 
 @cache
 def table(path: Path) -> list[Case]:
-    """The cases that a test file of this folder runs through `check`."""
+    """CASES of a test file of this folder."""
     spec = importlib.util.spec_from_file_location(f"table_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -33,32 +33,32 @@ def test_families_list_every_operation_of_the_backend():
     assert set(OPS) == {field.name for field in fields(REFERENCE)} - {"name", "xp"}
 
 
-def test_every_operation_is_held_to_torch():
-    """One case of each kind is run on a backend that notes what is called."""
+def test_every_operation_is_compared_with_torch():
+    """Runs one case of each helper in kernel_cases on a backend that records the operations called."""
     called = set()
 
-    def noting(op):
+    def recording_op(op):
         def wrapped(*args, **kwargs):
             called.add(op)
             return getattr(REFERENCE, op)(*args, **kwargs)
 
         return wrapped
 
-    noted = replace(REFERENCE, **{op: noting(op) for op in OPS})
+    recording = replace(REFERENCE, **{op: recording_op(op) for op in OPS})
     paths = [path for path in Path(__file__).parent.glob("test_*.py") if "\nCASES = [" in path.read_text()]
     for path in paths:
-        kinds = {case.ours.__qualname__: case for case in table(path)}
-        for case in kinds.values():
-            check(noted, case)
+        by_helper = {case.ours.__qualname__: case for case in table(path)}
+        for case in by_helper.values():
+            check(recording, case)
     assert set(OPS) - called == set()
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", [name for name in PACKAGES if name != "numpy"])
-def test_an_operation_is_the_backend_s_own_and_takes_the_same_arguments(name, op):
+def test_an_operation_has_its_own_kernel_with_the_same_arguments(name, op):
     kernel, reference = getattr(get_backend(name), op), getattr(REFERENCE, op)
     assert inspect.signature(kernel) == inspect.signature(reference)
-    if os.environ.get("NUMBA_DISABLE_JIT", "0") == "0":  # without compiler the reference stands in
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") == "0":  # without the compiler, numba uses the reference
         assert kernel is not reference
         assert kernel.__module__.startswith(f"minidiff_kernels.{PACKAGES[name]}.")
 

@@ -1,4 +1,4 @@
-"""Convolution, forward and backward, over odd shapes."""
+"""Convolution, forward and backward, over many shapes."""
 
 import numpy as np
 import pytest
@@ -36,26 +36,26 @@ CASES = [
     conv((2, 5, 5, 3), (8, 1, 1, 3), stride=2),
     conv((2, 10, 11, 3), (8, 3, 3, 3), stride=3, pad=SAME),
     conv((1, 9, 8, 17), (5, 5, 5, 17), stride=3, pad=(2, 2, 2, 2), add="residual"),
-    conv((2, 7, 8, 3), (5, 1, 3, 3), stride=3),  # pixels that no output sees: their gradient is zero
-    conv((2, 3, 3, 5), (8, 3, 3, 5), pad=(3, 4, 2, 5)),  # outputs that see nothing but border
-    conv((1, 4, 4, 16), (16, 3, 3, 16), pad=SAME),  # whole vectors of channels: a faster way may be taken
+    conv((2, 7, 8, 3), (5, 1, 3, 3), stride=3),  # some input pixels contribute to no output: their gradient is zero
+    conv((2, 3, 3, 5), (8, 3, 3, 5), pad=(3, 4, 2, 5)),  # some outputs depend on padding only
+    conv((1, 4, 4, 16), (16, 3, 3, 16), pad=SAME),  # whole vectors of channels: Winograd and 1x1 kernels apply
     conv((2, 5, 7, 32), (48, 3, 3, 32), pad=SAME, add="temb"),
     conv((5, 9, 6, 48), (32, 3, 3, 48), add="residual"),
     conv((2, 6, 11, 64), (32, 3, 3, 64), pad=(0, 2, 1, 0), bias=False),
-    conv((1, 6, 11, 64), (32, 3, 3, 64), pad=SAME),  # too few tiles to be worth the transforms
+    conv((1, 6, 11, 64), (32, 3, 3, 64), pad=SAME),  # too few tiles for Winograd
     conv((1, 5, 6, 32), (32, 3, 3, 32), pad=(3, 4, 2, 5)),
     conv((2, 8, 8, 96), (96, 3, 3, 96), pad=SAME, add="residual"),
     conv((4, 32, 32, 32), (32, 3, 3, 32), pad=SAME),
     conv((1, 13, 11, 48), (72, 3, 3, 48), pad=SAME, add="temb"),
     conv((1, 4, 4, 256), (40, 3, 3, 256), pad=SAME),  # long sums over channels
     conv((16, 32, 32, 8), (8, 3, 3, 8), pad=SAME),  # long sums over pixels
-    conv((8, 16, 16, 8), (8, 3, 3, 8), pad=SAME, offset=10.0),  # that do not cancel
+    conv((8, 16, 16, 8), (8, 3, 3, 8), pad=SAME, offset=10.0),  # whose terms do not cancel
     conv((2, 16, 16, 32), (32, 3, 3, 32), pad=SAME, offset=10.0),
 ]
 
 
-def drawn(seed):
-    """Any shape: what nobody thought of. Two output channels at least, lest dbias be one number that cancels."""
+def random_case(seed):
+    """A random shape. At least two output channels, since a single dbias may cancel to near zero."""
     rng = np.random.default_rng(seed)
     N, H, W, KH, KW, stride = rng.integers(1, [4, 12, 12, 4, 4, 4]).tolist()
     C, O = rng.choice([2, 3, 5, 8, 15, 16, 17, 32, 48], 2).tolist()
@@ -64,17 +64,17 @@ def drawn(seed):
     return conv((N, H, W, C), (O, KH, KW, C), stride, pad, bias=seed % 2 == 0, add=add)
 
 
-@pytest.mark.parametrize("case", CASES + [drawn(seed) for seed in range(30)], ids=str)
+@pytest.mark.parametrize("case", CASES + [random_case(seed) for seed in range(30)], ids=str)
 def test_conv_equals_torch(backend, case):
     check(backend, case)
 
 
 @pytest.mark.parametrize("case", CASES[:-3], ids=str)
-def test_conv_carries_nan(backend, case):
+def test_conv_propagates_nan(backend, case):
     check_nan(backend, case)
 
 
-def test_need_dx_leaves_the_other_gradients_as_they_are(backend):
+def test_need_dx_does_not_change_the_other_gradients(backend):
     dy, x, w = (backend.asarray(draw(*shape)) for shape in ((2, 5, 4, 8), (2, 5, 4, 3), (8, 3, 3, 3)))
     _, *want = backend.conv2d_backward(dy, x, w, 1, SAME)
     dx, *got = backend.conv2d_backward(dy, x, w, 1, SAME, need_dx=False)

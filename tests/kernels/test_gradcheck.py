@@ -1,8 +1,8 @@
-"""The reference's gradients are those of the reference's functions: central differences in float64.
+"""The reference's gradients against central differences, in float64.
 
 For one leaf p and a unit direction v, with f(p) the sum of y dy:  (f(p + h v) - f(p - h v)) / 2h  =  <df/dp, v>
 up to h^2 f''' / 6 (truncation) and 2^-52 |y| |dy| / h (rounding), which h = 6e-6, the cube root of 2^-52, balances:
-each is about 4e-11 of its scale. The tolerance leaves room for third derivatives and sums ten times as large.
+each is about 4e-11 of its scale. The tolerance allows third derivatives and sums ten times as large.
 """
 
 import numpy as np
@@ -30,12 +30,12 @@ def check_gradients(f, leaves):
     for i, leaf in enumerate(leaves):
         v = rng.standard_normal(leaf.shape)
         v /= np.linalg.norm(v)
-        numeric = (moved(f, leaf, H * v, dy) - moved(f, leaf, -H * v, dy)) / (2 * H)
+        numeric = (value_at(f, leaf, H * v, dy) - value_at(f, leaf, -H * v, dy)) / (2 * H)
         tolerance = 4e-10 * (np.linalg.norm(leaf.grad) + size)
         assert abs(numeric - (leaf.grad * v).sum()) <= tolerance, f"input {i}, of shape {leaf.shape}"
 
 
-def moved(f, leaf, step, dy):
+def value_at(f, leaf, step, dy):
     before = leaf.data
     leaf.data = before + step
     with no_grad():
@@ -48,7 +48,7 @@ def leaf(*shape, seed=0):
     return Tensor(draw(*shape, seed=seed).astype(np.float64), NUMPY, requires_grad=True)
 
 
-PICTURE, KERNEL, BIAS, TEMB = (2, 5, 4, 6), (8, 3, 3, 6), (8,), (2, 1, 1, 8)
+IMAGE, KERNEL, BIAS, TEMB = (2, 5, 4, 6), (8, 3, 3, 6), (8,), (2, 1, 1, 8)
 HEADS = (2, 5, 2, 3)
 OPS = {
     "add": (F.add, [(2, 3, 4), (3, 1)]),
@@ -56,25 +56,25 @@ OPS = {
     "affine": (lambda x: F.affine(x, 3, -0.5), [(2, 3, 4)]),
     "reshape": (lambda x: F.reshape(x, (-1, 3)), [(2, 3, 4)]),
     "silu": (F.silu, [(3, 7)]),
-    "conv2d": (lambda x, w, b, a: F.conv2d(x, w, b, 1, (1, 1, 1, 1), a), [PICTURE, KERNEL, BIAS, TEMB]),
-    "conv2d, halving": (lambda x, w: F.conv2d(x, w, stride=2, pad=(0, 1, 0, 1)), [PICTURE, KERNEL]),
-    "conv2d, residual": (lambda x, w, a: F.conv2d(x, w, add=a), [PICTURE, (3, 1, 1, 6), (2, 5, 4, 3)]),
+    "conv2d": (lambda x, w, b, a: F.conv2d(x, w, b, 1, (1, 1, 1, 1), a), [IMAGE, KERNEL, BIAS, TEMB]),
+    "conv2d, stride 2": (lambda x, w: F.conv2d(x, w, stride=2, pad=(0, 1, 0, 1)), [IMAGE, KERNEL]),
+    "conv2d, residual": (lambda x, w, a: F.conv2d(x, w, add=a), [IMAGE, (3, 1, 1, 6), (2, 5, 4, 3)]),
     "linear": (F.linear, [(2, 3, 4), (5, 4), (5,), (2, 3, 5)]),
-    "group_norm": (lambda x, w, b: F.group_norm(x, w, b, 3, 1e-5), [PICTURE, (6,), (6,)]),
-    "group_norm, silu": (lambda x, w, b: F.group_norm(x, w, b, 2, 1e-5, silu=True), [PICTURE, (6,), (6,)]),
+    "group_norm": (lambda x, w, b: F.group_norm(x, w, b, 3, 1e-5), [IMAGE, (6,), (6,)]),
+    "group_norm, silu": (lambda x, w, b: F.group_norm(x, w, b, 2, 1e-5, silu=True), [IMAGE, (6,), (6,)]),
     "layer_norm": (lambda x, w, b: F.layer_norm(x, w, b, 1e-5), [(2, 3, 7), (7,), (7,)]),
     "attention": (F.attention, [HEADS, (2, 4, 2, 3), (2, 4, 2, 3)]),
     "attention, causal": (lambda q, k, v: F.attention(q, k, v, causal=True), [HEADS, HEADS, HEADS]),
     "gelu": (F.gelu, [(3, 7)]),
     "geglu": (F.geglu, [(3, 8)]),
-    "upsample_nearest": (F.upsample_nearest, [PICTURE]),
-    "upsample_nearest, cut": (lambda x: F.upsample_nearest(x, (9, 7)), [PICTURE]),
+    "upsample_nearest": (F.upsample_nearest, [IMAGE]),
+    "upsample_nearest, cut": (lambda x: F.upsample_nearest(x, (9, 7)), [IMAGE]),
     "avg_pool": (avg_pool, [(2, 6, 4, 3)]),
-    "split": (lambda x: F.mul(*F.split(x)), [PICTURE]),
-    "concat": (F.concat, [PICTURE, (2, 5, 4, 3)]),
+    "split": (lambda x: F.mul(*F.split(x)), [IMAGE]),
+    "concat": (F.concat, [IMAGE, (2, 5, 4, 3)]),
     "embedding": (lambda table: F.embedding(table, np.array([1, 3, 1])), [(4, 5)]),
     "dropout": (lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [(4, 6)]),
-    "mean_pixel": (mean_pixel, [PICTURE]),
+    "mean_pixel": (mean_pixel, [IMAGE]),
     "cross_entropy": (lambda x: cross_entropy(x, np.array([1, 3, 1])), [(3, 4)]),
     "mse": (lambda x: mse(x, draw(2, 3, 1, 1), draw(2, 1, 1, 1) ** 2), [(2, 3, 1, 1)]),
 }
@@ -87,7 +87,7 @@ def test_operation(name):
     check_gradients(lambda: op(*leaves), leaves)
 
 
-KINDS = {
+CONFIGS = {
     "convolutions": dict(
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
     ),
@@ -99,14 +99,14 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_whole_network(monkeypatch, kind):
-    """U-Nets with every kind of block: each parameter, and the picture. Only the sinusoids come in float32."""
-    sinusoids = unet.timestep_embedding
-    monkeypatch.setattr(unet, "timestep_embedding", lambda *args: sinusoids(*args).astype(np.float64))
+@pytest.mark.parametrize("blocks", CONFIGS)
+def test_whole_network(monkeypatch, blocks):
+    """U-Nets with every type of block: the gradients of each parameter and of x. The time embedding is float32."""
+    timestep_embedding = unet.timestep_embedding
+    monkeypatch.setattr(unet, "timestep_embedding", lambda *args: timestep_embedding(*args).astype(np.float64))
     config = UNetConfig(
         block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=4,
-        downsample_padding=0, num_class_embeds=3, dropout=0.2, **KINDS[kind],
+        downsample_padding=0, num_class_embeds=3, dropout=0.2, **CONFIGS[blocks],
     )  # fmt: skip
     net = unet.UNet(config, np.random.default_rng(0), "numpy")
     for p in net.parameters():
@@ -119,7 +119,7 @@ def test_whole_network(monkeypatch, kind):
     check_gradients(f, [x, *net.parameters()])
 
 
-def test_a_wrong_gradient_is_found():
+def test_a_wrong_gradient_fails():
     class Square(Function):
         def forward(self, x):
             self.x = x

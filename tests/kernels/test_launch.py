@@ -1,4 +1,4 @@
-"""Starting kernels on a GPU: what goes to one is looked at, and without CuPy or a GPU a line says so."""
+"""Launching GPU kernels: arguments are checked, and a missing CuPy or GPU gives a one-line error."""
 
 import sys
 from types import SimpleNamespace
@@ -31,30 +31,30 @@ def test_integers_must_fit_32_bits(size):
 
 
 @pytest.mark.parametrize("argument", [np.ones(12, np.float32), "12", np.int64(12)])
-def test_nothing_else_is_passed_on(argument):
+def test_other_types_are_refused(argument):
     a = GPU.asarray(np.ones(12))
     with pytest.raises(TypeError, match="cannot pass"):
         add(a, argument, a)
 
 
-def test_nothing_is_started_for_empty_arrays():
+def test_empty_arrays_launch_nothing():
     assert GPU.add(GPU.empty((0, 4)), GPU.empty((0, 4))).shape == (0, 4)
 
 
-def test_windows_that_are_too_large_are_refused():
+def test_large_kernels_are_refused():
     x, largest, w = GPU.asarray(np.ones((1, 1, 16, 1))), GPU.asarray(np.ones((1, 1, 15, 1))), GPU.empty((1, 1, 16, 1))
     assert GPU.to_numpy(GPU.conv2d(x, largest)).ravel().tolist() == [15, 15]
-    with pytest.raises(ValueError, match="a window of 1x16 is too large"):
+    with pytest.raises(ValueError, match="a kernel of 1x16 is too large"):
         GPU.conv2d(x, w)
 
 
-def test_without_cupy_a_line_says_what_to_do(monkeypatch):
+def test_the_error_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
     with pytest.raises(MinidiffError, match=r"needs CuPy, which is not installed: pip install 'minidiff\[gpu\]'"):
         backend.get_backend.__wrapped__("cupy")
 
 
-def test_without_a_gpu_a_line_says_what_to_do(monkeypatch):
+def test_the_error_without_a_gpu(monkeypatch):
     def none():
         raise RuntimeError("cudaErrorNoDevice")
 

@@ -1,4 +1,4 @@
-"""Where arrays live: what `empty` and `asarray` promise."""
+"""Memory of arrays: `empty`, `asarray`, `to_numpy` and `later`."""
 
 import gc
 import importlib
@@ -19,7 +19,7 @@ def test_empty_holds_what_is_written(backend, case):
     check(backend, case)
 
 
-def test_empty_may_hold_nothing(backend):
+def test_empty_of_size_zero(backend):
     assert backend.empty((0, 4)).shape == (0, 4)
     assert backend.empty(()).shape == ()
 
@@ -32,15 +32,15 @@ def test_asarray_gives_contiguous_floats_of_the_same_values(backend, a):
 
 
 @pytest.mark.parametrize("shape", [(), (3, 5)])
-def test_what_is_asked_for_later_comes(backend, shape):
+def test_later_returns_the_values(backend, shape):
     a = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
-    come = backend.later(backend.asarray(a))()
-    assert type(come) is np.ndarray
-    np.testing.assert_array_equal(come, a, strict=True)
+    host = backend.later(backend.asarray(a))()
+    assert type(host) is np.ndarray
+    np.testing.assert_array_equal(host, a, strict=True)
 
 
-def test_a_view_keeps_its_memory_from_being_used_again(backend):
-    """Arrays of one size, dropped and drawn: none may lie where a living view lies."""
+def test_a_view_keeps_its_memory(backend):
+    """New arrays of the same size never overlap a view that is still in use."""
     shape = (64, 1024)
     views = []
     for i in range(8):
@@ -55,7 +55,7 @@ def test_a_view_keeps_its_memory_from_being_used_again(backend):
 
 
 def test_numba_reuses_a_block_at_once():
-    """What is dropped is at hand for the next of its size, by counting references alone."""
+    """A deleted array's block is reused for the next one of its size, by reference counting alone."""
     empty = get_backend("numba").empty
     gc.disable()
     try:
@@ -67,15 +67,15 @@ def test_numba_reuses_a_block_at_once():
         gc.enable()
 
 
-@pytest.mark.skipif(ON_A_GPU, reason="only the simulator's copies end when they are told to")
-def test_memory_of_a_copy_that_nobody_waits_for_is_kept_until_it_has_come():
+@pytest.mark.skipif(ON_A_GPU, reason="needs the simulator, whose copies end on request")
+def test_host_memory_of_a_pending_copy_is_kept():
     gpu = get_backend("cupy")
     module = importlib.import_module(gpu.later.__module__)
     gpu.later(gpu.asarray(1.0))
-    first = module.under_way[-1][0]
+    first = module.pending[-1][0]
     first.done = False
     gpu.later(gpu.asarray(2.0))
-    assert first in [event for event, _ in module.under_way]
+    assert first in [event for event, _ in module.pending]
     first.done = True
     gpu.later(gpu.asarray(3.0))
-    assert first not in [event for event, _ in module.under_way] and len(module.under_way) == 1
+    assert first not in [event for event, _ in module.pending] and len(module.pending) == 1

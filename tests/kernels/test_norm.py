@@ -6,7 +6,7 @@ from kernel_cases import norm
 
 CASES = [
     norm((1, 1, 1, 8), 1),
-    norm((1, 1, 1, 8), 8),  # a group of one number: it is its own mean
+    norm((1, 1, 1, 8), 8),  # a group of one element, equal to its mean
     norm((2, 1, 1, 64), 8, silu=True),
     norm((3, 4, 4, 1), 1),
     norm((2, 5, 7, 3), 1),
@@ -30,11 +30,11 @@ CASES = [
     norm((7, 1, 33), 1),  # layer normalisation
     norm((64, 1, 64), 1, eps=1e-6),
     norm((1, 48), 1),  # (N, C), a single row
-    norm((1037, 1, 96), 1),  # more chunks than there may be, and some left
+    norm((1037, 1, 96), 1),  # more chunks of rows than tasks, and a remainder
     norm((300, 1, 1, 32), 1, scale=1e-3),
     norm((2, 16, 16, 32), 8, offset=100.0),
     norm((2, 16, 16, 32), 8, silu=True, offset=-1000.0),
-    norm((2, 8, 8, 16), 4, scale=1e-3),  # eps counts
+    norm((2, 8, 8, 16), 4, scale=1e-3),  # eps matters
     norm((2, 8, 8, 16), 4, silu=True, scale=1e4),
     norm((64, 1, 64), 1, offset=1000.0),
     norm((16, 32, 32, 8), 4, silu=True),  # long sums over pixels
@@ -47,5 +47,5 @@ def test_norm_equals_torch(backend, case):
 
 
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
-def test_norm_carries_nan(backend, case):
+def test_norm_propagates_nan(backend, case):
     check_nan(backend, case)

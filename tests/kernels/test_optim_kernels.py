@@ -1,4 +1,4 @@
-"""One step of AdamW over a flat buffer, and the norm it clips by."""
+"""One step of AdamW over a flat buffer, and the gradient norm."""
 
 import math
 
@@ -13,7 +13,7 @@ CASES = [
     grad_norm(1000, scale=1e-3),
     grad_norm(100_003),
     grad_norm(100_003, scale=1e18),  # squares that would overflow float32
-    grad_norm(5000, scale=1e-25),  # or vanish in it
+    grad_norm(5000, scale=1e-25),  # or underflow to zero
     adamw(1),
     adamw(13, step=1),
     adamw(1000, ema_decay=None),
@@ -31,14 +31,14 @@ def test_optim_equals_torch(backend, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_optim_carries_nan(backend, case):
+def test_optim_propagates_nan(backend, case):
     check_nan(backend, case)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 @pytest.mark.parametrize("ema", [True, False])
-def test_a_norm_that_is_no_number_changes_nothing(backend, norm, ema):
-    """Gradients that overflowed must not look like a small step."""
+def test_a_norm_that_is_not_finite_changes_nothing(backend, norm, ema):
+    """Overflowed gradients must skip the step."""
     p, g, m, v, average = arrays = [backend.asarray(draw(5, seed=i) ** 2) for i in range(5)]
     g[2] = norm
     before = [backend.to_numpy(a).copy() for a in arrays]

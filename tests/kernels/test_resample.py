@@ -1,4 +1,4 @@
-"""Upsampling and joining along the channels: numbers are moved, so the results are exact."""
+"""Upsampling and concatenation along the channels."""
 
 import pytest
 from against_torch import check, check_nan
@@ -13,7 +13,7 @@ CASES = [
     concat(1, 1, 1, channels=(1, 1)),
     concat(2, 5, 7, channels=(3, 5)),
     concat(3, 4, 4, channels=(32, 17)),
-    concat(3, 4, 4, channels=(32, 20)),  # by fours
+    concat(3, 4, 4, channels=(32, 20)),  # float4 on a GPU
     concat(1, 9, 2, channels=(1, 64)),
     concat(7, channels=(33, 8)),
 ]
@@ -25,5 +25,5 @@ def test_resample_equals_torch(backend, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_resample_carries_nan(backend, case):
+def test_resample_propagates_nan(backend, case):
     check_nan(backend, case)

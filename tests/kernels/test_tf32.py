@@ -1,4 +1,4 @@
-"""Convolution on tensor cores: as exact as factors of ten bits of mantissa allow, and no less."""
+"""Convolution on tensor cores: as accurate as TF32 factors allow."""
 
 import numpy as np
 import pytest
@@ -17,27 +17,27 @@ CASES = [
     conv((2, 7, 9, 5), (17, 3, 3, 5), stride=2, pad=(0, 1, 0, 1), add="temb"),
 ]
 
-# Cutting to ten bits makes a factor smaller by up to 2^-10 of it, by 1 / sqrt(3) of that in the root of the mean
-# square. A product has two factors; both errors have one sign, so that they add up at most as numbers do.
-CUT = 2**-10 * 2 / 3**0.5
+# Truncation to ten bits of mantissa has a relative error of up to 2^-10, with an rms of 1 / sqrt(3) of that. The errors
+# of the two factors of a product have the same sign, so the bound is their sum.
+TRUNCATION = 2**-10 * 2 / 3**0.5
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_tensor_cores_cut_factors_and_nothing_else(case):
+def test_tensor_cores_truncate_factors_only(case):
     got = run_ours(get_backend("cupy-tf32"), case, case.inputs)
     want = run_theirs(case, case.inputs, torch.float64)
     for k in ("y", "dx", "dw"):
-        assert CUT / 8 < rms_error(got[k], want[k]) <= CUT, k
-    assert rms_error(got["dbias"], want["dbias"]) < 1e-6  # that is a sum, not a product
+        assert TRUNCATION / 8 < rms_error(got[k], want[k]) <= TRUNCATION, k
+    assert rms_error(got["dbias"], want["dbias"]) < 1e-6  # a sum without products
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_tensor_cores_carry_nan(case):
+def test_tensor_cores_propagate_nan(case):
     check_nan(get_backend("cupy-tf32"), case)
 
 
-def test_numbers_of_ten_bits_are_multiplied_exactly():
-    """Lanes and fragments are where they should be: small whole numbers come out as they are."""
+def test_small_integers_are_multiplied_exactly():
+    """Integers are exact in TF32, so any error would be in the layout of lanes and fragments."""
     rng = np.random.default_rng(0)
     x, w = rng.integers(-8, 9, (2, 6, 7, 36)), rng.integers(-8, 9, (33, 3, 3, 36))
     exact, rounded = get_backend("numpy"), get_backend("cupy-tf32")

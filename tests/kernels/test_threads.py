@@ -1,11 +1,11 @@
-"""Results are the same to the bit, run after run and whatever the number of threads."""
+"""Results are bit-identical from run to run and for any number of threads."""
 
 import numba
 import numpy as np
 import own_process
 import pytest
 from against_torch import run_ours
-from kernel_cases import adamw, add, attend, concat, conv, embedding, grad_norm, norm, silu, sum_to, upsample
+from kernel_cases import adamw, add, attention, concat, conv, embedding, grad_norm, norm, silu, sum_to, upsample
 
 from minidiff.engine.backend import get_backend
 
@@ -16,7 +16,7 @@ CASES = [
     conv((1, 1, 4000, 32), (40, 1, 1, 32)),
     conv((2, 40, 50, 32), (48, 1, 1, 32)),
     norm((5, 16, 16, 24), 8, silu=True),
-    attend(3, 100, 77, 2, 16),
+    attention(3, 100, 77, 2, 16),
     silu(50_000),
     add(50_000),
     sum_to((7,), (9999, 7)),
@@ -70,7 +70,7 @@ print(numba.get_num_threads(), loss.numpy().tobytes().hex(), *(hashlib.sha256(a)
 
 
 def test_training_does_not_depend_on_threads():
-    """Three steps of a U-Net whose lower level is 7 x 11, also with more threads than the machine has cores."""
+    """Three steps of a U-Net whose lower resolution is 7 x 11, also with more threads than cores."""
     threads, *states = zip(*(own_process.run(TRAINING, NUMBA_NUM_THREADS=n)[0].split() for n in "124"), strict=True)
     assert threads == ("1", "2", "4")
     for state in states:

@@ -1,1 +1,1 @@
-"""The same kernels in Numba: compiled for this machine at first use, multi-threaded, cached."""
+"""The same operations in Numba: multi-threaded, compiled for this processor at first use, cached on disk."""

@@ -1,4 +1,4 @@
-"""Operations that look at one number at a time, and the sums that undo broadcasting."""
+"""Elementwise activations and addition, sums that undo broadcasting, and embedding lookup."""
 
 from math import pi, prod
 
@@ -10,8 +10,8 @@ from .jit import kernel
 from .memory import empty
 
 HALF = np.float32(0.5)
-DENSITY = np.float32((2 * pi) ** -0.5)  # of a normal number at 0
-CHUNK = 64  # positions summed in float32 before they join a float64 total
+INV_SQRT_2PI = np.float32((2 * pi) ** -0.5)
+CHUNK = 64  # terms of a sum in float32; the sums of chunks are added in float64
 
 
 def silu(x):
@@ -29,7 +29,7 @@ def silu_backward(dy, x):
 
 
 def gelu(x):
-    """y = x Phi(x), any shape; Phi is the distribution function of a normal number."""
+    """y = x Phi(x), any shape; Phi is the standard normal distribution function."""
     y = empty(x.shape)
     _gelu(x.ravel(), y.ravel())
     return y
@@ -65,14 +65,14 @@ def add(a, b):
 
 
 def sum_to(dy, shape):
-    """dy summed over every axis along which `shape` had been broadcast; the result has that shape."""
-    want, summed = (1,) * (dy.ndim - len(shape)) + tuple(shape), None
-    while dy.shape != want:  # one run of neighbouring axes at a time
-        first = next(i for i in range(dy.ndim) if dy.shape[i] != want[i])
+    """dy summed over every axis along which `shape` was broadcast; the result has that shape."""
+    target, summed = (1,) * (dy.ndim - len(shape)) + tuple(shape), None
+    while dy.shape != target:  # one group of adjacent axes at a time
+        first = next(i for i in range(dy.ndim) if dy.shape[i] != target[i])
         last = first
-        while last + 1 < dy.ndim and want[last + 1] == 1:
+        while last + 1 < dy.ndim and target[last + 1] == 1:
             last += 1
-        summed = empty(dy.shape[:first] + want[first : last + 1] + dy.shape[last + 1 :])
+        summed = empty(dy.shape[:first] + target[first : last + 1] + dy.shape[last + 1 :])
         before, after = prod(dy.shape[:first]), prod(dy.shape[last + 1 :])
         _sum_middle(dy.reshape(before, -1, after), summed.reshape(before, after))
         dy = summed
@@ -87,7 +87,7 @@ def embedding(table, index):
 
 
 def embedding_backward(dy, index, rows):
-    """dtable (rows, D): the rows of dy added up where they came from."""
+    """dtable (rows, D): dtable[index[n]] += dy[n]."""
     dtable = empty((rows, dy.shape[1]))
     _scatter(dy, index, dtable)
     return dtable
@@ -115,8 +115,8 @@ def _gelu(x, y):
 @kernel
 def _gelu_backward(dy, x, dx):
     for i in prange(len(x)):
-        bell = exp(-HALF * x[i] * x[i])
-        dx[i] = dy[i] * (normal_cdf(x[i], bell) + x[i] * DENSITY * bell)
+        gaussian = exp(-HALF * x[i] * x[i])
+        dx[i] = dy[i] * (normal_cdf(x[i], gaussian) + x[i] * INV_SQRT_2PI * gaussian)
 
 
 @kernel
@@ -134,10 +134,10 @@ def _geglu_backward(dy, x, dx):
     for r in prange(R):
         h, gate, d, dh, dgate = x[r, :C], x[r, C:], dy[r], dx[r, :C], dx[r, C:]
         for c in range(C):
-            bell = exp(-HALF * gate[c] * gate[c])
-            below = normal_cdf(gate[c], bell)
-            dh[c] = d[c] * gate[c] * below
-            dgate[c] = d[c] * h[c] * (below + gate[c] * DENSITY * bell)
+            gaussian = exp(-HALF * gate[c] * gate[c])
+            cdf = normal_cdf(gate[c], gaussian)
+            dh[c] = d[c] * gate[c] * cdf
+            dgate[c] = d[c] * h[c] * (cdf + gate[c] * INV_SQRT_2PI * gaussian)
 
 
 @kernel
@@ -171,7 +171,7 @@ def _gather(table, index, y):
 
 @kernel
 def _scatter(dy, index, dtable):
-    """A thread owns columns, not rows: two rows of dy may belong to one row of the table."""
+    """Threads split the columns, since several rows of dy may add to one row of dtable."""
     for d in prange(dy.shape[1]):
         dtable[:, d] = 0
         for n in range(len(index)):

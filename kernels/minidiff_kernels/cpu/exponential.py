@@ -1,4 +1,4 @@
-"""e^x and the sigmoid, of a float32 or a vector of them; the normal distribution; the maximum of two vectors."""
+"""exp, sigmoid and the normal distribution function for float32 or vectors; the maximum of two vectors."""
 
 import numpy as np
 from llvmlite import ir
@@ -30,14 +30,14 @@ def _floor(typingctx, x):
 
 @typed_intrinsic
 def _times_power_of_two(typingctx, p, n):
-    """p 2^n for whole n, put together from bits; 0 where n is below -126, infinite where it is above 127."""
+    """p 2^n for integer n, by the exponent bits; 0 if n < -126, infinite if n > 127."""
 
     def generate(context, builder, signature, arguments):
         (p, n), kind = arguments, signature.args[0]
-        whole = ir.VectorType(ir.IntType(32), LANES) if kind == VECTOR_TYPE else ir.IntType(32)
-        bias, place = (ir.Constant(whole, [i] * LANES if kind == VECTOR_TYPE else i) for i in (127, 23))
-        safe = builder.select(builder.fcmp_ordered("==", n, n), n, _constant(kind, 0.0))  # NaN has no whole number
-        bits = builder.shl(builder.add(builder.fptosi(safe, whole), bias), place)
+        integer = ir.VectorType(ir.IntType(32), LANES) if kind == VECTOR_TYPE else ir.IntType(32)
+        bias, shift = (ir.Constant(integer, [i] * LANES if kind == VECTOR_TYPE else i) for i in (127, 23))
+        safe = builder.select(builder.fcmp_ordered("==", n, n), n, _constant(kind, 0.0))  # fptosi of NaN is undefined
+        bits = builder.shl(builder.add(builder.fptosi(safe, integer), bias), shift)
         power = builder.bitcast(bits, _like(kind))
         tiny = builder.fcmp_ordered("<", n, _constant(kind, -126.0))
         huge = builder.fcmp_ordered(">", n, _constant(kind, 127.0))
@@ -49,7 +49,7 @@ def _times_power_of_two(typingctx, p, n):
 
 @typed_intrinsic
 def maximum(typingctx, a, b):
-    """The larger of two vectors, lane by lane; a where one is NaN."""
+    """The elementwise maximum of two vectors; a where either is NaN."""
 
     def generate(context, builder, signature, arguments):
         a, b = arguments
@@ -62,7 +62,7 @@ def maximum(typingctx, a, b):
 def exp(x):
     """e^x of a float32 or a vector, to 1e-7 relative; 0 below -87, infinite above 88, NaN for NaN.
 
-    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, times 2^n. A polynomial: loops over it vectorise.
+    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, times 2^n. Loops over it vectorise.
     """
     f = np.float32
     n = _floor(x * f(1.4426950408889634) + f(0.5))
@@ -81,17 +81,16 @@ def sigmoid(x):
 
 
 @helper
-def normal_cdf(x, bell):
-    """The share of a normal distribution below a float32 x, to 3e-7; bell = e^(-x^2 / 2), which the caller has use for.
+def normal_cdf(x, gaussian):
+    """The standard normal distribution function Phi of a float32 x, to 3e-7; gaussian = e^(-x^2 / 2), from the caller.
 
-    What lies beyond |x| is bell times a function that falls slowly from 1/2: here a polynomial of
-    t = 1 / (1 + 0.29 |x|) without constant term, fitted so that its relative error stays below 1.3e-8 up to |x| = 6.5,
-    where bell is 7e-10. A polynomial and a choice of two: loops over it vectorise, over the library's erf they do not.
+    1 - Phi(|x|) = gaussian p(t), p a polynomial in t = 1 / (1 + 0.29 |x|) without constant term, fitted to a relative
+    error below 1.3e-8 for |x| <= 6.5, where gaussian is 7e-10. Loops over it vectorise; loops over math.erf do not.
     """
     f = np.float32
     t = f(1) / (f(1) + f(0.29) * abs(x))
     p = t * f(0.0393551076) + f(-0.192417487)
     for c in (f(0.303882857), f(-0.146665898), f(0.180822095), f(0.0798671692), f(0.119731723), f(0.115424434)):
         p = p * t + c
-    beyond = p * t * bell
-    return beyond if x < f(0) else f(1) - beyond
+    tail = p * t * gaussian
+    return tail if x < f(0) else f(1) - tail

@@ -1,4 +1,4 @@
-"""How every kernel here is compiled: lazily, threaded by OpenMP where there is one, cached by content."""
+"""Compilation of the CPU kernels: lazy, multi-threaded (OpenMP where available), cached on disk."""
 
 import hashlib
 import os
@@ -16,23 +16,23 @@ from numba.core.caching import IndexDataCacheFile
 from numba.core.registry import cpu_target as _cpu_target
 from numba.core.serialize import loads
 
-config: Any = _config  # Numba makes its attributes as it reads the environment
-cpu_target: Any = _cpu_target  # and these as they are first asked for
+config: Any = _config  # Any, since Numba creates the attributes of both at run time
+cpu_target: Any = _cpu_target
 
-ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debuggers
+ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debugging
 
-# What may be assumed of floating point: that a b + c may be rounded once, and that zeros have no sign. Not "nnan" or
-# "ninf": NaN in must give NaN out. Not "reassoc" or "arcp": a compiled kernel and the same one from the cache have
-# been optimised a different number of times, and sums in another order are other bits.
+# Fast-math flags: a b + c may be rounded once, and the sign of zero may be ignored. Not "nnan" or "ninf": NaN in must
+# give NaN out. Not "reassoc" or "arcp": a kernel just compiled and the same one loaded from the cache have been
+# optimised a different number of times, and a sum in another order has other bits.
 FAST = {"contract", "nsz"}
 
 # A parallel launch costs 2 microseconds under OpenMP and 110 under Numba's own work queue.
 if "NUMBA_THREADING_LAYER" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-# Threads that wait for others spin for a fifth of a millisecond, about as long as Python takes from one launch to the
-# next, and then sleep. Spinning on, OpenMP's default, makes a step ten times slower as soon as another program wants
-# one of the cores; sleeping at once costs 15 to 50 microseconds a launch, a sixth of a step of one picture.
+# Waiting threads spin for 0.2 ms, about the time from one launch to the next, and then sleep. If they spin longer
+# (OpenMP's default), a step is ten times slower as soon as another program needs one of the cores; if they sleep at
+# once, a launch costs 15 to 50 microseconds more, a sixth of a training step of one image.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "6000"}
 if "OMP_WAIT_POLICY" in os.environ:
     WAITING = {}
@@ -41,7 +41,7 @@ for _name, _value in WAITING.items():
 
 
 def user_cache_dir() -> Path:
-    """The folder in which programs of this user may keep what can be made again."""
+    """The user's cache directory: the platform's convention for files that can be created again."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     if sys.platform == "darwin":
@@ -51,15 +51,15 @@ def user_cache_dir() -> Path:
 
 @cache
 def target() -> tuple[str, str, str]:
-    """What Numba compiles for: the system, the name of the processor, and its features as "+avx,+avx2,-sse4a"."""
+    """What Numba compiles for: target triple, processor name, and features as "+avx,+avx2,-sse4a"."""
     return cpu_target.target_context.codegen().magic_tuple()
 
 
 @cache
 def cache_dir() -> Path:
-    """Where compiled kernels are kept, one folder for every state of the sources and every processor.
+    """The folder of compiled kernels, named by a hash of all kernel sources, Numba's version and the processor.
 
-    Numba looks at the file of a function alone, and would run old code after an edit of a helper in another.
+    Numba's own cache checks only the file of the function, and would run old code after an edit of a helper elsewhere.
     """
     digest = hashlib.sha256(repr((numba.__version__, target())).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -70,7 +70,7 @@ def cache_dir() -> Path:
 
 @cache
 def _writable() -> bool:
-    """Whether compiled kernels can be kept; says so once if not."""
+    """Whether the cache directory can be written; prints one line to stderr if not."""
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cache_dir()).close()
@@ -81,11 +81,11 @@ def _writable() -> bool:
     return True
 
 
-class _Entries(IndexDataCacheFile):
-    """One file for each function and its argument types, none that lists them.
+class _ChecksummedFiles(IndexDataCacheFile):
+    """Numba's cache without its index file: the name of a data file is a hash of function and argument types.
 
-    Numba's list is a place where two processes can exchange the names of their files and then run the wrong code,
-    and a file that was cut short ends the program. Here a damaged file is as good as none.
+    With an index, two processes that write at once can exchange each other's file names and run the wrong code, and a
+    truncated file raises. Here each file starts with its checksum, and a damaged file counts as missing.
     """
 
     def _file(self, key) -> Path:
@@ -102,13 +102,16 @@ class _Entries(IndexDataCacheFile):
 
     def save(self, key, data):
         data = self._dump(data)
-        with suppress(OSError), self._open_for_write(self._file(key)) as file:  # a full disk costs time, no more
+        with (
+            suppress(OSError),
+            self._open_for_write(self._file(key)) as file,
+        ):  # on a full disk the kernel is compiled again
             file.write(hashlib.sha256(data).digest() + data)
 
 
 @contextmanager
-def _cached_there():
-    """Numba reads the place of its cache when a function is decorated."""
+def _cache_directory_set():
+    """Set the cache directory that Numba reads when a function is decorated."""
     before, config.CACHE_DIR = config.CACHE_DIR, str(cache_dir())
     try:
         yield
@@ -119,15 +122,15 @@ def _cached_there():
 def kernel(function: Callable) -> Callable[..., Any]:
     """Compile a function whose `prange` loops run on all threads.
 
-    It keeps Python's lock: were it to let go of it at every launch, a second thread that prepares batches
-    would make it wait up to 5 ms each time to have it back, a thousand times a step.
+    It holds the GIL: a kernel that released it would wait up to 5 ms at each of a thousand launches a step to get it
+    back, while a second thread prepares batches.
     """
     compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy")
     if ENABLED and _writable():
-        with _cached_there():
+        with _cache_directory_set():
             compiled.enable_caching()
         files = compiled._cache
-        files._cache_file = _Entries(
+        files._cache_file = _ChecksummedFiles(
             files.cache_path, files._impl.filename_base, files._impl.locator.get_source_stamp()
         )
     return compiled

@@ -1,7 +1,7 @@
-"""A pool of memory blocks, so that a training step works in the memory of the step before.
+"""A pool of memory blocks: a training step reuses the memory of the previous one.
 
-Fresh memory costs a page fault for every 4 KiB: filling 67 MB takes 1.4 ms in a reused block and 16 ms in
-a new one. An array from `empty` lies over a block; when the last view of it is gone, the block comes back.
+New memory costs a page fault for every 4 KiB: filling 67 MB takes 1.4 ms in a reused block and 16 ms in a new one.
+An array from `empty` lies in a block; when the last view of it is deleted, the block returns to the pool.
 """
 
 from collections import defaultdict
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-SMALLEST = 1 << 16  # bytes; below that NumPy's own allocator is as good
-HUGE = 1 << 21  # bytes of a huge page, which NumPy asks for from 4 MiB on: fewer addresses to look up
-LINE = 64  # bytes of a cache line; a vector that straddles two lines costs twice as much to load or store
+MIN_POOLED = 1 << 16  # bytes; below that NumPy's own allocator is as fast
+HUGE_PAGE = 1 << 21  # bytes; NumPy requests huge pages (madvise) from 4 MiB on: fewer TLB misses
+CACHE_LINE = 64  # bytes; a vector across two lines takes two accesses to load or store
 
 
 class Block(NamedTuple):
-    """Memory and where it begins, which NumPy takes its time to say."""
+    """Memory, its first aligned address (cached: `ndarray.ctypes` is slow) and its size in bytes."""
 
     memory: np.ndarray
     address: int
@@ -24,21 +24,21 @@ class Block(NamedTuple):
 
 
 def _aligned(size: int) -> Block:
-    """That many bytes of new memory, beginning with a cache line; a large block begins with a huge page."""
-    line = LINE if size < HUGE // 2 else HUGE
-    memory = np.empty(max(size + line, 2 * HUGE if line == HUGE else 0), np.uint8)
-    return Block(memory, -(-memory.ctypes.data // line) * line, size)
+    """`size` bytes of new memory, aligned to a cache line, or to a huge page from 1 MiB on."""
+    alignment = CACHE_LINE if size < HUGE_PAGE // 2 else HUGE_PAGE
+    memory = np.empty(max(size + alignment, 2 * HUGE_PAGE if alignment == HUGE_PAGE else 0), np.uint8)
+    return Block(memory, -(-memory.ctypes.data // alignment) * alignment, size)
 
 
 class Pool:
-    """Free blocks by size. It never holds more than twice what was in use at the busiest moment."""
+    """Free blocks by size. Blocks in use and free blocks together stay below twice the peak use."""
 
     def __init__(self):
         self.free: dict[int, list[Block]] = defaultdict(list)
         self.live = self.idle = self.peak = 0  # bytes
 
-    def take(self, size: int) -> Block:
-        """A block of that many bytes: one that is free, or a new one."""
+    def acquire(self, size: int) -> Block:
+        """A block of `size` bytes, free or new."""
         blocks = self.free[size]
         if blocks:
             block = blocks.pop()
@@ -51,14 +51,14 @@ class Pool:
         self.peak = max(self.peak, self.live)
         return block
 
-    def give_back(self, block: Block) -> None:
-        """The block is free again."""
+    def release(self, block: Block) -> None:
+        """Put the block back among the free ones."""
         self.live -= block.size
         self.idle += block.size
         self.free[block.size].append(block)
 
     def clear(self) -> None:
-        """Let all free blocks go."""
+        """Drop all free blocks."""
         self.free.clear()
         self.idle = 0
 
@@ -67,7 +67,7 @@ pool = Pool()
 
 
 class _Lease:
-    """What an array holds on to for as long as any view of it lives: its end returns the block."""
+    """The base object of an array and its views: its finaliser releases the block."""
 
     __slots__ = ("block", "__array_interface__")
 
@@ -78,27 +78,27 @@ class _Lease:
         }  # fmt: skip
 
     def __del__(self):
-        pool.give_back(self.block)
+        pool.release(self.block)
 
 
 def empty(shape):
-    """A float32 array of the given shape whose contents are arbitrary."""
+    """An uninitialised float32 array."""
     size = 4 * prod(shape)
-    if size < SMALLEST:
+    if size < MIN_POOLED:
         return np.empty(shape, np.float32)
-    return np.asarray(_Lease(pool.take(-(-size // 4096) * 4096), tuple(shape)))
+    return np.asarray(_Lease(pool.acquire(-(-size // 4096) * 4096), tuple(shape)))
 
 
 def asarray(a):
-    """A contiguous float32 array with the values of `a`; writable, or kernels would be compiled once more for it."""
+    """A contiguous, writable float32 array of the values of `a` (for a read-only one Numba compiles kernels again)."""
     return np.require(a, np.float32, ("C", "W"))
 
 
 def to_numpy(a):
-    """The same values in host memory, which is where they are."""
+    """`a` itself, which is in host memory."""
     return a
 
 
 def later(a):
-    """A function that gives the same values: they are in host memory."""
+    """A function that returns `a`, which is in host memory."""
     return lambda: a

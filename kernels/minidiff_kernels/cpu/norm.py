@@ -1,13 +1,11 @@
-"""Group normalisation with SiLU, one picture a thread: statistics, then everything else in one more pass.
+"""Group normalisation with SiLU, one image per task: two passes for the statistics, then one pass for all the rest.
 
-Channels lie side by side in memory, so a vector is LANES channels of one position and sums are kept per channel;
-groups are formed from C sums at the end. Layer normalisation, one position with one group, has nothing of that and goes
-its own way (layer_norm.py). A picture of 32 x 32 x 64 is 256 KB: the second pass finds it in the
-second-level cache, and asks it for the next picture meanwhile. Sums run in float32 over CHUNK positions, and in
-float64 over chunks.
+In NHWC a vector is LANES channels of one position, so sums are kept per channel, and groups are formed from the C sums
+at the end. An image of 32 x 32 x 64 is 256 KB: later passes find it in L2, and the last one prefetches the next image.
+Sums run in float32 over CHUNK positions, in float64 over chunks. Layer normalisation is in layer_norm.py.
 
-Helpers work on channels `first` to `last`: on LANES of them at a time, or on one, where C is no multiple of LANES and
-some are left. Which of the two, the argument `zero` tells: a vector of zeros, or the number.
+Helpers take channels `first` to `last` in steps of LANES, or one at a time for the remainder of C. Their argument
+`zero` selects which: a vector of zeros, or a scalar.
 """
 
 import numpy as np
@@ -17,15 +15,15 @@ from . import layer_norm
 from .exponential import sigmoid
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, expect, put, take, zeros
+from .simd import LANES, load_like, prefetch_read, store_value, zeros
 
-CHUNK = 16
+CHUNK = 16  # positions summed in float32
 zero = np.float32(0)
 
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
-    """y, mean, rstd: the output (x's shape) and what the backward pass needs (N, groups)."""
-    if layer_norm.fits(x.shape, groups, silu):
+    """y, mean, rstd: the output (x's shape), and the statistics (N, groups) that the backward pass needs."""
+    if layer_norm.supports(x.shape, groups, silu):
         return layer_norm.layer_norm(x, weight, bias, eps)
     N, C = len(x), x.shape[-1]
     y, mean, rstd = empty(x.shape), empty((N, groups)), empty((N, groups))
@@ -35,31 +33,31 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
 
 def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
     """The gradients dx, dweight, dbias."""
-    if layer_norm.fits(x.shape, mean.shape[1], silu):
+    if layer_norm.supports(x.shape, mean.shape[1], silu):
         return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
     N, C = len(x), x.shape[-1]
     dx, sums = empty(x.shape), np.empty((N, 2, C))
-    three = (N, -1, C)
-    _backward(dy.reshape(three), x.reshape(three), weight, bias, mean, rstd, silu, dx.reshape(three), sums)
+    dy, x, dx_ = (a.reshape(N, -1, C) for a in (dy, x, dx))
+    _backward(dy, x, weight, bias, mean, rstd, silu, dx_, sums)
     dbias, dweight = sums.sum(0).astype(np.float32)
     return dx, dweight, dbias
 
 
 @helper
 def _sum_rows(x, at, rows, first, last, step, centre, squared, part, zero):
-    """part = the sum over rows, from x[at] on, of x - centre or of its square."""
+    """part = the sum of x - centre, or of its square, over rows (rows, C) at x[at]."""
     C = len(centre)
     for c in range(first, last, step):
-        total, middle = zero, take(centre, c, zero)
+        total, channel_centre = zero, load_like(centre, c, zero)
         for i in range(at + c, at + rows * C, C):
-            off = take(x, i, zero) - middle
-            total = total + (off * off if squared else off)
-        put(part, c, total)
+            difference = load_like(x, i, zero) - channel_centre
+            total = total + (difference * difference if squared else difference)
+        store_value(part, c, total)
 
 
 @helper
 def _mean_and_rstd(x, start, S, eps, mean, rstd, centre):
-    """Of the picture (S, C) at x[start], for every group, in two passes: E[(x - mean)^2] does not cancel.
+    """mean and rstd (G,) of the image (S, C) at x[start], in two passes: E[(x - mean)^2] has no cancellation.
 
     centre (C,) becomes the mean of each channel's group.
     """
@@ -94,13 +92,15 @@ def _by_channel(group_values, C):
 
 @helper
 def _normalise(x, y, start, S, first, last, step, centre, scale, bias, silu, zero):
-    """y = z, or silu(z), where z = (x - centre) scale + bias, of the picture (S, C) at x[start]."""
+    """y = z, or silu(z), where z = (x - centre) scale + bias, of the image (S, C) at x[start]."""
     C = len(centre)
     for at in range(start, start + S * C, C):
         for c in range(first, last, step):
-            expect(x, at + c + S * C)
-            z = (take(x, at + c, zero) - take(centre, c, zero)) * take(scale, c, zero) + take(bias, c, zero)
-            put(y, at + c, z * sigmoid(z) if silu else z)
+            prefetch_read(x, at + c + S * C)  # the next image
+            z = (load_like(x, at + c, zero) - load_like(centre, c, zero)) * load_like(scale, c, zero) + load_like(
+                bias, c, zero
+            )
+            store_value(y, at + c, z * sigmoid(z) if silu else z)
 
 
 @kernel
@@ -117,41 +117,41 @@ def _forward(x, weight, bias, eps, silu, y, mean, rstd):
 
 @helper
 def _dz(dy, x, dz, at, rows, first, last, step, centre, scale, weight, bias, silu, part, part_x, zero):
-    """dz, the gradient of z in y = silu(z), z = xhat weight + bias; its sums over rows, alone and times xhat."""
+    """dz, where y = silu(z), z = xhat weight + bias; part and part_x: the sums of dz and dz xhat over rows."""
     C, one = len(centre), np.float32(1)
     for c in range(first, last, step):
-        middle, rstd = take(centre, c, zero), take(scale, c, zero)
-        gain, shift = take(weight, c, zero), take(bias, c, zero)
+        mean, rstd = load_like(centre, c, zero), load_like(scale, c, zero)
+        gain, shift = load_like(weight, c, zero), load_like(bias, c, zero)
         total, total_x = zero, zero
         for i in range(at + c, at + rows * C, C):
-            xhat, gradient = (take(x, i, zero) - middle) * rstd, take(dy, i, zero)
+            xhat, gradient = (load_like(x, i, zero) - mean) * rstd, load_like(dy, i, zero)
             if silu:
                 z = xhat * gain + shift
                 sig = sigmoid(z)
                 gradient = gradient * sig * (one + z * (one - sig))
-            put(dz, i, gradient)
+            store_value(dz, i, gradient)
             total, total_x = total + gradient, total_x + gradient * xhat
-        put(part, c, total)
-        put(part_x, c, total_x)
+        store_value(part, c, total)
+        store_value(part_x, c, total_x)
 
 
 @helper
 def _dx(dy, x, dx, start, S, first, last, step, centre, scale, weight, mean_g, mean_gx, zero):
-    """dx = rstd (dz weight - mean_g - xhat mean_gx), the means taken over a group; dz lies where dx will."""
+    """dx = rstd (dz weight - mean_g - xhat mean_gx), the means over a group; dz is read from dx and overwritten."""
     C = len(centre)
     for at in range(start, start + S * C, C):
         for c in range(first, last, step):
-            expect(x, at + c + S * C)
-            expect(dy, at + c + S * C)
-            rstd = take(scale, c, zero)
-            xhat = (take(x, at + c, zero) - take(centre, c, zero)) * rstd
-            own = take(dx, at + c, zero) * take(weight, c, zero)
-            put(dx, at + c, rstd * (own - take(mean_g, c, zero) - xhat * take(mean_gx, c, zero)))
+            prefetch_read(x, at + c + S * C)
+            prefetch_read(dy, at + c + S * C)
+            rstd = load_like(scale, c, zero)
+            xhat = (load_like(x, at + c, zero) - load_like(centre, c, zero)) * rstd
+            g = load_like(dx, at + c, zero) * load_like(weight, c, zero)
+            store_value(dx, at + c, rstd * (g - load_like(mean_g, c, zero) - xhat * load_like(mean_gx, c, zero)))
 
 
 @kernel
 def _backward(dy, x, weight, bias, mean, rstd, silu, dx, sums):
-    """dx, and sums[n] = (sum of dz, sum of dz xhat) over the positions of picture n, by channel."""
+    """dx, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
     (N, S, C), G = x.shape, mean.shape[1]
     width, whole, dy, x, dx = C // G, C // LANES * LANES, dy.ravel(), x.ravel(), dx.ravel()
     for n in prange(N):

@@ -1,4 +1,4 @@
-"""Moving pixels and channels about: nearest-neighbour upsampling, and joining along the channels."""
+"""Nearest-neighbour upsampling and concatenation along the channels."""
 
 from numba import prange
 
@@ -8,7 +8,7 @@ from .simd import copy
 
 
 def upsample_nearest(x):
-    """Every pixel becomes a 2 x 2 block: x (N, H, W, C) -> y (N, 2H, 2W, C)."""
+    """Each pixel is repeated in a 2 x 2 block: x (N, H, W, C) -> y (N, 2H, 2W, C)."""
     N, H, W, C = x.shape
     y = empty((N, 2 * H, 2 * W, C))
     _upsample(x.reshape(N * H, W, C), y.reshape(N * H, 2, W, 2, C))
@@ -16,7 +16,7 @@ def upsample_nearest(x):
 
 
 def upsample_nearest_backward(dy):
-    """Every 2 x 2 block is added up: dy (N, 2H, 2W, C) -> dx (N, H, W, C)."""
+    """The sum of each 2 x 2 block: dy (N, 2H, 2W, C) -> dx (N, H, W, C)."""
     N, H2, W2, C = dy.shape
     dx = empty((N, H2 // 2, W2 // 2, C))
     _upsample_backward(dy.reshape(-1, 2, W2 // 2, 2, C), dx.reshape(-1, W2 // 2, C))
@@ -31,7 +31,7 @@ def concat(a, b):
 
 
 def concat_backward(dy, channels):
-    """da (..., channels) and db, the rest."""
+    """da (..., channels) and db (..., remaining channels)."""
     da, db = empty((*dy.shape[:-1], channels)), empty((*dy.shape[:-1], dy.shape[-1] - channels))
     _split(dy.ravel(), da.ravel(), db.ravel(), da.shape[-1], db.shape[-1])
     return da, db

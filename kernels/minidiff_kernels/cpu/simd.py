@@ -1,7 +1,7 @@
-"""What has to be said to LLVM itself: vectors as values, block copies, a word to the caches.
+"""SIMD vectors as values, software prefetch, block copies and transposes, as LLVM instructions.
 
-Numba turns a plain loop into vector code where it can. Where it cannot, a kernel takes whole vectors from here:
-LANES numbers that are loaded, multiplied, added and stored at once. How wide they are is the processor's matter.
+Numba vectorises plain loops where it can. Where it cannot, kernels use vectors from here: LANES float32 that are
+loaded, stored, added, multiplied or divided by one instruction. LANES depends on the processor: 4, 8 or 16.
 """
 
 import operator
@@ -16,12 +16,12 @@ from .jit import FAST, helper, target
 
 
 def _lanes() -> int:
-    """float32 numbers in a vector register: 16 with AVX-512, 8 with AVX, otherwise 4."""
+    """The number of float32 in a vector register: 16 with AVX-512, 8 with AVX, otherwise 4."""
     features = target()[2].split(",")
     return 16 if "+avx512f" in features else 8 if "+avx" in features else 4
 
 
-typed_intrinsic: Any = intrinsic  # its result is called with one argument less than it is written with
+typed_intrinsic: Any = intrinsic  # for type checkers: callers do not pass `typingctx`
 LANES = _lanes()
 
 _F32, _I64, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(8)
@@ -29,7 +29,7 @@ VECTOR = ir.VectorType(_F32, LANES)
 
 
 def address(context, builder, array_type, array, offset):
-    """The address of element `offset` of a flat float32 array; no other kind compiles."""
+    """The address of element `offset` of a flat float32 array. Raises TypeError for any other type of array."""
     if (array_type.dtype, array_type.ndim, array_type.layout) != (types.float32, 1, "C"):
         raise TypeError(f"{array_type}: a kernel takes flat, contiguous float32 arrays here")
     data = context.make_array(array_type)(context, builder, array).data
@@ -37,7 +37,7 @@ def address(context, builder, array_type, array, offset):
 
 
 def as_vector(builder, place):
-    """An address of a number as that of the vector that begins there."""
+    """A float pointer as a pointer to the vector that starts there."""
     return builder.bitcast(place, VECTOR.as_pointer())
 
 
@@ -48,8 +48,8 @@ def splat(builder, scalar):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def fetch(builder, place, write: int, level: int) -> None:
-    """Ask a cache (3: the first, 2: the second) for the line at an address, to read it soon or to write it."""
+def emit_prefetch(builder, place, write: int, level: int) -> None:
+    """Prefetch the cache line at an address into L1 (level 3) or L2 (level 2), for a read (write 0) or a write (1)."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[ir.IntType(32)] * 3])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     is_data = 1
@@ -58,12 +58,12 @@ def fetch(builder, place, write: int, level: int) -> None:
 
 
 def round_up(n: int, multiple: int = LANES) -> int:
-    """The least multiple of `multiple` that is not below n: scratch is laid out in whole vectors and tiles."""
+    """The least multiple of `multiple` that is at least n: scratch is laid out in whole vectors and tiles."""
     return -(-n // multiple) * multiple
 
 
 class Vector(types.Type):
-    """LANES float32 numbers as one value: `load` gives one; +, - and * work on two, or on one and a number."""
+    """LANES float32 as one value, from `load`. +, -, * and / take two vectors, or a vector and a scalar."""
 
     def __init__(self):
         super().__init__(f"float32x{LANES}")
@@ -111,8 +111,8 @@ def zeros(typingctx):
 
 
 @typed_intrinsic
-def total(typingctx, vector):
-    """The sum of a vector's numbers: its halves are added, and theirs, until one is left."""
+def sum_lanes(typingctx, vector):
+    """The sum of a vector's lanes: its two halves are added, log2 LANES times."""
 
     def generate(context, builder, signature, arguments):
         (vector,), n = arguments, LANES
@@ -126,56 +126,56 @@ def total(typingctx, vector):
     return types.float32(vector), generate
 
 
-def take(array, i, like) -> Any:
-    """array[i], or if `like` is a vector, the vector that begins there: one text for whole vectors and what is left."""
+def load_like(array, i, like) -> Any:
+    """array[i : i + LANES] as a vector if `like` is one, else array[i]: one loop body for vectors and remainders."""
 
 
-@overload(take)
-def _take(array, i, like):
+@overload(load_like)
+def _load_like(array, i, like):
     return (lambda array, i, like: load(array, i)) if like == VECTOR_TYPE else (lambda array, i, like: array[i])
 
 
-def put(array, i, value) -> None:
-    """array[i] = value, a number or a vector."""
+def store_value(array, i, value) -> None:
+    """array[i] = value, or array[i : i + LANES] = value if that is a vector."""
 
 
-@overload(put)
-def _put(array, i, value):
+@overload(store_value)
+def _store_value(array, i, value):
     if value == VECTOR_TYPE:
         return lambda array, i, value: store(array, i, value)
 
-    def put_number(array, i, value):
+    def store_scalar(array, i, value):
         array[i] = value
 
-    return put_number
+    return store_scalar
 
 
 @typed_intrinsic
-def expect(typingctx, array, i):
-    """Ask the second-level cache for the line of array[i], soon to be read."""
+def prefetch_read(typingctx, array, i):
+    """Prefetch the cache line of array[i] into L2, for a read."""
     signature = types.void(array, i)
 
     def generate(context, builder, signature, arguments):
-        fetch(builder, address(context, builder, signature.args[0], *arguments), write=0, level=2)
+        emit_prefetch(builder, address(context, builder, signature.args[0], *arguments), write=0, level=2)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @typed_intrinsic
-def prepare(typingctx, array, i):
-    """Ask the first-level cache for the line of array[i], soon to be written."""
+def prefetch_write(typingctx, array, i):
+    """Prefetch the cache line of array[i] into L1, for a write."""
     signature = types.void(array, i)
 
     def generate(context, builder, signature, arguments):
-        fetch(builder, address(context, builder, signature.args[0], *arguments), write=1, level=3)
+        emit_prefetch(builder, address(context, builder, signature.args[0], *arguments), write=1, level=3)
         return context.get_dummy_value()
 
     return signature, generate
 
 
 def _arithmetic(operation, instruction: str) -> None:
-    """Teach Numba one operator on vectors; a number on either side stands for a vector full of it."""
+    """Define an operator on vectors; a scalar on either side is broadcast to all lanes."""
 
     @typed_intrinsic
     def compute(typingctx, a, b):
@@ -230,11 +230,11 @@ def clear(typingctx, to, to0, n):
 
 
 @typed_intrinsic
-def _turn_square(typingctx, source, s, row, to, t, to_row):
+def _transpose_square(typingctx, source, s, row, to, t, to_row):
     """to[t + j to_row + i] = source[s + i row + j], for i, j < LANES.
 
-    Vector i and vector i + LANES / 2 are dealt into one another, number by number; after log2 LANES rounds of it
-    rows have become columns.
+    Each round interleaves the lanes of rows i and i + LANES / 2 (a perfect shuffle of the rows); after log2 LANES
+    rounds the rows are the columns.
     """
     signature = types.void(source, s, row, to, t, to_row)
 
@@ -246,14 +246,14 @@ def _turn_square(typingctx, source, s, row, to, t, to_row):
         def place(start, row, i):
             return as_vector(builder, builder.gep(start, [builder.mul(row, ir.Constant(_I64, i))]))
 
-        def deal(a, b, first):
+        def interleave(a, b, first):
             order = [lane + half * LANES for lane in range(first, first + LANES // 2) for half in (0, 1)]
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
 
         rows = [builder.load(place(start, row, i), align=4) for i in range(LANES)]
         for _ in range(LANES.bit_length() - 1):
             pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
-            rows = [deal(a, b, first) for a, b in pairs for first in (0, LANES // 2)]
+            rows = [interleave(a, b, first) for a, b in pairs for first in (0, LANES // 2)]
         for i, vector in enumerate(rows):
             builder.store(vector, place(end, to_row, i), align=4)
         return context.get_dummy_value()
@@ -262,26 +262,26 @@ def _turn_square(typingctx, source, s, row, to, t, to_row):
 
 
 @helper
-def turn(source, s, row, rows, columns, to, t, panel):
-    """Put a matrix on its side, into panels: to[t + i // LANES panel + j LANES + i % LANES] = source[s + i row + j]."""
+def transpose_to_panels(source, s, row, rows, columns, to, t, panel):
+    """Transpose into packed panels: to[t + i // LANES panel + j LANES + i % LANES] = source[s + i row + j]."""
     for i in range(0, rows, LANES):
         whole = columns // LANES * LANES if i + LANES <= rows else 0
         here, there = s + i * row, t + i // LANES * panel
         for j in range(0, whole, LANES):
-            _turn_square(source, here + j, row, to, there + j * LANES, LANES)
+            _transpose_square(source, here + j, row, to, there + j * LANES, LANES)
         for j in range(whole, columns):
             for lane in range(min(LANES, rows - i)):
                 to[there + j * LANES + lane] = source[here + lane * row + j]
 
 
 @helper
-def turn_back(source, s, panel, rows, columns, to, t, row):
-    """The way back: to[t + i row + j] = source[s + i // LANES panel + j LANES + i % LANES]."""
+def transpose_from_panels(source, s, panel, rows, columns, to, t, row):
+    """The inverse of transpose_to_panels: to[t + i row + j] = source[s + i // LANES panel + j LANES + i % LANES]."""
     for i in range(0, rows, LANES):
         whole = columns // LANES * LANES if i + LANES <= rows else 0
         here, there = s + i // LANES * panel, t + i * row
         for j in range(0, whole, LANES):
-            _turn_square(source, here + j * LANES, LANES, to, there + j, row)
+            _transpose_square(source, here + j * LANES, LANES, to, there + j, row)
         for j in range(whole, columns):
             for lane in range(min(LANES, rows - i)):
                 to[there + lane * row + j] = source[here + j * LANES + lane]

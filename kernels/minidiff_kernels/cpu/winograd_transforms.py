@@ -1,8 +1,10 @@
-"""The transforms of Winograd's F(4x4, 3x3), each along one side of a square of vectors.
+"""The one-dimensional transforms of Winograd's F(4x4, 3x3); two of them, down and across, transform a tile.
 
-They are those of polynomial interpolation at the points 0, a, -a, b, -b and infinity. The usual choice is
-a, b = 1, 2; with 5/8 and 3/2 the matrices are smaller and the rounding error is halved. winograd.py says what
-B^T, A^T and G are for; a gradient goes through the transposed matrix.
+    input transform  B^T (6, 6)      output transform  A^T (4, 6)      weight transform  G (6, 3)
+
+The backward transforms multiply by the transposed matrices, A and G^T. The matrices are those of polynomial
+interpolation at the points 0, a, -a, b, -b and infinity. The usual choice is a, b = 1, 2 (Lavin & Gray); with 5/8 and
+3/2 the rounding error is about half as large. Products are factored by the even and odd powers that a and -a share.
 """
 
 import numpy as np
@@ -19,7 +21,7 @@ G0, GA, GB = _f(1 / P), _f(1 / (2 * A2 * (A2 - B2))), _f(1 / (2 * B2 * (B2 - A2)
 
 @helper
 def input_transform(source, s, step, to, t, to_step):
-    """B^T d, for one column of six vectors: to[t + i to_step] = the sum over j of B^T[i, j] source[s + j step]."""
+    """B^T d: six vectors from six, to[t + i to_step] = the sum over j of B^T[i, j] source[s + j step]."""
     d0, d1, d2 = load(source, s), load(source, s + step), load(source, s + 2 * step)
     d3, d4, d5 = load(source, s + 3 * step), load(source, s + 4 * step), load(source, s + 5 * step)
     even_a, odd_a = d4 - B2 * d2, d3 - B2 * d1
@@ -34,7 +36,7 @@ def input_transform(source, s, step, to, t, to_step):
 
 @helper
 def output_transform(source, s, step):
-    """A^T m: of six vectors, four."""
+    """A^T m: four vectors from six, as a tuple."""
     m0, m5 = load(source, s), load(source, s + 5 * step)
     m1, m2, m3, m4 = (
         load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),
@@ -49,8 +51,8 @@ def output_transform(source, s, step):
 
 
 @helper
-def output_gradient(source, s, step, to, t, to_step):
-    """A dy: four vectors become six."""
+def output_transform_backward(source, s, step, to, t, to_step):
+    """A dy: six vectors from four."""
     y0, y1 = load(source, s), load(source, s + step)
     y2, y3 = load(source, s + 2 * step), load(source, s + 3 * step)
     even_a, odd_a = y0 + A2 * y2, y1 + A2 * y3
@@ -64,8 +66,8 @@ def output_gradient(source, s, step, to, t, to_step):
 
 
 @helper
-def kernel_transform(source, s, step, to, t, to_step):
-    """G g: three vectors become six."""
+def weight_transform(source, s, step, to, t, to_step):
+    """G g: six vectors from three."""
     g0, g1, g2 = load(source, s), load(source, s + step), load(source, s + 2 * step)
     even_a, odd_a = GA * g0 + (GA * A2) * g2, (GA * A) * g1
     even_b, odd_b = GB * g0 + (GB * B2) * g2, (GB * B) * g1
@@ -78,8 +80,8 @@ def kernel_transform(source, s, step, to, t, to_step):
 
 
 @helper
-def kernel_gradient(source, s, step, to, t, to_step):
-    """G^T u: six vectors become three."""
+def weight_transform_backward(source, s, step, to, t, to_step):
+    """G^T du: three vectors from six."""
     u0, u5 = load(source, s), load(source, s + 5 * step)
     u1, u2, u3, u4 = (
         load(source, s + step), load(source, s + 2 * step), load(source, s + 3 * step), load(source, s + 4 * step),

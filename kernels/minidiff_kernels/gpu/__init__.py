@@ -1,1 +1,1 @@
-"""CUDA kernels by hand: each family's .cu beside the .py that launches it. CuPy compiles it when first used."""
+"""CUDA kernels: the .cu of each family beside the .py that launches it. CuPy compiles them at first use."""

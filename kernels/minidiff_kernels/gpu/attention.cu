@@ -1,25 +1,26 @@
-// Attention in tiles, after FlashAttention (Dao et al. 2022, arXiv:2205.14135): scores never leave the multiprocessor.
+// Attention in tiles, after FlashAttention (Dao et al. 2022, arXiv:2205.14135): scores stay on the multiprocessor.
+// Between forward and backward only the log-sum-exp is kept, as in FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //
 // q, o (N, T, heads, D)   k, v (N, S, heads, D)   lse, delta (N, heads, T)
-// A block takes T_ queries (or keys) of one head and goes over the other side, T_ rows at a time. Rows lie in shared
-// memory as (T_, WIDTH + 4), with zeros beyond D: WIDTH is the head width rounded up to 32, 64 or 128, and the four
-// numbers keep rows that are read together out of each other's banks. Threads are 16 x 16; each has the scores of rows
-// y, y + 16, ... with rows x, x + 16, ..., and of an output the rows y, y + 16, ... at columns x, x + 16, ...
+// A thread block takes SIDE queries (or keys) of one head and loops over the keys (or queries), SIDE at a time. A tile
+// of rows lies in shared memory as (SIDE, WIDTH + 4), zero beyond D: WIDTH is D rounded up to 32, 64 or 128, and the
+// padding of 4 avoids bank conflicts. Threads are 16 x 16; thread (x, y) has the scores of rows y, y + 16, ... with
+// rows x, x + 16, ..., and of an output the rows y, y + 16, ... at columns x, x + 16, ...
 
 template <int WIDTH>
 struct Tile {
-  static constexpr int SIDE = WIDTH == 32 ? 64 : 32;  // what fits in 96 KB of shared memory, backward too
+  static constexpr int SIDE = WIDTH == 32 ? 64 : 32;  // the backward pass, too, fits in 96 KB of shared memory
   static constexpr int EACH = SIDE / 16, COLUMNS = WIDTH / 16, ROW = WIDTH + 4, SIZE = SIDE * ROW;
   static constexpr int SCORES_ROW = SIDE + 4, SCORES = SIDE * SCORES_ROW;
 };
 
-// SIDE rows of one head, from `first` on, into shared memory; `rows` of them there are.
+// Load SIDE rows of one head from row `first` on into shared memory; zero from row `rows` on.
 template <int WIDTH>
 __device__ __forceinline__ void load(float* tile, const float* from, int first, int rows, int heads, int D) {
   for (int i = threadIdx.x; i < Tile<WIDTH>::SIDE * WIDTH; i += 256) {
     const int row = i / WIDTH, d = i % WIDTH;
-    const bool there = first + row < rows && d < D;
-    tile[row * Tile<WIDTH>::ROW + d] = there ? from[(long long)(first + row) * heads * D + d] : 0;
+    const bool valid = first + row < rows && d < D;
+    tile[row * Tile<WIDTH>::ROW + d] = valid ? from[(long long)(first + row) * heads * D + d] : 0;
   }
 }
 
@@ -51,9 +52,9 @@ __device__ __forceinline__ void dot(float (&products)[Tile<WIDTH>::EACH][Tile<WI
   }
 }
 
-// out[i][j] += sum over rows r of weights[y + 16 i][r] tile[r][x + 16 j]
+// out[i][j] += sum over rows r of p[y + 16 i][r] tile[r][x + 16 j]; p (SIDE, SCORES_ROW) in shared memory
 template <int WIDTH>
-__device__ __forceinline__ void mix(float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS], const float* weights,
+__device__ __forceinline__ void accumulate(float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS], const float* p_tile,
                                     const float* tile) {
   constexpr int EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
@@ -61,7 +62,7 @@ __device__ __forceinline__ void mix(float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>:
   for (int r = 0; r < Tile<WIDTH>::SIDE; r += 4) {
     float4 left[EACH];
 #pragma unroll
-    for (int i = 0; i < EACH; i++) left[i] = *(const float4*)(weights + (y + 16 * i) * Tile<WIDTH>::SCORES_ROW + r);
+    for (int i = 0; i < EACH; i++) left[i] = *(const float4*)(p_tile + (y + 16 * i) * Tile<WIDTH>::SCORES_ROW + r);
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++) {
       const float* column = tile + r * Tile<WIDTH>::ROW + x + 16 * j;
@@ -77,14 +78,14 @@ __device__ __forceinline__ void mix(float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>:
   }
 }
 
-// What the 16 threads of a row have, as one number.
+// The values of the 16 threads of a row, reduced by `join`.
 template <class Join>
-__device__ __forceinline__ float across(float value, Join join) {
+__device__ __forceinline__ float reduce_row(float value, Join join) {
   for (int step = 8; step > 0; step /= 2) value = join(value, __shfl_xor_sync(ALL, value, step));
   return value;
 }
 
-// The thread's numbers of a tile of (rows, D), times scale for each row.
+// Store the thread's part of a tile of rows, row i times scale[i].
 template <int WIDTH>
 __device__ __forceinline__ void store(float* to, const float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS],
                                       const float* scale, int first, int rows, int heads, int D) {
@@ -98,81 +99,86 @@ __device__ __forceinline__ void store(float* to, const float (&out)[Tile<WIDTH>:
     }
 }
 
-// Where head blockIdx.x of (N, rows, heads, D) begins; blockIdx.x counts pictures and heads.
-__device__ __forceinline__ long long head(int rows, int heads, int D) {
+// The offset of head blockIdx.x in (N, rows, heads, D); blockIdx.x = n * heads + head.
+__device__ __forceinline__ long long head_offset(int rows, int heads, int D) {
   return ((long long)(blockIdx.x / heads) * rows * heads + blockIdx.x % heads) * D;
 }
 
-constexpr float UNSEEN = -3e38f;  // exp of it is zero
+constexpr float MASKED = -3e38f;  // a score whose exponential is zero
 
-// Whether a query sees a key, of S: if causal, those up to its own place alone.
-__device__ __forceinline__ bool sees(int query, int key, int S, int causal) {
+// Whether a query attends to a key, out of S: if causal, only to keys up to its own position.
+__device__ __forceinline__ bool attends(int query, int key, int S, int causal) {
   return key < S && (!causal || key <= query);
 }
 
-// The softmax of a row is known only at its end. Until then: `largest` so far, sums relative to exp(largest), and when
-// a larger score comes, all is scaled down.
+// Online softmax: row_max is the largest score so far, and row_sum and out are relative to exp(row_max). When a larger
+// score comes, both are rescaled by exp(row_max - new_max).
 template <int WIDTH>
-__device__ __forceinline__ void attend(const float* q, const float* k, const float* v, float* o, float* lse, int T,
+__device__ __forceinline__ void attention(const float* q, const float* k, const float* v, float* o, float* lse, int T,
                                        int S, int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
   float *queries = memory, *keys = queries + Tile<WIDTH>::SIZE, *values = keys + Tile<WIDTH>::SIZE;
-  float* weights = values + Tile<WIDTH>::SIZE;
+  float* p_tile = values + Tile<WIDTH>::SIZE;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.y * SIDE;
-  load<WIDTH>(queries, q + head(T, heads, D), first, T, heads, D);
+  load<WIDTH>(queries, q + head_offset(T, heads, D), first, T, heads, D);
 
-  float out[EACH][COLUMNS] = {}, largest[EACH], total[EACH] = {};
-  for (int i = 0; i < EACH; i++) largest[i] = UNSEEN;
+  // For each tile of keys: scores, online softmax, out += p v.
+  float out[EACH][COLUMNS] = {}, row_max[EACH], row_sum[EACH] = {};
+  for (int i = 0; i < EACH; i++) row_max[i] = MASKED;
   for (int key = 0; key < S; key += SIDE) {
-    __syncthreads();  // nobody reads the last keys and values any more
-    load<WIDTH>(keys, k + head(S, heads, D), key, S, heads, D);
-    load<WIDTH>(values, v + head(S, heads, D), key, S, heads, D);
+    __syncthreads();  // the previous keys and values are no longer read
+    load<WIDTH>(keys, k + head_offset(S, heads, D), key, S, heads, D);
+    load<WIDTH>(values, v + head_offset(S, heads, D), key, S, heads, D);
     __syncthreads();
     float s[EACH][EACH];
     dot<WIDTH>(s, queries, keys);
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      float larger = largest[i];
+      // The scores, scaled and masked, and the new maximum of the row.
+      float new_max = row_max[i];
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        s[i][j] = sees(first + y + 16 * i, key + x + 16 * j, S, causal) ? s[i][j] * scale : UNSEEN;
-        larger = fmaxf(larger, s[i][j]);
+        s[i][j] = attends(first + y + 16 * i, key + x + 16 * j, S, causal) ? s[i][j] * scale : MASKED;
+        new_max = fmaxf(new_max, s[i][j]);
       }
-      larger = across(larger, [](float a, float b) { return fmaxf(a, b); });
-      const float shrink = expf(largest[i] - larger);
-      largest[i] = larger, total[i] *= shrink;
+      new_max = reduce_row(new_max, [](float a, float b) { return fmaxf(a, b); });
+      // Rescale what was summed so far.
+      const float correction = expf(row_max[i] - new_max);
+      row_max[i] = new_max, row_sum[i] *= correction;
 #pragma unroll
-      for (int j = 0; j < COLUMNS; j++) out[i][j] *= shrink;
+      for (int j = 0; j < COLUMNS; j++) out[i][j] *= correction;
+      // p = exp(s - max), to shared memory.
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        const float weight = sees(first + y + 16 * i, key + x + 16 * j, S, causal) ? expf(s[i][j] - larger) : 0;
-        total[i] += weight;
-        weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = weight;
+        const float p = attends(first + y + 16 * i, key + x + 16 * j, S, causal) ? expf(s[i][j] - new_max) : 0;
+        row_sum[i] += p;
+        p_tile[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = p;
       }
     }
-    __syncthreads();  // all weights are there
-    mix<WIDTH>(out, weights, values);
+    __syncthreads();  // p is complete
+    accumulate<WIDTH>(out, p_tile, values);
   }
 
-  float scales[EACH];
+  // o = out / row_sum and lse.
+  float inverse_sums[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    const float sum = across(total[i], [](float a, float b) { return a + b; });
-    scales[i] = 1 / sum;
-    if (x == 0 && first + y + 16 * i < T) lse[blockIdx.x * T + first + y + 16 * i] = largest[i] + logf(sum);
+    const float sum = reduce_row(row_sum[i], [](float a, float b) { return a + b; });
+    inverse_sums[i] = 1 / sum;
+    if (x == 0 && first + y + 16 * i < T) lse[blockIdx.x * T + first + y + 16 * i] = row_max[i] + logf(sum);
   }
-  store<WIDTH>(o + head(T, heads, D), out, scales, first, T, heads, D);
+  store<WIDTH>(o + head_offset(T, heads, D), out, inverse_sums, first, T, heads, D);
 }
 
-// delta[t] = do[t] . o[t]; a warp for every row, blockIdx.x counts pictures and heads.
+// delta[t] = do[t] . o[t]; one warp per row, blockIdx.x = n * heads + head.
 extern "C" __global__ void __launch_bounds__(256)
     attention_delta(const float* dout, const float* o, float* delta, int T, int heads, int D) {
   const int t = blockIdx.y * 8 + threadIdx.x / 32;
   float sum = 0;
   if (t < T)
     for (int d = threadIdx.x % 32; d < D; d += 32) {
-      const long long i = head(T, heads, D) + (long long)(t) * heads * D + d;
+      const long long i = head_offset(T, heads, D) + (long long)(t) * heads * D + d;
       sum += dout[i] * o[i];
     }
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(ALL, sum, step);
@@ -181,104 +187,108 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // dq = ds k, for a tile of queries; p = exp(s - lse), ds = p (do v^T - delta) scale.
 template <int WIDTH>
-__device__ __forceinline__ void gradient_of_queries(const float* dout, const float* q, const float* k, const float* v,
+__device__ __forceinline__ void attention_backward_q(const float* dout, const float* q, const float* k, const float* v,
                                                     const float* lse, const float* delta, float* dq, int T, int S,
                                                     int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
-  float *queries = memory, *gradients = queries + Tile<WIDTH>::SIZE, *keys = gradients + Tile<WIDTH>::SIZE;
-  float *values = keys + Tile<WIDTH>::SIZE, *weights = values + Tile<WIDTH>::SIZE;
+  float *queries = memory, *douts = queries + Tile<WIDTH>::SIZE, *keys = douts + Tile<WIDTH>::SIZE;
+  float *values = keys + Tile<WIDTH>::SIZE, *ds_tile = values + Tile<WIDTH>::SIZE;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.y * SIDE;
-  load<WIDTH>(queries, q + head(T, heads, D), first, T, heads, D);
-  load<WIDTH>(gradients, dout + head(T, heads, D), first, T, heads, D);
+  load<WIDTH>(queries, q + head_offset(T, heads, D), first, T, heads, D);
+  load<WIDTH>(douts, dout + head_offset(T, heads, D), first, T, heads, D);
 
+  // For each tile of keys: scores, dp = do v^T, ds, out += ds k.
   float out[EACH][COLUMNS] = {}, ones[EACH];
   for (int i = 0; i < EACH; i++) ones[i] = 1;
   for (int key = 0; key < S; key += SIDE) {
-    __syncthreads();  // nobody reads the last keys and values any more
-    load<WIDTH>(keys, k + head(S, heads, D), key, S, heads, D);
-    load<WIDTH>(values, v + head(S, heads, D), key, S, heads, D);
+    __syncthreads();  // the previous keys and values are no longer read
+    load<WIDTH>(keys, k + head_offset(S, heads, D), key, S, heads, D);
+    load<WIDTH>(values, v + head_offset(S, heads, D), key, S, heads, D);
     __syncthreads();
     float s[EACH][EACH], dp[EACH][EACH];
     dot<WIDTH>(s, queries, keys);
-    dot<WIDTH>(dp, gradients, values);
+    dot<WIDTH>(dp, douts, values);
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const int row = min(first + y + 16 * i, T - 1);
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
-        const bool seen = sees(first + y + 16 * i, key + x + 16 * j, S, causal);
-        const float p = expf((seen ? s[i][j] * scale : UNSEEN) - lse[blockIdx.x * T + row]);  // NaN if lse is, seen or not
+        const bool attended = attends(first + y + 16 * i, key + x + 16 * j, S, causal);
+        // NaN if lse is, even where masked
+        const float p = expf((attended ? s[i][j] * scale : MASKED) - lse[blockIdx.x * T + row]);
         const float ds = p * (dp[i][j] - delta[blockIdx.x * T + row]) * scale;
-        weights[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = ds;
+        ds_tile[(y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j] = ds;
       }
     }
-    __syncthreads();  // all weights are there
-    mix<WIDTH>(out, weights, keys);
+    __syncthreads();  // ds is complete
+    accumulate<WIDTH>(out, ds_tile, keys);
   }
-  store<WIDTH>(dq + head(T, heads, D), out, ones, first, T, heads, D);
+  store<WIDTH>(dq + head_offset(T, heads, D), out, ones, first, T, heads, D);
 }
 
-// dk = ds^T q and dv = p^T do, for a tile of keys; rows and columns of the scores have changed places.
+// dk = ds^T q and dv = p^T do, for a tile of keys. Scores are transposed: rows are keys, columns queries.
 template <int WIDTH>
-__device__ __forceinline__ void gradient_of_keys(const float* dout, const float* q, const float* k, const float* v,
+__device__ __forceinline__ void attention_backward_kv(const float* dout, const float* q, const float* k, const float* v,
                                                  const float* lse, const float* delta, float* dk, float* dv, int T,
                                                  int S, int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
   float *keys = memory, *values = keys + Tile<WIDTH>::SIZE, *queries = values + Tile<WIDTH>::SIZE;
-  float *gradients = queries + Tile<WIDTH>::SIZE, *weights = gradients + Tile<WIDTH>::SIZE;
-  float* weights_of_scores = weights + Tile<WIDTH>::SCORES;
+  float *douts = queries + Tile<WIDTH>::SIZE, *p_tile = douts + Tile<WIDTH>::SIZE;
+  float* ds_tile = p_tile + Tile<WIDTH>::SCORES;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.y * SIDE;
-  load<WIDTH>(keys, k + head(S, heads, D), first, S, heads, D);
-  load<WIDTH>(values, v + head(S, heads, D), first, S, heads, D);
+  load<WIDTH>(keys, k + head_offset(S, heads, D), first, S, heads, D);
+  load<WIDTH>(values, v + head_offset(S, heads, D), first, S, heads, D);
 
+  // For each tile of queries: scores^T, dp^T = v do^T, p^T and ds^T, dv += p^T do, dk += ds^T q.
   float out_k[EACH][COLUMNS] = {}, out_v[EACH][COLUMNS] = {}, ones[EACH];
   for (int i = 0; i < EACH; i++) ones[i] = 1;
   for (int query = 0; query < T; query += SIDE) {
-    __syncthreads();  // nobody reads the last queries any more
-    load<WIDTH>(queries, q + head(T, heads, D), query, T, heads, D);
-    load<WIDTH>(gradients, dout + head(T, heads, D), query, T, heads, D);
+    __syncthreads();  // the previous queries are no longer read
+    load<WIDTH>(queries, q + head_offset(T, heads, D), query, T, heads, D);
+    load<WIDTH>(douts, dout + head_offset(T, heads, D), query, T, heads, D);
     __syncthreads();
     float s[EACH][EACH], dp[EACH][EACH];
     dot<WIDTH>(s, keys, queries);
-    dot<WIDTH>(dp, values, gradients);
+    dot<WIDTH>(dp, values, douts);
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int column = query + x + 16 * j;
-      const float lse_ = lse[blockIdx.x * T + min(column, T - 1)], delta_ = delta[blockIdx.x * T + min(column, T - 1)];
+      const float lse_query = lse[blockIdx.x * T + min(column, T - 1)];
+      const float delta_query = delta[blockIdx.x * T + min(column, T - 1)];
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        const float score = sees(column, first + y + 16 * i, S, causal) ? s[i][j] * scale : UNSEEN;
-        const float p = column < T ? expf(score - lse_) : 0;
-        const int place = (y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j;
-        weights[place] = p;
-        weights_of_scores[place] = p * (dp[i][j] - delta_) * scale;
+        const float score = attends(column, first + y + 16 * i, S, causal) ? s[i][j] * scale : MASKED;
+        const float p = column < T ? expf(score - lse_query) : 0;
+        const int at = (y + 16 * i) * Tile<WIDTH>::SCORES_ROW + x + 16 * j;
+        p_tile[at] = p;
+        ds_tile[at] = p * (dp[i][j] - delta_query) * scale;
       }
     }
-    __syncthreads();  // all weights are there
-    mix<WIDTH>(out_v, weights, gradients);
-    mix<WIDTH>(out_k, weights_of_scores, queries);
+    __syncthreads();  // p and ds are complete
+    accumulate<WIDTH>(out_v, p_tile, douts);
+    accumulate<WIDTH>(out_k, ds_tile, queries);
   }
-  store<WIDTH>(dk + head(S, heads, D), out_k, ones, first, S, heads, D);
-  store<WIDTH>(dv + head(S, heads, D), out_v, ones, first, S, heads, D);
+  store<WIDTH>(dk + head_offset(S, heads, D), out_k, ones, first, S, heads, D);
+  store<WIDTH>(dv + head_offset(S, heads, D), out_v, ones, first, S, heads, D);
 }
 
 #define FOR_WIDTH(WIDTH)                                                                                              \
   extern "C" __global__ void __launch_bounds__(256)                                                                   \
-      attend_##WIDTH(const float* q, const float* k, const float* v, float* o, float* lse, int T, int S, int heads,   \
-                     int D, float scale, int causal) {                                                                            \
-    attend<WIDTH>(q, k, v, o, lse, T, S, heads, D, scale, causal);                                                            \
+      attention_##WIDTH(const float* q, const float* k, const float* v, float* o, float* lse, int T, int S,           \
+                        int heads, int D, float scale, int causal) {                                                  \
+    attention<WIDTH>(q, k, v, o, lse, T, S, heads, D, scale, causal);                                                 \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256)                                                                   \
-      gradient_of_queries_##WIDTH(const float* dout, const float* q, const float* k, const float* v, const float* lse, \
-                                  const float* delta, float* dq, int T, int S, int heads, int D, float scale, int causal) {       \
-    gradient_of_queries<WIDTH>(dout, q, k, v, lse, delta, dq, T, S, heads, D, scale, causal);                                 \
-  }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256) gradient_of_keys_##WIDTH(                                         \
+  extern "C" __global__ void __launch_bounds__(256) attention_backward_q_##WIDTH(                                     \
       const float* dout, const float* q, const float* k, const float* v, const float* lse, const float* delta,        \
-      float* dk, float* dv, int T, int S, int heads, int D, float scale, int causal) {                                            \
-    gradient_of_keys<WIDTH>(dout, q, k, v, lse, delta, dk, dv, T, S, heads, D, scale, causal);                                \
+      float* dq, int T, int S, int heads, int D, float scale, int causal) {                                           \
+    attention_backward_q<WIDTH>(dout, q, k, v, lse, delta, dq, T, S, heads, D, scale, causal);                        \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256) attention_backward_kv_##WIDTH(                                    \
+      const float* dout, const float* q, const float* k, const float* v, const float* lse, const float* delta,        \
+      float* dk, float* dv, int T, int S, int heads, int D, float scale, int causal) {                                \
+    attention_backward_kv<WIDTH>(dout, q, k, v, lse, delta, dk, dv, T, S, heads, D, scale, causal);                   \
   }
 
 FOR_WIDTH(32)

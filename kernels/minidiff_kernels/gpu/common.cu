@@ -1,33 +1,33 @@
-// What all kernels share; it stands in front of every family's file when that is compiled. No header is needed.
+// Shared by all kernels: prepended to the file of each family before compilation. No header is needed.
 //
-// Instructions that C++ has no word for are wrapped here, so that tests can run the very same kernels on a CPU:
-// tests/gpu_simulator/ has its own version of what stands between #ifndef and #endif.
+// PTX instructions without a C++ equivalent are wrapped here, so that tests can run the same kernels on a CPU:
+// tests/gpu_simulator/ has its own version of everything between #ifndef and #endif.
 
 #ifndef SIMULATED
 
 #define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) T name[]
 
-// Copy 16 or 4 bytes from global to shared memory without waiting; zeros if not `there`.
-__device__ __forceinline__ void copy16(float* to, const float* from, bool there) {
+// Start an asynchronous copy (cp.async) of 16 or 4 bytes from global to shared memory; of zeros if not `valid`.
+__device__ __forceinline__ void copy16(float* to, const float* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(to)),
-               "l"(from), "r"(there ? 16 : 0));
+               "l"(from), "r"(valid ? 16 : 0));
 }
 
-__device__ __forceinline__ void copy4(float* to, const float* from, bool there) {
+__device__ __forceinline__ void copy4(float* to, const float* from, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"((unsigned)__cvta_generic_to_shared(to)),
-               "l"(from), "r"(there ? 4 : 0));
+               "l"(from), "r"(valid ? 4 : 0));
 }
 
-// End a group of copies; wait for all groups but the last LEFT.
-__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;\n"); }
+// End a group of copies; wait for all groups but the most recent LEFT.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n"); }
 
 template <int LEFT>
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory"); }
 
-// d (16 x 8) += a (16 x 8) b (8 x 8) by one warp, on its tensor core, which sees ten bits of mantissa of each factor and
-// cuts off the rest (TF32). Lane 4 g + t holds a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4];
+// d (16 x 8) += a (16 x 8) b (8 x 8) by one warp on its tensor core, which truncates each factor to TF32, ten bits of
+// mantissa. Lane 4 g + t holds a[g][t], a[g + 8][t], a[g][t + 4], a[g + 8][t + 4];
 // b[t][g], b[t + 4][g]; and d[g][2 t], d[g][2 t + 1], d[g + 8][2 t], d[g + 8][2 t + 1].
-__device__ __forceinline__ void multiply_16x8x8(float* d, const float (&a)[4], const float (&b)[2]) {
+__device__ __forceinline__ void mma_16x8x8(float* d, const float (&a)[4], const float (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
@@ -44,7 +44,8 @@ __device__ __forceinline__ float4 operator+(float4 a, float4 b) {
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// The sum over a block of at most 1024 threads, a multiple of 32; the whole block calls it, once, and all get the sum.
+// The sum of `value` over a thread block of up to 1024 threads, a multiple of 32, returned to all of them. All threads
+// call it, and only once in a kernel.
 __device__ __forceinline__ double block_sum(double value) {
   __shared__ double parts[32];
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(ALL, value, step);

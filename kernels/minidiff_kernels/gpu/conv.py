@@ -1,18 +1,18 @@
-"""Convolution as one product of matrices that are never stored; what a block does stands in conv.cu.
+"""Convolution as a matrix product with the im2col matrix, which is never stored (implicit GEMM, conv.cu).
 
-Only the weight gradient of a wide 3x3 convolution goes another way, that of winograd.py.
+Weight gradients of wide 3x3 convolutions are in winograd.py.
 
-The same kernels come in two precisions: "float32", and "tf32", on tensor cores, where factors are cut to ten bits
-of mantissa and sums stay float32. This file's conv2d is the first; conv_tf32.py has the second.
+The kernels come in two precisions: "float32", and "tf32", on tensor cores, where factors are truncated to ten bits of
+mantissa and sums are float32. conv2d here is float32; that of conv_tf32.py is tf32.
 """
 
 from . import winograd
 from .elementwise import sum_to
-from .launch import aligned, blocks_of, launch
+from .launch import aligned, ceil_div, launch
 from .memory import empty
-from .product import DEPTH, SUFFIX, THREADS, added, shared, splits_of
+from .product import DEPTH, SUFFIX, THREADS, shared, split_count, sum_splits
 
-WIDE = {"float32": 64, "tf32": 256}  # channels from which a weight gradient goes Winograd's way, which is float32
+WINOGRAD_CHANNELS = {"float32": 64, "tf32": 256}  # least channels of a Winograd weight gradient, which is float32
 
 
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
@@ -40,54 +40,54 @@ def backward(dy, x, w, stride, pad, need_dx, precision):
 
 
 def input_gradient(dy, x_shape, w, stride, pad, precision="float32"):
-    """dx: dy with holes between its pixels, convolved with w turned around."""
+    """dx: dy, dilated by the stride, convolved with the flipped kernel, input and output channels exchanged."""
     O, KH, KW, C = w.shape
-    turned, dx = empty((C, KH, KW, O)), empty(x_shape)
-    launch("conv", "turn", blocks_of(w.size, 256), 256, w, turned, O, KH * KW, C)
-    _convolve(dy, turned, None, None, dx, 1, (KH - 1 - pad[0], KW - 1 - pad[2]), stride, precision)
+    flipped, dx = empty((C, KH, KW, O)), empty(x_shape)
+    launch("conv", "flip_weights", ceil_div(w.size, 256), 256, w, flipped, O, KH * KW, C)
+    _convolve(dy, flipped, None, None, dx, 1, (KH - 1 - pad[0], KW - 1 - pad[2]), stride, precision)
     return dx
 
 
 def weight_gradient(dy, x, w_shape, stride, pad, precision="float32"):
-    """dw: over all pixels, what goes into w's taps times what comes out."""
+    """dw = dy^T times the im2col matrix of x."""
     (N, P, Q, O), (_, H, W, C), (_, KH, KW, _) = dy.shape, x.shape, w_shape
-    if winograd.fits(w_shape, stride, dy.shape) and min(O, C) >= WIDE[precision]:
+    if winograd.supports(w_shape, stride, dy.shape) and min(O, C) >= WINOGRAD_CHANNELS[precision]:
         return winograd.weight_gradient(dy, x, w_shape, pad)
     rows = 64 if O <= 64 else 128
-    blocks, steps = blocks_of(O, rows) * blocks_of(KH * KW * C, 128), blocks_of(N * P * Q, DEPTH)
-    splits = splits_of(blocks, steps, rows)
+    blocks, steps = ceil_div(O, rows) * ceil_div(KH * KW * C, 128), ceil_div(N * P * Q, DEPTH)
+    splits = split_count(blocks, steps, rows)
     dw = empty(w_shape)
     parts = dw if splits == 1 else empty((splits, *w_shape))
     _check(KH, KW)
     launch(
-        "conv", f"correlate_{rows}x128{SUFFIX[precision]}", (blocks, splits), THREADS, dy, x, parts,
+        "conv", f"weight_gradient_{rows}x128{SUFFIX[precision]}", (blocks, splits), THREADS, dy, x, parts,
         N, H, W, C, P, Q, O, KH, KW, stride, pad[0], pad[2], shared=shared(rows, precision),
     )  # fmt: skip
-    return added(parts, None, None, dw)
+    return sum_splits(parts, None, None, dw)
 
 
-def _convolve(x, w, bias, add, y, stride, corner, holes, precision):
-    """Into y: x, with holes - 1 zeros between its pixels, convolved with w. corner: zeros above and to the left."""
+def _convolve(x, w, bias, add, y, stride, corner, dilation, precision):
+    """y = x, dilated by dilation - 1 zeros between pixels, convolved with w; corner: padding above and to the left."""
     (N, H, W, C), (_, P, Q, O), (_, KH, KW, _) = x.shape, y.shape, w.shape
-    together = C % 4 == 0 and aligned(x, w)
-    columns = 128 if O > 64 and together else 64
-    kind = f"128x{columns}{'' if together else '_single'}{SUFFIX[precision]}"
-    blocks = blocks_of(N * blocks_of(P, holes) * blocks_of(Q, holes), 128) * blocks_of(O, columns)
-    taps = blocks_of(KH, holes) * blocks_of(KW, holes)
-    steps = taps * blocks_of(C, DEPTH) if together else blocks_of(taps * C, DEPTH)
-    splits = splits_of(blocks * holes**2, steps, columns)
+    vectorised = C % 4 == 0 and aligned(x, w)
+    columns = 128 if O > 64 and vectorised else 64
+    kind = f"128x{columns}{'' if vectorised else '_single'}{SUFFIX[precision]}"
+    blocks = ceil_div(N * ceil_div(P, dilation) * ceil_div(Q, dilation), 128) * ceil_div(O, columns)
+    taps = ceil_div(KH, dilation) * ceil_div(KW, dilation)
+    steps = taps * ceil_div(C, DEPTH) if vectorised else ceil_div(taps * C, DEPTH)
+    splits = split_count(blocks * dilation**2, steps, columns)
     parts = y if splits == 1 else empty((splits, *y.shape))
     _check(KH, KW)
-    at_once = (bias, add) if splits == 1 else (None, None)  # otherwise they are added with the parts
+    bias_and_add = (bias, add) if splits == 1 else (None, None)  # otherwise sum_splits adds them
     launch(
-        "conv", f"convolve_{kind}", (blocks, splits, holes**2), THREADS, x, w, *at_once, parts, N, H, W, C,
-        P, Q, O, KH, KW, stride, *corner, holes, add is not None and add.shape != y.shape,
+        "conv", f"convolve_{kind}", (blocks, splits, dilation**2), THREADS, x, w, *bias_and_add, parts, N, H, W, C,
+        P, Q, O, KH, KW, stride, *corner, dilation, add is not None and add.shape != y.shape,
         shared=shared(columns, precision),
     )  # fmt: skip
-    added(parts, bias, add, y)
+    sum_splits(parts, bias, add, y)
 
 
 def _check(KH, KW):
-    """Kernels keep a bit for each row and column of a window."""
+    """Raises ValueError for a kernel larger than 15 x 15: conv.cu has a mask of 15 rows and 15 columns."""
     if max(KH, KW) > 15:
-        raise ValueError(f"conv2d: a window of {KH}x{KW} is too large; the GPU takes 15 on a side")
+        raise ValueError(f"conv2d: a kernel of {KH}x{KW} is too large: the GPU backends support up to 15x15")

@@ -1,4 +1,4 @@
-"""Convolution on tensor cores: factors cut to TF32, ten bits of mantissa, sums in float32."""
+"""Convolution on tensor cores: factors truncated to TF32 (ten bits of mantissa), sums in float32."""
 
 from . import conv
 
@@ -14,5 +14,5 @@ def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
 
 
 def input_gradient(dy, x_shape, w, stride, pad):
-    """dx alone."""
+    """dx."""
     return conv.input_gradient(dy, x_shape, w, stride, pad, "tf32")

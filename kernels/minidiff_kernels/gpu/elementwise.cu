@@ -1,4 +1,5 @@
-// Operations that look at one number at a time, and the sums that undo broadcasting.
+// Elementwise activations and addition, sums that undo broadcasting, and embedding lookup. One thread per element of
+// the result, unless stated otherwise.
 
 extern "C" __global__ void __launch_bounds__(256) silu(const float* __restrict__ x, float* y, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
@@ -26,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256)
   if (i < size) dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * expf(-0.5f * x[i] * x[i]) * 0.39894228f);
 }
 
-// Rows of x are C numbers h and C numbers gate; one thread a number of y.
+// A row of x is h (C) and gate (C).
 extern "C" __global__ void __launch_bounds__(256) geglu(const float* __restrict__ x, float* y, int size, int C) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
@@ -39,9 +40,9 @@ extern "C" __global__ void __launch_bounds__(256)
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
   const long long h = (long long)(i / C) * 2 * C + i % C;
-  const float gate = x[h + C], below = normal_cdf(gate);
-  dx[h] = dy[i] * gate * below;
-  dx[h + C] = dy[i] * x[h] * (below + gate * expf(-0.5f * gate * gate) * 0.39894228f);
+  const float gate = x[h + C], cdf = normal_cdf(gate);
+  dx[h] = dy[i] * gate * cdf;
+  dx[h + C] = dy[i] * x[h] * (cdf + gate * expf(-0.5f * gate * gate) * 0.39894228f);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -50,8 +51,8 @@ extern "C" __global__ void __launch_bounds__(256)
   if (i < size) y[i] = a[i] + b[i];
 }
 
-// a (A, R, B, Q, C) summed over R and Q: parts (chunks, A B C). A block is 32 results wide, neighbours in memory if C is
-// long, and 8 rows of terms deep; blockIdx.y is the chunk of the R Q terms. A thread adds 16 in float32, the rest is
+// a (A, R, B, Q, C) summed over R and Q, by chunks of the R Q terms (blockIdx.y): parts (chunks, A B C). A thread block
+// is 32 results, contiguous in memory if C >= 32, by 8 rows of terms. A thread adds 16 terms in float32, then in
 // float64.
 extern "C" __global__ void __launch_bounds__(256)
     sum_chunks(const float* __restrict__ a, double* parts, int A, int R, int B, int Q, int C, int chunk) {
@@ -76,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(256)
   parts[(long long)(blockIdx.y) * results + result] = total;
 }
 
-// The chunks' sums added up, in their order.
+// y = the sum of the chunks' sums, in a fixed order.
 extern "C" __global__ void __launch_bounds__(256) add_chunks(const double* parts, float* y, int results, int chunks) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= results) return;
@@ -85,14 +86,14 @@ extern "C" __global__ void __launch_bounds__(256) add_chunks(const double* parts
   y[i] = total;
 }
 
-// y[n] = table[index[n]]; one thread a number, width numbers a row.
+// y[n] = table[index[n]]; width: elements of a row.
 extern "C" __global__ void __launch_bounds__(256)
     embedding(const float* table, const int* index, float* y, int size, int width) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i < size) y[i] = table[(long long)(index[i / width]) * width + i % width];
 }
 
-// dtable: every number looks for its rows among dy (n, width), in their order.
+// dtable[r] = the sum of the rows of dy (n, width) with index r, in their order; each thread scans all of index.
 extern "C" __global__ void __launch_bounds__(256)
     embedding_backward(const float* dy, const int* index, float* dtable, int n, int size, int width) {
   const int i = blockIdx.x * 256 + threadIdx.x;

@@ -1,4 +1,4 @@
-"""Arrays on the GPU, out of CuPy's pool: what one step gives back the next one takes."""
+"""Arrays on the GPU, from CuPy's memory pool."""
 
 from collections import deque
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from .launch import cp
 
-under_way = deque()  # (event, memory) of copies to the host: CuPy must not give the memory to others before they end
+pending = deque()  # (event, host memory) of copies to the host, which keeps the memory alive until they have finished
 
 
 def empty(shape):
-    """An array of the given shape whose contents are arbitrary."""
+    """An uninitialised float32 array."""
     return cp.empty(shape, np.float32)
 
 
@@ -22,25 +22,25 @@ def asarray(a):
 
 
 def to_numpy(a):
-    """The same values in host memory; this waits for them."""
+    """The same values in host memory; waits for the GPU."""
     return cp.asnumpy(a)
 
 
 def later(a):
-    """A function that gives these values in host memory; it alone waits for them.
+    """A function that waits for a copy of `a` and returns it in host memory; the copy starts now.
 
-    They are on their way from here on. The memory that they come to is pinned: to other memory, CuPy's copy would wait.
+    The host memory is pinned (page-locked): a copy to other memory would block here.
     """
-    while under_way and under_way[0][0].done:
-        under_way.popleft()
+    while pending and pending[0][0].done:
+        pending.popleft()
     pinned = np.frombuffer(cp.cuda.alloc_pinned_memory(a.nbytes), a.dtype, a.size).reshape(a.shape)
     a.get(out=pinned, blocking=False)
-    come = cp.cuda.Event(disable_timing=True)
-    come.record()
-    under_way.append((come, pinned))
+    done = cp.cuda.Event(disable_timing=True)
+    done.record()
+    pending.append((done, pinned))
 
     def wait():
-        come.synchronize()
+        done.synchronize()
         return pinned
 
     return wait

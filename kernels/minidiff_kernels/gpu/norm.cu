@@ -1,65 +1,68 @@
-// Group normalisation, with SiLU behind it on request, of x (N, S, C).
+// Group normalisation of x (N, S, C), optionally followed by SiLU; symbols as in reference/norm.py.
 //
-// A block takes one picture and `width` of its channels: as many whole groups as make 16 channels or more, so that it
-// reads at least 64 bytes in a row. A thread stays with one channel and walks over positions, `walkers` of them side by
-// side. It sums in float32, the block in float64.
+// A thread block takes one image and `width` of its channels: whole groups, 16 channels or more where possible, so that
+// reads are at least 64 bytes contiguous. A thread keeps to one channel (every `channels`-th, if width > THREADS) and
+// loops over positions with a stride. Threads sum in float32, the thread block in float64.
 
 constexpr int THREADS = 512;
 
-// Where a thread of such a block begins, and how far it steps.
-struct Walk {
-  int channels, walkers, channel, walker;
+// A thread's channel, and its positions first, first + stride, ...; `channels` are side by side in the thread block.
+struct ThreadSlice {
+  int channels, stride, channel, first;
 
-  __device__ explicit Walk(int width)
-      : channels(min(width, THREADS)), walkers(THREADS / channels), channel(threadIdx.x % channels),
-        walker(threadIdx.x / channels) {}  // walker == walkers: nothing is left for this thread
+  __device__ explicit ThreadSlice(int width)
+      : channels(min(width, THREADS)), stride(THREADS / channels), channel(threadIdx.x % channels),
+        first(threadIdx.x / channels) {}  // first == stride: the thread has no positions
 };
 
-// What the threads of a group found, added up for each group of the block: found (2, THREADS) -> sums (2, groups).
-// Whoever calls it has written its numbers for channel c of the block, by walker, if it is one.
-__device__ __forceinline__ void add_by_channel(const double* found, double* sums, int width, const Walk& walk) {
+// Sums over the threads of each channel: partials (2, THREADS), two values per thread -> sums (2, channels). All
+// threads of the thread block call it after writing their values.
+__device__ __forceinline__ void sum_by_channel(const double* partials, double* sums, int width,
+                                               const ThreadSlice& slice) {
   __syncthreads();
-  for (int c = threadIdx.x; c < walk.channels; c += THREADS) {
+  for (int c = threadIdx.x; c < slice.channels; c += THREADS) {
     double first = 0, second = 0;
-    for (int i = 0; i < walk.walkers; i++) {
-      first += found[i * walk.channels + c];
-      second += found[THREADS + i * walk.channels + c];
+    for (int i = 0; i < slice.stride; i++) {
+      first += partials[i * slice.channels + c];
+      second += partials[THREADS + i * slice.channels + c];
     }
-    sums[c] = first, sums[walk.channels + c] = second;
+    sums[c] = first, sums[slice.channels + c] = second;
   }
   __syncthreads();
 }
 
-// y = z or z sigmoid(z), z = (x - mean) rstd weight + bias; mean and rstd (N, G). Sums are taken of what x differs from
-// the group's first number, since squares of numbers far from zero would cancel.
+// y = z or z sigmoid(z), z = (x - mean) rstd weight + bias; mean and rstd (N, G). The sums are of x minus the group's
+// first element, since E[x^2] - E[x]^2 cancels when the mean is far from zero.
 extern "C" __global__ void __launch_bounds__(THREADS)
     group_norm(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, float* y,
                float* mean, float* rstd, int S, int C, int G, int width, float eps, int silu) {
-  __shared__ double found[2 * THREADS], sums[2 * THREADS];
-  const Walk walk(width);
+  __shared__ double partials[2 * THREADS], sums[2 * THREADS];
+  const ThreadSlice slice(width);
   const int group_width = C / G, blocks = C / width, n = blockIdx.x / blocks, c0 = blockIdx.x % blocks * width;
   const long long start = (long long)(n) * S * C + c0;
+  // Sums of x - origin and its square, over the thread's positions, then by channel.
   double total = 0, total_of_squares = 0;
-  for (int c = walk.channel; c < width; c += walk.channels) {
+  for (int c = slice.channel; c < width; c += slice.channels) {
     const float origin = x[start + c / group_width * group_width];
     float sum = 0, squares = 0;
-    if (walk.walker < walk.walkers)
+    if (slice.first < slice.stride)
 #pragma unroll 4
-      for (int s = walk.walker; s < S; s += walk.walkers) {
+      for (int s = slice.first; s < S; s += slice.stride) {
         const float off = x[start + (long long)(s) * C + c] - origin;
         sum += off;
         squares += off * off;
       }
     total += sum, total_of_squares += squares;
   }
-  found[threadIdx.x] = total, found[THREADS + threadIdx.x] = total_of_squares;
-  add_by_channel(found, sums, width, walk);
+  partials[threadIdx.x] = total, partials[THREADS + threadIdx.x] = total_of_squares;
+  sum_by_channel(partials, sums, width, slice);
 
-  __shared__ float means[THREADS], rstds[THREADS];  // of the block's groups
-  const int groups = width / group_width, together = min(group_width, walk.channels);
+  // mean and rstd of each group, from its channels' sums. A NaN in x must reach rstd: fmax would drop it.
+  __shared__ float means[THREADS], rstds[THREADS];  // of this thread block's groups
+  const int groups = width / group_width, together = min(group_width, slice.channels);
   for (int g = threadIdx.x; g < groups; g += THREADS) {
     double first = 0, second = 0;
-    for (int c = g * together; c < (g + 1) * together; c++) first += sums[c], second += sums[walk.channels + c];
+    for (int c = g * together; c < (g + 1) * together; c++) first += sums[c], second += sums[slice.channels + c];
     const double count = (double)(S) * group_width, shift = first / count;
     const double variance = fmax(second / count - shift * shift, 0.0);
     means[g] = x[start + g * group_width] + shift;
@@ -69,11 +72,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
   __syncthreads();
 
-  if (walk.walker == walk.walkers) return;
-  for (int c = walk.channel; c < width; c += walk.channels) {
+  // Normalise.
+  if (slice.first == slice.stride) return;
+  for (int c = slice.channel; c < width; c += slice.channels) {
     const float centre = means[c / group_width], scale = rstds[c / group_width] * weight[c0 + c], shift = bias[c0 + c];
 #pragma unroll 4
-    for (int s = walk.walker; s < S; s += walk.walkers) {
+    for (int s = slice.first; s < S; s += slice.stride) {
       const long long i = start + (long long)(s) * C + c;
       const float z = (x[i] - centre) * scale + shift;
       y[i] = silu ? z * sigmoid(z) : z;
@@ -89,26 +93,27 @@ __device__ __forceinline__ float gradient_of_z(float dy, float xhat, float weigh
 }
 
 // dx = rstd (g - <g> - xhat <g xhat>), g = dz weight, <.> the mean over a group.
-// parts (N, 2, C): what picture n adds to dbias and to dweight.
+// parts (N, 2, C): dbias and dweight of image n alone.
 extern "C" __global__ void __launch_bounds__(THREADS)
     group_norm_backward(const float* __restrict__ dy, const float* __restrict__ x, const float* __restrict__ weight,
                         const float* __restrict__ bias, const float* __restrict__ mean, const float* __restrict__ rstd,
                         float* dx, float* parts, int S, int C, int G, int width, int silu) {
-  __shared__ double found[2 * THREADS], sums[2 * THREADS];
-  const Walk walk(width);
+  __shared__ double partials[2 * THREADS], sums[2 * THREADS];
+  const ThreadSlice slice(width);
   const int group_width = C / G, blocks = C / width, n = blockIdx.x / blocks, c0 = blockIdx.x % blocks * width;
   const long long start = (long long)(n) * S * C + c0;
   const float* means = mean + n * G + c0 / group_width;
   const float* rstds = rstd + n * G + c0 / group_width;
   float* part = parts + (long long)(n) * 2 * C + c0;
-  double total_g = 0, total_gx = 0;  // over this thread's channels, of g and of g xhat
-  for (int c0_ = 0; c0_ < width; c0_ += walk.channels) {  // all threads go round together: add_by_channel wants them
-    const int c = c0_ + walk.channel;
+  // Sums of dz and dz xhat by channel: parts, and the thread's sums of g and g xhat over its channels.
+  double total_g = 0, total_gx = 0;
+  for (int c0_ = 0; c0_ < width; c0_ += slice.channels) {  // all threads loop equally: sum_by_channel has barriers
+    const int c = c0_ + slice.channel;
     float sum = 0, sum_x = 0;
-    if (walk.walker < walk.walkers && c < width) {
+    if (slice.first < slice.stride && c < width) {
       const float centre = means[c / group_width], scale = rstds[c / group_width];
 #pragma unroll 4
-      for (int s = walk.walker; s < S; s += walk.walkers) {
+      for (int s = slice.first; s < S; s += slice.stride) {
         const long long i = start + (long long)(s) * C + c;
         const float xhat = (x[i] - centre) * scale;
         const float dz = gradient_of_z(dy[i], xhat, weight[c0 + c], bias[c0 + c], silu);
@@ -116,32 +121,34 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         sum_x += dz * xhat;
       }
     }
-    found[threadIdx.x] = sum, found[THREADS + threadIdx.x] = sum_x;
-    add_by_channel(found, sums, width, walk);
-    if (threadIdx.x < walk.channels && c < width) {
-      part[c] = sums[threadIdx.x], part[C + c] = sums[walk.channels + threadIdx.x];
+    partials[threadIdx.x] = sum, partials[THREADS + threadIdx.x] = sum_x;
+    sum_by_channel(partials, sums, width, slice);
+    if (threadIdx.x < slice.channels && c < width) {
+      part[c] = sums[threadIdx.x], part[C + c] = sums[slice.channels + threadIdx.x];
       total_g += sums[threadIdx.x] * weight[c0 + c];
-      total_gx += sums[walk.channels + threadIdx.x] * weight[c0 + c];
+      total_gx += sums[slice.channels + threadIdx.x] * weight[c0 + c];
     }
   }
-  found[threadIdx.x] = total_g, found[THREADS + threadIdx.x] = total_gx;
+  partials[threadIdx.x] = total_g, partials[THREADS + threadIdx.x] = total_gx;
   __syncthreads();
 
+  // <g> and <g xhat> of each group.
   __shared__ float means_g[THREADS], means_gx[THREADS];
-  const int groups = width / group_width, together = min(group_width, walk.channels);
+  const int groups = width / group_width, together = min(group_width, slice.channels);
   for (int g = threadIdx.x; g < groups; g += THREADS) {
     double first = 0, second = 0;
-    for (int c = g * together; c < (g + 1) * together; c++) first += found[c], second += found[THREADS + c];
+    for (int c = g * together; c < (g + 1) * together; c++) first += partials[c], second += partials[THREADS + c];
     means_g[g] = first / ((double)(S) * group_width), means_gx[g] = second / ((double)(S) * group_width);
   }
   __syncthreads();
 
-  if (walk.walker == walk.walkers) return;
-  for (int c = walk.channel; c < width; c += walk.channels) {
+  // dx.
+  if (slice.first == slice.stride) return;
+  for (int c = slice.channel; c < width; c += slice.channels) {
     const float centre = means[c / group_width], scale = rstds[c / group_width];
     const float mean_g = means_g[c / group_width], mean_gx = means_gx[c / group_width];
 #pragma unroll 4
-    for (int s = walk.walker; s < S; s += walk.walkers) {
+    for (int s = slice.first; s < S; s += slice.stride) {
       const long long i = start + (long long)(s) * C + c;
       const float xhat = (x[i] - centre) * scale;
       const float dz = gradient_of_z(dy[i], xhat, weight[c0 + c], bias[c0 + c], silu);

@@ -1,4 +1,4 @@
-"""Group normalisation with SiLU; what a block does stands in norm.cu."""
+"""Group normalisation, optionally followed by SiLU (norm.cu)."""
 
 from .elementwise import sum_to
 from .launch import launch
@@ -8,7 +8,7 @@ THREADS = 512
 
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
-    """y, mean, rstd: the output (x's shape) and what the backward pass needs (N, groups)."""
+    """y, mean, rstd: the output (x's shape), and the statistics (N, groups) that the backward pass needs."""
     N, C = len(x), x.shape[-1]
     y, mean, rstd = empty(x.shape), empty((N, groups)), empty((N, groups))
     width = _width(C, groups)
@@ -35,7 +35,7 @@ def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
 
 
 def _width(C, groups):
-    """How many channels a block takes: whole groups, together 16 or more if they can share their sums."""
+    """Channels of a thread block: the fewest whole groups with 16 channels or more, if they fit in THREADS."""
     each = C // groups
     for together in range(1, groups + 1):
         if groups % together == 0 and each * together >= 16:

@@ -1,6 +1,6 @@
-// AdamW over flat buffers: clipping, decay, update and moving average in one pass; nothing is read back by the host.
+// AdamW over flat buffers: gradient clipping, weight decay, update and EMA in one pass; the host reads nothing back.
 
-// parts[b] = the sum of squares of the b-th of as many stretches of g as there are blocks, in float64.
+// parts[b] = the sum of squares of thread block b's elements of g (a grid-stride loop), in float64.
 extern "C" __global__ void __launch_bounds__(256) sum_of_squares(const float* __restrict__ g, double* parts, int size) {
   double total = 0;
   for (int i = blockIdx.x * 256 + threadIdx.x; i < size; i += gridDim.x * 256) total += (double)(g[i]) * g[i];
@@ -8,7 +8,7 @@ extern "C" __global__ void __launch_bounds__(256) sum_of_squares(const float* __
   if (threadIdx.x == 0) parts[blockIdx.x] = total;
 }
 
-// norm = the root of the parts' sum; one block of 256 threads.
+// norm = the square root of the sum of parts (count,); one thread block.
 extern "C" __global__ void __launch_bounds__(256) root_of_sum(const double* parts, double* norm, int count) {
   double total = 0;
   for (int i = threadIdx.x; i < count; i += 256) total += parts[i];
@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(256) root_of_sum(const double* part
   if (threadIdx.x == 0) *norm = sqrt(total);
 }
 
-// The equations stand in reference/optim.py: keep = 1 - lr weight_decay, new_m = 1 - beta1, new_v = 1 - beta2,
+// Equations in reference/optim.py: keep = 1 - lr weight_decay, new_m = 1 - beta1, new_v = 1 - beta2,
 // rate = lr / (1 - beta1^step), unbias_v = (1 - beta2^step)^-1/2, new_ema = 1 - ema_decay. ema may be null.
 extern "C" __global__ void __launch_bounds__(256)
     adamw(float* p, const float* __restrict__ g, float* m, float* v, float* ema, const double* norm, int size,

@@ -1,4 +1,5 @@
-// Moving pixels and channels about. T is float4 where channels come in fours, float where they do not; lengths count Ts.
+// Nearest-neighbour upsampling and concatenation along the channels. T is float4 if all channel counts are multiples of
+// 4, else float; sizes and channels count elements of T. One thread per T.
 
 template <class T>
 __device__ __forceinline__ void upsample(const T* __restrict__ x, T* y, int size, int W, int C) {

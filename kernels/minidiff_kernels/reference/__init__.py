@@ -1,1 +1,1 @@
-"""Kernels in NumPy, written to be read: the specification of what `cpu` and `gpu` compute faster."""
+"""Readable NumPy versions of all operations: the specification of `cpu` and `gpu`."""

@@ -2,9 +2,10 @@
 
     s = q k^T / sqrt(D)      p = softmax(s) over the keys      o = p v
 
-q, o (N, T, heads, D)   k, v (N, S, heads, D)   lse (N, heads, T): log of the sum of exp(s) over the keys
-lse is all that the backward pass needs to have p again: p = exp(s - lse) (Dao et al. 2022, arXiv:2205.14135).
-causal: query t sees the keys up to t alone, as if the others' s were -inf.
+q, o (N, T, heads, D)   k, v (N, S, heads, D)   lse (N, heads, T)
+lse = log(sum over the keys of exp(s)), the log-sum-exp of each row of s. The backward pass recomputes p = exp(s - lse)
+from it, without a separate row maximum and row sum (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1).
+causal: query t attends to the keys 0 ... t; s is -inf for all others.
 """
 
 import numpy as np
@@ -17,13 +18,13 @@ def scores(q, k, causal=False):
 
 
 def attention(q, k, v, causal=False):
-    """o, lse."""
+    """o and lse."""
     s = scores(q, k, causal)
-    largest = s.max(-1, keepdims=True)  # subtracted so that exp cannot overflow
-    p = np.exp(s - largest)
-    total = p.sum(-1, keepdims=True)
-    o = np.einsum("nhts,nshd->nthd", p / total, v, optimize=True)
-    return np.ascontiguousarray(o), (largest + np.log(total))[..., 0]
+    row_max = s.max(-1, keepdims=True)  # subtracted so that exp cannot overflow
+    p = np.exp(s - row_max)  # not yet normalised
+    row_sum = p.sum(-1, keepdims=True)
+    o = np.einsum("nhts,nshd->nthd", p / row_sum, v, optimize=True)
+    return np.ascontiguousarray(o), (row_max + np.log(row_sum))[..., 0]
 
 
 def attention_backward(do, q, k, v, o, lse, causal=False):
@@ -31,7 +32,7 @@ def attention_backward(do, q, k, v, o, lse, causal=False):
 
         dv = p^T do      dp = do v^T      ds = p (dp - delta)      dq = ds k / sqrt(D)      dk = ds^T q / sqrt(D)
 
-    delta[t] = sum over s of p dp = do[t] . o[t]: the softmax's own Jacobian, without forming it.
+    delta[t] = sum over the keys of p dp = do[t] . o[t] (D in FlashAttention), so the softmax's Jacobian is not formed.
     """
     p = np.exp(scores(q, k, causal) - lse[..., None])  # (N, heads, T, S)
     dp = np.einsum("nthd,nshd->nhts", do, v, optimize=True)

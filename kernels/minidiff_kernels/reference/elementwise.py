@@ -1,4 +1,4 @@
-"""Operations that look at one number at a time, and the sums that undo broadcasting."""
+"""Elementwise activations and addition, sums that undo broadcasting, and embedding lookup."""
 
 import math
 
@@ -24,7 +24,7 @@ def silu_backward(dy, x):
 
 
 def normal_cdf(x):
-    """Phi(x) = (1 + erf(x / sqrt(2))) / 2: how likely a normal number is below x."""
+    """Phi(x) = (1 + erf(x / sqrt(2))) / 2, the standard normal distribution function."""
     return (0.5 * (1 + erf(x * 0.5**0.5))).astype(x.dtype)
 
 
@@ -45,7 +45,7 @@ def geglu(x):
 
 
 def geglu_backward(dy, x):
-    """dx (..., 2C): dy gelu(gate), then what gelu gives back of dy h."""
+    """dx (..., 2C): dy gelu(gate) for h, then gelu's gradient of dy h for gate."""
     h, gate = np.split(x, 2, axis=-1)
     return np.concatenate([dy * gelu(gate), gelu_backward(dy * h, gate)], -1)
 
@@ -56,14 +56,14 @@ def add(a, b):
 
 
 def sum_to(dy, shape):
-    """dy summed over every axis along which `shape` had been broadcast; the result has that shape."""
+    """dy summed over every axis along which `shape` was broadcast; the result has that shape."""
     lead = dy.ndim - len(shape)
     ones = tuple(i + lead for i, n in enumerate(shape) if n == 1)
     return precise_sum(dy, (*range(lead), *ones)).reshape(shape)
 
 
 def precise_sum(a, axes):
-    """The sum over some axes, added up in float64: NumPy adds float32 one by one along a leading axis."""
+    """The sum over some axes in float64, since NumPy adds float32 one by one along a leading axis."""
     return a.sum(axes, dtype=np.float64).astype(a.dtype)
 
 
@@ -73,7 +73,7 @@ def embedding(table, index):
 
 
 def embedding_backward(dy, index, rows):
-    """dtable (rows, D): the rows of dy added up where they came from."""
+    """dtable (rows, D): dtable[index[n]] += dy[n]."""
     dtable = np.zeros((rows, dy.shape[1]), dy.dtype)
     np.add.at(dtable, index, dy)
     return dtable

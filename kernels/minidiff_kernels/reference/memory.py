@@ -1,10 +1,10 @@
-"""Arrays in NumPy's own memory, in whatever precision they come."""
+"""Arrays in NumPy's own memory, in float32 or float64."""
 
 import numpy as np
 
 
 def empty(shape):
-    """An array of the given shape whose contents are arbitrary."""
+    """An uninitialised float32 array."""
     return np.empty(shape, np.float32)
 
 
@@ -20,5 +20,5 @@ def to_numpy(a):
 
 
 def later(a):
-    """A function that gives these values in host memory; on a GPU it alone waits for them. `a` stays as it is."""
+    """A function that returns these values in host memory. On a GPU the copy starts now; the function waits."""
     return lambda: a

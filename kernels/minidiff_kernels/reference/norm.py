@@ -1,4 +1,4 @@
-"""Group normalisation (Wu & He 2018, arXiv:1803.08494, eq. 1), with SiLU behind it on request.
+"""Group normalisation (Wu & He 2018, arXiv:1803.08494, eq. 1), optionally followed by SiLU.
 
     xhat = (x - mean) rstd      mean, rstd = 1 / sqrt(var + eps): over all positions and the channels of a group
     z = xhat weight + bias      y = z, or z sigmoid(z)
@@ -25,7 +25,7 @@ def normalised(x, mean, rstd):
 
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
-    """y, mean, rstd: the output and what the backward pass needs."""
+    """y, mean, rstd: the output, and the statistics that the backward pass needs."""
     xg = grouped(x, groups)
     mean = xg.mean((1, 3))  # (N, G)
     rstd = 1 / np.sqrt(xg.var((1, 3)) + np.asarray(eps, x.dtype))
@@ -38,7 +38,7 @@ def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
 
     With g = dz weight, and <.> the mean over a group's positions and channels:
         dx = rstd (g - <g> - xhat <g xhat>)
-    since moving x also moves mean and rstd. y is not kept: z is computed again where SiLU needs it.
+    The second and third term are the gradients through mean and rstd. z is recomputed for SiLU's gradient.
     """
     xhat = normalised(x, mean, rstd)
     dz = silu_backward(dy, xhat * weight + bias) if silu else dy

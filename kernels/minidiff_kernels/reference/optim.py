@@ -1,4 +1,4 @@
-"""AdamW over flat buffers: clipping, decay, update and moving average in one pass."""
+"""AdamW over flat buffers: gradient clipping, weight decay, update and moving average (EMA)."""
 
 import numpy as np
 
@@ -16,10 +16,10 @@ def adamw(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, step
         p <- p - lr mhat / (sqrt(vhat) + eps)  mhat = m / (1 - beta1^step), vhat = v / (1 - beta2^step)
         ema <- ema + (1 - ema_decay) (p - ema)
 
-    which is alg. 2 with its schedule multiplier in lr alone, as PyTorch has it, so that decay is scaled by lr too;
-    gc = g min(1, clip / (norm + 1e-6)) is the clipped gradient (Pascanu et al. 2013); g itself stays. If norm is not
-    finite, nothing changes.
-    p, g, m, v, ema (P,); ema may be None, clip may be inf; step counts from 1; norm as grad_norm gives it.
+    Weight decay is multiplied by lr, as in PyTorch; alg. 2 multiplies it by the schedule multiplier only.
+    gc = g min(1, clip / (norm + 1e-6)) is the clipped gradient (Pascanu et al. 2013); g is not changed. If norm is not
+    finite, nothing is changed.
+    p, g, m, v, ema (P,); ema may be None, clip may be inf; step counts from 1; norm is that of grad_norm.
     """
     if not np.isfinite(norm):
         return

@@ -1,15 +1,15 @@
-"""Moving pixels and channels about: nearest-neighbour upsampling, and joining along the channels."""
+"""Nearest-neighbour upsampling and concatenation along the channels."""
 
 import numpy as np
 
 
 def upsample_nearest(x):
-    """Every pixel becomes a 2 x 2 block: x (N, H, W, C) -> y (N, 2H, 2W, C)."""
+    """Each pixel is repeated in a 2 x 2 block: x (N, H, W, C) -> y (N, 2H, 2W, C)."""
     return x.repeat(2, 1).repeat(2, 2)
 
 
 def upsample_nearest_backward(dy):
-    """Every 2 x 2 block is added up: dy (N, 2H, 2W, C) -> dx (N, H, W, C)."""
+    """The sum of each 2 x 2 block: dy (N, 2H, 2W, C) -> dx (N, H, W, C)."""
     N, H2, W2, C = dy.shape
     return dy.reshape(N, H2 // 2, 2, W2 // 2, 2, C).sum((2, 4))
 
@@ -20,5 +20,5 @@ def concat(a, b):
 
 
 def concat_backward(dy, channels):
-    """da (..., channels) and db, the rest."""
+    """da (..., channels) and db (..., remaining channels)."""
     return dy[..., :channels].copy(), dy[..., channels:].copy()
