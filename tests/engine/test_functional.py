@@ -155,7 +155,7 @@ def test_dropout_without_rng_is_the_identity(backend):
 
 
 def test_dropout_keeps_the_expectation(backend):
-    """Each of n ones becomes 1 / q with probability q, else 0: the standard error is sqrt((1 - q) / (q n)); 5 of them."""
+    """Each of n ones becomes 1 / q with probability q, else 0; 5 standard errors, sqrt((1 - q) / (q n)) each."""
     n, p = 100_000, 0.3
     x = Tensor(np.ones(n), backend, requires_grad=True)
     y = F.dropout(x, p, np.random.default_rng(0))
