@@ -46,7 +46,7 @@ def close(got, want):
 
 
 def same_gradients(ours, theirs, leaves=()):
-    """Of all parameters together and of each input: the relative rms error; and elementwise, scaled to a maximum of 1."""
+    """Of all parameters together and of each input: relative rms error, and elementwise scaled to a maximum of 1."""
     got = {name: p.backend.to_numpy(p.grad) for name, p in ours.named_parameters() if p.grad is not None}
     want = {name: nhwc(p.grad) if p.ndim == 4 else p.grad for name, p in theirs.named_parameters()}
     want = {name.removeprefix("text_model."): a.numpy() for name, a in want.items()}
