@@ -136,10 +136,11 @@ def training_step(backend, x_t, t, eps, config, text=None):
 def unet(backend, config, dtype=np.float32, rng: int | None = 0) -> Any:
     """A UNet or TextUNet with the initial weights of both sides; rng is their seed, None for zeros."""
     generator = None if rng is None else np.random.default_rng(rng)
-    network = TextUNet if isinstance(config, TextUNetConfig) else UNet
-    net: Any = network(config, generator, "numpy")
+    text = isinstance(config, TextUNetConfig)
+    net = TextUNet(config, generator, "numpy") if text else UNet(config, generator, "numpy")
     for p in net.parameters():
-        p.backend, p.data = backend, backend.asarray(p.data.astype(dtype, copy=False))
+        p.backend = backend
+        p.data = backend.asarray(p.data.astype(dtype, copy=False))
     return net
 
 

@@ -61,7 +61,7 @@ class Tensor:
         or has another shape.
         """
         if self.node is None or self.node.order is None:
-            raise RuntimeError("backward: no tape: it was consumed by an earlier backward, or nothing was recorded")
+            raise RuntimeError("backward: the tape was consumed by an earlier backward, or nothing was recorded")
         if dy is None and self.data.size != 1:
             raise ValueError(f"backward: give dy of shape {self.shape}; it is optional for scalars only")
         dy = self.backend.xp.ones_like(self.data) if dy is None else self.backend.asarray(dy)

@@ -126,7 +126,7 @@ def test_backward_consumes_the_tape(backend):
 def test_backward_without_a_tape_is_refused(backend):
     x = leaf(backend, [1, 2])
     for y in (x, Tensor([1.0], backend), F.silu(Tensor([1.0], backend))):
-        with pytest.raises(RuntimeError, match="no tape"):
+        with pytest.raises(RuntimeError, match="nothing was recorded"):
             y.backward(np.ones(y.shape))
 
 
