@@ -229,7 +229,8 @@ def network_and_gradient(mode, x_t, t, eps, config, text=None):
 
 def training_step(mode, x_t, t, eps, config, text=None):
     net = _unet(mode, x_t, config)
-    forward, parameters = _forward(mode, net), list(net.parameters())
+    forward = _forward(mode, net)
+    parameters = list(net.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, ours.RATE, fused=True)
 

@@ -160,7 +160,8 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
 
     x (..., I)   w (O, I)   bias (O,)   add, y (..., O). Raises ValueError if the shapes do not match.
     """
-    (*lead, C), (O, I) = x.shape, w.shape
+    *lead, C = x.shape
+    O, I = w.shape
     if C != I:
         raise ValueError(f"linear: the input has {C} channels, the weight expects {I}")
     if bias is not None and bias.shape != (O,):
@@ -172,7 +173,9 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
 
 class GroupNorm(Function):
     def __init__(self, groups, eps, silu):
-        self.groups, self.eps, self.silu = groups, eps, silu
+        self.groups = groups
+        self.eps = eps
+        self.silu = silu
 
     def forward(self, x, weight, bias):
         y, mean, rstd = self.backend.group_norm(x, weight, bias, self.groups, self.eps, self.silu)
@@ -220,7 +223,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
     causal: query t attends to keys 0..t only. Raises ValueError if the shapes do not match.
     """
-    (N, _, *head), (M, _, *head_k) = q.shape, k.shape
+    N, _, *head = q.shape
+    M, _, *head_k = k.shape
     if N != M or head != head_k or k.shape != v.shape:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not match")
     return Attention(causal)(q, k, v)

@@ -97,7 +97,8 @@ class AdamW:
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        self.skipped_before, self._norm = count, None
+        self.skipped_before = count
+        self._norm = None
 
 
 def ema_decay(decay: float, step: int) -> float:

@@ -124,7 +124,9 @@ class Function:
         needs_grad = _recording and any(a.requires_grad for a in tensors)
         out = Tensor(self.forward(*(a if a is None else a.data for a in inputs)), self.backend, needs_grad)
         if needs_grad:
-            self.order, self.inputs, out.node = next(_order), inputs, self
+            self.order = next(_order)
+            self.inputs = inputs
+            out.node = self
         return out
 
     def needs(self, i: int) -> bool:
