@@ -1,4 +1,4 @@
-"""What `minidiff bench` measures, under pytest-benchmark, which keeps results and compares them from day to day."""
+"""The cases of `minidiff bench` under pytest-benchmark, which stores results and compares them over time."""
 
 import statistics
 import time
@@ -22,23 +22,24 @@ def torch():
 
 @pytest.fixture
 def in_turn(benchmark, torch):
-    """in_turn(case): torch is timed between the rounds of ours, and stands in `extra_info`."""
+    """in_turn(case): torch is timed between our rounds and reported in `extra_info`."""
 
     def in_turn(case):
         sides = dict(measure.sides(case, torch, get_backend("numba")))
-        ours, seconds = sides.pop("ours"), {name: [] for name in sides}
+        ours = sides.pop("ours")
+        seconds = {name: [] for name in sides}
 
-        def rivals():
+        def time_torch():
             for name, side in sides.items():
                 start = time.perf_counter()
                 side.run()
                 seconds[name].append(time.perf_counter() - start)
 
-        benchmark.pedantic(ours.run, setup=rivals, rounds=measure.LEAST, warmup_rounds=1)
+        benchmark.pedantic(ours.run, setup=time_torch, rounds=measure.MIN_ROUNDS, warmup_rounds=1)
         times = {"ours": benchmark.stats.stats.data, **{name: times[1:] for name, times in seconds.items()}}
         row = measure.Row(case, times, {})
-        found = {"rival": row.rival, "of minima": row.ratio(min), "of medians": row.ratio(statistics.median)}
-        benchmark.extra_info |= {"seconds": times, **found}
-        print(f"\n{case}: {found['of minima']:.2f} | {found['of medians']:.2f} times as fast as torch {row.rival}")
+        ratios = {"rival": row.rival, "of minima": row.ratio(min), "of medians": row.ratio(statistics.median)}
+        benchmark.extra_info |= {"seconds": times, **ratios}
+        print(f"\n{case}: {ratios['of minima']:.2f} | {ratios['of medians']:.2f} times as fast as torch {row.rival}")
 
     return in_turn

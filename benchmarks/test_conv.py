@@ -1,4 +1,4 @@
-"""Convolution, its gradient by the input, its gradient by the weights."""
+"""Convolution, and its gradients by the input and by the weights."""
 
 FAMILY = "conv"
 

@@ -1,4 +1,4 @@
-"""SiLU and sums of arrays."""
+"""SiLU and elementwise addition."""
 
 FAMILY = "elementwise"
 

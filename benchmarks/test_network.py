@@ -1,4 +1,4 @@
-"""One evaluation of the network without a tape, for 1, 16 and 64 pictures."""
+"""One evaluation of the network without a tape, for batches of 1, 16 and 64 images."""
 
 FAMILY = "network"
 

@@ -1,4 +1,4 @@
-"""Clipping, AdamW and the moving average of the weights, over a whole network."""
+"""Clipping, AdamW and the weights' EMA, over a whole network."""
 
 FAMILY = "optim"
 

@@ -1,4 +1,4 @@
-"""Upsampling and joining, forward and backward."""
+"""Upsampling and concatenation, forward and backward."""
 
 FAMILY = "resample"
 

@@ -1,4 +1,4 @@
-"""A whole training step: forward, backward, clipping, AdamW, moving average."""
+"""A whole training step: forward, backward, clipping, AdamW, EMA."""
 
 FAMILY = "step"
 

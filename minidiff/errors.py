@@ -1,9 +1,9 @@
-"""The one error that a user is meant to read."""
+"""Errors that are shown to the user."""
 
 
 class MinidiffError(Exception):
-    """What was wrong, where, and what to do, in one line. The command line prints it and exits with 2."""
+    """One line: what is wrong, where, and what to do. The command line prints it and exits with code 2."""
 
 
 class NoSplit(MinidiffError):
-    """A set of pictures has no such split."""
+    """The dataset has no such split."""

@@ -1,4 +1,4 @@
-"""minidiff bench: it measures what it says, its errors are real, and its numbers reach the table and the file."""
+"""minidiff bench: both sides compute the same, errors and operation counts are right, table and JSON are complete."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 
 NUMBA = get_backend("numba")
-FAST = 1e-5  # above what float32 leaves of the sums here, and below any mistake worth the name
+FLOAT32 = 1e-5  # above the float32 rounding error of the sums here, below the effect of any mistake
 
 
 def tiny_network(**changes):
@@ -45,7 +45,7 @@ def rival(request):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run(*arguments) -> exit code, what was printed, what was printed on stderr; of two tiny families."""
+    """run(*arguments) -> exit code, stdout, stderr of minidiff bench with two tiny families."""
     monkeypatch.setattr(cases, "FAMILIES", TINY)
 
     def run(*arguments):
@@ -58,34 +58,36 @@ def run(capsys, monkeypatch):
     return run
 
 
-# What is measured
+# The measurements
 
 
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_both_sides_compute_the_same(family, rival, monkeypatch):
-    """Every case, one picture at a time, and small networks; float32 is near float64 on either side, bfloat16 far."""
+    """Every case at batch size 1, with small networks: errors against float64, for float32 and bfloat16."""
     monkeypatch.setattr(cases, "UNET", tiny_network())
     monkeypatch.setattr(cases, "DEMO", network())
     monkeypatch.setattr(cases, "TEXT", tiny_text_network(8))
     monkeypatch.setattr(cases, "STABLE", tiny_text_network(4))
     for case in cases.choose([family], rival.name, batch=1):
-        for result, by_side in measure.errors(case.judged or case, rival, NUMBA).items():
-            assert set(by_side) == {"ours", *rival.kinds((case.judged or case).op, False)}
+        for result, by_side in measure.relative_errors(case.error_case or case, rival, NUMBA).items():
+            assert set(by_side) == {"ours", *rival.modes((case.error_case or case).op, False)}
             for side, error in by_side.items():
-                assert error < (0.05 if side == "bfloat16" else FAST), f"{case}: {result} of {side}"
+                assert error < (0.05 if side == "bfloat16" else FLOAT32), f"{case}: {result} of {side}"
 
 
 def test_a_network_without_a_tape(rival, monkeypatch):
-    """The operation that is timed gives what the one that is judged gives."""
+    """The timed operation is accurate too, although errors are reported for another one."""
     monkeypatch.setattr(cases, "UNET", tiny_network())
     monkeypatch.setattr(cases, "STABLE", tiny_text_network(8))
     (case,), (large,) = cases.network(2), cases.stable(2)
     for one in (case, large) if rival.name in large.against else (case,):
-        assert measure.errors(one, rival, NUMBA)["y"]["ours"] < 1e-4  # torch makes the sinusoids of t in float32
+        assert (
+            measure.relative_errors(one, rival, NUMBA)["y"]["ours"] < 1e-4
+        )  # torch makes the sinusoids of t in float32
 
 
-def test_a_wrong_kernel_shows(rival):
-    """One tap of the weights that is 0.1 % too large."""
+def test_a_wrong_kernel_has_a_large_error(rival):
+    """One tap of the weights is 0.1 % too large."""
 
     def wrong(x, w, *rest):
         w = w.copy()
@@ -93,26 +95,26 @@ def test_a_wrong_kernel_shows(rival):
         return NUMBA.conv2d(x, w, *rest)
 
     case = next(cases.convolution(2, 8, 8, 8, 3))
-    assert measure.errors(case, rival, NUMBA)["y"]["ours"] < FAST
-    spoilt = measure.errors(case, rival, replace(NUMBA, conv2d=wrong))["y"]
-    assert spoilt.pop("ours") > 1e-4 > min(spoilt.values())
+    assert measure.relative_errors(case, rival, NUMBA)["y"]["ours"] < FLOAT32
+    found = measure.relative_errors(case, rival, replace(NUMBA, conv2d=wrong))["y"]
+    assert found.pop("ours") > 1e-4 > min(found.values())
 
 
-def test_a_wrong_gradient_of_a_network_shows(rival):
+def test_a_wrong_gradient_of_a_network_has_a_large_error(rival):
     """The weight gradient of every convolution is 1 % too large."""
 
     def wrong(*args):
         dx, dw, dbias = NUMBA.conv2d_backward(*args)
         return dx, dw * np.float32(1.01), dbias
 
-    case = cases.training_step("tiny", tiny_network(), 2).judged
-    found = measure.errors(case, rival, replace(NUMBA, conv2d_backward=wrong))
-    assert found["gradient"]["ours"] > 1e-3 and found["y"]["ours"] < FAST
+    case = cases.training_step("tiny", tiny_network(), 2).error_case
+    found = measure.relative_errors(case, rival, replace(NUMBA, conv2d_backward=wrong))
+    assert found["gradient"]["ours"] > 1e-3 and found["y"]["ours"] < FLOAT32
 
 
 @pytest.mark.parametrize("config", [tiny_network(), tiny_text_network(8)], ids=["tiny", "text"])
-def test_the_step_of_both_sides_moves_the_weights_alike(config, monkeypatch):
-    """Two steps from the same weights; where a gradient is near zero, AdamW goes by its sign, which may differ."""
+def test_both_sides_training_steps_update_the_weights_alike(config, monkeypatch):
+    """Two steps from the same weights; for gradients near zero AdamW's update depends on the sign, which may differ."""
     from minidiff.bench import rival
 
     made = []
@@ -132,32 +134,33 @@ def test_the_step_of_both_sides_moves_the_weights_alike(config, monkeypatch):
     before = mine.state_dict()
     for step in 2 * steps:
         step()
-    after, others = mine.state_dict(), {name: p.detach() for name, p in theirs.named_parameters()}
-    others = {name: (p.movedim(1, -1) if p.ndim == 4 else p).numpy() for name, p in others.items()}
-    moved, apart = (np.concatenate([(after[k] - state[k]).ravel() for k in after]) for state in (before, others))
-    assert 0 < np.square(apart).mean() < 0.01 * np.square(moved).mean()
+    after = mine.state_dict()
+    torch_s = {name: p.detach() for name, p in theirs.named_parameters()}
+    torch_s = {name: (p.movedim(1, -1) if p.ndim == 4 else p).numpy() for name, p in torch_s.items()}
+    update, difference = (np.concatenate([(after[k] - state[k]).ravel() for k in after]) for state in (before, torch_s))
+    assert 0 < np.square(difference).mean() < 0.01 * np.square(update).mean()
 
 
 @pytest.mark.parametrize("config", [tiny_network(), cases.DEMO, tiny_text_network(8)], ids=["tiny", "demo", "text"])
 def test_operations_are_counted_as_torch_counts_them(config):
-    heard = (torch.zeros(1, cases.WORDS, config.cross_attention_dim),) if hasattr(config, "cross_attention_dim") else ()
-    net = (UNet2DConditionModel if heard else UNet2DModel)(**dataclasses.asdict(config))
+    text = (torch.zeros(1, cases.TOKENS, config.cross_attention_dim),) if hasattr(config, "cross_attention_dim") else ()
+    net = (UNet2DConditionModel if text else UNet2DModel)(**dataclasses.asdict(config))
     side, channels = config.sample_size, config.in_channels
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        net(torch.zeros(1, channels, side, side), torch.zeros(1), *heard)
+        net(torch.zeros(1, channels, side, side), torch.zeros(1), *text)
     assert cases.flop(config) == counter.get_total_flops()
 
 
-def test_the_sides_take_turns():
+def test_rounds_are_interleaved():
     order = []
     seconds = measure.in_turn({name: lambda name=name: order.append(name) for name in "AB"}, rounds=3)
     assert order == ["A", "B"] * 4  # the first round warms up
     assert {name: len(times) for name, times in seconds.items()} == {"A": 3, "B": 3}
 
 
-def test_rounds_without_being_told():
+def test_the_default_number_of_rounds():
     seconds = measure.in_turn({"A": lambda: None})
-    assert measure.LEAST <= len(seconds["A"]) <= measure.MOST
+    assert measure.MIN_ROUNDS <= len(seconds["A"]) <= measure.MAX_ROUNDS
 
 
 def test_the_rival_is_the_fastest_in_float32():
@@ -172,7 +175,7 @@ def test_peaks():
     assert all(math.isfinite(rate) and rate > 0 for rate in measure.peaks().values())
 
 
-def test_without_the_compiler_there_is_nothing_to_measure(monkeypatch):
+def test_without_the_compiler_peaks_are_refused(monkeypatch):
     monkeypatch.setattr(measure.jit, "ENABLED", False)
     with pytest.raises(MinidiffError, match="NUMBA_DISABLE_JIT is set"):
         measure.peaks()
@@ -212,7 +215,7 @@ def test_json_to_stdout_and_one_family(run):
     assert "conv, ms" in err and "step, ms" not in err
 
 
-def test_ctrl_c_shows_what_there_is(run, monkeypatch, tmp_path):
+def test_ctrl_c_reports_the_results_so_far(run, monkeypatch, tmp_path):
     measured = measure.measure
 
     def interrupted(case, **settings):
@@ -231,8 +234,8 @@ def test_ctrl_c_shows_what_there_is(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("convolve",), "nothing called 'convolve' to measure: choose from step, conv"),
-        (("conv", "--against", "jax"), "nothing called 'jax' to compare with: choose torch or numpy"),
+        (("convolve",), "unknown benchmark family 'convolve': choose from step, conv"),
+        (("conv", "--against", "jax"), "unknown rival 'jax': choose torch or numpy"),
         (("conv", "--json", "missing/numbers.json"), "cannot write missing/numbers.json: no such folder"),
         (("conv", "--json", "."), "cannot write .: it is a folder"),
         (("conv", "--json", "/dev/null"), "cannot write /dev/null: it is no regular file"),
@@ -240,23 +243,23 @@ def test_ctrl_c_shows_what_there_is(run, monkeypatch, tmp_path):
         (("conv", "--batch", 0), "Invalid value for '--batch'"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(run, arguments, message):
+def test_an_error_is_one_line(run, arguments, message):
     code, _, err = run(*arguments)
     assert code == 2 and err.startswith(f"minidiff: {message}") and err.count("\n") == 1
 
 
-def test_the_allocator_is_told(monkeypatch):
+def test_the_allocator_is_reported(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     assert report.surroundings()["allocator"] == "default"
     assert report.surroundings()["OPENBLAS_CORETYPE"] == "Haswell"
-    monkeypatch.setenv("GLIBC_TUNABLES", report.TUNED)
-    assert report.surroundings()["allocator"] == f"tuned: {report.TUNED}"
+    monkeypatch.setenv("GLIBC_TUNABLES", report.TUNED_MALLOC)
+    assert report.surroundings()["allocator"] == f"tuned: {report.TUNED_MALLOC}"
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     assert report.surroundings()["allocator"] == "glibc.malloc.hugetlb=1"
 
 
-WAITS = """
+WAIT_POLICY = """
 from minidiff.bench import measure, report
 measure.open_rival("RIVAL", None)
 print(report.surroundings().get("OMP_WAIT_POLICY"))
@@ -264,17 +267,17 @@ print(report.surroundings().get("OMP_WAIT_POLICY"))
 
 
 @pytest.mark.parametrize(
-    "rival, own, want",
+    "rival, chosen, want",
     [("numpy", None, "passive"), ("torch", None, "None"), ("torch", "active", "active")],
 )
-def test_beside_torch_threads_wait_as_torch_has_them(monkeypatch, rival, own, want):
+def test_beside_torch_openmp_threads_wait_as_torch_s_do(monkeypatch, rival, chosen, want):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    chosen = {} if own is None else {"OMP_WAIT_POLICY": own}
-    assert own_process.run(WAITS.replace("RIVAL", rival), **chosen)[0].strip() == want
+    environment = {} if chosen is None else {"OMP_WAIT_POLICY": chosen}
+    assert own_process.run(WAIT_POLICY.replace("RIVAL", rival), **environment)[0].strip() == want
 
 
-WITHOUT = """
+WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
 from minidiff.bench import cases
@@ -285,7 +288,19 @@ main()
 
 
 def without_torch(*arguments):
-    command = [sys.executable, "-W", "error", "-c", WITHOUT, "bench", "--threads", "1", "--rounds", "2", *arguments]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        WITHOUT_TORCH,
+        "bench",
+        "--threads",
+        "1",
+        "--rounds",
+        "2",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 

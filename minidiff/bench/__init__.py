@@ -1,8 +1,9 @@
-"""How fast and how exact: every kernel, the network and the training step beside PyTorch's, in turn in one process.
+"""Speed and accuracy of the kernels, the network and the training step, measured side by side with PyTorch.
 
-cases.py    what is measured: shapes, and how much work that is
-ours.py     each operation on a backend
+cases.py    the benchmark cases: shapes and amount of work
+ours.py     each operation on one of our backends
 rival.py    the same operations in torch and diffusers
-measure.py  times in turn, errors against float64, what the machine can do at most
-report.py   the table, and the same as JSON
+measure.py  interleaved timing, errors against float64, peak throughput of the machine
+gpu.py      the same on a GPU
+report.py   the table, and JSON
 """

@@ -1,9 +1,8 @@
-"""What is measured: operations in the shapes that a U-Net for 32x32 pictures has, the network, the training step.
+"""Benchmark cases: operations in the shapes of a U-Net for 32x32 images, the network, the training step.
 
-A `Case` is one line of the table. Its work is counted as the plain formula has it, whatever way a kernel goes:
-a convolution's sum over taps and channels for the floating-point operations of all that is made of products, and
-arrays read and written once for the bytes of the rest. So a kernel that does with fewer operations than the formula, as
-Winograd's does, can be faster than the machine's peak.
+A `Case` is one row of the table. Its work does not depend on the algorithm: the floating-point operations of the
+direct formula (for convolution, attention and networks), or the bytes of every array read and written once (for the
+rest). So an algorithm with fewer operations, such as Winograd's, can exceed the machine's peak.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,23 +29,25 @@ UNET = UNetConfig(
 )  # fmt: skip
 DEMO = default_config((32, 32, 3), 32)
 TEXT = default_text_unet((32, 32, 3), 128)
-WORDS = 32  # of each text
+TOKENS = 32  # per text
 STABLE = TextUNetConfig(sample_size=64, cross_attention_dim=768)  # Stable Diffusion 1.x, for 512x512 pixels
-STABLE_WORDS = 77
+STABLE_TOKENS = 77
 
-BATCH, DEMO_BATCH, SAMPLING = 64, 32, (1, 16, 64)
-JUDGED = 4  # pictures for whose gradient a network is judged: float64 takes its time
+DEFAULT_BATCH = 64
+DEMO_BATCH = 32
+SAMPLING_BATCHES = (1, 16, 64)
+ERROR_BATCH = 4  # images for a network's errors against float64, which is slow
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One computation that both sides do, on the same float32 inputs.
+    """One computation that both sides run on the same float32 inputs.
 
-    family    what one asks for: "conv", "step", ...
-    op        the name of the function in ours.py and in rival.py; it gets inputs and settings
-    work      how much one run is: floating-point operations ("FLOP") or bytes ("B")
-    against   the rivals that have the operation
-    judged    the case whose errors are shown, if not its own
+    family      the name on the command line: "conv", "step", ...
+    op          name of the function in ours.py and rival.py; it gets inputs and settings
+    work        work of one run, in floating-point operations (unit "FLOP") or bytes ("B")
+    against     the rivals that have the operation
+    error_case  the case whose errors are reported; None: this one
     """
 
     family: str
@@ -57,28 +58,28 @@ class Case:
     unit: str = "FLOP"
     settings: dict[str, Any] = field(default_factory=dict)
     against: tuple[str, ...] = ("torch", "numpy")
-    judged: "Case | None" = None
+    error_case: "Case | None" = None
 
     def __str__(self) -> str:
         return f"{self.family}: {self.label}"
 
 
 def choose(names: list[str], against: str = "torch", batch: int | None = None) -> list[Case]:
-    """The cases of the families named, all but the LARGE if none is, for a rival, in their order.
+    """The cases of the named families, or of all but LARGE if names is empty, that a rival can run.
 
-    batch: pictures at a time; None: 64, but 32 for the demo's network, 1, 16 and 64 without a tape, 1 of stable.
-    Raises MinidiffError for a name that is no family.
+    batch: batch size; None: 64, but 32 for the demo's network and the text U-Net, 1, 16 and 64 for network, 1 for
+    stable. Raises MinidiffError if a name is unknown.
     """
     for name in names:
         if name not in FAMILIES:
-            raise MinidiffError(f"nothing called {name!r} to measure: choose from {', '.join(FAMILIES)}")
+            raise MinidiffError(f"unknown benchmark family {name!r}: choose from {', '.join(FAMILIES)}")
     names = names or [name for name in FAMILIES if name not in LARGE]
-    wanted = (family(batch) for name, family in FAMILIES.items() if name in names)
-    return [case for cases in wanted for case in cases if against in case.against]
+    chosen = (family(batch) for name, family in FAMILIES.items() if name in names)
+    return [case for cases in chosen for case in cases if against in case.against]
 
 
-def _draw(**shapes: tuple[int, ...]) -> Callable[[], dict[str, np.ndarray]]:
-    """Normal numbers of these shapes, drawn when they are needed."""
+def _normal(**shapes: tuple[int, ...]) -> Callable[[], dict[str, np.ndarray]]:
+    """A function that returns standard normal arrays of these shapes."""
 
     def inputs():
         rng = np.random.default_rng(0)
@@ -88,146 +89,163 @@ def _draw(**shapes: tuple[int, ...]) -> Callable[[], dict[str, np.ndarray]]:
 
 
 def conv(batch: int | None) -> Iterator[Case]:
-    """Convolutions, and each of their gradients."""
+    """Convolutions and their gradients."""
     sides = [(32, 64), (32, 128), (32, 256), (16, 64), (16, 128), (16, 256), (8, 128), (8, 256), (4, 128), (4, 256)]
     for side, channels in sides:
-        yield from convolution(batch or BATCH, side, channels, channels, 3)
+        yield from convolution(batch or DEFAULT_BATCH, side, channels, channels, 3)
     for side, channels in ((32, 64), (16, 128)):
-        yield from convolution(batch or BATCH, side, channels, channels, 3, stride=2)
+        yield from convolution(batch or DEFAULT_BATCH, side, channels, channels, 3, stride=2)
     for side, inputs, outputs in ((32, 192, 64), (16, 256, 128)):
-        yield from convolution(batch or BATCH, side, inputs, outputs, 1)
+        yield from convolution(batch or DEFAULT_BATCH, side, inputs, outputs, 1)
 
 
 def convolution(N: int, side: int, C: int, O: int, kernel: int, stride: int = 1) -> Iterator[Case]:
-    """One of them: forward, and each gradient on its own where the rival has that."""
-    after, pad = side // stride, kernel // 2
-    x, w, dy = (N, side, side, C), (O, kernel, kernel, C), (N, after, after, O)
+    """One convolution: forward, and each gradient separately where the rival can."""
+    pad = kernel // 2
+    x = (N, side, side, C)
+    w = (O, kernel, kernel, C)
+    dy = (N, side // stride, side // stride, O)
     shape = f"{kernel}x{kernel} {f'/{stride} ' if stride > 1 else ''}{side}px {C}->{O}"
-    settings, work = {"stride": stride, "pad": pad}, 2 * prod(dy) * prod(w[1:])
-    yield Case("conv", shape, "conv", _draw(x=x, w=w, bias=(O,)), work, settings=settings)
+    settings = {"stride": stride, "pad": pad}
+    work = 2 * prod(dy) * prod(w[1:])
+    yield Case("conv", shape, "conv", _normal(x=x, w=w, bias=(O,)), work, settings=settings)
     for op, name, factor, against in (
         ("input_gradient", "dx", 1, ("torch",)),
         ("weight_gradient", "dw", 1, ("torch", "numpy")),
-        ("conv_gradients", "dx, dw", 2, ("numpy",)),  # the reference has no dx on its own
+        ("conv_gradients", "dx, dw", 2, ("numpy",)),  # the reference has no separate dx
     ):
-        draw = _draw(dy=dy, x=x, w=w)
-        yield Case("conv", f"{shape} {name}", op, draw, factor * work, settings=settings, against=against)
+        inputs = _normal(dy=dy, x=x, w=w)
+        yield Case("conv", f"{shape} {name}", op, inputs, factor * work, settings=settings, against=against)
 
 
 def norm(batch: int | None) -> Iterator[Case]:
-    """Group normalisation with SiLU, forward and backward: x, then x and dy are read; y and dx are written."""
+    """Group normalisation with SiLU, forward and backward: reads x, then x and dy; writes y and dx."""
     for side, C in ((32, 64), (16, 128), (8, 128)):
-        x = (batch or BATCH, side, side, C)
-        draw = _draw(dy=x, x=x, weight=(C,), bias=(C,))
+        x = (batch or DEFAULT_BATCH, side, side, C)
+        inputs = _normal(dy=x, x=x, weight=(C,), bias=(C,))
         settings = {"groups": 32, "eps": 1e-5}
-        yield Case("norm", f"+ SiLU {side}px {C}", "group_norm_silu", draw, 5 * 4 * prod(x), "B", settings)
+        yield Case("norm", f"+ SiLU {side}px {C}", "group_norm_silu", inputs, 5 * 4 * prod(x), "B", settings)
 
 
 def attention(batch: int | None) -> Iterator[Case]:
-    """Self-attention, forward and backward: two products, then four; what backward computes again is not counted."""
+    """Self-attention, forward and backward: 2 + 4 matrix products; recomputation in backward is not counted."""
     heads_of = {64: ((4, 32), (2, 64)), 256: ((4, 32), (2, 64), (1, 128), (1, 256)), 1024: ((2, 32), (1, 64))}
     for T, heads, D in ((T, *head) for T, of_T in heads_of.items() for head in of_T):
-        N = batch or (BATCH if T < 1024 else BATCH // 4)
+        N = batch or (DEFAULT_BATCH if T < 1024 else DEFAULT_BATCH // 4)
         q = (N, T, heads, D)
         work = 6 * 2 * N * heads * T * T * D
-        label = f"{T} tokens, {heads} x {D}" + (f", batch {N}" if N != (batch or BATCH) else "")
-        yield Case("attention", label, "attention", _draw(do=q, q=q, k=q, v=q), work)
+        label = f"{T} tokens, {heads} x {D}" + (f", batch {N}" if N != (batch or DEFAULT_BATCH) else "")
+        yield Case("attention", label, "attention", _normal(do=q, q=q, k=q, v=q), work)
 
 
 def elementwise(batch: int | None) -> Iterator[Case]:
     """SiLU, forward and backward, and the sum of two arrays."""
-    x = (batch or BATCH, 32, 32, 64)
-    yield Case("elementwise", "silu 32px 64", "silu", _draw(dy=x, x=x), 5 * 4 * prod(x), "B")
-    yield Case("elementwise", "add 32px 64", "add", _draw(x=x, z=x), 3 * 4 * prod(x), "B")
+    x = (batch or DEFAULT_BATCH, 32, 32, 64)
+    yield Case("elementwise", "silu 32px 64", "silu", _normal(dy=x, x=x), 5 * 4 * prod(x), "B")
+    yield Case("elementwise", "add 32px 64", "add", _normal(x=x, z=x), 3 * 4 * prod(x), "B")
 
 
 def resample(batch: int | None) -> Iterator[Case]:
-    """Upsampling and joining, forward and backward."""
-    N = batch or BATCH
-    small, large, joined = (N, 16, 16, 128), (N, 32, 32, 128), (N, 32, 32, 256)
-    moved = 2 * 4 * (prod(small) + prod(large))
-    yield Case("resample", "upsample 16px 128", "upsample", _draw(dy=large, x=small), moved, "B")
-    moved = 2 * 4 * 2 * prod(joined)
-    yield Case("resample", "concat 32px 128+128", "concat", _draw(dy=joined, x=large, z=large), moved, "B")
+    """Upsampling and concatenation, forward and backward."""
+    N = batch or DEFAULT_BATCH
+    small = (N, 16, 16, 128)
+    large = (N, 32, 32, 128)
+    both = (N, 32, 32, 256)
+    work = 2 * 4 * (prod(small) + prod(large))
+    yield Case("resample", "upsample 16px 128", "upsample", _normal(dy=large, x=small), work, "B")
+    work = 2 * 4 * 2 * prod(both)
+    yield Case("resample", "concat 32px 128+128", "concat", _normal(dy=both, x=large, z=large), work, "B")
 
 
 def optim(batch: int | None) -> Iterator[Case]:
-    """Clipping, AdamW and the moving average over all parameters of the network: g twice, p, m, v, ema both ways."""
+    """Clipping, AdamW and EMA over all parameters of the network: reads g twice; reads and writes p, m, v, ema."""
     shapes = [p.shape for p in ours.unet(get_backend("numpy"), UNET).parameters()]
     P = sum(map(prod, shapes))
 
     def inputs():
-        drawn = _draw(p=(P,), g=(P,), m=(P,), v=(P,), ema=(P,))()
-        return drawn | {"v": drawn["v"] ** 2}
+        arrays = _normal(p=(P,), g=(P,), m=(P,), v=(P,), ema=(P,))()
+        return arrays | {"v": arrays["v"] ** 2}
 
     label = f"AdamW, clip, EMA {P / 1e6:.1f} M"
     yield Case("optim", label, "adamw", inputs, 10 * 4 * P, "B", {"step": 3, "shapes": shapes})
 
 
 def network(batch: int | None) -> Iterator[Case]:
-    """One evaluation of the network without a tape, as in drawing."""
-    for N in SAMPLING if batch is None else (batch,):
-        draw, settings = _noisy(UNET, N, "x_t", "t"), {"config": UNET}
-        label = f"no tape, batch {N}"
-        yield Case("network", label, "network", draw, N * flop(UNET), settings=settings, judged=_judged(UNET, N))
+    """One evaluation of the network without a tape, as in sampling."""
+    for N in SAMPLING_BATCHES if batch is None else (batch,):
+        inputs = _network_inputs(UNET, N, "x_t", "t")
+        work = N * flop(UNET)
+        settings = {"config": UNET}
+        error_case = _error_case(UNET, N)
+        yield Case("network", f"no tape, batch {N}", "network", inputs, work, settings=settings, error_case=error_case)
 
 
 def stable(batch: int | None) -> Iterator[Case]:
-    """One evaluation of Stable Diffusion's U-Net in its real size; its errors are those of the small text U-Net."""
+    """One evaluation of Stable Diffusion's full-size U-Net; the errors are those of the small text U-Net."""
     N = batch or 1
-    draw, settings = _noisy(STABLE, N, "x_t", "t"), {"config": STABLE}
-    label, work = f"Stable Diffusion 1.x, no tape, batch {N}", N * flop(STABLE)
-    against, judged = ("torch",), _judged(TEXT, JUDGED)
-    yield Case("stable", label, "large_network", draw, work, settings=settings, against=against, judged=judged)
+    yield Case(
+        "stable",
+        f"Stable Diffusion 1.x, no tape, batch {N}",
+        "large_network",
+        _network_inputs(STABLE, N, "x_t", "t"),
+        N * flop(STABLE),
+        settings={"config": STABLE},
+        against=("torch",),
+        error_case=_error_case(TEXT, ERROR_BATCH),
+    )
 
 
 def step(batch: int | None) -> Iterator[Case]:
-    """Whole training steps. The gradients by input and by weight each take as many operations as the way forward."""
-    nets = (("U-Net", UNET, BATCH), ("demo's net", DEMO, DEMO_BATCH), ("text U-Net", TEXT, DEMO_BATCH))
-    for name, config, usual in nets:
-        yield training_step(name, config, batch or usual)
+    """Training steps. The gradients by input and by weight each take as many operations as the forward pass."""
+    nets = (("U-Net", UNET, DEFAULT_BATCH), ("demo's net", DEMO, DEMO_BATCH), ("text U-Net", TEXT, DEMO_BATCH))
+    for name, config, default in nets:
+        yield training_step(name, config, batch or default)
 
 
 def training_step(name: str, config: Net, N: int) -> Case:
-    """The step of one network; of a text U-Net's without the text encoder."""
-    draw, settings = _noisy(config, N, "x_t", "t", "eps"), {"config": config}
-    label, work = f"{name}, batch {N}", 3 * N * flop(config)
-    return Case("step", label, "training_step", draw, work, settings=settings, judged=_judged(config, N))
+    """The training step of one network; a text U-Net's does not include the text encoder."""
+    inputs = _network_inputs(config, N, "x_t", "t", "eps")
+    work = 3 * N * flop(config)
+    settings = {"config": config}
+    error_case = _error_case(config, N)
+    return Case("step", f"{name}, batch {N}", "training_step", inputs, work, settings=settings, error_case=error_case)
 
 
 @cache
-def _judged(config: Net, N: int) -> Case:
-    """Where the errors of a network come from: a few pictures of its batch."""
-    draw = _noisy(config, min(N, JUDGED), "x_t", "t", "eps")
-    return Case("", "", "network_and_gradient", draw, 0, settings={"config": config})
+def _error_case(config: Net, N: int) -> Case:
+    """The case for a network's errors: output and gradient for a small batch."""
+    inputs = _network_inputs(config, min(N, ERROR_BATCH), "x_t", "t", "eps")
+    return Case("", "", "network_and_gradient", inputs, 0, settings={"config": config})
 
 
-def _noisy(config: Net, N: int, *names: str) -> Callable[[], dict[str, np.ndarray]]:
-    """Of x_t, t and eps those that are named, for a network; and what it hears, if it does."""
+def _network_inputs(config: Net, N: int, *names: str) -> Callable[[], dict[str, np.ndarray]]:
+    """The named ones of x_t, t and eps for a network; and text embeddings for a text U-Net."""
     side: Any = config.sample_size
     shape = (N, side, side, config.in_channels)
-    heard = {}
+    context = {}
     if isinstance(config, TextUNetConfig):
-        heard["text"] = (N, STABLE_WORDS if config == STABLE else WORDS, config.cross_attention_dim)
+        context["text"] = (N, STABLE_TOKENS if config == STABLE else TOKENS, config.cross_attention_dim)
 
     def inputs():
-        drawn = _draw(x_t=shape, eps=shape, **heard)() | {"t": np.random.default_rng(1).integers(0, 1000, N)}
-        return {name: drawn[name] for name in (*names, *heard)}
+        arrays = _normal(x_t=shape, eps=shape, **context)() | {"t": np.random.default_rng(1).integers(0, 1000, N)}
+        return {name: arrays[name] for name in (*names, *context)}
 
     return inputs
 
 
 @cache
 def flop(config: Net) -> int:
-    """Floating-point operations of the network's products for one picture, counted on the way through it.
+    """Floating-point operations of the network's convolutions and matrix products for one image.
 
-    Nothing is multiplied: the results are zeros.
+    Counted in a forward pass whose convolutions and attention return zeros without computing anything.
     """
     total = 0
 
     def conv2d(x, w, bias, stride, pad, *rest):
         nonlocal total
-        (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x.shape, w.shape, pad
+        N, H, W, _ = x.shape
+        O, KH, KW, _ = w.shape
+        top, bottom, left, right = pad
         y = np.zeros((N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O), np.float32)
         total += 2 * y.size * w[0].size
         return y
@@ -239,9 +257,9 @@ def flop(config: Net) -> int:
 
     counting = replace(get_backend("numpy"), conv2d=conv2d, attention=attention)
     unet = ours.unet(counting, config, rng=None)
-    given = _noisy(config, 1, "x_t", "t")()
+    inputs = _network_inputs(config, 1, "x_t", "t")()
     with no_grad():
-        unet(given["x_t"], given["t"], given.get("text"))
+        unet(inputs["x_t"], inputs["t"], inputs.get("text"))
     return total
 
 
@@ -249,4 +267,4 @@ FAMILIES: dict[str, Callable[[int | None], Iterator[Case]]] = {
     "step": step, "network": network, "conv": conv, "norm": norm, "attention": attention, "elementwise": elementwise,
     "resample": resample, "optim": optim, "stable": stable,
 }  # fmt: skip
-LARGE = ("stable",)  # only if asked for: both sides' weights take 3.4 GB each, and torch has them twice
+LARGE = ("stable",)  # only if named: the weights take 3.4 GB on each side, and torch holds them twice

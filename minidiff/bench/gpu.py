@@ -1,11 +1,11 @@
-"""On a GPU: ours beside PyTorch with CUDA and cuDNN in its three modes, and with torch.compile if asked.
+"""Benchmarks on a GPU: ours beside PyTorch with CUDA and cuDNN in three modes, and torch.compile as an option.
 
-float32       NCHW, TF32 forbidden
-tf32          channels_last, convolutions and products rounded to TF32 on tensor cores
+float32       NCHW, TF32 disabled
+tf32          channels_last, convolutions and matrix products in TF32 on tensor cores
 bfloat16      channels_last, autocast
 
-Kernels are recorded once as a CUDA graph and replayed, so that what Python does to start them is left out. The network
-and the training step run as they are. cuDNN tries all its algorithms first and keeps the fastest.
+Single operations are captured in a CUDA graph and replayed, which excludes Python's launch overhead. Networks, training
+steps and AdamW run eagerly. cuDNN benchmarks its algorithms first and uses the fastest.
 """
 
 import time
@@ -22,16 +22,16 @@ from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 from minidiff.runs import machine
 
-WHOLE = ("network", "step", "optim")  # families that are not recorded: torch's AdamW cannot be
-REPLAYS = 10  # of a graph, between two looks at the clock
-WARMING = 3
-KINDS = ("cuda float32", "cuda tf32", "cuda bfloat16")
+EAGER = ("network", "step", "optim")  # families without a CUDA graph; torch's AdamW cannot be captured
+REPLAYS = 10  # of a graph, per timed round
+WARMUP_RUNS = 3
+MODES = ("cuda float32", "cuda tf32", "cuda bfloat16")
 
 
 def open_rival(name: str) -> Rival:
-    """PyTorch on the GPU, for the backend of that name.
+    """PyTorch on the GPU, to compare with the backend of that name.
 
-    Raises MinidiffError for a backend that is not a GPU's, and where torch or diffusers is missing or sees no GPU.
+    Raises MinidiffError if the backend is not a GPU's, torch or diffusers is not installed, or torch sees no GPU.
     """
     if not name.startswith("cupy"):
         raise MinidiffError(f"nothing to measure on backend {name!r}: choose numba, cupy or cupy-tf32")
@@ -50,42 +50,39 @@ def open_rival(name: str) -> Rival:
         "cuDNN": torch.backends.cudnn.version(), "backend": name,
     }  # fmt: skip
 
-    def kinds(op: str, compiled: bool) -> list[str]:
-        return [*KINDS, *(["cuda compiled"] if compiled else [])]
+    def modes(op: str, compiled: bool) -> list[str]:
+        return [*MODES, *(["cuda compiled"] if compiled else [])]
 
-    def prepare(kind: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
-        with _precision(torch, "tf32" in kind):
-            run = rival.prepare(kind, case.op, inputs, case.settings)
+    def prepare(mode: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
+        with _precision(torch, "tf32" in mode):
+            run = rival.prepare(mode, case.op, inputs, case.settings)
         return Side(run, rival.host)
 
-    return Rival("torch", kinds, prepare, facts)
+    return Rival("torch", modes, prepare, facts)
 
 
 @contextmanager
 def _precision(torch: Any, tf32: bool) -> Iterator[None]:
-    """What torch may do to float32 within this block."""
+    """Within this block torch may, or may not, compute float32 operations in TF32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     yield
 
 
 def measure(case: Case, rival: Rival, backend: str, compiled: bool = False, rounds: int | None = None) -> Row:
-    """Time a case on the backend and in every mode of the rival, in turn. Errors are what the tests are for."""
+    """Interleaved timing of a case on the backend and in every mode of the rival; no errors, which the tests check."""
     from minidiff.bench.rival import torch
 
-    inputs, own = case.inputs(), get_backend(backend)
-    cupy = own.xp
-    runs = {"ours": _timed(case, ours.prepare(own, case.op, inputs, case.settings), cupy, _recorded_by_cupy)}
-    for kind in rival.kinds(case.op, compiled):
-        side = rival.prepare(kind, case, inputs)
-
-        def record(run, _, kind=kind):
-            return _recorded_by_torch(run, torch)
-
-        run = _in_precision(side.run, torch, "tf32" in kind)
-        runs[kind.removeprefix("cuda ")] = _timed(case, run, cupy, record)
+    inputs = case.inputs()
+    our_backend = get_backend(backend)
+    cupy = our_backend.xp
+    runs = {"ours": _timed(case, ours.prepare(our_backend, case.op, inputs, case.settings), cupy, _recorded_by_cupy)}
+    for mode in rival.modes(case.op, compiled):
+        side = rival.prepare(mode, case, inputs)
+        run = _in_precision(side.run, torch, "tf32" in mode)
+        runs[mode.removeprefix("cuda ")] = _timed(case, run, cupy, lambda run, _: _recorded_by_torch(run, torch))
     seconds = in_turn(runs, rounds)
-    each = 1 if case.family in WHOLE else REPLAYS
-    seconds = {name: [s / each for s in times] for name, times in seconds.items()}
+    repeats = 1 if case.family in EAGER else REPLAYS
+    seconds = {name: [s / repeats for s in times] for name, times in seconds.items()}
     return Row(case, seconds, {}, "tf32" if backend == "cupy-tf32" else "float32")
 
 
@@ -98,35 +95,36 @@ def _in_precision(run: Callable, torch: Any, tf32: bool) -> Callable:
 
 
 def _timed(case: Case, run: Callable, cupy: Any, record: Callable) -> Callable[[], None]:
-    """run, ready to be timed: it ends when the GPU has ended."""
-    for _ in range(WARMING):
+    """A function to be timed: runs or replays, then waits for the GPU."""
+    for _ in range(WARMUP_RUNS):
         run()
-    replay, times = (run, 1) if case.family in WHOLE else (record(run, cupy), REPLAYS)
+    eager = case.family in EAGER
+    replay = run if eager else record(run, cupy)
 
-    def whole(inputs=run):  # a graph knows where they lie, but does not keep them
-        for _ in range(times):
+    def timed(keep_alive=run):  # a graph refers to the memory of run's inputs without owning it
+        for _ in range(1 if eager else REPLAYS):
             replay()
         cupy.cuda.runtime.deviceSynchronize()
 
-    return whole
+    return timed
 
 
 def _recorded_by_cupy(run: Callable, cupy: Any) -> Callable[[], None]:
-    """The kernels of a run as a graph; its memory stays with it."""
+    """A function that replays the kernels of run as a CUDA graph; it keeps their memory alive."""
     cupy.cuda.runtime.deviceSynchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        run()  # the stream's own pool takes its memory now: it must not while a graph is recorded
+        run()  # allocates in the stream's memory pool, which is not allowed during capture
         stream.synchronize()
         stream.begin_capture()
         try:
-            kept = run()
-        except NotImplementedError:  # CuPy's cuBLAS, which attention with wide heads needs, cannot be recorded
+            results = run()
+        except NotImplementedError:  # CuPy cannot capture cuBLAS, which attention with wide heads uses
             return run
         finally:
             graph = stream.end_capture()
 
-    def replay(kept=kept):
+    def replay(keep_alive=results):
         graph.launch(stream)
 
     return replay
@@ -140,20 +138,20 @@ def _recorded_by_torch(run: Callable, torch: Any) -> Callable[[], None]:
 
 
 def peaks(backend: str) -> dict[str, float]:
-    """The most that this card does for cuBLAS, in the backend's precision, and when it copies: a second's work."""
+    """Peak rates, "FLOP" and "B" per second: of cuBLAS in the backend's precision, and of a device copy."""
     from minidiff.bench.rival import torch
 
     side = 8192
     a, b = (torch.randn(side, side, device="cuda") for _ in range(2))
     source = torch.randn(1 << 28, device="cuda")
-    to = torch.empty_like(source)
+    destination = torch.empty_like(source)
     with _precision(torch, backend == "cupy-tf32"):
         product = _best(lambda: a @ b, torch)
-    return {"FLOP": 2 * side**3 / product, "B": 2 * source.nbytes / _best(lambda: to.copy_(source), torch)}
+    return {"FLOP": 2 * side**3 / product, "B": 2 * source.nbytes / _best(lambda: destination.copy_(source), torch)}
 
 
 def _best(run: Callable, torch: Any) -> float:
-    """Seconds of the best of ten runs, after one that warms up."""
+    """Seconds of the fastest of ten runs, after one warm-up run."""
     times = []
     for _ in range(11):
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Times of several programs in turn, their errors against float64, and the most that this machine can do."""
+"""Interleaved timing of both sides, their errors against float64, and the machine's peak rates."""
 
 import os
 import time
@@ -18,12 +18,14 @@ from minidiff.engine.backend import Backend, get_backend
 from minidiff.errors import MinidiffError
 from minidiff.runs import machine
 
-SECONDS, LEAST, MOST = 1.0, 5, 200  # how long a case is timed, and the rounds that it gets at least and at most
+SECONDS = 1.0  # a case is timed for so long,
+MIN_ROUNDS = 5  # but for at least
+MAX_ROUNDS = 200  # and at most so many rounds
 FLOAT64 = "float64"
 
 
 class Side(NamedTuple):
-    """One program, ready to run, and how its results come into host memory as minidiff has them."""
+    """A function to run, and host(name, result), which converts a result to a NumPy array in our memory order."""
 
     run: Callable[[], Any]
     host: Callable[[str, Any], np.ndarray]
@@ -31,73 +33,73 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rival:
-    """Whom we are compared with.
+    """The implementation we compare with: torch, or our own NumPy reference.
 
-    kinds      (op, compiled) -> the configurations in which it has an operation, the compiled one only if asked for
-    prepare    (kind, case, inputs) -> a side; the kind "float64" is the truth
-    facts      the machine and what is installed, to be told beside every number
-    pause      seconds before each run, in which threads that spin go to sleep
+    modes      (op, compiled) -> its modes for an operation (memory layout, precision), with "compiled" if compiled
+    prepare    (mode, case, inputs) -> a Side; mode "float64" gives the true values
+    facts      the machine and the versions of libraries, for the report
+    pause      seconds of sleep before each run, in which spinning threads go idle
     """
 
     name: str
-    kinds: Callable[[str, bool], list[str]]
+    modes: Callable[[str, bool], list[str]]
     prepare: Callable[[str, Case, dict[str, np.ndarray]], Side]
     facts: Mapping[str, Any]
     pause: float = 0
 
 
 def open_rival(name: str, threads: int | None) -> Rival:
-    """torch, or "numpy", our own reference, on as many threads as we: all cores if None.
+    """The rival "torch", or "numpy" for our own reference, with as many threads as we use; None: all cores.
 
-    Raises MinidiffError for another name, for more threads than there are, if torch or diffusers is not installed.
+    Raises MinidiffError if the name is unknown, threads exceeds the cores, or torch or diffusers is not installed.
     """
     if name not in ("torch", "numpy"):
-        raise MinidiffError(f"nothing called {name!r} to compare with: choose torch or numpy")
+        raise MinidiffError(f"unknown rival {name!r}: choose torch or numpy")
     if name == "torch":
-        _let_threads_spin()
-    threads = machine.use_threads(threads, "numpy" if name == "numpy" else "numba")  # BLAS has them in the first case
-    facts = machine.describe()  # it launches a kernel: Numba must have started its threads before torch is set up
+        _restore_openmp_waiting()
+    threads = machine.use_threads(threads, "numpy" if name == "numpy" else "numba")  # "numpy" sets them for BLAS
+    facts = machine.describe()  # launches a kernel, since Numba must start its threads before torch is set up
     if name == "numpy":
         return Rival(name, lambda op, compiled: ["numpy"], _reference, facts, pause=0.05)
     try:
         from minidiff.bench import rival
     except ImportError as error:
-        remedy = "pip install torch diffusers, or compare with our own reference: --against numpy"
+        remedy = "pip install torch diffusers, or compare with our NumPy reference: --against numpy"
         raise MinidiffError(f"torch and diffusers are needed ({error}): {remedy}") from None
 
-    def prepare(kind: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
-        return Side(rival.prepare(kind, case.op, inputs, case.settings), rival.host)
+    def prepare(mode: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
+        return Side(rival.prepare(mode, case.op, inputs, case.settings), rival.host)
 
-    return Rival(name, rival.kinds, prepare, facts | rival.set_up(threads))
+    return Rival(name, rival.modes, prepare, facts | rival.set_up(threads))
 
 
-def _let_threads_spin() -> None:
-    """Take back what we told OpenMP, before it starts: threads wait as PyTorch, which shares it, has them wait.
+def _restore_openmp_waiting() -> None:
+    """Undo our OpenMP settings before it starts, so that idle threads spin, which is PyTorch's default and fastest.
 
-    They spin, which is quickest where the cores are ours alone. Whoever has set OMP_WAIT_POLICY keeps it.
+    PyTorch shares this OpenMP. Values that the user set are kept.
     """
     for name, value in jit.WAITING.items():
         if os.environ.get(name) == value:
             del os.environ[name]
 
 
-def _reference(kind: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
-    """The reference on the inputs, in float64 if that is the kind."""
-    if kind == FLOAT64:
+def _reference(mode: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
+    """The NumPy reference on the inputs, in float64 if that is the mode."""
+    if mode == FLOAT64:
         inputs = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in inputs.items()}
-    return _own(get_backend("numpy"), case, inputs)
+    return _our_side(get_backend("numpy"), case, inputs)
 
 
-def _own(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:
+def _our_side(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:
     run = ours.prepare(backend, case.op, inputs, case.settings)
     return Side(run, lambda name, a: np.asarray(backend.to_numpy(a)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case: seconds of every round by side; relative rms errors by result, then by side.
+    """The measurements of a case: seconds of every round by side, relative rms errors by result and side.
 
-    peer: the side to compare with; None: the fastest in float32.
+    peer: the rival's mode to compare with; None: its fastest in float32.
     """
 
     case: Case
@@ -107,59 +109,61 @@ class Row:
 
     @property
     def rival(self) -> str:
-        """The side whose ratio counts."""
+        """The rival's mode that we are compared with."""
         return self.peer or min(self.seconds.keys() - {"ours", "bfloat16"}, key=lambda side: min(self.seconds[side]))
 
     def ratio(self, statistic: Callable[[list[float]], float]) -> float:
-        """How many times faster than the rival: by the best round (min) or the median."""
+        """The rival's time divided by ours, by the best round (min) or the median."""
         return statistic(self.seconds[self.rival]) / statistic(self.seconds["ours"])
 
     @property
     def rate(self) -> float:
-        """Our work in a second, in the best round."""
+        """Our work per second in the best round."""
         return self.case.work / min(self.seconds["ours"])
 
 
 def measure(
     case: Case, rival: Rival, compiled: bool = False, rounds: int | None = None, backend: Backend | None = None
 ) -> Row:
-    """Time a case on our side (the backend "numba" if none is given) and on the rival's; find the errors of both."""
+    """Times and errors of a case on our side (backend "numba" by default) and in every mode of the rival."""
     backend = backend or get_backend("numba")
-    found = errors(case.judged or case, rival, backend)
+    found = relative_errors(case.error_case or case, rival, backend)
     runs = {name: side.run for name, side in sides(case, rival, backend, compiled)}
     return Row(case, in_turn(runs, rounds, rival.pause), found)
 
 
 @cache
-def errors(case: Case, rival: Rival, backend: Backend) -> dict[str, dict[str, float]]:
-    """By result and side: the rms error relative to the rms of the truth, which is the rival in float64."""
+def relative_errors(case: Case, rival: Rival, backend: Backend) -> dict[str, dict[str, float]]:
+    """By result and side: rms error relative to the rms of the true value, the rival's in float64."""
     truth = rival.prepare(FLOAT64, case, case.inputs())
     want = {result: truth.host(result, a) for result, a in truth.run().items()}
     found: dict[str, dict[str, float]] = {result: {} for result in want}
     for name, side in sides(case, rival, backend):
         for result, a in side.run().items():
-            off = side.host(result, a).astype(np.float64) - want[result]
-            found[result][name] = float(np.sqrt(np.square(off).mean() / np.square(want[result]).mean()))
+            difference = side.host(result, a).astype(np.float64) - want[result]
+            found[result][name] = float(np.sqrt(np.square(difference).mean() / np.square(want[result]).mean()))
     return found
 
 
 def sides(case: Case, rival: Rival, backend: Backend, compiled: bool = False) -> Iterator[tuple[str, Side]]:
-    """("ours", our side), then every configuration of the rival, each with its own copy of the inputs."""
+    """("ours", our side), then (mode, side) for every mode of the rival, each with its own copy of the inputs."""
     inputs = case.inputs()
-    yield "ours", _own(backend, case, inputs)
-    for kind in rival.kinds(case.op, compiled):
-        yield kind, rival.prepare(kind, case, inputs)
+    yield "ours", _our_side(backend, case, inputs)
+    for mode in rival.modes(case.op, compiled):
+        yield mode, rival.prepare(mode, case, inputs)
 
 
 def in_turn(
     runs: Mapping[str, Callable[[], Any]], rounds: int | None = None, pause: float = 0
 ) -> dict[str, list[float]]:
-    """Seconds of every round: A B A B, so that what else the machine does hits all alike. A first round warms up."""
+    """Seconds of every round, interleaved (A B A B) so that other load affects all alike, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     started, done = time.perf_counter(), 0
-    while done < (rounds or LEAST) or (not rounds and done < MOST and time.perf_counter() < started + SECONDS):
+    while done < (rounds or MIN_ROUNDS) or (
+        not rounds and done < MAX_ROUNDS and time.perf_counter() < started + SECONDS
+    ):
         for name, run in runs.items():
             time.sleep(pause)
             start = time.perf_counter()
@@ -170,47 +174,50 @@ def in_turn(
 
 
 @jit.kernel
-def _multiply_add(numbers, turns):
-    """Ten chains of a <- a x + y on every thread, all in registers; numbers (threads, at least 12 vectors)."""
-    for thread in prange(len(numbers)):
-        a = numbers[thread]
+def _multiply_add(arrays, iterations):
+    """Ten independent chains of s = s x + y per thread, in registers; arrays (threads, at least 12 SIMD vectors)."""
+    for thread in prange(len(arrays)):
+        a = arrays[thread]
         x, y = simd.load(a, 10 * simd.LANES), simd.load(a, 11 * simd.LANES)
         s0, s1, s2 = simd.load(a, 0), simd.load(a, simd.LANES), simd.load(a, 2 * simd.LANES)
         s3, s4, s5 = simd.load(a, 3 * simd.LANES), simd.load(a, 4 * simd.LANES), simd.load(a, 5 * simd.LANES)
         s6, s7, s8 = simd.load(a, 6 * simd.LANES), simd.load(a, 7 * simd.LANES), simd.load(a, 8 * simd.LANES)
         s9 = simd.load(a, 9 * simd.LANES)
-        for _ in range(turns):
+        for _ in range(iterations):
             s0, s1, s2, s3, s4 = s0 * x + y, s1 * x + y, s2 * x + y, s3 * x + y, s4 * x + y
             s5, s6, s7, s8, s9 = s5 * x + y, s6 * x + y, s7 * x + y, s8 * x + y, s9 * x + y
         simd.store(a, 0, s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9)
 
 
 @jit.kernel
-def _copy(to, source):
-    for i in prange(len(to)):
-        to[i] = source[i]
+def _copy(destination, source):
+    for i in prange(len(destination)):
+        destination[i] = source[i]
 
 
 def peaks() -> dict[str, float]:
-    """The most that the threads in use can do, tried for about 0.3 s each: "FLOP" and "B" a second.
+    """Peak rates of the threads in use, "FLOP" and "B" per second, measured for about 0.3 s each.
 
-    Bytes are those read and those written when a large array is copied, as kernels' bytes are counted.
-    Raises MinidiffError if the compiler is switched off.
+    Multiply-adds in registers, and copying a large array, where bytes read and bytes written count.
+    Raises MinidiffError if the compiler is disabled.
     """
     if not jit.ENABLED:
-        raise MinidiffError("NUMBA_DISABLE_JIT is set, and without its compiler nothing here is fast: unset it")
-    threads, turns, length = numba.get_num_threads(), 1 << 20, 1 << 26
-    numbers = np.random.default_rng(0).random((threads, 12 * simd.LANES), np.float32) / 2
-    source, to = np.ones(length, np.float32), np.zeros(length, np.float32)
+        raise MinidiffError("NUMBA_DISABLE_JIT is set, which replaces the kernels by the NumPy reference: unset it")
+    threads = numba.get_num_threads()
+    iterations = 1 << 20
+    length = 1 << 26
+    arrays = np.random.default_rng(0).random((threads, 12 * simd.LANES), np.float32) / 2
+    source = np.ones(length, np.float32)
+    destination = np.zeros(length, np.float32)
     work = {
-        "FLOP": (2.0 * 10 * simd.LANES * turns * threads, lambda: _multiply_add(numbers, turns)),
-        "B": (2.0 * source.nbytes, lambda: _copy(to, source)),
+        "FLOP": (2.0 * 10 * simd.LANES * iterations * threads, lambda: _multiply_add(arrays, iterations)),
+        "B": (2.0 * source.nbytes, lambda: _copy(destination, source)),
     }
     return {unit: amount / _best(run) for unit, (amount, run) in work.items()}
 
 
 def _best(run: Callable[[], Any]) -> float:
-    """Seconds of the best of as many runs as fit into 0.3 s, after one that warms up."""
+    """Seconds of the fastest of as many runs as fit into 0.3 s, after one warm-up run."""
     run()
     end, best = time.perf_counter() + 0.3, float("inf")
     while (start := time.perf_counter()) < end:

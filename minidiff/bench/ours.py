@@ -1,7 +1,7 @@
-"""Each operation on a backend of ours. Every function makes all ready and returns `run`, which is what is timed.
+"""Each operation on one of our backends. Every function does the setup and returns `run`, which is timed.
 
-run() -> its results by name: the output "y", the gradients "dx", "dw", ... On the backend "numpy" all of it also works
-in float64, which makes it the truth where there is no torch.
+run() -> results by name: the output "y", the gradients "dx", "dw", ... On the backend "numpy" everything also works in
+float64, which gives the true values where there is no torch.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from minidiff.models.latent_config import TextUNetConfig
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.unet import UNet
 
-RATE, CLIP, EMA = 1e-4, 1.0, 0.999  # of every training step; the rival takes them from here
+RATE, CLIP, EMA = 1e-4, 1.0, 0.999  # of every training step; rival.py uses the same
 
 
 def conv(backend, x, w, bias, stride, pad):
@@ -31,9 +31,9 @@ def conv_gradients(backend, dy, x, w, stride, pad):
 
 
 def input_gradient(backend, dy, x, w, stride, pad):
-    """On its own it is in the file of the backend's convolution, but not in the reference."""
-    alone = importlib.import_module(backend.conv2d.__module__).input_gradient
-    return lambda: {"dx": alone(dy, x.shape, w, stride, (pad,) * 4)}
+    """The gradient by the input alone: in the module of the backend's convolution, but not in the reference."""
+    gradient = importlib.import_module(backend.conv2d.__module__).input_gradient
+    return lambda: {"dx": gradient(dy, x.shape, w, stride, (pad,) * 4)}
 
 
 def weight_gradient(backend, dy, x, w, stride, pad):
@@ -83,7 +83,7 @@ def concat(backend, dy, x, z):
 
 
 def adamw(backend, p, g, m, v, ema, step, shapes):
-    """Everything behind the gradient: its norm, clipping, the update, the moving average; all flat."""
+    """Everything after backward, on flat buffers: gradient norm, clipping, update, EMA."""
 
     def run():
         norm = backend.grad_norm(g)
@@ -94,7 +94,7 @@ def adamw(backend, p, g, m, v, ema, step, shapes):
 
 
 def network(backend, x_t, t, config, text=None):
-    """One evaluation without a tape, of which a walk from noise to a picture is made."""
+    """One evaluation without a tape, as in a sampling step."""
     net = unet(backend, config)
 
     def run():
@@ -105,10 +105,10 @@ def network(backend, x_t, t, config, text=None):
 
 
 def network_and_gradient(backend, x_t, t, eps, config, text=None):
-    """What a network is judged by: its output, and the gradient of the loss, all parameters one after the other."""
+    """The output, and the gradient of the loss by all parameters, concatenated."""
     net = unet(backend, config, x_t.dtype)
-    given = Tensor(sinusoids(config, t).astype(x_t.dtype), backend)
-    net._temb = lambda *_: net.time_embedding(given)  # of itself it would take them in float32
+    embedding = Tensor(sinusoids(config, t).astype(x_t.dtype), backend)
+    net._temb = lambda *_: net.time_embedding(embedding)  # its own sinusoids are float32
 
     def run():
         for p in net.parameters():
@@ -121,7 +121,7 @@ def network_and_gradient(backend, x_t, t, eps, config, text=None):
 
 
 def training_step(backend, x_t, t, eps, config, text=None):
-    """Forward, backward, clipping, AdamW, moving average."""
+    """Forward, backward, clipping, AdamW, EMA."""
     net = unet(backend, config)
     optimizer = AdamW(net.parameters(), RATE, clip=CLIP, ema=EMA)
 
@@ -134,16 +134,18 @@ def training_step(backend, x_t, t, eps, config, text=None):
 
 
 def unet(backend, config, dtype=np.float32, rng: int | None = 0) -> Any:
-    """The network with the weights that both sides start from, or zeros: a UNet, or a TextUNet."""
-    draw = None if rng is None else np.random.default_rng(rng)
-    net = TextUNet(config, draw, "numpy") if isinstance(config, TextUNetConfig) else UNet(config, draw, "numpy")
+    """A UNet or TextUNet with the initial weights of both sides; rng is their seed, None for zeros."""
+    generator = None if rng is None else np.random.default_rng(rng)
+    text = isinstance(config, TextUNetConfig)
+    net = TextUNet(config, generator, "numpy") if text else UNet(config, generator, "numpy")
     for p in net.parameters():
-        p.backend, p.data = backend, backend.asarray(p.data.astype(dtype, copy=False))
+        p.backend = backend
+        p.data = backend.asarray(p.data.astype(dtype, copy=False))
     return net
 
 
 def sinusoids(config, t) -> np.ndarray:
-    """What goes into the network in place of t, float32 (N, width)."""
+    """The network's sinusoidal embedding of t, float32 (N, width)."""
     return timestep_embedding(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
 
 
@@ -157,6 +159,6 @@ OPS: dict[str, Callable] = {
 
 
 def prepare(backend: Backend, op: str, inputs: dict[str, np.ndarray], settings: dict[str, Any]) -> Callable[[], Any]:
-    """run, for that operation on copies of the inputs in the backend's memory."""
-    own = {name: backend.asarray(a.copy()) if a.dtype.kind == "f" else a for name, a in inputs.items()}
-    return OPS[op](backend, **own, **settings)
+    """The run of that operation, on copies of the inputs in the backend's memory."""
+    arrays = {name: backend.asarray(a.copy()) if a.dtype.kind == "f" else a for name, a in inputs.items()}
+    return OPS[op](backend, **arrays, **settings)

@@ -1,4 +1,4 @@
-"""What was measured, as tables for people and as JSON for programs."""
+"""Benchmark results as tables and as JSON."""
 
 import json
 import os
@@ -16,29 +16,29 @@ from minidiff.bench.measure import Row
 from minidiff.outputs import check_file, followed
 from minidiff.runs.files import replace_file
 
-TUNED = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
+TUNED_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
 UNITS = {"FLOP": "GFLOP/s", "B": "GB/s"}
-TELLING = ("GOMP_", "OMP_", "OPENBLAS_", "MKL_")  # variables that change what libraries do
+PREFIXES = ("GOMP_", "OMP_", "OPENBLAS_", "MKL_")  # of environment variables that configure OpenMP and BLAS
 
 
 def surroundings() -> dict[str, str]:
-    """What of the environment bears on the times: glibc's allocator, and what is set for OpenMP and BLAS."""
+    """The environment variables that affect timing: of glibc's allocator, OpenMP and BLAS."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    allocator = f"tuned: {tunables}" if tunables == TUNED else tunables or "default"
-    return {"allocator": allocator} | {k: v for k, v in sorted(os.environ.items()) if k.startswith(TELLING)}
+    allocator = f"tuned: {tunables}" if tunables == TUNED_MALLOC else tunables or "default"
+    return {"allocator": allocator} | {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIXES)}
 
 
 def head(facts: Mapping[str, Any], peaks: Mapping[str, float]) -> Table:
-    """What it was measured on."""
+    """Table of the machine, library versions and peak rates."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    most = ", ".join(f"{rate / 1e9:.0f} {UNITS[unit]}" for unit, rate in peaks.items())
-    for name, value in {**facts, "peak, measured": most}.items():
+    rates = ", ".join(f"{rate / 1e9:.0f} {UNITS[unit]}" for unit, rate in peaks.items())
+    for name, value in {**facts, "peak, measured": rates}.items():
         table.add_row(name, str(value))
     return table
 
 
 def follow(cases: Sequence[Case], measured: Callable[[Case], Row], peaks: Mapping[str, float], bar) -> Iterator[Row]:
-    """Measure one case after the other with a bar; print the table of a family when it is done, or is broken off."""
+    """Measure the cases with a progress bar; print the table of each family when it is complete or interrupted."""
     task = bar.add_task("measuring", total=len(cases), note="")
     for _, family in groupby(cases, key=lambda case: case.family):
         rows = []
@@ -54,7 +54,7 @@ def follow(cases: Sequence[Case], measured: Callable[[Case], Row], peaks: Mappin
 
 
 def table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Table:
-    """The cases of one family. Times, ratio and rate are of the best rounds; "median" is the ratio of the medians."""
+    """The cases of one family. Times, ratio and rate are those of the best rounds; "median" is the ratio of medians."""
     sides = [side for side in rows[0].seconds if side != "ours"]
     table = Table(title=f"{rows[0].case.family}, ms", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("")
@@ -65,15 +65,15 @@ def table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Table:
         "median",
         UNITS[rows[0].case.unit],
         "peak",
-        *(("error", f"{_judge(rows[0])}'s") if rows[0].errors else ()),
+        *(("error", f"{_error_mode(rows[0])}'s") if rows[0].errors else ()),
     ):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         times = [_milliseconds(min(row.seconds[side])) for side in ("ours", *sides)]
-        share = row.rate / peaks[row.case.unit]
+        of_peak = row.rate / peaks[row.case.unit]
         ratios = [f"{row.ratio(statistic):.2f}" for statistic in (min, statistics.median)]
-        table.add_row(row.case.label, *times, *ratios, f"{row.rate / 1e9:.0f}", f"{share:.0%}", *_errors(row))
-    table.width = Console(width=1000).measure(table).maximum  # numbers are not to be cut where the window is narrow
+        table.add_row(row.case.label, *times, *ratios, f"{row.rate / 1e9:.0f}", f"{of_peak:.0%}", *_errors(row))
+    table.width = Console(width=1000).measure(table).maximum  # a narrow window must not truncate numbers
     return table
 
 
@@ -81,22 +81,22 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
-def _judge(row: Row) -> str:
-    """The side whose errors stand beside ours."""
+def _error_mode(row: Row) -> str:
+    """The rival's mode whose errors are shown beside ours."""
     return next(side for side in ("channels_last", "float32", "numpy") if side in row.seconds)
 
 
 def _errors(row: Row) -> tuple[Text, ...]:
-    """A line for every result, ours and the rival's; nothing where none was looked at."""
+    """One line per result, ours and the rival's; empty if no errors were computed."""
     if not row.errors:
         return ()
     ours = (f"{result} {by_side['ours']:.1e}" for result, by_side in row.errors.items())
-    theirs = (f"{by_side[_judge(row)]:.1e}" for by_side in row.errors.values())
+    theirs = (f"{by_side[_error_mode(row)]:.1e}" for by_side in row.errors.values())
     return Text("\n".join(ours)), Text("\n".join(theirs))
 
 
 def check_place(place: str | None) -> None:
-    """Raises MinidiffError, before minutes of measuring, for a file that cannot be written; None and "-" can."""
+    """Raises MinidiffError, before minutes of measuring, if the file cannot be written; None and "-" are accepted."""
     if place not in (None, "-"):
         check_file(place)
 
@@ -111,7 +111,7 @@ def write(place: str | None, numbers: dict) -> None:
 
 
 def as_dict(rows: Sequence[Row], facts: Mapping[str, Any], peaks: Mapping[str, float], finished: bool) -> dict:
-    """Everything, for json.dump: each round's seconds, and each side's error of each result."""
+    """All measurements, for json.dump: seconds of each round, errors by result and side."""
     return {
         "machine": dict(facts),
         "peaks": {f"{unit}/s": rate for unit, rate in peaks.items()},

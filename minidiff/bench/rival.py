@@ -1,8 +1,8 @@
-"""The same operations in torch and diffusers. Nothing else of minidiff imports these, and this file only when asked.
+"""The same operations in torch and diffusers. No other module of minidiff imports these; this one is loaded on demand.
 
-Every function is made like its namesake in ours.py, and `run` does it as fast as torch can: a single gradient is asked
-for by the operation behind autograd, AdamW is fused, the average of all weights moves in one call. torch sees the same
-numbers in its own order, NCHW and OIHW; in memory they lie as that says, or channels_last.
+Every function corresponds to its namesake in ours.py, and `run` uses torch's fastest way: single gradients by the aten
+operation that autograd calls, fused AdamW, EMA of all weights in one foreach call. torch gets the same values in NCHW
+and OIHW shapes; in memory they are contiguous or channels_last.
 """
 
 import ctypes
@@ -23,13 +23,13 @@ from minidiff.bench import ours
 from minidiff.engine.backend import get_backend
 from minidiff.models.latent_config import TextUNetConfig
 
-PLANES = ("x", "z", "w", "dy", "x_t", "eps", "y", "dx", "dz", "dw")  # of these, arrays with four axes are NHWC or OHWI
-FLAT = ("attention", "silu", "add", "adamw")  # operations that know no NCHW
+PLANES = ("x", "z", "w", "dy", "x_t", "eps", "y", "dx", "dz", "dw")  # those with four axes are NHWC or OHWI
+FLAT = ("attention", "silu", "add", "adamw")  # operations without a memory layout
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One configuration of torch. In bfloat16 a network runs under autocast, an operation on bfloat16 arrays."""
+class Mode:
+    """Layout, precision, device. In bfloat16 networks run under autocast, single operations on bfloat16 arrays."""
 
     layout: torch.memory_format = torch.channels_last
     dtype: torch.dtype = torch.float32
@@ -40,7 +40,7 @@ class Kind:
         return torch.compile(function) if self.compiled else function
 
     def tensor(self, name: str, a: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        """A copy in torch's order."""
+        """A copy with torch's order of axes."""
         tensor = torch.tensor(a, dtype=dtype if a.dtype.kind == "f" else None, device=self.device)
         if name in PLANES and a.ndim == 4:
             tensor = tensor.movedim(-1, 1).contiguous(memory_format=self.layout)
@@ -48,21 +48,21 @@ class Kind:
 
 
 KINDS = {
-    "NCHW": Kind(torch.contiguous_format),
-    "channels_last": Kind(),
-    "float32": Kind(),
-    "compiled": Kind(compiled=True),
-    "bfloat16": Kind(dtype=torch.bfloat16),
-    "float64": Kind(dtype=torch.float64),
-    "cuda float32": Kind(torch.contiguous_format, device="cuda"),
-    "cuda tf32": Kind(device="cuda"),  # and what torch is told for the whole process: see gpu.py
-    "cuda bfloat16": Kind(dtype=torch.bfloat16, device="cuda"),
-    "cuda compiled": Kind(compiled=True, device="cuda"),
+    "NCHW": Mode(torch.contiguous_format),
+    "channels_last": Mode(),
+    "float32": Mode(),
+    "compiled": Mode(compiled=True),
+    "bfloat16": Mode(dtype=torch.bfloat16),
+    "float64": Mode(dtype=torch.float64),
+    "cuda float32": Mode(torch.contiguous_format, device="cuda"),
+    "cuda tf32": Mode(device="cuda"),  # gpu.py enables TF32 in torch
+    "cuda bfloat16": Mode(dtype=torch.bfloat16, device="cuda"),
+    "cuda compiled": Mode(compiled=True, device="cuda"),
 }
 
 
-def kinds(op: str, compiled: bool) -> list[str]:
-    """The configurations in which an operation is timed; a large network only in two, for lack of memory."""
+def modes(op: str, compiled: bool) -> list[str]:
+    """The modes in which an operation is timed; a large network only in two, to save memory."""
     if op == "large_network":
         return ["NCHW", "channels_last"]
     names = ["float32"] if op in FLAT else ["NCHW", "channels_last"]
@@ -71,23 +71,23 @@ def kinds(op: str, compiled: bool) -> list[str]:
 
 
 def prepare(name: str, op: str, inputs: dict[str, np.ndarray], settings: dict[str, Any]) -> Callable[[], Any]:
-    """run, as in ours.py, in the configuration of that name."""
-    kind = KINDS[name]
-    dtype = torch.float32 if kind.dtype == torch.bfloat16 and "config" in settings else kind.dtype
-    return OPS[op](kind, **{key: kind.tensor(key, a, dtype) for key, a in inputs.items()}, **settings)
+    """The run of that operation, as in ours.py, in the mode of that name."""
+    mode = KINDS[name]
+    dtype = torch.float32 if mode.dtype == torch.bfloat16 and "config" in settings else mode.dtype
+    return OPS[op](mode, **{key: mode.tensor(key, a, dtype) for key, a in inputs.items()}, **settings)
 
 
 def host(name: str, a: torch.Tensor) -> np.ndarray:
-    """A result as minidiff has it."""
+    """A result as a NumPy array with our order of axes."""
     a = a.detach().to(torch.promote_types(a.dtype, torch.float32))
     return (a.movedim(1, -1) if name in PLANES and a.ndim == 4 else a).numpy()
 
 
 def set_up(threads: int) -> dict[str, Any]:
-    """Let torch have that many threads, and no more; tells its version and what it makes of the processor.
+    """Limit torch to that many threads; returns its version and CPU capability, for the report.
 
-    Numba lets OpenMP's threads start threads of their own. torch shares that OpenMP, and its attention, whose threads
-    call a library with threads, would take up to thirty times as long as without minidiff.
+    Numba enables nested parallelism in OpenMP, which torch shares. torch's attention calls a threaded library from its
+    threads and would then be up to thirty times slower, so nesting is disabled here.
     """
     torch.set_num_threads(threads)
     for library in threadpoolctl.threadpool_info():
@@ -99,10 +99,10 @@ def set_up(threads: int) -> dict[str, Any]:
     }
 
 
-def _gradients(kind: Kind, f: Callable, output: str, dy: torch.Tensor, **inputs: torch.Tensor) -> Callable:
-    """The output of f and the gradients by all inputs, through autograd."""
+def _gradients(mode: Mode, f: Callable, output: str, dy: torch.Tensor, **inputs: torch.Tensor) -> Callable:
+    """A run that returns the output of f and the gradients by all inputs, through autograd."""
     leaves = {name: a.requires_grad_() for name, a in inputs.items()}
-    f = kind.compile(f)
+    f = mode.compile(f)
 
     def run():
         y = f(**leaves)
@@ -112,18 +112,18 @@ def _gradients(kind: Kind, f: Callable, output: str, dy: torch.Tensor, **inputs:
     return run
 
 
-def conv(kind, x, w, bias, stride, pad):
-    f = kind.compile(lambda *args: F.conv2d(*args))
+def conv(mode, x, w, bias, stride, pad):
+    f = mode.compile(lambda *args: F.conv2d(*args))
     return lambda: {"y": f(x, w, bias, stride, pad)}
 
 
 def _conv_gradients(names: tuple[str, ...]) -> Callable:
-    """Those of dx, dw, dbias that are named, by the operation that autograd would call."""
+    """The named ones of dx, dw, dbias, by the aten operation that autograd calls."""
     mask = [name in names for name in ("dx", "dw", "dbias")]
 
-    def prepared(kind, dy, x, w, stride, pad):
+    def prepared(mode, dy, x, w, stride, pad):
         stride, pad, dilation = ([n, n] for n in (stride, pad, 1))
-        backward = kind.compile(lambda *args: torch.ops.aten.convolution_backward(*args))
+        backward = mode.compile(lambda *args: torch.ops.aten.convolution_backward(*args))
 
         def run():
             outputs = backward(dy, x, w, [len(w)], stride, pad, dilation, False, [0, 0], 1, mask)
@@ -134,41 +134,41 @@ def _conv_gradients(names: tuple[str, ...]) -> Callable:
     return prepared
 
 
-def group_norm_silu(kind, dy, x, weight, bias, groups, eps):
+def group_norm_silu(mode, dy, x, weight, bias, groups, eps):
     def f(x, weight, bias):
         return F.silu(F.group_norm(x, groups, weight, bias, eps))
 
-    return _gradients(kind, f, "y", dy, x=x, weight=weight, bias=bias)
+    return _gradients(mode, f, "y", dy, x=x, weight=weight, bias=bias)
 
 
-def attention(kind, do, q, k, v):
+def attention(mode, do, q, k, v):
     def f(q, k, v):
         by_head = (a.transpose(1, 2) for a in (q, k, v))  # (N, heads, T, D)
         return F.scaled_dot_product_attention(*by_head).transpose(1, 2)
 
-    return _gradients(kind, f, "o", do, q=q, k=k, v=v)
+    return _gradients(mode, f, "o", do, q=q, k=k, v=v)
 
 
-def silu(kind, dy, x):
-    return _gradients(kind, lambda x: F.silu(x), "y", dy, x=x)
+def silu(mode, dy, x):
+    return _gradients(mode, lambda x: F.silu(x), "y", dy, x=x)
 
 
-def add(kind, x, z):
-    f = kind.compile(lambda x, z: x + z)
+def add(mode, x, z):
+    f = mode.compile(lambda x, z: x + z)
     return lambda: {"y": f(x, z)}
 
 
-def upsample(kind, dy, x):
-    return _gradients(kind, lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), "y", dy, x=x)
+def upsample(mode, dy, x):
+    return _gradients(mode, lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), "y", dy, x=x)
 
 
-def concat(kind, dy, x, z):
-    """torch's gradients are views of dy, and cost nothing here; what comes before may have to copy them."""
-    return _gradients(kind, lambda x, z: torch.cat((x, z), 1), "y", dy, x=x, z=z)
+def concat(mode, dy, x, z):
+    """torch's gradients are views of dy and cost nothing here; the preceding backward may have to copy them."""
+    return _gradients(mode, lambda x, z: torch.cat((x, z), 1), "y", dy, x=x, z=z)
 
 
-def adamw(kind, p, g, m, v, ema, step, shapes):
-    """Over parameters of the network's own shapes, as torch has them."""
+def adamw(mode, p, g, m, v, ema, step, shapes):
+    """Over separate parameters with the network's shapes."""
     flat = {name: _split(a, shapes) for name, a in (("p", p), ("g", g), ("m", m), ("v", v), ("ema", ema))}
     parameters = [torch.nn.Parameter(a) for a in flat["p"]]
     optimizer = torch.optim.AdamW(parameters, ours.RATE, fused=True)
@@ -198,8 +198,8 @@ def _update(optimizer, parameters, average) -> None:
         torch._foreach_lerp_(average, parameters, 1 - ours.EMA)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def network(kind, x_t, t, config, text=None):
-    forward = _forward(kind, _unet(kind, x_t, config))
+def network(mode, x_t, t, config, text=None):
+    forward = _forward(mode, _unet(mode, x_t, config))
 
     def run():
         with torch.inference_mode():
@@ -208,11 +208,12 @@ def network(kind, x_t, t, config, text=None):
     return run
 
 
-def network_and_gradient(kind, x_t, t, eps, config, text=None):
-    """All precisions get the same sinusoids of t: torch makes them in float32, and not as well as it could."""
-    net, given = _unet(kind, x_t, config), torch.tensor(ours.sinusoids(config, t.numpy()), dtype=x_t.dtype)
-    net.time_proj.forward = lambda t: given
-    forward = _forward(kind, net)
+def network_and_gradient(mode, x_t, t, eps, config, text=None):
+    """All precisions get our sinusoids of t: diffusers computes them in float32, with larger errors."""
+    net = _unet(mode, x_t, config)
+    embedding = torch.tensor(ours.sinusoids(config, t.numpy()), dtype=x_t.dtype)
+    net.time_proj.forward = lambda t: embedding
+    forward = _forward(mode, net)
     order = [name for name, _ in ours.unet(get_backend("numpy"), config).named_parameters()]
 
     def run():
@@ -226,9 +227,10 @@ def network_and_gradient(kind, x_t, t, eps, config, text=None):
     return run
 
 
-def training_step(kind, x_t, t, eps, config, text=None):
-    net = _unet(kind, x_t, config)
-    forward, parameters = _forward(kind, net), list(net.parameters())
+def training_step(mode, x_t, t, eps, config, text=None):
+    net = _unet(mode, x_t, config)
+    forward = _forward(mode, net)
+    parameters = list(net.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, ours.RATE, fused=True)
 
@@ -240,27 +242,27 @@ def training_step(kind, x_t, t, eps, config, text=None):
     return run
 
 
-def _forward(kind: Kind, net: Any) -> Callable:
-    """The network, under autocast if in bfloat16; its output is float32 or float64."""
-    call = kind.compile(net)
+def _forward(mode: Mode, net: Any) -> Callable:
+    """The network, under autocast in bfloat16; its output is float32 or float64."""
+    call = mode.compile(net)
 
     def forward(x_t, t, text=None):
-        half = kind.dtype == torch.bfloat16
-        with torch.autocast(kind.device, torch.bfloat16) if half else nullcontext():
+        bfloat16 = mode.dtype == torch.bfloat16
+        with torch.autocast(mode.device, torch.bfloat16) if bfloat16 else nullcontext():
             y = (call(x_t, t) if text is None else call(x_t, t, text)).sample
-        return y.float() if half else y
+        return y.float() if bfloat16 else y
 
     return forward
 
 
-def _unet(kind: Kind, x_t: torch.Tensor, config) -> Any:
+def _unet(mode: Mode, x_t: torch.Tensor, config) -> Any:
     """diffusers' network with our weights, in the precision of x_t."""
-    its = UNet2DConditionModel if isinstance(config, TextUNetConfig) else UNet2DModel
-    net: Any = its(**asdict(config))
+    network = UNet2DConditionModel if isinstance(config, TextUNetConfig) else UNet2DModel
+    net: Any = network(**asdict(config))
     state = {name: torch.tensor(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
     net.load_state_dict({name: a.movedim(-1, 1) if a.ndim == 4 else a for name, a in state.items()})
-    torch.nn.Module.to(net, x_t.device, x_t.dtype)  # in place; diffusers' own `to` warns of nothing
-    return net.to(memory_format=kind.layout)
+    torch.nn.Module.to(net, x_t.device, x_t.dtype)  # in place; diffusers' own `to` warns needlessly
+    return net.to(memory_format=mode.layout)
 
 
 OPS: dict[str, Callable] = {

@@ -1,1 +1,1 @@
-"""Arrays, gradients, layers: what every neural network needs. Knows nothing of diffusion."""
+"""Array backends, automatic differentiation, layers and the optimiser. Nothing here is specific to diffusion."""

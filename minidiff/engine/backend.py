@@ -1,4 +1,4 @@
-"""One interface to the kernels: a short table that binds the name of each operation to what computes it."""
+"""One interface to all kernels: a table that binds the name of each operation to its implementation."""
 
 import importlib
 from collections.abc import Callable
@@ -37,17 +37,17 @@ FAMILIES = {
 class Backend:
     """Every operation of the engine, bound to one set of kernels.
 
-    What each computes, and the shapes, stand in `minidiff_kernels/reference/`, in the file of its family.
-    Whatever is plain algebra (reshape, mean, indexing) runs on `xp`, the array module itself.
+    `minidiff_kernels/reference/` documents what each computes, with shapes, in the file of its family.
+    Plain array algebra (reshape, mean, indexing) runs on `xp`, the array module: numpy or cupy.
     """
 
     name: str  # one of PACKAGES
     xp: ModuleType
 
-    empty: Callable[..., Any]  # shape -> array with arbitrary contents, out of the backend's memory
+    empty: Callable[..., Any]  # shape -> uninitialised array, from the backend's memory pool
     asarray: Callable[..., Any]  # host array -> this backend's array
     to_numpy: Callable[..., Any]  # this backend's array -> host array
-    later: Callable[..., Any]  # this backend's array -> function that gives it as a host array
+    later: Callable[..., Any]  # this backend's array -> function that returns it as a host array
 
     conv2d: Callable[..., Any]  # x, w, bias, stride, pad, add -> y
     conv2d_backward: Callable[..., Any]  # dy, x, w, stride, pad, need_dx -> dx, dw, dbias
@@ -61,16 +61,16 @@ class Backend:
     gelu_backward: Callable[..., Any]  # dy, x -> dx
     geglu: Callable[..., Any]  # x -> y
     geglu_backward: Callable[..., Any]  # dy, x -> dx
-    add: Callable[..., Any]  # a, b -> a + b, of one shape
+    add: Callable[..., Any]  # a, b of the same shape -> a + b
     sum_to: Callable[..., Any]  # dy, shape -> dy summed to that shape
     embedding: Callable[..., Any]  # table, index -> rows
     embedding_backward: Callable[..., Any]  # dy, index, rows -> dtable
     upsample_nearest: Callable[..., Any]  # x -> y, twice as high and wide
     upsample_nearest_backward: Callable[..., Any]  # dy -> dx
-    concat: Callable[..., Any]  # a, b -> joined along the channels
-    concat_backward: Callable[..., Any]  # dy, channels of a -> da, db
+    concat: Callable[..., Any]  # a, b -> concatenated along the channels
+    concat_backward: Callable[..., Any]  # dy, number of channels of a -> da, db
     grad_norm: Callable[..., Any]  # g -> 0-d array
-    adamw: Callable[..., Any]  # flat buffers, in place
+    adamw: Callable[..., Any]  # flat buffers, updated in place
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"
@@ -80,18 +80,18 @@ class Backend:
 def get_backend(name: str) -> Backend:
     """The backend of that name.
 
-    "numpy"      the reference
-    "numba"      multi-threaded on the CPU
-    "cupy"       on a GPU of NVIDIA's, in float32
-    "cupy-tf32"  the same with convolutions on its tensor cores, which look at ten bits of mantissa
+    "numpy"      NumPy reference
+    "numba"      multi-threaded CPU kernels
+    "cupy"       NVIDIA GPU, float32
+    "cupy-tf32"  the same, but convolutions run on tensor cores in TF32 (10 bits of mantissa)
 
-    Raises MinidiffError for any other name, and for a GPU's where there is no CuPy or no GPU.
+    Raises MinidiffError if the name is unknown, or if a GPU backend finds no CuPy or no GPU.
     """
     if name not in PACKAGES:
         raise MinidiffError(f"unknown backend {name!r}: choose one of {', '.join(PACKAGES)}")
     package = PACKAGES[name]
     if package == "cpu" and not importlib.import_module("minidiff_kernels.cpu.jit").ENABLED:
-        package = "reference"  # without the compiler there is no fast twin; `minidiff info` says so
+        package = "reference"  # NUMBA_DISABLE_JIT is set; `minidiff info` reports it
     xp = _cupy(name) if package == "gpu" else importlib.import_module("numpy")
     ops = {}
     for family, names in FAMILIES.items():
@@ -102,7 +102,7 @@ def get_backend(name: str) -> Backend:
 
 
 def _cupy(name: str) -> ModuleType:
-    """CuPy, if it is installed and finds a GPU."""
+    """Import CuPy. Raises MinidiffError if it is not installed or finds no GPU."""
     try:
         cupy = importlib.import_module("cupy")
     except ImportError:
@@ -110,6 +110,6 @@ def _cupy(name: str) -> ModuleType:
         raise MinidiffError(f"backend {name} needs CuPy, which is not installed: {remedy}") from None
     try:
         cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CuPy's own kinds, which cannot be named where there is none
+    except Exception as error:  # CuPy's own error types, which cannot be named without importing it
         raise MinidiffError(f"backend {name} finds no GPU ({error}): choose --backend numba") from None
     return cupy

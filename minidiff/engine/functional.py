@@ -1,7 +1,7 @@
-"""Every differentiable operation, its forward beside its backward. Pictures are NHWC, weights OHWI.
+"""Differentiable operations, forward beside backward. Images are NHWC, convolution weights OHWI.
 
-The classes state the mathematics on raw arrays; the functions under them are what one calls.
-What the kernels compute stands in `minidiff_kernels/reference/`.
+The classes implement each operation on raw arrays; the functions below them are the interface. `gaussian.py`,
+`losses.py` and `pooling.py` hold further operations. `minidiff_kernels/reference/` documents what the kernels compute.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ class Mul(Function):
 
 
 def mul(a: Tensor, b: Tensor) -> Tensor:
-    """a b, number by number, with broadcasting."""
+    """a * b, elementwise, with broadcasting."""
     return Mul()(a, b)
 
 
@@ -48,7 +48,7 @@ class Affine(Function):
 
 
 def affine(x: Tensor, scale: float, offset: float = 0) -> Tensor:
-    """scale x + offset, for two numbers; x itself where they change nothing."""
+    """scale x + offset for scalars scale and offset; returns x itself if scale is 1 and offset 0."""
     return x if (scale, offset) == (1, 0) else Affine(scale, offset)(x)
 
 
@@ -57,15 +57,15 @@ class Reshape(Function):
         self.shape = shape
 
     def forward(self, x):
-        self.before = x.shape
+        self.x_shape = x.shape
         return x.reshape(self.shape)
 
     def backward(self, dy):
-        return (dy.reshape(self.before),)
+        return (dy.reshape(self.x_shape),)
 
 
 def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same numbers in another shape; one length may be -1."""
+    """x with another shape; one length may be -1, inferred from the size."""
     return Reshape(shape)(x)
 
 
@@ -87,12 +87,12 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Phi(x), Phi being the distribution function of a normal number."""
+    """x Phi(x), Phi the cumulative distribution function of N(0, 1) (Hendrycks & Gimpel 2016)."""
     return Pointwise("gelu")(x)
 
 
 def geglu(x: Tensor) -> Tensor:
-    """h gelu(gate), h and gate being the halves of the channels: (..., 2 C) -> (..., C)."""
+    """h gelu(gate), h and gate the first and second half of the channels: (..., 2 C) -> (..., C) (Shazeer 2020)."""
     return Pointwise("geglu")(x)
 
 
@@ -121,16 +121,19 @@ def conv2d(
     """Convolution (cross-correlation) of x (N, H, W, C) with w (O, KH, KW, C) -> (N, P, Q, O).
 
     pad: zeros at (top, bottom, left, right). add: added to the output in the same pass, (N, 1, 1, O) or the
-    output's shape: a time embedding, or the residual. Raises ValueError if the shapes do not fit.
+    output's shape: the projected time embedding, or the residual. Raises ValueError if the shapes do not match.
     """
-    (N, H, W, C), (O, KH, KW, I), (top, bottom, left, right) = x.shape, w.shape, pad
+    N, H, W, C = x.shape
+    O, KH, KW, I = w.shape
+    top, bottom, left, right = pad
     if C != I:
-        raise ValueError(f"conv2d: the input has {C} channels, the weight wants {I}")
+        raise ValueError(f"conv2d: the input has {C} channels, the weight expects {I}")
     if H + top + bottom < KH or W + left + right < KW:
         raise ValueError(f"conv2d: the {KH}x{KW} kernel is larger than the padded {H}x{W} input")
     if bias is not None and bias.shape != (O,):
         raise ValueError(f"conv2d: the bias has shape {bias.shape}, the weight has {O} outputs")
-    P, Q = (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1
+    P = (H + top + bottom - KH) // stride + 1
+    Q = (W + left + right - KW) // stride + 1
     if add is not None and add.shape not in ((N, P, Q, O), (N, 1, 1, O)):
         raise ValueError(f"conv2d: cannot add {add.shape} to an output of {(N, P, Q, O)}")
     return Conv2d(stride, pad)(x, w, bias, add)
@@ -139,25 +142,28 @@ def conv2d(
 class Linear(Function):
     def forward(self, x, w, bias, add):
         O, I = w.shape
-        self.before, self.x = x.shape, x.reshape(1, 1, -1, I)  # (1, 1, M, I): a picture that is one row high
+        self.x_shape = x.shape
+        self.x = x.reshape(1, 1, -1, I)  # (1, 1, M, I): one image of M pixels in a single row
         self.w = w.reshape(O, 1, 1, I)
         add = add if add is None else add.reshape(1, 1, -1, O)
         return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
 
     def backward(self, dy):
-        rows, need_dx = dy.reshape(1, 1, -1, dy.shape[-1]), self.needs(0)  # (1, 1, M, O)
+        need_dx = self.needs(0)
+        rows = dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
         dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.w, 1, (0, 0, 0, 0), need_dx)
-        return dx.reshape(self.before) if need_dx else None, dw[:, 0, 0], dbias, dy
+        return dx.reshape(self.x_shape) if need_dx else None, dw[:, 0, 0], dbias, dy
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
-    """y = x w^T + bias + add: a 1x1 convolution.
+    """y = x w^T + bias + add, computed as a 1x1 convolution.
 
-    x (..., I)   w (O, I)   bias (O,)   add, y (..., O). Raises ValueError if the shapes do not fit.
+    x (..., I)   w (O, I)   bias (O,)   add, y (..., O). Raises ValueError if the shapes do not match.
     """
-    (*lead, C), (O, I) = x.shape, w.shape
+    *lead, C = x.shape
+    O, I = w.shape
     if C != I:
-        raise ValueError(f"linear: the input has {C} channels, the weight wants {I}")
+        raise ValueError(f"linear: the input has {C} channels, the weight expects {I}")
     if bias is not None and bias.shape != (O,):
         raise ValueError(f"linear: the bias has shape {bias.shape}, the weight has {O} outputs")
     if add is not None and add.shape != (*lead, O):
@@ -167,7 +173,9 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
 
 class GroupNorm(Function):
     def __init__(self, groups, eps, silu):
-        self.groups, self.eps, self.silu = groups, eps, silu
+        self.groups = groups
+        self.eps = eps
+        self.silu = silu
 
     def forward(self, x, weight, bias):
         y, mean, rstd = self.backend.group_norm(x, weight, bias, self.groups, self.eps, self.silu)
@@ -179,20 +187,20 @@ class GroupNorm(Function):
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
-    """Normalise x (N, ..., C) over positions and the C / groups channels of a group; then SiLU if asked.
+    """Group normalisation (Wu & He 2018) of x (N, ..., C): over all positions and the C / groups channels of a group.
 
-    weight, bias (C,). Raises ValueError if the shapes do not fit.
+    weight, bias (C,). silu: SiLU of the result, in the same pass. Raises ValueError if the shapes do not match.
     """
     C = x.shape[-1]
     if C % groups:
-        raise ValueError(f"group_norm: {C} channels do not divide into {groups} groups")
+        raise ValueError(f"group_norm: {C} channels are not divisible into {groups} groups")
     if weight.shape != (C,) or bias.shape != (C,):
         raise ValueError(f"group_norm: weight {weight.shape} and bias {bias.shape} for {C} channels")
     return GroupNorm(groups, eps, silu)(x, weight, bias)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Normalise every vector of x (..., C): group normalisation of one position with one group."""
+    """Layer normalisation (Ba et al. 2016) over the last axis of x (..., C): group norm of one position, one group."""
     rows = reshape(x, (-1, 1, x.shape[-1]))
     return reshape(group_norm(rows, weight, bias, 1, eps), x.shape)
 
@@ -211,13 +219,14 @@ class Attention(Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D).
+    """softmax(q k^T / sqrt(D)) v for every head: q (N, T, heads, D), k and v (N, S, heads, D) -> (N, T, heads, D).
 
-    causal: query t sees the keys up to t alone. Raises ValueError if the shapes do not fit.
+    causal: query t attends to keys 0..t only. Raises ValueError if the shapes do not match.
     """
-    (N, _, *head), (M, _, *head_k) = q.shape, k.shape
+    N, _, *head = q.shape
+    M, _, *head_k = k.shape
     if N != M or head != head_k or k.shape != v.shape:
-        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not match")
     return Attention(causal)(q, k, v)
 
 
@@ -230,9 +239,9 @@ class UpsampleNearest(Function):
 
 
 def upsample_nearest(x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
-    """Every pixel becomes a 2 x 2 block: (N, H, W, C) -> (N, 2H, 2W, C), cut to the size (H', W') if there is one."""
+    """Nearest-neighbour upsampling by 2: (N, H, W, C) -> (N, 2H, 2W, C), cropped to size (H', W') if it is given."""
     y = UpsampleNearest()(x)
-    return y if size in (None, y.shape[1:3]) else Part((slice(None), slice(size[0]), slice(size[1])))(y)
+    return y if size in (None, y.shape[1:3]) else Slice((slice(None), slice(size[0]), slice(size[1])))(y)
 
 
 class Concat(Function):
@@ -245,30 +254,30 @@ class Concat(Function):
 
 
 def concat(a: Tensor, b: Tensor) -> Tensor:
-    """Channels of a, then channels of b: (..., A), (..., B) -> (..., A + B)."""
+    """Concatenation along the channels: (..., A), (..., B) -> (..., A + B)."""
     return Concat()(a, b)
 
 
-class Part(Function):
-    def __init__(self, where):
-        self.where = where
+class Slice(Function):
+    def __init__(self, index):
+        self.index = index
 
     def forward(self, x):
-        self.shape = x.shape
-        return x[self.where].copy()
+        self.x_shape = x.shape
+        return x[self.index].copy()
 
     def backward(self, dy):
-        dx = self.backend.xp.zeros(self.shape, dy.dtype)
-        dx[self.where] = dy
+        dx = self.backend.xp.zeros(self.x_shape, dy.dtype)
+        dx[self.index] = dy
         return (dx,)
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The first half of the channels and the second: (..., 2 C) -> (..., C), (..., C). Raises ValueError if odd."""
+    """First and second half of the channels: (..., 2 C) -> (..., C), (..., C). Raises ValueError if odd."""
     C, odd = divmod(x.shape[-1], 2)
     if odd:
-        raise ValueError(f"split: {x.shape[-1]} channels have no halves")
-    return Part((..., slice(C)))(x), Part((..., slice(C, None)))(x)
+        raise ValueError(f"split: an odd number of channels, {x.shape[-1]}")
+    return Slice((..., slice(C)))(x), Slice((..., slice(C, None)))(x)
 
 
 class Embedding(Function):
@@ -286,7 +295,7 @@ class Embedding(Function):
 def embedding(table: Tensor, index: np.ndarray) -> Tensor:
     """Row index[n] of table (K, D) for every n -> (N, D).
 
-    index: (N,) integers. Raises TypeError for other types, IndexError unless 0 <= index < K.
+    Raises TypeError if index is not (N,) integers, IndexError unless 0 <= index < K.
     """
     index = np.asarray(index)
     if index.dtype.kind not in "iu" or index.ndim != 1:
@@ -297,7 +306,10 @@ def embedding(table: Tensor, index: np.ndarray) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, rng=None) -> Tensor:
-    """x, or, with an rng that has `integers`, 0 with probability p, else x / (1 - p) (Srivastava et al. 2014)."""
+    """Each element 0 with probability p, else x / (1 - p) (Srivastava et al. 2014); x itself if rng is None.
+
+    rng: has `integers`.
+    """
     if rng is None or p == 0:
         return x
     keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)

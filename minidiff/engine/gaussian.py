@@ -1,14 +1,14 @@
-"""A normal distribution for every number, differentiable: a draw from it, and how far it is from the standard one.
+"""Diagonal Gaussians, differentiable: the reparameterised sample and the KL divergence from N(0, I).
 
-Both take means and logarithms of variances, of one shape; the latter are kept within LOG_VARIANCES. Kingma & Welling
-2014 (arXiv:1312.6114).
+Both take means and log-variances of the same shape and clip the log-variances to LOG_VARIANCES. Kingma & Welling 2014
+(arXiv:1312.6114).
 """
 
 import numpy as np
 
 from minidiff.engine.tensor import Function, Tensor
 
-LOG_VARIANCES = (-30, 20)  # as diffusers has it: exp of neither is 0 or infinite
+LOG_VARIANCES = (-30, 20)  # diffusers' bounds; exp of either is finite and above 0 in float32
 
 
 class Draw(Function):
@@ -16,9 +16,9 @@ class Draw(Function):
         self.eps = eps
 
     def forward(self, mean, log_variance):
-        kept = log_variance.clip(*LOG_VARIANCES)
-        self.within = kept == log_variance
-        self.noise = self.backend.xp.exp(0.5 * kept) * self.backend.asarray(self.eps)  # std eps
+        clipped = log_variance.clip(*LOG_VARIANCES)
+        self.within = clipped == log_variance  # elsewhere the clip has gradient 0
+        self.noise = self.backend.xp.exp(0.5 * clipped) * self.backend.asarray(self.eps)  # std eps
         return mean + self.noise
 
     def backward(self, dy):
@@ -26,7 +26,7 @@ class Draw(Function):
 
 
 def draw(mean: Tensor, log_variance: Tensor, eps: np.ndarray) -> Tensor:
-    """mean + std eps, for eps that are standard normal: a draw with a gradient (section 2.4).
+    """mean + std eps for standard normal eps: the reparameterised sample (section 2.4).
 
     Raises ValueError if the shapes differ.
     """
@@ -36,19 +36,21 @@ def draw(mean: Tensor, log_variance: Tensor, eps: np.ndarray) -> Tensor:
 
 class Divergence(Function):
     def forward(self, mean, log_variance):
-        kept = log_variance.clip(*LOG_VARIANCES)
-        self.mean, self.within, self.variance = mean, kept == log_variance, self.backend.xp.exp(kept)
-        return 0.5 * (mean**2 + self.variance - 1 - kept).mean()
+        clipped = log_variance.clip(*LOG_VARIANCES)
+        self.mean = mean
+        self.within = clipped == log_variance
+        self.variance = self.backend.xp.exp(clipped)
+        return 0.5 * (mean**2 + self.variance - 1 - clipped).mean()
 
     def backward(self, dy):
-        per = dy / self.mean.size
-        return self.mean * per, (self.variance - 1) * self.within * (0.5 * per)
+        scale = dy / self.mean.size
+        return self.mean * scale, (self.variance - 1) * self.within * (0.5 * scale)
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """The mean over all numbers of KL(N(mean, variance) || N(0, 1)), a scalar (appendix B).
+    """KL(N(mean, diag(variance)) || N(0, I)) divided by the number of elements, a scalar (appendix B).
 
-    Of each it is 1/2 (mean^2 + variance - 1 - log variance). Raises ValueError if the shapes differ.
+    It is the mean of 1/2 (mean^2 + variance - 1 - log variance). Raises ValueError if the shapes differ.
     """
     _check("divergence", mean.shape, log_variance.shape)
     return Divergence()(mean, log_variance)

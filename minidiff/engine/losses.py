@@ -1,4 +1,4 @@
-"""What training makes small, differentiable as the rest."""
+"""Losses: mean squared error and cross-entropy."""
 
 import numpy as np
 
@@ -19,15 +19,15 @@ class MSE(Function):
 
 
 def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
-    """The mean of weight (prediction - target)^2 over all numbers; a scalar.
+    """Mean over all elements of weight (prediction - target)^2, a scalar.
 
-    weight: (N, 1, 1, ...), one number a picture; 1 if not given.
-    Raises ValueError if a shape does not fit: broadcasting would hide a mistake.
+    weight: (N, 1, 1, ...), one per sample; None: 1.
+    Raises ValueError if a shape does not match: broadcasting would hide a mistake.
     """
     if prediction.shape != target.shape:
         raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
     if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
-        raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}; give (N, 1, 1, ...)")
+        raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}: give (N, 1, 1, ...)")
     return MSE(target, weight)(prediction)
 
 
@@ -38,7 +38,8 @@ class CrossEntropy(Function):
     def forward(self, logits):
         shifted = logits - logits.max(1, keepdims=True)
         log_p = shifted - self.backend.xp.log(self.backend.xp.exp(shifted).sum(1, keepdims=True))  # (N, K)
-        self.log_p, self.rows = log_p, self.backend.xp.arange(len(logits))
+        self.log_p = log_p
+        self.rows = self.backend.xp.arange(len(logits))
         return -log_p[self.rows, self.labels].mean()
 
     def backward(self, dy):
@@ -48,13 +49,13 @@ class CrossEntropy(Function):
 
 
 def cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:
-    """The mean of -log softmax(logits[n])[labels[n]]; a scalar.
+    """Mean over n of -log softmax(logits[n])[labels[n]], a scalar.
 
-    logits (N, K), labels (N,) integers. Raises ValueError if a shape does not fit, IndexError unless 0 <= label < K.
+    logits (N, K), labels (N,) integers. Raises ValueError if a shape or type differs, IndexError unless 0 <= label < K.
     """
     labels = np.asarray(labels)
     if len(logits.shape) != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
-        raise ValueError(f"cross_entropy: logits {logits.shape} and labels {labels.shape} {labels.dtype} do not fit")
+        raise ValueError(f"cross_entropy: logits {logits.shape} and labels {labels.shape} {labels.dtype} do not match")
     if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
         raise IndexError(f"cross_entropy: labels {labels.min()}..{labels.max()} for {logits.shape[1]} classes")
     return CrossEntropy(labels)(logits)

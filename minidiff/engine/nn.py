@@ -1,7 +1,7 @@
-"""Layers: parameters with names, and what they do to a tensor. A plain walk over attributes finds them.
+"""Layers. A Module's parameters are found by iterating over its attributes, in the order of definition.
 
-Every layer starts as PyTorch's does: uniform in ±1 / sqrt(inputs per output), drawn from the rng given. Where rng is
-None, weights are zeros that will be loaded: they take no memory until they are written.
+Initialisation is PyTorch's: linear and convolution layers uniform in ±1 / sqrt(fan_in), embeddings standard normal,
+norms 1 and 0. If rng is None these weights are zeros, to be loaded; they take no memory until written.
 """
 
 import copy
@@ -16,7 +16,7 @@ from minidiff.engine.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A leaf that is learned."""
+    """A trainable leaf."""
 
     __slots__ = ()
 
@@ -25,7 +25,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Something that owns parameters: as attributes, in other modules, or in lists of them."""
+    """Holds parameters and other modules, as attributes or in lists."""
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """("down_blocks.0.resnets.0.norm1.weight", parameter), ... in the order of definition."""
@@ -46,14 +46,14 @@ class Module:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Overwrite every parameter in place.
 
-        Raises ValueError that names what is missing, surplus or of another shape; then nothing was changed.
+        Raises ValueError if a key is missing or surplus or has another shape, before anything is changed.
         """
         self.check_shapes({name: a.shape for name, a in state.items()})
         for name, p in self.named_parameters():
             p.data[...] = p.backend.asarray(state[name])
 
     def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raises ValueError that names what is missing, surplus or of another shape, if weights do not fit."""
+        """Raises ValueError, which names the keys, if some are missing or surplus or have another shape."""
         own = {name: p.shape for name, p in self.named_parameters()}
         missing = [k for k in own if k not in shapes]
         surplus = [k for k in shapes if k not in own]
@@ -65,23 +65,22 @@ class Module:
             raise ValueError(f"weights do not fit: {'; '.join(found)}")
 
     def to(self, backend: str) -> Self:
-        """The same module with its parameters copied to another backend."""
-        twin = copy.copy(self)
+        """A new module with its parameters copied to another backend."""
+        module = copy.copy(self)
         for attribute, value in vars(self).items():
-            setattr(twin, attribute, _moved(value, get_backend(backend)))
-        return twin
+            setattr(module, attribute, _moved(value, get_backend(backend)))
+        return module
 
     @property
     def backend(self) -> Backend:
-        """Where the parameters live."""
+        """The backend of the parameters."""
         return next(self.named_parameters())[1].backend
 
 
 def _children(module: Module) -> Iterator[tuple[str, "Module | Parameter"]]:
     for name, value in vars(module).items():
-        for key, item in (
-            ((f"{name}.{i}", v) for i, v in enumerate(value)) if isinstance(value, list) else [(name, value)]
-        ):
+        items = [(f"{name}.{i}", v) for i, v in enumerate(value)] if isinstance(value, list) else [(name, value)]
+        for key, item in items:
             if isinstance(item, Module | Parameter):
                 yield key, item
 
@@ -117,20 +116,21 @@ class Linear(Module):
 
 
 class Conv2d(Module):
-    """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one number."""
+    """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one integer for all."""
 
     def __init__(self, inputs, outputs, kernel, rng, backend, stride=1, pad: int | tuple[int, ...] = 0):
         fan_in = inputs * kernel * kernel
         self.weight = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
         self.bias = _uniform(rng, (outputs,), fan_in, backend)
-        self.stride, self.pad = stride, pad if isinstance(pad, tuple) else (pad,) * 4
+        self.stride = stride
+        self.pad = pad if isinstance(pad, tuple) else (pad,) * 4
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.pad, add)  # (N, P, Q, O)
 
 
 class GroupNorm(Module):
-    """Group normalisation over C channels; `silu=True` at the call runs SiLU in the same pass."""
+    """Group normalisation of C channels; calling it with `silu=True` applies SiLU in the same pass."""
 
     def __init__(self, groups: int, channels: int, eps: float, backend: str):
         self.weight = Parameter(np.ones(channels, np.float32), get_backend(backend))
@@ -142,7 +142,7 @@ class GroupNorm(Module):
 
 
 class LayerNorm(Module):
-    """Layer normalisation over the last axis, C long."""
+    """Layer normalisation over the last axis, of length C."""
 
     def __init__(self, channels: int, eps: float, backend: str):
         self.weight = Parameter(np.ones(channels, np.float32), get_backend(backend))
@@ -154,7 +154,7 @@ class LayerNorm(Module):
 
 
 class Embedding(Module):
-    """A learned vector for each of K indices; weight (K, D), standard normal at the start."""
+    """A learned vector for each of K indices; weight (K, D), initialised from N(0, I)."""
 
     def __init__(self, rows: int, width: int, rng, backend: str):
         shape = (rows, width)
@@ -166,9 +166,9 @@ class Embedding(Module):
 
 
 class SelfAttention(Module):
-    """Attention among the pixels of a picture, normalised first and added to it (Ho et al. 2020, appendix B).
+    """x + attention(group_norm(x)) among the pixels of an image: (N, H, W, C) -> same (Ho et al. 2020, appendix B).
 
-    Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0. groups None: not normalised.
+    Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0. groups None: no normalisation.
     """
 
     def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng, backend: str):

@@ -1,4 +1,4 @@
-"""AdamW over flat buffers, the moving average of the weights, and learning rates over time."""
+"""AdamW over flat buffers, the exponential moving average (EMA) of the weights, learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +10,16 @@ from minidiff.engine.nn import Parameter
 
 
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019), clipping and the moving average in the same pass over memory.
+    """AdamW (Loshchilov & Hutter 2019) with gradient clipping and weight EMA, in one pass over memory.
 
-    At construction every parameter's data and gradient become views of two flat arrays, `p` and `g`; m, v
-    and ema lie beside them. So a module is moved to its backend first, and loading copies in place.
+    The constructor turns every parameter's data and gradient into views of two flat arrays, `p` and `g`; m, v and
+    ema have the same layout. So move a module to its backend first; loading copies in place.
 
-    clip  the largest norm that all gradients together may have (Pascanu et al. 2013); None: any
-    ema   decay of the moving average (None: none kept). It warms up: min(ema, (1 + step) / (10 + step))
-    A step whose gradient is not finite is skipped; `skipped` counts those in a row up to the last step, and
-    `skipped_before` up to the one before, which a GPU need not be waited for to know.
-    Raises ValueError if there is no parameter, one stands twice, or they live on different backends.
+    clip  maximum norm of all gradients together (Pascanu et al. 2013); None: no clipping
+    ema   decay of the EMA (None: no EMA), with warm-up: min(ema, (1 + step) / (10 + step))
+    A step whose gradient norm is not finite is skipped. `skipped` counts consecutive skipped steps up to the last step;
+    `skipped_before` up to the step before it, which needs no synchronisation with a GPU.
+    Raises ValueError if there are no parameters, one is given twice, or they are on different backends.
     """
 
     def __init__(
@@ -32,9 +32,15 @@ class AdamW:
         clip: float | None = 1.0,
         ema: float | None = None,
     ):
-        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.clip, self.ema_decay, self.step_count, self.skipped_before = clip, ema, 0, 0
-        self._norm: Callable | None = None  # gives that of the last step
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.clip = clip
+        self.ema_decay = ema
+        self.step_count = 0
+        self.skipped_before = 0
+        self._norm: Callable | None = None  # returns the gradient norm of the last step
         if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
             raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
         self.backend = params[0].backend
@@ -47,28 +53,28 @@ class AdamW:
             p.data, p.grad = data, grad
 
     def split(self, flat) -> list:
-        """Views of a flat buffer (p, g, m, v or ema) in the shapes of the parameters, in their order."""
+        """Views of a flat buffer (p, g, m, v or ema) with the parameters' shapes, in their order."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         return [flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, self.shapes, strict=True)]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within this block the parameters hold their moving average; in place, so that every view sees it."""
-        own = self.p.copy()
+        """Within this block the parameters hold their EMA, swapped in place so that views stay valid."""
+        raw = self.p.copy()
         self.p[...] = self.ema
         try:
             yield
         finally:
-            self.p[...] = own
+            self.p[...] = raw
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
         self.g[...] = 0
 
     def step(self):
-        """Update every parameter from its gradient; returns the norm of all gradients before clipping (0-d).
+        """Update every parameter; returns the norm of all gradients before clipping, a 0-d array.
 
-        If that is not finite, weights, moments and average stay as they are; the step is counted all the same.
+        If it is not finite, weights, moments and EMA stay unchanged; `step_count` still increases.
         """
         self.skipped_before = self.skipped
         self.step_count += 1
@@ -84,33 +90,34 @@ class AdamW:
 
     @property
     def skipped(self) -> int:
-        """How many steps in a row were skipped, up to the last."""
+        """Number of consecutive skipped steps up to the last step; waits for a GPU."""
         if self._norm is None:
             return self.skipped_before
         return 0 if math.isfinite(float(self._norm())) else self.skipped_before + 1
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        self.skipped_before, self._norm = count, None
+        self.skipped_before = count
+        self._norm = None
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """The decay at a step (from 1): small at first, so that the average forgets the random start."""
+    """EMA decay at a step (1, 2, ...): small at first, so that the average forgets the initial weights."""
     return min(decay, (1 + step) / (10 + step))
 
 
 def half_life(steps: float) -> float:
-    """The decay of a moving average in which weights count half as much that many steps later: 2^(-1 / steps)."""
+    """EMA decay with a half-life of that many steps: 2^(-1 / steps)."""
     return 0.5 ** (1 / steps)
 
 
 def learning_rate(lr: float, step: int, steps: int, warmup: int, decay_from: float = 1.0) -> float:
-    """The rate at a step (1..steps): a linear rise over `warmup` steps, then lr, then half a cosine to zero.
+    """Learning rate at a step (1..steps): linear warm-up over `warmup` steps, constant lr, cosine decay towards 0.
 
-    decay_from  the fraction of all steps after which it falls: 0.5 decays over the second half, 1 never.
+    decay_from  fraction of all steps after which the decay starts: 0.5 decays over the second half, 1 never.
     """
-    rise = min(1.0, step / max(warmup, 1))
+    warmup_factor = min(1.0, step / max(warmup, 1))
     start = decay_from * steps
     if step <= start:
-        return lr * rise
-    return lr * rise * 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start + 1)))
+        return lr * warmup_factor
+    return lr * warmup_factor * 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start + 1)))

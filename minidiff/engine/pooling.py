@@ -1,4 +1,4 @@
-"""Means over pixels: of 2 x 2 blocks, and of a whole picture."""
+"""Average pooling: 2 x 2, and global."""
 
 from minidiff.engine.tensor import Function, Tensor
 
@@ -12,9 +12,9 @@ class AvgPool(Function):
 
 
 def avg_pool(x: Tensor) -> Tensor:
-    """The mean of every 2 x 2 block: (N, H, W, C) -> (N, H/2, W/2, C). Raises ValueError if H or W is odd."""
+    """2 x 2 average pooling: (N, H, W, C) -> (N, H/2, W/2, C). Raises ValueError if H or W is odd."""
     if x.shape[1] % 2 or x.shape[2] % 2:
-        raise ValueError(f"avg_pool: {x.shape[1]}x{x.shape[2]} pixels do not divide into 2x2 blocks")
+        raise ValueError(f"avg_pool: {x.shape[1]}x{x.shape[2]} pixels: height and width must be even")
     return AvgPool()(x)
 
 
@@ -29,5 +29,5 @@ class MeanPixel(Function):
 
 
 def mean_pixel(x: Tensor) -> Tensor:
-    """The mean over all pixels: (N, H, W, C) -> (N, C)."""
+    """Global average pooling: (N, H, W, C) -> (N, C)."""
     return MeanPixel()(x)

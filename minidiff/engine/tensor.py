@@ -1,8 +1,8 @@
-"""Reverse-mode automatic differentiation: arrays that remember where they came from.
+"""Reverse-mode automatic differentiation on a tape of Function nodes.
 
-Every use of an operation makes one Function, which is the node of the tape: it knows the tensors that went
-in and keeps the arrays that its backward pass needs. A Tensor that came out points to its node; nothing
-points from a node to its output, so what is no longer needed is freed by reference counting alone.
+Each use of an operation creates one Function, a node of the tape: it refers to its input tensors and saves the
+arrays that its backward pass needs. The output Tensor refers to its node, and no node refers to its output: there
+are no reference cycles, so reference counting alone frees the tape.
 """
 
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ _order = count()
 
 @contextmanager
 def no_grad():
-    """Within this block operations compute but leave no tape."""
+    """Within this block operations are computed but not recorded."""
     global _recording
     before, _recording = _recording, False
     try:
@@ -30,7 +30,7 @@ def no_grad():
 
 
 class Tensor:
-    """An array of a backend, the node that made it (None for a leaf), and for leaves the gradient."""
+    """An array on a backend, the node that produced it (None for a leaf), and for leaves the gradient."""
 
     __slots__ = ("data", "backend", "requires_grad", "node", "grad")
 
@@ -46,7 +46,7 @@ class Tensor:
         return self.data.shape
 
     def numpy(self) -> np.ndarray:
-        """The values in host memory."""
+        """The values as a NumPy array in host memory."""
         return self.backend.to_numpy(self.data)
 
     def __repr__(self) -> str:
@@ -55,14 +55,15 @@ class Tensor:
     def backward(self, dy: Any = None) -> None:
         """Add the gradient of sum(self * dy) to `grad` of every leaf that requires it.
 
-        Nodes are visited from the latest to the earliest, so each is complete when its turn comes. The walk
-        consumes the tape: each node lets go of its arrays at once. dy: self's shape, 1 if self is a scalar.
-        Raises RuntimeError if there is no tape (any more), ValueError if dy has another shape.
+        Nodes are visited in reverse order of creation, so the gradient of each is complete when it is visited. This
+        consumes the tape: each node drops its saved arrays after its backward. dy has self's shape; None is 1, for
+        scalars only. Raises RuntimeError if nothing was recorded or the tape is consumed, ValueError if dy is missing
+        or has another shape.
         """
         if self.node is None or self.node.order is None:
-            raise RuntimeError("backward: no tape leads here; it was walked before, or recorded nothing")
+            raise RuntimeError("backward: the tape was consumed by an earlier backward, or nothing was recorded")
         if dy is None and self.data.size != 1:
-            raise ValueError(f"backward: give dy for a tensor of shape {self.shape}; only scalars need none")
+            raise ValueError(f"backward: give dy of shape {self.shape}; it is optional for scalars only")
         dy = self.backend.xp.ones_like(self.data) if dy is None else self.backend.asarray(dy)
         if dy.shape != self.shape:
             raise ValueError(f"backward: dy has shape {dy.shape}, the tensor has {self.shape}")
@@ -72,12 +73,12 @@ class Tensor:
             node = heappop(heap)[1]
             for tensor, dx in zip(node.inputs, node.backward(node.dy), strict=True):
                 if tensor is not None and tensor.requires_grad:
-                    _pass_on(tensor, dx, heap)
+                    _accumulate(tensor, dx, heap)
             node.release()
 
 
-def _pass_on(tensor: Tensor, dx: Any, heap: list) -> None:
-    """Add dx to the gradient of a tensor: to the leaf itself, or to the node that made it."""
+def _accumulate(tensor: Tensor, dx: Any, heap: list) -> None:
+    """Add dx to a tensor's gradient: to `grad` of a leaf, otherwise to `dy` of the node that produced it."""
     backend, node = tensor.backend, tensor.node
     if dx.shape != tensor.shape:
         dx = backend.sum_to(dx, tensor.shape)  # the one place where broadcasting is undone
@@ -85,9 +86,9 @@ def _pass_on(tensor: Tensor, dx: Any, heap: list) -> None:
         if tensor.grad is None:
             tensor.grad = dx.copy()
         else:
-            tensor.grad += dx  # in place: optimisers hold views of it
+            tensor.grad += dx  # in place: the optimiser holds a view of it
     elif node.order is None:
-        raise RuntimeError("backward: part of this tape was walked before")
+        raise RuntimeError("backward: part of this tape was consumed by an earlier backward")
     elif node.dy is None:
         node.dy = dx
         heappush(heap, (-node.order, node))
@@ -98,12 +99,12 @@ def _pass_on(tensor: Tensor, dx: Any, heap: list) -> None:
 class Function:
     """One use of one operation: `Conv2d(stride, pad)(x, w, bias)`.
 
-    A subclass states the mathematics on raw arrays: `forward(*arrays)` gives the output array and may keep
-    on self what `backward(dy)` needs; that gives one array (or None) for every input. Parameters that are
-    not differentiated go to the constructor. An input may be None.
+    A subclass works on raw arrays: `forward(*arrays)` returns the output array and may save on self what backward
+    needs; `backward(dy)` returns one gradient array (or None) for every input. Parameters that are not
+    differentiated go to the constructor. An input may be None.
     """
 
-    order: int | None = None  # when it was recorded; None: not at all, or walked already
+    order: int | None = None  # position in the order of recording; None: not recorded, or consumed
     inputs: tuple[Tensor | None, ...] = ()
     dy: Any = None
     backend: Backend
@@ -123,14 +124,16 @@ class Function:
         needs_grad = _recording and any(a.requires_grad for a in tensors)
         out = Tensor(self.forward(*(a if a is None else a.data for a in inputs)), self.backend, needs_grad)
         if needs_grad:
-            self.order, self.inputs, out.node = next(_order), inputs, self
+            self.order = next(_order)
+            self.inputs = inputs
+            out.node = self
         return out
 
     def needs(self, i: int) -> bool:
-        """Whether input i wants a gradient; for backward passes that can save work."""
+        """Whether input i requires a gradient; lets a backward pass skip work."""
         tensor = self.inputs[i]
         return tensor is not None and tensor.requires_grad
 
     def release(self) -> None:
-        """Let go of inputs and kept arrays; the node is spent."""
+        """Drop inputs and saved arrays; the node cannot be used again."""
         self.__dict__.clear()

@@ -1,1 +1,1 @@
-"""Networks, built of the engine's layers."""
+"""Networks, built from the engine's layers, and the text tokenizer."""

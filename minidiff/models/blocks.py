@@ -1,6 +1,6 @@
-"""What U-Nets and autoencoders are built of: residual blocks, halving and doubling, levels with attention.
+"""Building blocks of U-Nets and autoencoders: residual blocks, down- and upsampling, levels with attention.
 
-Attributes are named as diffusers names them, so the keys of a checkpoint are the names used here.
+Attributes are named as in diffusers, so a checkpoint's keys are the parameter names used here.
 """
 
 import math
@@ -13,33 +13,36 @@ from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.tensor import Tensor
 
-Make = Callable[[], Callable[..., Tensor]]  # makes a layer
+LayerFactory = Callable[[], Callable[..., Tensor]]  # creates a layer
 
 
-class Kind(NamedTuple):
-    """What all residual blocks of a network have in common."""
+class BlockConfig(NamedTuple):
+    """The settings that all residual blocks of a network share."""
 
-    groups: int  # of the normalisations
-    eps: float  # keeps their variance from zero
-    temb: int | None = None  # channels of the time embedding, if there is one
-    scale_shift: bool = False  # whether the time scales and shifts
-    dropout: float = 0.0  # the probability of zero
+    groups: int  # of the group normalisations
+    eps: float  # added to their variance
+    temb: int | None = None  # channels of the time embedding; None: no time embedding
+    scale_shift: bool = False  # the time embedding scales and shifts instead of being added
+    dropout: float = 0.0  # probability
 
 
 def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_shift: float) -> np.ndarray:
-    """Sines and cosines of t at geometric frequencies (Vaswani et al. 2017, section 3.5): (N,) -> (N, width).
+    """Sinusoidal embedding of t (Vaswani et al. 2017, section 3.5): (N,) -> (N, width) float32.
 
-    frequency_i = 10000^(-i / (width/2 - freq_shift)); sines come first unless flip_sin_to_cos.
+    sin and cos of t * 10000^(-i / (width/2 - freq_shift)), i = 0, 1, ... width/2 - 1; all sines first, or all cosines
+    first if flip_sin_to_cos. An odd width ends with a 0.
     """
     half = width // 2
     frequency = np.exp(-math.log(10000) * np.arange(half) / (half - freq_shift))
     angle = np.asarray(t, np.float64)[:, None] * frequency  # (N, half)
-    halves = (np.cos(angle), np.sin(angle)) if flip_sin_to_cos else (np.sin(angle), np.cos(angle))
-    return np.pad(np.concatenate(halves, 1), ((0, 0), (0, width % 2))).astype(np.float32)
+    sines = np.sin(angle)
+    cosines = np.cos(angle)
+    parts = (cosines, sines) if flip_sin_to_cos else (sines, cosines)
+    return np.pad(np.concatenate(parts, 1), ((0, 0), (0, width % 2))).astype(np.float32)
 
 
 class TimestepEmbedding(Module):
-    """Linear, SiLU, Linear: the sinusoids become temb (N, outputs)."""
+    """Linear, SiLU, linear: sinusoids (N, inputs) -> time embedding temb (N, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, rng, backend: str):
         self.linear_1 = Linear(inputs, outputs, rng, backend)
@@ -50,22 +53,23 @@ class TimestepEmbedding(Module):
 
 
 class ResnetBlock(Module):
-    """Norm, SiLU, conv, the time; norm, SiLU, dropout, conv; + x: (N, H, W, inputs) -> (N, H, W, outputs).
+    """Norm, SiLU, conv, + temb; norm, SiLU, dropout, conv; + x: (N, H, W, inputs) -> (N, H, W, outputs).
 
-    The time is added, or scales and shifts what norm2 gives (Dhariwal & Nichol 2021, section 3), as its kind says; or
-    there is none.
-    resample   avg_pool or upsample_nearest: what halves or doubles H and W, of x too, before the first conv
+    With cfg.scale_shift temb scales and shifts the output of norm2 instead (Dhariwal & Nichol 2021, section 3).
+    resample   avg_pool or upsample_nearest, applied to x and to the input of the first conv; None: neither
     """
 
-    def __init__(self, inputs: int, outputs: int, kind: Kind, rng, backend: str, resample=None):
-        groups, eps, temb = kind.groups, kind.eps, kind.temb
-        self.norm1 = GroupNorm(groups, inputs, eps, backend)
+    def __init__(self, inputs: int, outputs: int, cfg: BlockConfig, rng, backend: str, resample=None):
+        temb_outputs = 2 * outputs if cfg.scale_shift else outputs
+        self.norm1 = GroupNorm(cfg.groups, inputs, cfg.eps, backend)
         self.conv1 = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj = Linear(temb, outputs * (2 if kind.scale_shift else 1), rng, backend) if temb else None
-        self.norm2 = GroupNorm(groups, outputs, eps, backend)
+        self.time_emb_proj = Linear(cfg.temb, temb_outputs, rng, backend) if cfg.temb else None
+        self.norm2 = GroupNorm(cfg.groups, outputs, cfg.eps, backend)
         self.conv2 = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
         self.conv_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
-        self.scale_shift, self.dropout, self.resample = kind.scale_shift, kind.dropout, resample
+        self.scale_shift = cfg.scale_shift
+        self.dropout = cfg.dropout
+        self.resample = resample
 
     def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None, *_) -> Tensor:
         h = self.norm1(x, silu=True)
@@ -74,7 +78,7 @@ class ResnetBlock(Module):
         temb = None
         if self.time_emb_proj is not None and silu_temb is not None:
             temb = self.time_emb_proj(silu_temb)
-            temb = F.reshape(temb, (temb.shape[0], 1, 1, -1))  # (N, 1, 1, O), twice as many for scale and shift
+            temb = F.reshape(temb, (temb.shape[0], 1, 1, -1))  # (N, 1, 1, O), or 2 O with scale_shift
         if temb is not None and self.scale_shift:
             scale, shift = F.split(temb)
             h = self.norm2(self.conv1(h))
@@ -87,9 +91,9 @@ class ResnetBlock(Module):
 
 
 class Downsample(Module):
-    """A 3x3 convolution with stride 2. padding 0 pads below and to the right only, as DDPM did.
+    """3x3 convolution with stride 2. padding 0 pads at the bottom and right only, as DDPM did.
 
-    It takes no notice of the time and the dropout that a residual block in its place is given.
+    Ignores further arguments: a residual block in its place gets the time embedding and the rng for dropout.
     """
 
     def __init__(self, channels: int, padding: int, rng, backend: str):
@@ -97,47 +101,48 @@ class Downsample(Module):
         self.conv = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
 
     def __call__(self, x: Tensor, *_) -> Tensor:
-        return self.conv(x)  # (N, H/2, W/2, C)
+        return self.conv(x)  # (N, H/2, W/2, C), rounded up if padding is 1, else down
 
 
 class Upsample(Module):
-    """Nearest neighbour, then a 3x3 convolution. It takes no notice of the time and the dropout.
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution. Ignores the time embedding and the rng.
 
-    size  (H', W') to which what is doubled is cut, for pictures whose halves were rounded up
+    size  (H', W') to crop to before the convolution, where downsampling rounded up; None: no cropping
     """
 
     def __init__(self, channels: int, rng, backend: str):
         self.conv = Conv2d(channels, channels, 3, rng, backend, pad=1)
 
     def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None, size=None) -> Tensor:
-        return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C)
+        return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C) or (N, H', W', C)
 
 
 class DownBlock(Module):
-    """One level on the way down; every output is also pushed on hs.
+    """One level of the down path; the output of every layer is pushed on hs.
 
-    attend  makes the attention behind each residual block, if there is to be one; it is given what hears, such as text
-    halve   makes what comes last, unless it is the last level
+    widths      channels of the first input, then of each residual block's output
+    attention   factory of the attention after each residual block, called with h and *context; None: no attention
+    downsample  factory of the level's last layer; None at the lowest level
     """
 
     def __init__(
         self,
         widths: list[int],
-        kind: Kind,
+        cfg: BlockConfig,
         rng,
         backend: str,
-        attend: Make | None = None,
-        halve: Make | None = None,
+        attention: LayerFactory | None = None,
+        downsample: LayerFactory | None = None,
     ):
-        self.resnets = [ResnetBlock(i, o, kind, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
-        self.attentions = [attend() for _ in self.resnets] if attend else []
-        self.downsamplers = [halve()] if halve else []
+        self.resnets = [ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
+        self.attentions = [attention() for _ in self.resnets] if attention else []
+        self.downsamplers = [downsample()] if downsample else []
 
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None, *text: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None, *context: Tensor) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, silu_temb, rng)
             if self.attentions:
-                h = self.attentions[i](h, *text)
+                h = self.attentions[i](h, *context)
             hs.append(h)
         for downsample in self.downsamplers:
             h = downsample(h, silu_temb, rng)
@@ -146,68 +151,74 @@ class DownBlock(Module):
 
 
 class MidBlock(Module):
-    """Residual, attention (if there is to be one), residual; each divided by `divisor`."""
+    """Residual block, attention, residual block; the output of each is divided by `divisor`.
+
+    attention   factory as of DownBlock; None: no attention
+    """
 
     def __init__(
         self,
         channels: int,
-        kind: Kind,
+        cfg: BlockConfig,
         rng,
         backend: str,
-        attend: Make | None = None,
+        attention: LayerFactory | None = None,
         divisor: float = 1,
     ):
-        self.attentions = [attend()] if attend else []
-        self.resnets = [ResnetBlock(channels, channels, kind, rng, backend) for _ in range(2)]
+        self.attentions = [attention()] if attention else []
+        self.resnets = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
         self.scale = 1 / divisor
 
-    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng=None, *text: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng=None, *context: Tensor) -> Tensor:
         h = F.affine(self.resnets[0](h, silu_temb, rng), self.scale)
         for attention in self.attentions:
-            h = F.affine(attention(h, *text), self.scale)
+            h = F.affine(attention(h, *context), self.scale)
         return F.affine(self.resnets[1](h, silu_temb, rng), self.scale)
 
 
 class UpBlock(Module):
-    """One level on the way up; every residual block takes one of hs back in, beside its own input.
+    """One level of the up path; every residual block's input is concatenated with an entry popped from hs.
 
-    widths of these inputs; attend and double as in DownBlock.
+    widths      channels of these concatenated inputs
+    attention   factory as of DownBlock
+    upsample    factory of the level's last layer; None at full resolution
     """
 
     def __init__(
         self,
         widths: list[int],
         outputs: int,
-        kind: Kind,
+        cfg: BlockConfig,
         rng,
         backend: str,
-        attend: Make | None = None,
-        double: Make | None = None,
+        attention: LayerFactory | None = None,
+        upsample: LayerFactory | None = None,
     ):
-        self.resnets = [ResnetBlock(width, outputs, kind, rng, backend) for width in widths]
-        self.attentions = [attend() for _ in widths] if attend else []
-        self.upsamplers = [double()] if double else []
+        self.resnets = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
+        self.attentions = [attention() for _ in widths] if attention else []
+        self.upsamplers = [upsample()] if upsample else []
 
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None, *text: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None, *context: Tensor) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(F.concat(h, hs.pop()), silu_temb, rng)
             if self.attentions:
-                h = self.attentions[i](h, *text)
+                h = self.attentions[i](h, *context)
         for upsample in self.upsamplers:
-            h = upsample(h, silu_temb, rng, hs[-1].shape[1:3])  # the size of what the next level takes back
+            h = upsample(h, silu_temb, rng, hs[-1].shape[1:3])  # the size of the next level's skip connection
         return h
 
 
-def skip_widths(first: int, widths: tuple[int, ...], layers: int) -> list[list[int]]:
-    """The channels of the inputs of every residual block on the way up, level by level.
+def up_block_widths(first: int, widths: tuple[int, ...], layers: int) -> list[list[int]]:
+    """Input channels of every residual block of the up path, per level from lowest to full resolution.
 
-    Each is the sum of what comes from below and what hs gives back: of conv_in `first` channels, then, of each level on
-    the way down, as many as it has layers and one more of its halving.
+    Each is the channels of the previous layer plus those of the popped entry of hs. hs holds conv_in's output (`first`
+    channels), then per level of the down path the outputs of its `layers` residual blocks and of its downsampling.
     """
     pushed = [first]
     for i, width in enumerate(widths):
         pushed += [width] * (layers + (i < len(widths) - 1))
-    h, inputs = widths[-1], []
+    h = widths[-1]
+    inputs: list[list[int]] = []
     for width in reversed(widths):
         inputs.append([])
         for _ in range(layers + 1):

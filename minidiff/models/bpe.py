@@ -1,6 +1,6 @@
-"""Byte-pair encoding, learned: which neighbours become one, the commonest first (Sennrich et al. 2016, algorithm 1).
+"""Learns byte-pair encoding: repeatedly merges the most frequent adjacent pair (Sennrich et al. 2016, algorithm 1).
 
-From one's own captions comes a small vocabulary that fits them:
+Learned from a dataset's captions, it gives a small vocabulary for them:
 
     merges = learn_merges(captions, 1000)
     tokenizer = Tokenizer(vocabulary(merges), merges)
@@ -11,44 +11,57 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 
-from minidiff.models.tokenizer import byte_letters, cleaned, joined, pieces, words
+from minidiff.models.tokenizer import byte_tokens, bytes_to_unicode, merge, normalize, words
+
+Pair = tuple[str, str]
+
+
+class PairCounts:
+    """How often each adjacent pair of tokens occurs in a text, updated incrementally with each merge."""
+
+    def __init__(self, captions: Iterable[str]):
+        characters = bytes_to_unicode()
+        word_counts = Counter(word for caption in captions for word in words(normalize(caption)))
+        self.tokens = [byte_tokens(word, characters) for word in word_counts]  # of every distinct word
+        self.frequencies = list(word_counts.values())
+        self.counts: Counter[Pair] = Counter()
+        self.words_with: defaultdict[Pair, set[int]] = defaultdict(set)  # may list words that had the pair earlier
+        for i, tokens in enumerate(self.tokens):
+            for pair in pairwise(tokens):
+                self.counts[pair] += self.frequencies[i]
+                self.words_with[pair].add(i)
+
+    def apply_merge(self, pair: Pair) -> set[Pair]:
+        """Merge a pair in all words that contain it; returns the pairs whose counts may have changed."""
+        changed: set[Pair] = set()
+        for i in self.words_with.pop(pair):
+            for old in pairwise(self.tokens[i]):
+                self.counts[old] -= self.frequencies[i]
+                changed.add(old)
+            self.tokens[i] = merge(self.tokens[i], pair)
+            for new in pairwise(self.tokens[i]):
+                self.counts[new] += self.frequencies[i]
+                self.words_with[new].add(i)
+                changed.add(new)
+        return changed
 
 
 def learn_merges(captions: Iterable[str], size: int) -> list[tuple[str, str]]:
-    """At most `size` merges, each of the commonest pair of neighbours there is by then; of equals, the first by name.
+    """At most `size` merges, each of the pair that is most frequent by then; ties go to the first in string order.
 
-    It ends early where no pair stands twice. Only the words that hold a pair are looked at when it is merged.
+    Stops early when no pair occurs twice.
     """
-    letters = byte_letters()
-    counts = Counter(word for caption in captions for word in words(cleaned(caption)))
-    texts, times = [pieces(word, letters) for word in counts], list(counts.values())
-    common: Counter[tuple[str, str]] = Counter()
-    holders = defaultdict(set)  # pair -> the numbers of the words that hold it, or did so once
-    for i, parts in enumerate(texts):
-        for pair in pairwise(parts):
-            common[pair] += times[i]
-            holders[pair].add(i)
-    order = [(-count, pair) for pair, count in common.items()]  # a heap; counts that have changed since are passed over
-    heapq.heapify(order)
-
+    pairs = PairCounts(captions)
+    heap = [(-count, pair) for pair, count in pairs.counts.items()]  # entries with outdated counts are skipped below
+    heapq.heapify(heap)
     merges: list[tuple[str, str]] = []
-    while len(merges) < size and order:
-        count, best = heapq.heappop(order)
-        if -count != common[best]:
+    while len(merges) < size and heap:
+        negative_count, pair = heapq.heappop(heap)
+        if -negative_count != pairs.counts[pair]:
             continue
-        if -count < 2:
+        if -negative_count < 2:
             break
-        merges.append(best)
-        changed = set()
-        for i in holders.pop(best):
-            for pair in pairwise(texts[i]):
-                common[pair] -= times[i]
-                changed.add(pair)
-            texts[i] = joined(texts[i], best)
-            for pair in pairwise(texts[i]):
-                common[pair] += times[i]
-                holders[pair].add(i)
-                changed.add(pair)
-        for pair in changed:
-            heapq.heappush(order, (-common[pair], pair))
+        merges.append(pair)
+        for changed in pairs.apply_merge(pair):
+            heapq.heappush(heap, (-pairs.counts[changed], changed))
     return merges

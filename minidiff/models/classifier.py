@@ -1,7 +1,7 @@
-"""What a picture shows: a small convolutional network that learns to name its class.
+"""A small convolutional image classifier, whose intermediate features serve the image metrics.
 
-What its layers see on the way is where sets of pictures are compared. Not the last one: that one tells classes apart
-and little else, so that a blurred cat looks to it like any other.
+The metrics compare the features of inner layers. Those of the last layer separate the classes and little else: to
+them a blurred cat looks like any other.
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.pooling import mean_pixel
 from minidiff.engine.tensor import Tensor
 
-WIDTHS = (16, 32, 64, 128)  # the channels at full size, at half, at a quarter, at an eighth
+WIDTHS = (16, 32, 64, 128)  # channels at full resolution, 1/2, 1/4 and 1/8
 GROUPS, EPS = 8, 1e-5
 
 
-class Halving(Module):
-    """Norm, SiLU, a 3x3 convolution with stride 2: (N, H, W, inputs) -> (N, H/2, W/2, outputs), rounded up."""
+class DownsampleBlock(Module):
+    """Norm, SiLU, 3x3 convolution with stride 2: (N, H, W, inputs) -> (N, H/2, W/2, outputs), rounded up."""
 
     def __init__(self, inputs: int, outputs: int, rng, backend: str):
         self.norm = GroupNorm(GROUPS, inputs, EPS, backend)
@@ -26,8 +26,8 @@ class Halving(Module):
         return self.conv(self.norm(x, silu=True))
 
 
-class Block(Module):
-    """Norm, SiLU, conv, twice; + x (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
+class ResidualBlock(Module):
+    """Residual block: norm, SiLU, conv, twice; + x (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
 
     def __init__(self, channels: int, rng, backend: str):
         self.norm1 = GroupNorm(GROUPS, channels, EPS, backend)
@@ -41,31 +41,31 @@ class Block(Module):
 
 
 class Classifier(Module):
-    """logits = classifier(x): which of K classes a picture shows. 0.2 million parameters.
+    """logits = classifier(x): image classification with 0.2 million parameters.
 
     channels, classes   C and K
-    rng                 draws the starting weights; None: they are zeros, to be loaded
+    rng                 initialises the weights; None: zeros, to be loaded
     """
 
     def __init__(self, channels: int, classes: int, rng, backend: str = "numba"):
         self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, backend, pad=1)
-        self.halvings = [Halving(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
-        self.blocks = [Block(width, rng, backend) for width in WIDTHS[1:-1]]
+        self.halvings = [DownsampleBlock(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
+        self.blocks = [ResidualBlock(width, rng, backend) for width in WIDTHS[1:-1]]
         self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS, backend)
         self.out = Linear(WIDTHS[-1], classes, rng, backend)
 
     def look(self, x: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 96), what each block gives in the mean over pixels, and logits (N, K).
+        """Features (N, 96), the residual blocks' outputs averaged over all pixels, and logits (N, K).
 
-        x (N, H, W, C) in [-1, 1], of any H and W. Raises ValueError for another C.
+        x (N, H, W, C) in [-1, 1], of any H and W. Raises ValueError if C differs.
         """
         h = self.conv_in(x if isinstance(x, Tensor) else Tensor(x, self.backend))  # (N, H, W, 16)
-        means = []
-        for halving, block in zip(self.halvings, self.blocks, strict=False):
-            h = block(halving(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
-            means.append(mean_pixel(h))
+        features = []
+        for downsample, block in zip(self.halvings, self.blocks, strict=False):
+            h = block(downsample(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
+            features.append(mean_pixel(h))
         h = self.norm_out(self.halvings[-1](h), silu=True)  # (N, H/8, W/8, 128)
-        return F.concat(*means), self.out(mean_pixel(h))
+        return F.concat(*features), self.out(mean_pixel(h))
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:
         return self.look(x)[1]  # (N, K)

@@ -1,7 +1,7 @@
-"""CLIP's text encoder: the numbers of a text become a vector for each of its places (Radford et al. 2021).
+"""CLIP's text encoder: token ids become one embedding per position (Radford et al. 2021).
 
-A transformer (Vaswani et al. 2017) that looks back only: the vector of a place knows all that stands before it, so
-that of the end knows the whole text. Attributes are named as transformers' CLIPTextModel names them.
+A transformer (Vaswani et al. 2017) with causal attention: a position's embedding depends on the tokens up to it, so
+the one at the end-of-text token depends on the whole text. Attributes are named as in transformers' CLIPTextModel.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from minidiff.models.latent_config import TextEncoderConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), which is about gelu (Hendrycks & Gimpel 2016)."""
+    """x sigmoid(1.702 x), an approximation of gelu (Hendrycks & Gimpel 2016)."""
     return F.affine(F.silu(F.affine(x, 1.702)), 1 / 1.702)
 
 
@@ -21,7 +21,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Embeddings(Module):
-    """What is said, plus where: ids (N, T) -> (N, T, D)."""
+    """Token embedding plus position embedding: ids (N, T) -> (N, T, D)."""
 
     def __init__(self, cfg: TextEncoderConfig, rng, backend: str):
         self.token_embedding = Embedding(cfg.vocab_size, cfg.hidden_size, rng, backend)
@@ -29,15 +29,16 @@ class Embeddings(Module):
 
     def __call__(self, ids: np.ndarray) -> Tensor:
         N, T = ids.shape
-        said = F.reshape(self.token_embedding(ids.reshape(-1)), (N, T, -1))  # (N, T, D)
-        return F.add(said, self.position_embedding(np.arange(T)))
+        tokens = F.reshape(self.token_embedding(ids.reshape(-1)), (N, T, -1))  # (N, T, D)
+        return F.add(tokens, self.position_embedding(np.arange(T)))
 
 
 class CausalSelfAttention(Module):
-    """Attention of every place to itself and those before it: (N, T, D) -> (N, T, D)."""
+    """Attention of every position to itself and earlier ones, + add: (N, T, D) -> (N, T, D)."""
 
     def __init__(self, cfg: TextEncoderConfig, rng, backend: str):
-        width, self.heads = cfg.hidden_size, cfg.num_attention_heads
+        width = cfg.hidden_size
+        self.heads = cfg.num_attention_heads
         self.k_proj = Linear(width, width, rng, backend)
         self.v_proj = Linear(width, width, rng, backend)
         self.q_proj = Linear(width, width, rng, backend)
@@ -51,7 +52,7 @@ class CausalSelfAttention(Module):
 
 
 class MLP(Module):
-    """Wide and back: (N, T, D) -> (N, T, D)."""
+    """Position-wise feed-forward network, + add: (N, T, D) -> (N, T, D)."""
 
     def __init__(self, cfg: TextEncoderConfig, rng, backend: str):
         self.fc1 = Linear(cfg.hidden_size, cfg.intermediate_size, rng, backend)
@@ -63,7 +64,7 @@ class MLP(Module):
 
 
 class Layer(Module):
-    """Attention, then the two linear layers; each normalised first and added."""
+    """Pre-norm transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, cfg: TextEncoderConfig, rng, backend: str):
         self.self_attn = CausalSelfAttention(cfg, rng, backend)
@@ -77,16 +78,16 @@ class Layer(Module):
 
 
 class Layers(Module):
-    """All of them, under the name that transformers gives them."""
+    """The list of layers, nested as in transformers so that the keys match; TextEncoder calls them."""
 
     def __init__(self, cfg: TextEncoderConfig, rng, backend: str):
         self.layers = [Layer(cfg, rng, backend) for _ in range(cfg.num_hidden_layers)]
 
 
 class TextEncoder(Module):
-    """embeddings = text_encoder(ids): what the U-Net listens to.
+    """embeddings = text_encoder(ids): the context of the U-Net's cross-attention.
 
-    config, rng and backend as of UNet.
+    config, rng, backend: as for UNet.
     """
 
     def __init__(self, config: TextEncoderConfig, rng, backend: str = "numba"):
@@ -96,17 +97,22 @@ class TextEncoder(Module):
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps, backend)
 
     def __call__(self, ids: np.ndarray, clip_skip: int = 0) -> Tensor:
-        """(N, T, D), normalised at the end.
+        """Embeddings (N, T, D), after the final layer norm.
 
         ids        (N, T) integers, T at most max_position_embeddings
-        clip_skip  how many of the last layers are left out
-        Raises ValueError if the shape or clip_skip does not fit, IndexError for an id beyond the vocabulary.
+        clip_skip  number of last layers to skip
+        Raises ValueError if the shape or clip_skip is out of range, IndexError if an id is not in the vocabulary.
         """
-        ids, layers = np.asarray(ids), self.encoder.layers
+        ids = np.asarray(ids)
+        layers = self.encoder.layers
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.config.max_position_embeddings:
-            raise ValueError(f"ids have shape {ids.shape}: give (N, T), T up to {self.config.max_position_embeddings}")
+            raise ValueError(
+                f"ids have shape {ids.shape}: give (N, T), T from 1 to {self.config.max_position_embeddings}"
+            )
         if not 0 <= clip_skip < len(layers):
-            raise ValueError(f"clip_skip is {clip_skip}, of {len(layers)} layers: give 0 to {len(layers) - 1}")
+            raise ValueError(
+                f"clip_skip is {clip_skip}, the encoder has {len(layers)} layers: give 0 to {len(layers) - 1}"
+            )
         x = self.embeddings(ids)  # (N, T, D)
         for layer in layers[: len(layers) - clip_skip]:
             x = layer(x)

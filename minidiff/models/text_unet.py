@@ -1,8 +1,8 @@
-"""The noise predictor that listens to text: Stable Diffusion's U-Net, diffusers' UNet2DConditionModel.
+"""Stable Diffusion's text-conditional U-Net, diffusers' UNet2DConditionModel.
 
-Rombach et al. 2022 (arXiv:2112.10752), section 3.3. The U-Net of DDPM, in which every attention has become a
-transformer block: pixels look at one another, then at the words of the text, then each thinks for itself.
-Attributes are named as diffusers names them.
+Rombach et al. 2022 (arXiv:2112.10752), section 3.3. DDPM's U-Net with transformer blocks in place of self-attention:
+self-attention among the pixels, cross-attention to the text embeddings, a position-wise feed-forward network.
+Attributes are named as in diffusers.
 """
 
 from functools import partial
@@ -13,37 +13,39 @@ from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, LayerNorm, Linear, Module
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import (
+    BlockConfig,
     DownBlock,
     Downsample,
-    Kind,
     MidBlock,
     TimestepEmbedding,
     UpBlock,
     Upsample,
-    skip_widths,
     timestep_embedding,
+    up_block_widths,
 )
-from minidiff.models.latent_config import TextUNetConfig
+from minidiff.models.latent_config import CROSS_DOWN, CROSS_UP, TextUNetConfig
 
 
 class Attention(Module):
-    """What each of x (N, T, C) takes from all of `heard` (N, S, D), plus x."""
+    """Multi-head attention from x (N, T, C) to context (N, S, D), + add (N, T, C) -> (N, T, C)."""
 
-    def __init__(self, channels: int, heard: int, heads: int, rng, backend: str):
+    def __init__(self, channels: int, context_width: int, heads: int, rng, backend: str):
         self.heads = heads
         self.to_q = Linear(channels, channels, rng, backend, bias=False)
-        self.to_k = Linear(heard, channels, rng, backend, bias=False)
-        self.to_v = Linear(heard, channels, rng, backend, bias=False)
+        self.to_k = Linear(context_width, channels, rng, backend, bias=False)
+        self.to_v = Linear(context_width, channels, rng, backend, bias=False)
         self.to_out = [Linear(channels, channels, rng, backend)]
 
-    def __call__(self, x: Tensor, heard: Tensor, add: Tensor) -> Tensor:
-        q, k, v = self.to_q(x), self.to_k(heard), self.to_v(heard)
-        q, k, v = (F.reshape(a, (*a.shape[:2], self.heads, -1)) for a in (q, k, v))  # (N, T, heads, C / heads)
+    def __call__(self, x: Tensor, context: Tensor, add: Tensor) -> Tensor:
+        q = self.to_q(x)  # (N, T, C)
+        k = self.to_k(context)  # (N, S, C)
+        v = self.to_v(context)
+        q, k, v = (F.reshape(a, (*a.shape[:2], self.heads, -1)) for a in (q, k, v))  # (N, T or S, heads, C / heads)
         return self.to_out[0](F.reshape(F.attention(q, k, v), x.shape), add=add)
 
 
 class GEGLU(Module):
-    """One half of a linear layer, let through by the other: h gelu(gate) (Shazeer 2020, arXiv:2002.05202)."""
+    """h gelu(gate), h and gate the halves of a linear layer's output (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, inputs: int, outputs: int, rng, backend: str):
         self.proj = Linear(inputs, 2 * outputs, rng, backend)
@@ -53,17 +55,22 @@ class GEGLU(Module):
 
 
 class FeedForward(Module):
-    """Four times as wide, through a gate, and back. In the middle of diffusers' list is a dropout."""
+    """Position-wise feed-forward network with GEGLU and 4 C hidden channels, + add: (N, T, C) -> (N, T, C)."""
 
     def __init__(self, channels: int, rng, backend: str):
-        self.net = [GEGLU(channels, 4 * channels, rng, backend), None, Linear(4 * channels, channels, rng, backend)]
+        geglu = GEGLU(channels, 4 * channels, rng, backend)
+        linear = Linear(4 * channels, channels, rng, backend)
+        self.net = [geglu, None, linear]  # diffusers has a dropout at index 1
 
     def __call__(self, x: Tensor, add: Tensor) -> Tensor:
         return self.net[2](self.net[0](x), add=add)
 
 
 class TransformerBlock(Module):
-    """Attention to one another, to the text, and a feed-forward net; each normalised first and added."""
+    """Self-attention, cross-attention, feed-forward network, each x + f(layer_norm(x)).
+
+    x (N, T, C), context (N, S, D) -> (N, T, C).
+    """
 
     def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng, backend: str):
         self.norm1 = LayerNorm(channels, 1e-5, backend)
@@ -73,18 +80,18 @@ class TransformerBlock(Module):
         self.norm3 = LayerNorm(channels, 1e-5, backend)
         self.ff = FeedForward(channels, rng, backend)
 
-    def __call__(self, x: Tensor, text: Tensor) -> Tensor:
-        own = self.norm1(x)
-        x = self.attn1(own, own, add=x)
-        x = self.attn2(self.norm2(x), text, add=x)
+    def __call__(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = self.attn1(h, h, add=x)
+        x = self.attn2(self.norm2(x), context, add=x)
         return self.ff(self.norm3(x), add=x)
 
 
 class Transformer(Module):
-    """The pixels of a picture as a row of tokens, through transformer blocks, and added to it: (N, H, W, C)."""
+    """x + transformer blocks over its pixels as a sequence of H W tokens: (N, H, W, C) -> (N, H, W, C)."""
 
     def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng, backend: str):
-        def project() -> Linear | Conv2d:  # the same numbers, under two shapes of weights
+        def project() -> Linear | Conv2d:  # the same function, with weights of shape (O, I) or (O, 1, 1, I)
             linear = cfg.use_linear_projection
             return Linear(channels, channels, rng, backend) if linear else Conv2d(channels, channels, 1, rng, backend)
 
@@ -94,58 +101,74 @@ class Transformer(Module):
         self.transformer_blocks = [TransformerBlock(channels, heads, cfg, rng, backend) for _ in layers]
         self.proj_out = project()
 
-    def __call__(self, x: Tensor, text: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, context: Tensor) -> Tensor:
         N, H, W, C = x.shape
         h = F.reshape(self.proj_in(self.norm(x)), (N, H * W, C))  # (N, T, C)
         for block in self.transformer_blocks:
-            h = block(h, text)
+            h = block(h, context)
         return self.proj_out(F.reshape(h, x.shape), add=x)  # (N, H, W, C)
 
 
-class TextUNet(Module):
-    """eps_hat = unet(x_t, t, cond=text): what noise is in x_t, if it is a picture of that?
+def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng, backend: str) -> list[DownBlock]:
+    """The levels from full to lowest resolution."""
+    blocks: list[DownBlock] = []
+    channels = cfg.block_out_channels[0]
+    last = len(cfg.block_out_channels) - 1
+    for i, (block_type, width) in enumerate(zip(cfg.down_block_types, cfg.block_out_channels, strict=True)):
+        transformer = partial(Transformer, width, cfg.heads[i], cfg, rng, backend)
+        downsample = None if i == last else partial(Downsample, width, 1, rng, backend)
+        widths = [channels] + [width] * cfg.layers_per_block
+        attention = transformer if block_type == CROSS_DOWN else None
+        blocks.append(DownBlock(widths, block_cfg, rng, backend, attention, downsample))
+        channels = width
+    return blocks
 
-    config, rng and backend as of UNet.
+
+def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng, backend: str) -> list[UpBlock]:
+    """The levels from lowest to full resolution."""
+    blocks: list[UpBlock] = []
+    widths = cfg.block_out_channels
+    last = len(widths) - 1
+    inputs = up_block_widths(widths[0], widths, cfg.layers_per_block)
+    for i, block_type in enumerate(cfg.up_block_types):
+        width = widths[last - i]
+        transformer = partial(Transformer, width, cfg.heads[last - i], cfg, rng, backend)
+        upsample = None if i == last else partial(Upsample, width, rng, backend)
+        attention = transformer if block_type == CROSS_UP else None
+        blocks.append(UpBlock(inputs[i], width, block_cfg, rng, backend, attention, upsample))
+    return blocks
+
+
+class TextUNet(Module):
+    """model_output = unet(x_t, t, cond=text): the prediction of eps, or another target, conditioned on text embeddings.
+
+    config, rng, backend: as for UNet.
     """
 
     def __init__(self, config: TextUNetConfig, rng, backend: str = "numba"):
         cfg = self.config = config
-        widths, last = cfg.block_out_channels, len(cfg.block_out_channels) - 1
-        self.conv_in = Conv2d(cfg.in_channels, widths[0], 3, rng, backend, pad=1)
-        self.time_embedding = TimestepEmbedding(widths[0], cfg.time_embed_dim, rng, backend)
+        width = cfg.block_out_channels[0]
+        self.conv_in = Conv2d(cfg.in_channels, width, 3, rng, backend, pad=1)
+        self.time_embedding = TimestepEmbedding(width, cfg.time_embed_dim, rng, backend)
 
-        kind = Kind(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, dropout=cfg.dropout)
+        block_cfg = BlockConfig(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, dropout=cfg.dropout)
+        lowest = cfg.block_out_channels[-1]
+        transformer = partial(Transformer, lowest, cfg.heads[-1], cfg, rng, backend)
+        self.down_blocks = down_blocks(cfg, block_cfg, rng, backend)
+        self.mid_block = MidBlock(lowest, block_cfg, rng, backend, transformer)
+        self.up_blocks = up_blocks(cfg, block_cfg, rng, backend)
 
-        def attend(level: int, name: str = "CrossAttn"):
-            make = partial(Transformer, widths[level], cfg.heads[level], cfg, rng, backend)
-            return make if name.startswith("CrossAttn") else None
-
-        self.down_blocks, h = [], widths[0]
-        for i, (name, width) in enumerate(zip(cfg.down_block_types, widths, strict=True)):
-            inputs = [h] + [width] * cfg.layers_per_block
-            halve = None if i == last else partial(Downsample, width, 1, rng, backend)
-            self.down_blocks.append(DownBlock(inputs, kind, rng, backend, attend(i, name), halve))
-            h = width
-        self.mid_block = MidBlock(h, kind, rng, backend, attend(last))
-        self.up_blocks = []
-        inputs = skip_widths(widths[0], widths, cfg.layers_per_block)
-        for i, name in enumerate(cfg.up_block_types):
-            level = last - i
-            double = None if i == last else partial(Upsample, widths[level], rng, backend)
-            made = UpBlock(inputs[i], widths[level], kind, rng, backend, attend(level, name), double)
-            self.up_blocks.append(made)
-
-        self.conv_norm_out = GroupNorm(cfg.norm_num_groups, widths[0], cfg.norm_eps, backend)
-        self.conv_out = Conv2d(widths[0], cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
+        self.conv_out = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
 
     def __call__(self, x_t, t: np.ndarray, cond, rng=None) -> Tensor:
-        """eps_hat (N, H, W, out_channels).
+        """The prediction, (N, H, W, out_channels).
 
-        x_t   (N, H, W, C) array or Tensor; halves of odd H and W are rounded up
-        t     (N,) numbers, 0-based
-        cond  the text's embeddings (N, S, cross_attention_dim), array or Tensor
-        rng   draws dropout; without it there is none
-        Raises ValueError if a shape does not fit.
+        x_t   (N, H, W, C) array or Tensor; downsampling rounds odd H and W up
+        t     (N,) int, 0-based, or real between timesteps
+        cond  text embeddings (N, S, cross_attention_dim), array or Tensor
+        rng   for dropout; None: no dropout
+        Raises ValueError if a shape does not match.
         """
         cfg = self.config
         x_t, text = (a if isinstance(a, Tensor) else Tensor(a, self.backend) for a in (x_t, cond))
@@ -171,6 +194,6 @@ class TextUNet(Module):
             raise ValueError(f"x_t has shape {x_t.shape}, the network takes (N, H, W, {cfg.in_channels})")
         N = x_t.shape[0]
         if np.shape(t) != (N,):
-            raise ValueError(f"t has shape {np.shape(t)}, x_t holds {N} pictures: give ({N},)")
+            raise ValueError(f"t has shape {np.shape(t)}, x_t holds {N} images: give ({N},)")
         if len(text.shape) != 3 or (text.shape[0], text.shape[2]) != (N, cfg.cross_attention_dim):
             raise ValueError(f"cond has shape {text.shape}: give ({N}, S, {cfg.cross_attention_dim})")

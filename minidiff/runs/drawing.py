@@ -50,11 +50,11 @@ def drawable(folder: Path, backend: str, choice: Choice = None) -> UNet:
     check_kind(folder, "unet")
     unet = load_unet(folder, backend) if choice is None else open_chosen(folder, choice, UNetRun).unet.to(backend)
     height, width, channels = unet.picture_shape
-    halvings = len(unet.config.block_out_channels) - 1
+    downsamples = len(unet.config.block_out_channels) - 1
     if channels not in (1, 3):
         raise MinidiffError(f"{folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
-    if height % 2**halvings or width % 2**halvings:
-        raise MinidiffError(f"{folder}: sample_size is {height}x{width}, and the network halves {halvings} times")
+    if height % 2**downsamples or width % 2**downsamples:
+        raise MinidiffError(f"{folder}: sample_size is {height}x{width}, and the network halves {downsamples} times")
     return unet
 
 

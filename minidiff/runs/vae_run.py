@@ -125,15 +125,15 @@ def default_vae(shape: tuple[int, int, int], width: int = 32, depth: int | None 
         raise MinidiffError(f"{W}x{H} pictures cannot be halved, as the autoencoder must; cut them with --size")
     check_width(width, GROUPS)
     usual = 2 if H % 4 == 0 and W % 4 == 0 else 1
-    halvings = usual if depth is None else downsamplings(H, W, depth, fewest=2, most=6)
-    widths = (width,) + (2 * width,) * halvings
+    downsamples = usual if depth is None else downsamplings(H, W, depth, fewest=2, most=6)
+    widths = (width,) + (2 * width,) * downsamples
     return VAEConfig(
         in_channels=C,
         out_channels=C,
         block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
-        latent_channels=C * 4 ** (halvings - 1),
+        latent_channels=C * 4 ** (downsamples - 1),
         norm_num_groups=GROUPS,
         sample_size=H if H == W else (H, W),
         scaling_factor=1.0,

@@ -37,7 +37,7 @@ def attention(q, k, v, causal=False):
     return T.scaled_dot_product_attention(*by_head, is_causal=causal).transpose(1, 2)
 
 
-def double(x):
+def upsample(x):
     return nhwc(T.interpolate(nchw(x), scale_factor=2))
 
 
@@ -45,26 +45,26 @@ def layer_norm(x, weight, bias):
     return T.layer_norm(x, weight.shape, weight, bias)
 
 
-def squared(prediction, weight=None):
+def squared_error(prediction, weight=None):
     error = (prediction - torch.tensor(TARGET)) ** 2
     return (error if weight is None else error * torch.tensor(weight)).mean()
 
 
-def surprise(logits):
+def cross_entropy_of(logits):
     return T.cross_entropy(logits, torch.tensor(INDEX))
 
 
-def drawn(mean, log_variance):
+def gaussian_sample(mean, log_variance):
     return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * torch.tensor(EPS)
 
 
-def divergence(mean, log_variance):
+def kl(mean, log_variance):
     log_variance = log_variance.clamp(-30, 20)
     return 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
 
 
-def recombined(x):
-    """One number from both halves, with a weight that tells them apart."""
+def weighted_halves(x):
+    """2 first + second: different weights, so that exchanged halves are noticed."""
     first, second = F.split(x)
     return F.add(F.affine(first, 2), second)
 
@@ -75,9 +75,9 @@ Z, GAIN, SHIFT = draw(2, 4, 5, 6), draw(6, offset=1), draw(6, seed=1)
 Q, K, V = draw(2, 9, 2, 8), draw(2, 7, 2, 8), draw(2, 7, 2, 8, seed=1)
 groups3, groups2 = partial(F.group_norm, groups=3, eps=1e-5), partial(F.group_norm, groups=2, eps=1e-5, silu=True)
 
-LOGS, BEYOND, EPS = draw(2, 4, 3, seed=2), draw(2, 4, 3, scale=30, offset=-10), draw(2, 4, 3, seed=3)
+LOG_VARIANCE, BEYOND, EPS = draw(2, 4, 3, seed=2), draw(2, 4, 3, scale=30, offset=-10), draw(2, 4, 3, seed=3)
 
-# What it is called, ours, theirs, the inputs by name.
+# Label, our function, torch's function, inputs by name.
 LINES = [
     ("add", F.add, lambda a, b: a + b, {"a": ROWS, "b": draw(2, 4, 3, seed=1)}),
     ("add, broadcast", F.add, lambda a, b: a + b, {"a": ROWS, "b": draw(4, 1)}),
@@ -90,7 +90,7 @@ LINES = [
     ("conv2d, bias", F.conv2d, conv, {"x": X, "w": W, "bias": BIAS}),
     ("conv2d, temb", partial(F.conv2d, pad=SAME), partial(conv, pad=SAME), {"x": X, "w": W, "bias": BIAS, "add": TEMB}),
     ("conv2d, residual", partial(F.conv2d, pad=SAME), partial(conv, pad=SAME), {"x": X, "w": W, "add": RESIDUAL}),
-    ("conv2d, halving", partial(F.conv2d, stride=2, pad=DOWN), partial(conv, stride=2, pad=DOWN), {"x": X, "w": W}),
+    ("conv2d, stride 2", partial(F.conv2d, stride=2, pad=DOWN), partial(conv, stride=2, pad=DOWN), {"x": X, "w": W}),
     ("linear", F.linear, linear, {"x": ROWS, "w": LINEAR}),
     ("linear, one row", F.linear, linear, {"x": draw(3), "w": LINEAR, "bias": BIAS}),
     ("linear, residual", F.linear, linear, {"x": ROWS, "w": LINEAR, "bias": BIAS, "add": ROWS_OUT}),
@@ -101,20 +101,21 @@ LINES = [
     ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
     ("geglu", F.geglu, lambda x: x[..., :4] * T.gelu(x[..., 4:]), {"x": RESIDUAL}),
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
-    ("upsample_nearest", F.upsample_nearest, double, {"x": X}),
-    ("upsample_nearest, cut", partial(F.upsample_nearest, size=(11, 10)), lambda x: double(x)[:, :11], {"x": X}),
+    ("upsample_nearest", F.upsample_nearest, upsample, {"x": X}),
+    ("upsample_nearest, cropped", partial(F.upsample_nearest, size=(11, 10)), lambda x: upsample(x)[:, :11], {"x": X}),
     ("avg_pool", avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
     ("mean_pixel", mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
-    ("split", recombined, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
+    ("split", weighted_halves, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
-    ("mse", partial(mse, target=TARGET), squared, {"prediction": X}),
-    ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared, weight=WEIGHT), {"prediction": X}),
-    ("draw", partial(gaussian.draw, eps=EPS), drawn, {"mean": ROWS, "log_variance": LOGS}),
-    ("draw, bounded", partial(gaussian.draw, eps=EPS), drawn, {"mean": ROWS, "log_variance": BEYOND}),
-    ("divergence", gaussian.divergence, divergence, {"mean": ROWS, "log_variance": LOGS}),
-    ("divergence, bounded", gaussian.divergence, divergence, {"mean": ROWS, "log_variance": BEYOND}),
-    ("cross_entropy", partial(cross_entropy, labels=INDEX), surprise, {"logits": draw(4, 5, scale=20)}),
+    ("mse", partial(mse, target=TARGET), squared_error, {"prediction": X}),
+    ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared_error, weight=WEIGHT),
+     {"prediction": X}),
+    ("draw", partial(gaussian.draw, eps=EPS), gaussian_sample, {"mean": ROWS, "log_variance": LOG_VARIANCE}),
+    ("draw, clipped", partial(gaussian.draw, eps=EPS), gaussian_sample, {"mean": ROWS, "log_variance": BEYOND}),
+    ("divergence", gaussian.divergence, kl, {"mean": ROWS, "log_variance": LOG_VARIANCE}),
+    ("divergence, clipped", gaussian.divergence, kl, {"mean": ROWS, "log_variance": BEYOND}),
+    ("cross_entropy", partial(cross_entropy, labels=INDEX), cross_entropy_of, {"logits": draw(4, 5, scale=20)}),
 ]  # fmt: skip
 CASES = [
     differentiable(label, ours, theirs, CONV_FLOOR if label.startswith(("conv", "linear")) else FLOOR, **inputs)
@@ -127,8 +128,8 @@ def test_function_equals_torch(backend, case):
     check(backend, case)
 
 
-def test_every_function_stands_in_the_table():
-    """Those that are not compared with torch have a test of their own below."""
+def test_every_function_has_a_case():
+    """Except reshape and dropout, which have their own tests below."""
     public = {
         name
         for module in (F, losses)
@@ -147,14 +148,14 @@ def test_reshape(backend):
     np.testing.assert_array_equal(backend.to_numpy(x.grad), dy.reshape(2, 3, 4))
 
 
-def test_dropout_without_rng_is_nothing(backend):
+def test_dropout_without_rng_is_the_identity(backend):
     x = Tensor(draw(5), backend)
     assert F.dropout(x, 0.5) is x
     assert F.dropout(x, 0.0, np.random.default_rng(0)) is x
 
 
 def test_dropout_keeps_the_expectation(backend):
-    """Of n ones, each is kept with probability q and then 1/q: the mean strays by sqrt((1 - q) / (q n)); 5 of these."""
+    """Each of n ones becomes 1 / q with probability q, else 0; 5 standard errors, sqrt((1 - q) / (q n)) each."""
     n, p = 100_000, 0.3
     x = Tensor(np.ones(n), backend, requires_grad=True)
     y = F.dropout(x, p, np.random.default_rng(0))
@@ -165,7 +166,7 @@ def test_dropout_keeps_the_expectation(backend):
     np.testing.assert_array_equal(backend.to_numpy(x.grad), values)
 
 
-def test_dropout_is_decided_by_the_rng_alone(backend):
+def test_dropout_depends_on_the_rng_only(backend):
     x = Tensor(np.ones((3, 50)), backend)
     a, b, c = (F.dropout(x, 0.5, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
     assert (a == b).all() and (a != c).any()
@@ -193,7 +194,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_shapes_that_do_not_fit_are_refused(backend, message):
+def test_shapes_that_do_not_match_are_refused(backend, message):
     with pytest.raises(ValueError, match=message):
         WRONG[message](lambda *shape: Tensor(draw(*shape), backend))
 
@@ -201,18 +202,18 @@ def test_shapes_that_do_not_fit_are_refused(backend, message):
 @pytest.mark.parametrize(
     "index, error", [([0, 5], IndexError), ([-1], IndexError), ([0.0], TypeError), ([[1]], TypeError)]
 )
-def test_an_index_that_is_none_is_refused(backend, index, error):
+def test_a_bad_index_is_refused(backend, index, error):
     with pytest.raises(error, match="embedding"):
         F.embedding(Tensor(draw(5, 2), backend), np.array(index))
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
-def test_a_label_beyond_the_classes_is_refused(backend, labels):
+def test_a_label_out_of_range_is_refused(backend, labels):
     with pytest.raises(IndexError, match="cross_entropy"):
         cross_entropy(Tensor(draw(2, 3), backend), np.array(labels))
 
 
-def test_cross_entropy_of_sure_logits_does_not_overflow(backend):
+def test_cross_entropy_of_large_logits_does_not_overflow(backend):
     logits = Tensor(np.float32([[1000, -1000], [-1000, 1000]]), backend, requires_grad=True)
     loss = cross_entropy(logits, np.array([0, 0]))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Every layer against torch's (attention against diffusers'): output and all gradients; and what a Module is."""
+"""Every layer against torch's (attention against diffusers'): output and all gradients; and the methods of Module."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from minidiff.engine.tensor import Tensor
 RNG = np.random.default_rng(0)
 
 
-class HalvingConv(torch.nn.Conv2d):
+class UnevenPadConv(torch.nn.Conv2d):
     def forward(self, x):
         return super().forward(torch.nn.functional.pad(x, (0, 1, 0, 1)))
 
@@ -25,8 +25,8 @@ class GroupNormSiLU(torch.nn.GroupNorm):
 
 
 def layer(label, make, net, x, **call):
-    """make(backend) gives our layer, net is torch's. Both get the same parameters, which are inputs like x."""
-    pictures = x.ndim == 4
+    """make(backend) returns our layer, net is torch's. Both get the same parameters, which are inputs like x."""
+    images = x.ndim == 4
 
     def ours(backend, dy, x, **state):
         module = make(backend.name)
@@ -38,8 +38,8 @@ def layer(label, make, net, x, **call):
         return {"y": y.data} | ({"dx": given.grad} if given is not x else {}) | gradients
 
     def theirs(x, **state):
-        y = functional_call(net, torch_layout(state), nchw(x) if pictures else x)
-        return nhwc(y) if pictures else y
+        y = functional_call(net, torch_layout(state), nchw(x) if images else x)
+        return nhwc(y) if images else y
 
     shapes = {name: a.shape for name, a in make("numpy").state_dict().items()}
     state = {name: draw(*shape, scale=0.5, seed=i) for i, (name, shape) in enumerate(shapes.items(), 1)}
@@ -48,7 +48,7 @@ def layer(label, make, net, x, **call):
 
 
 def diffusers_attention(channels, heads, groups):
-    """groups None: without a norm."""
+    """groups None: no normalisation."""
     return Attention(
         channels, heads=heads, dim_head=channels // heads, norm_num_groups=groups, eps=1e-6, bias=True,
         residual_connection=True,
@@ -67,9 +67,9 @@ CASES = [
         draw(2, 6, 8, 3),
     ),
     layer(
-        "Conv2d, stride 2 and uneven borders",
+        "Conv2d, stride 2, uneven padding",
         lambda b: nn.Conv2d(3, 8, 3, RNG, b, stride=2, pad=(0, 1, 0, 1)),
-        HalvingConv(3, 8, 3, stride=2),
+        UnevenPadConv(3, 8, 3, stride=2),
         draw(2, 6, 8, 3),
     ),
     layer("GroupNorm", lambda b: nn.GroupNorm(3, 6, 1e-5, b), torch.nn.GroupNorm(3, 6), draw(2, 4, 5, 6)),
@@ -89,13 +89,13 @@ CASES = [
         draw(2, 5, 3, 32),
     ),
     layer(
-        "SelfAttention, not normalised",
+        "SelfAttention, no normalisation",
         lambda b: nn.SelfAttention(32, 2, None, 1e-6, RNG, b),
         diffusers_attention(32, 2, None),
         draw(2, 5, 3, 32),
     ),
     layer(
-        "SelfAttention of one pixel",
+        "SelfAttention, one pixel",
         lambda b: nn.SelfAttention(8, 2, 2, 1e-6, RNG, b),
         diffusers_attention(8, 2, 2),
         draw(1, 1, 1, 8),
@@ -109,7 +109,7 @@ def test_layer_equals_torch(backend, case):
 
 
 class Net(nn.Module):
-    """Parameters, modules, lists of both, and things that are neither."""
+    """Parameters, modules, a list of modules, and attributes that are neither."""
 
     def __init__(self, backend):
         self.inner = nn.Linear(3, 2, np.random.default_rng(0), backend)
@@ -139,7 +139,7 @@ def test_a_state_dict_is_a_copy(backend):
     assert net.scale.numpy().tolist() == [1, 1]
 
 
-def test_loading_copies_into_the_arrays_that_are_there(backend):
+def test_loading_copies_in_place(backend):
     net, state = Net(backend.name), {name: draw(*a.shape) for name, a in Net("numpy").state_dict().items()}
     arrays = [p.data for p in net.parameters()]
     net.load_state_dict({name: a.astype(np.float64) for name, a in reversed(state.items())})
@@ -158,7 +158,7 @@ def test_loading_copies_into_the_arrays_that_are_there(backend):
         ({"scale": None, **{name: np.ones(1) for name in "abcde"}}, "missing scale; surplus a, b, c and 2 more$"),
     ],
 )
-def test_weights_that_do_not_fit_are_named_and_change_nothing(backend, change, message):
+def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(backend, change, message):
     net = Net(backend.name)
     before = net.state_dict()
     state = {name: np.full(a.shape, 7.0) for name, a in before.items()} | change
@@ -168,26 +168,26 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(backend, change, m
 
 
 def test_without_an_rng_weights_are_zeros(backend):
-    kinds = {nn.Linear: (3, 2), nn.Conv2d: (3, 2, 3), nn.Embedding: (3, 2)}
-    for p in (p for kind, sizes in kinds.items() for p in kind(*sizes, None, backend.name).parameters()):
+    layers = {nn.Linear: (3, 2), nn.Conv2d: (3, 2, 3), nn.Embedding: (3, 2)}
+    for p in (p for layer, sizes in layers.items() for p in layer(*sizes, None, backend.name).parameters()):
         assert p.numpy().size >= 2 and not p.numpy().any() and p.numpy().dtype == np.float32
 
 
 @pytest.mark.parametrize("start", ["numpy", "numba"])
-def test_to_gives_a_new_module_on_the_other_backend(backend, start):
+def test_to_returns_a_new_module_on_the_other_backend(backend, start):
     net = Net(start)
-    twin = net.to(backend.name)
-    assert type(twin) is Net and twin.width == 2 and net.backend is get_backend(start)
-    assert all(p.backend is backend for p in twin.parameters())
+    moved = net.to(backend.name)
+    assert type(moved) is Net and moved.width == 2 and net.backend is get_backend(start)
+    assert all(p.backend is backend for p in moved.parameters())
     x = draw(3, 3)
-    y, y_twin = (n(Tensor(x, n.backend)).numpy() for n in (net, twin))
-    np.testing.assert_allclose(y_twin, y, rtol=1e-5, atol=1e-6)
-    twin.load_state_dict({name: a + 1 for name, a in twin.state_dict().items()})
+    y, y_moved = (n(Tensor(x, n.backend)).numpy() for n in (net, moved))
+    np.testing.assert_allclose(y_moved, y, rtol=1e-5, atol=1e-6)
+    moved.load_state_dict({name: a + 1 for name, a in moved.state_dict().items()})
     np.testing.assert_array_equal(net(Tensor(x, net.backend)).numpy(), y)
 
 
-def test_layers_start_as_torch_s_do():
-    """Uniform between ±1 / sqrt(fan in): of n numbers the largest comes to within 10 / n of the bound but for e^-5."""
+def test_initial_weights_are_distributed_as_torch_s():
+    """Uniform in ±1 / sqrt(fan_in): the largest of n is within 10 / n of the bound, with probability 1 - e^-10."""
     linear, conv = nn.Linear(400, 30, RNG, "numpy"), nn.Conv2d(16, 20, 5, RNG, "numpy")
     for module in (linear, conv):
         weight, bound = module.weight.numpy(), 400**-0.5

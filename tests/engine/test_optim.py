@@ -1,4 +1,4 @@
-"""AdamW over many steps against torch's, its flat buffers, the moving average, and the learning rate over time."""
+"""AdamW over many steps against torch's, its flat buffers, the EMA, and the learning-rate schedule."""
 
 import math
 
@@ -22,7 +22,7 @@ def parameters(backend):
 
 
 def gradient(step, i):
-    """Large where it counts: where a gradient is all rounding, its sign decides an Adam step."""
+    """Away from zero: near zero the sign of rounding errors would decide an Adam step."""
     return (1 + step % 3) * draw(*SHAPES[i], offset=1.0, scale=0.3, seed=100 * step + i)
 
 
@@ -41,7 +41,7 @@ def torch_run(dtype, clip, **settings):
 @pytest.mark.parametrize("clip", [None, 1.0, 10.0])
 @pytest.mark.parametrize("settings", [{"weight_decay": 0.01}, {"betas": (0.5, 0.9), "eps": 1e-4, "weight_decay": 0.3}])
 def test_20_steps_equal_torch(backend, clip, settings):
-    """To within what torch's float32 strays from float64, with room for another order of operations."""
+    """Error against float64 at most twice that of torch's float32, or 3e-7 relative."""
     params = parameters(backend)
     optimizer = AdamW(params, lr=0.02, clip=clip, **settings)
     norms = []
@@ -52,8 +52,8 @@ def test_20_steps_equal_torch(backend, clip, settings):
         norms.append(float(optimizer.step()))
     bound = math.inf if clip is None else clip
     want, want_norms = torch_run(torch.float64, bound, lr=0.02, **settings)
-    rival, _ = torch_run(torch.float32, bound, lr=0.02, **settings)
-    for p, a, b in zip(params, want, rival, strict=True):
+    theirs, _ = torch_run(torch.float32, bound, lr=0.02, **settings)
+    for p, a, b in zip(params, want, theirs, strict=True):
         assert rms(p.numpy() - a) <= max(2 * rms(b - a), 3e-7 * rms(a))
     np.testing.assert_allclose(norms, want_norms, rtol=1e-6)
     assert optimizer.step_count == STEPS
@@ -80,14 +80,14 @@ def test_parameters_and_gradients_are_views_of_flat_buffers(backend):
     assert not backend.to_numpy(first.grad).any()
 
 
-def test_split_gives_the_parameters_shapes_in_order(backend):
+def test_split_returns_the_parameters_shapes_in_order(backend):
     optimizer = AdamW(parameters(backend), lr=0.1)
     parts = optimizer.split(backend.asarray(np.arange(len(optimizer.p))))
     assert [part.shape for part in parts] == SHAPES
     assert np.concatenate([backend.to_numpy(part).ravel() for part in parts]).tolist() == list(range(len(optimizer.p)))
 
 
-def test_the_moving_average_warms_up(backend):
+def test_the_ema_warms_up(backend):
     params = parameters(backend)
     optimizer = AdamW(params, lr=0.05, ema=0.6)
     ema = backend.to_numpy(optimizer.p).astype(np.float64)
@@ -97,17 +97,17 @@ def test_the_moving_average_warms_up(backend):
         decay = min(0.6, (1 + step) / (10 + step))
         ema = decay * ema + (1 - decay) * backend.to_numpy(optimizer.p)
     assert ema_decay(0.6, 1) == 2 / 11 and ema_decay(0.6, 1000) == 0.6
-    assert rms(backend.to_numpy(optimizer.ema) - ema) <= STEPS * 2**-24 * rms(ema)  # a rounding a step
+    assert rms(backend.to_numpy(optimizer.ema) - ema) <= STEPS * 2**-24 * rms(ema)  # one rounding per step
 
 
-def test_after_a_half_life_weights_count_half():
+def test_half_life():
     for steps in (1, 10, 138.5, 1e4):
         np.testing.assert_allclose(half_life(steps) ** steps, 0.5, rtol=1e-11)  # 1e4 roundings of 2^-53
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_is_skipped(backend, value):
-    """The next one is taken as if it had come at its step without the other."""
+    """Weights, moments and EMA stay unchanged; the next finite gradient is applied and resets `skipped`."""
     optimizer = AdamW(parameters(backend), lr=0.05, ema=0.9)
     optimizer.g[...] = 1
     optimizer.step()
@@ -124,29 +124,29 @@ def test_a_gradient_that_is_not_finite_is_skipped(backend, value):
     assert np.all(backend.to_numpy(optimizer.p) != before[0])
 
 
-def test_averaged_shows_the_moving_average_for_a_while(backend):
+def test_averaged_swaps_in_the_ema_within_its_block(backend):
     params = parameters(backend)
     optimizer = AdamW(params, lr=0.05, ema=0.9)
     optimizer.g[...] = 1
     optimizer.step()
-    own, ema = (backend.to_numpy(a).copy() for a in (optimizer.p, optimizer.ema))
-    assert (own != ema).any()
+    raw, ema = (backend.to_numpy(a).copy() for a in (optimizer.p, optimizer.ema))
+    assert (raw != ema).any()
     with pytest.raises(KeyError), optimizer.averaged():
         assert (np.concatenate([p.numpy().ravel() for p in params]) == ema).all()
         raise KeyError
-    assert (np.concatenate([p.numpy().ravel() for p in params]) == own).all()
+    assert (np.concatenate([p.numpy().ravel() for p in params]) == raw).all()
 
 
-def test_parameters_that_do_not_go_together_are_refused():
+def test_bad_parameter_lists_are_refused():
     a, b = (Parameter(np.ones(2), get_backend(name)) for name in ("numpy", "numba"))
     for params in ([], [a, a], [a, b]):
         with pytest.raises(ValueError, match="at least one parameter, each once, all on one backend"):
             AdamW(params, lr=0.1)
 
 
-def test_the_learning_rate_rises_stays_and_falls():
+def test_the_learning_rate_warms_up_stays_and_decays():
     rates = [learning_rate(2.0, step, 100, warmup=10, decay_from=0.5) for step in range(1, 101)]
-    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 5)  # a straight line up to lr
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 5)  # linear up to lr
     assert rates[9:50] == [2.0] * 41
     assert all(a > b > 0 for a, b in zip(rates[49:], rates[50:], strict=False))
     np.testing.assert_allclose(rates[74], 1 + math.cos(math.pi * 25 / 51))  # half a cosine

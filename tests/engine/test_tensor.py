@@ -1,4 +1,4 @@
-"""The tape: what is recorded, in which order it is walked, what it holds and when it lets go."""
+"""The tape: what it records, in which order backward visits it, what it saves and when that is freed."""
 
 import gc
 import weakref
@@ -22,8 +22,8 @@ def grad(tensor):
 
 
 @contextmanager
-def counting_only():
-    """Within this block there is no garbage collector: what goes, goes by reference counting."""
+def reference_counting_only():
+    """Within this block the garbage collector is off: only reference counting frees objects."""
     gc.collect()
     gc.disable()
     try:
@@ -32,7 +32,7 @@ def counting_only():
         gc.enable()
 
 
-def test_a_diamond_adds_both_ways(backend):
+def test_a_diamond_adds_the_gradients_of_both_paths(backend):
     x = leaf(backend, [2, 3])
     y = F.mul(x, x)
     F.add(F.mul(y, y), y).backward(np.ones(2))  # x^4 + x^2
@@ -55,8 +55,8 @@ def test_both_inputs_may_be_the_same_tensor(backend):
     assert grad(x) == [4, 4]
 
 
-def test_one_gradient_array_may_go_to_two_places(backend):
-    """`add` hands its dy to both inputs; what is added to one of them later must not show in the other."""
+def test_one_gradient_array_may_go_to_two_inputs(backend):
+    """`add` returns the same dy for both inputs; accumulating into one must not change the other."""
     x, y = leaf(backend, [1, 2]), leaf(backend, [3, 4])
     a, b = F.mul(x, y), F.silu(y)
     dy = backend.asarray([1.0, 1.0])
@@ -88,9 +88,9 @@ def test_broadcasting_is_undone(backend, a, b):
     assert (x.grad == 3 * size // np.prod(a)).all() and (y.grad == 2 * size // np.prod(b)).all()
 
 
-def test_the_latest_node_is_walked_first(backend):
-    """So that a node is walked once, when all of its gradient has arrived."""
-    walked = []
+def test_the_latest_node_is_visited_first(backend):
+    """So that a node is visited once, when its gradient is complete."""
+    visited = []
 
     class Named(Function):
         def __init__(self, name):
@@ -100,7 +100,7 @@ def test_the_latest_node_is_walked_first(backend):
             return sum(arrays[1:], arrays[0])
 
         def backward(self, dy):
-            walked.append(self.name)
+            visited.append(self.name)
             return (dy,) * len(self.inputs)
 
     x = leaf(backend, [1])
@@ -109,7 +109,7 @@ def test_the_latest_node_is_walked_first(backend):
     c = Named("c")(a, b)
     d = Named("d")(a)
     Named("e")(d, c, b).backward([1])
-    assert walked == ["e", "d", "c", "b", "a"]
+    assert visited == ["e", "d", "c", "b", "a"]
     assert grad(x) == [4]
 
 
@@ -117,16 +117,16 @@ def test_backward_consumes_the_tape(backend):
     x = leaf(backend, [1, 2])
     y = F.mul(x, x)
     y.backward([1, 1])
-    with pytest.raises(RuntimeError, match="walked before"):
+    with pytest.raises(RuntimeError, match="consumed by an earlier backward"):
         y.backward([1, 1])
-    with pytest.raises(RuntimeError, match="walked before"):
+    with pytest.raises(RuntimeError, match="consumed by an earlier backward"):
         F.silu(y).backward([1, 1])
 
 
-def test_nothing_recorded_nothing_to_walk(backend):
+def test_backward_without_a_tape_is_refused(backend):
     x = leaf(backend, [1, 2])
     for y in (x, Tensor([1.0], backend), F.silu(Tensor([1.0], backend))):
-        with pytest.raises(RuntimeError, match="no tape"):
+        with pytest.raises(RuntimeError, match="nothing was recorded"):
             y.backward(np.ones(y.shape))
 
 
@@ -141,20 +141,20 @@ def test_no_grad_records_nothing_even_after_an_error(backend):
     assert F.silu(x).requires_grad
 
 
-def test_only_what_wants_a_gradient_gets_one(backend):
+def test_only_tensors_that_require_a_gradient_get_one(backend):
     x, fixed = leaf(backend, [1, 2]), Tensor([3.0, 4.0], backend)
     F.mul(F.mul(fixed, fixed), x).backward([1, 1])
     assert fixed.grad is None
     assert grad(x) == [9, 16]
 
 
-def test_dy_must_fit(backend):
+def test_dy_must_have_the_tensor_s_shape(backend):
     y = F.silu(leaf(backend, [[1, 2]]))
     with pytest.raises(ValueError, match=r"dy has shape \(2,\), the tensor has \(1, 2\)"):
         y.backward([1, 1])
-    with pytest.raises(ValueError, match="only scalars need none"):
+    with pytest.raises(ValueError, match="optional for scalars only"):
         y.backward()
-    y.backward([[1, 1]])  # a refused dy has spoilt nothing
+    y.backward([[1, 1]])  # the tape is still there after a refused dy
 
 
 def test_a_scalar_needs_no_dy(backend):
@@ -183,7 +183,7 @@ def test_backward_must_return_a_gradient_for_every_input(backend):
 
 def test_a_dropped_output_frees_its_tape(backend):
     x = leaf(backend, [1, 2])
-    with counting_only():
+    with reference_counting_only():
         y = F.silu(F.mul(x, x))
         nodes = [weakref.ref(y.node), weakref.ref(y.node.inputs[0].node)]
         assert all(node() for node in nodes)
@@ -191,10 +191,10 @@ def test_a_dropped_output_frees_its_tape(backend):
         assert not any(node() for node in nodes)
 
 
-def test_backward_frees_what_the_forward_pass_kept(backend):
-    """Although the output is still there: arrays are let go node by node."""
+def test_backward_frees_saved_arrays(backend):
+    """Node by node, even while the output is still referenced."""
     x = leaf(backend, [1, 2])
-    with counting_only():
+    with reference_counting_only():
         hidden = F.mul(x, x)
         kept = weakref.ref(hidden.data)
         y = F.silu(hidden)
@@ -204,8 +204,8 @@ def test_backward_frees_what_the_forward_pass_kept(backend):
         assert kept() is None
 
 
-def test_arrays_are_freed_while_backward_goes_on(backend):
-    """Once a node was walked, what it kept is free for the gradients of the next."""
+def test_arrays_are_freed_during_backward(backend):
+    """The saved arrays of a visited node are free before the next node's backward."""
     alive = []
 
     class Spy(Function):
@@ -216,7 +216,7 @@ def test_arrays_are_freed_while_backward_goes_on(backend):
             alive.append(kept() is not None)
             return (dy,)
 
-    with counting_only():
+    with reference_counting_only():
         hidden = F.add(Spy()(leaf(backend, [1, 2])), leaf(backend, [1, 2]))
         y = F.silu(hidden)
         kept = weakref.ref(hidden.data)
@@ -237,9 +237,9 @@ def test_a_chain_of_20000_does_not_recurse(backend):
     y = chain()
     y.backward([1])
     assert y.numpy().tolist() == [20_001] and grad(x) == [1]
-    chain()  # nor when it is dropped without a walk
+    chain()  # nor when it is dropped without backward
 
 
-def test_numpy_gives_the_values(backend):
+def test_numpy_returns_the_values(backend):
     assert leaf(backend, [[1, 2]]).numpy().tolist() == [[1, 2]]
     assert repr(leaf(backend, [[1, 2]])) == f"Tensor((1, 2), {backend.name})"

@@ -1,4 +1,4 @@
-"""The classifier: its shapes, its gradients against torch's, and that it learns."""
+"""The classifier: shapes, gradients against torch's, and training."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ def classifier(backend="numpy", channels=3, classes=4):
 
 
 @pytest.mark.parametrize("height, width, channels", [(28, 28, 1), (32, 32, 3), (5, 9, 3), (1, 1, 1)])
-def test_pictures_of_any_size(height, width, channels):
+def test_images_of_any_size(height, width, channels):
     net, x = classifier(channels=channels), draw(2, height, width, channels)
     assert [a.shape for a in net.look(x)] == [(2, 96), (2, 4)]
     np.testing.assert_array_equal(net(x).numpy(), net.look(x)[1].numpy())
 
 
-def test_it_is_small():
+def test_number_of_parameters():
     assert sum(p.data.size for p in classifier(classes=10).parameters()) < 300_000
 
 
@@ -37,7 +37,7 @@ def test_other_channels_are_refused():
 
 
 def in_torch(weights, x, dtype):
-    """The same network, written with torch's functions: features, logits, and the gradient of all parameters."""
+    """The same network in torch: features, logits, and the gradient of all parameters."""
     p = torch_layout({name: torch.tensor(a, dtype=dtype) for name, a in weights.items()})
     p = {name: a.detach().requires_grad_() for name, a in p.items()}
 
@@ -64,19 +64,19 @@ def flat(gradients):
     return np.concatenate([gradients[name].numpy().ravel() for name in sorted(gradients)])
 
 
-def test_it_is_the_same_network_in_torch(backend):
-    """At most twice as far from float64 as torch's own float32 is, or the floor of convolutions."""
+def test_the_classifier_equals_torch_s(backend):
+    """Error against float64 at most twice that of torch's float32, or the floor for convolutions."""
     net, x = classifier(backend.name), draw(3, 12, 12, 3)
     cross_entropy(net(x), LABELS).backward()
     gradients = torch_layout({name: torch.tensor(backend.to_numpy(p.grad)) for name, p in net.named_parameters()})
     ours = *(a.numpy() for a in net.look(x)), flat(gradients)
-    truth, rival = (in_torch(net.state_dict(), x, dtype) for dtype in (torch.float64, torch.float32))
-    for got, want, theirs in zip(ours, truth, rival, strict=True):
+    truth, float32 = (in_torch(net.state_dict(), x, dtype) for dtype in (torch.float64, torch.float32))
+    for got, want, theirs in zip(ours, truth, float32, strict=True):
         assert rms_error(got, want) <= max(2 * rms_error(theirs, want), CONV_FLOOR)
 
 
-def test_it_learns_what_can_be_told():
-    """Bars that lie or stand: untrained it guesses, and then it knows, also of bars that it never saw."""
+def test_it_learns_two_classes():
+    """Horizontal and vertical bars: over 95 % accuracy on held-out images after 25 steps."""
     net, train, test = classifier(channels=1, classes=2), bars(32 * 25), bars(200, seed=1)
     optimizer = AdamW(net.parameters(), 3e-3)
     for step in range(1, 26):

@@ -1,4 +1,4 @@
-"""The U-Net's configuration: every bad value is named, what diffusers writes is read, the default fits the picture."""
+"""The U-Net's configuration: bad values are named, diffusers' files are read, defaults follow the image size."""
 
 import json
 import math
@@ -53,7 +53,7 @@ BAD = {
 }  # fmt: skip
 
 
-def test_every_key_is_tried():
+def test_every_key_has_bad_values():
     assert set(BAD) == {field.name for field in fields(UNetConfig)}
 
 
@@ -63,14 +63,14 @@ def test_a_bad_value_is_named(name, value):
         replace(GOOD, **{name: value})
 
 
-def test_a_width_too_small_for_its_frequencies_is_refused():
+def test_a_width_too_small_for_freq_shift_is_refused():
     """Two channels with freq_shift 1 would divide by zero."""
     with pytest.raises(MinidiffError, match="freq_shift = 1"):
         UNetConfig(block_out_channels=(2,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
                    norm_num_groups=1, add_attention=False, freq_shift=1)  # fmt: skip
 
 
-def test_a_head_must_divide_the_widths_with_attention_only():
+def test_attention_head_dim_must_divide_the_widths_with_attention_only():
     narrow = replace(GOOD, block_out_channels=(24, 32), attention_head_dim=16)
     with pytest.raises(MinidiffError, match="attention_head_dim = 16 .* it must divide the width 24"):
         replace(narrow, down_block_types=("AttnDownBlock2D", "DownBlock2D"))
@@ -89,12 +89,12 @@ def test_lists_become_tuples():
 @pytest.mark.parametrize(
     "cfg", [GOOD, replace(GOOD, sample_size=None, num_class_embeds=None), default_config((28, 28, 1))]
 )
-def test_a_configuration_survives_json(cfg):
+def test_json_round_trip(cfg):
     assert config_from_dict(json.loads(json.dumps(config_to_dict(cfg)))) == cfg
 
 
 def test_diffusers_reads_ours_and_we_read_diffusers():
-    """What diffusers makes of our dictionary has every value that was in it, and we read all that it writes."""
+    """diffusers keeps every value of our dictionary, and we read all keys that it writes."""
     net = UNet2DModel.from_config(config_to_dict(GOOD))
     written = json.loads(net.to_json_string())
     assert {name: written[name] for name in config_to_dict(GOOD)} == json.loads(json.dumps(config_to_dict(GOOD)))
@@ -102,7 +102,7 @@ def test_diffusers_reads_ours_and_we_read_diffusers():
 
 
 def test_defaults_are_those_of_diffusers():
-    """Also for the keys that are not built here: the only value accepted is the one they have if not given."""
+    """The keys in FIXED too: the only supported value is the default."""
     import inspect
 
     theirs = {name: p.default for name, p in inspect.signature(UNet2DModel).parameters.items()}
@@ -123,7 +123,7 @@ def test_defaults_are_those_of_diffusers():
         ({"layers_per_block": "many"}, "layers_per_block = 'many'"),
     ],
 )
-def test_what_is_not_built_is_refused_by_name(change, message):
+def test_what_is_not_supported_is_refused_by_name(change, message):
     with pytest.raises(MinidiffError, match=message):
         config_from_dict(config_to_dict(GOOD) | change)
 
@@ -134,29 +134,29 @@ def test_a_configuration_is_an_object(values):
         config_from_dict(values)
 
 
-def test_keys_that_begin_with_an_underscore_are_notes():
+def test_keys_that_begin_with_an_underscore_are_ignored():
     assert config_from_dict(config_to_dict(GOOD) | {"_diffusers_version": "0.42.1", "_name_or_path": "x"}) == GOOD
 
 
 @pytest.mark.parametrize(
-    "shape, halvings",
+    "shape, downsamples",
     [
         ((32, 32, 3), 3), ((64, 64, 3), 3), ((28, 28, 1), 2), ((16, 16, 3), 2), ((8, 8, 1), 1), ((8, 16, 1), 1),
         ((30, 30, 3), 1), ((32, 36, 3), 2), ((33, 32, 3), 0), ((7, 7, 1), 0), ((4, 4, 1), 0), ((1, 1, 1), 0),
     ],
 )  # fmt: skip
-def test_the_default_halves_as_often_as_the_picture_does(shape, halvings):
+def test_the_default_s_number_of_levels(shape, downsamples):
     H, W, C = shape
     cfg = default_config(shape, num_class_embeds=3)
-    assert len(cfg.block_out_channels) == halvings + 1
-    assert cfg.block_out_channels == (32, 64, 96, 96)[: halvings + 1]
+    assert len(cfg.block_out_channels) == downsamples + 1
+    assert cfg.block_out_channels == (32, 64, 96, 96)[: downsamples + 1]
     assert cfg.sample_size == (H if H == W else (H, W))
     assert (cfg.in_channels, cfg.out_channels, cfg.num_class_embeds) == (C, C, 3)
     assert cfg.down_block_types[-1] == "AttnDownBlock2D" and cfg.up_block_types[0] == "AttnUpBlock2D"
     assert "AttnDownBlock2D" not in cfg.down_block_types[:-1] and "AttnUpBlock2D" not in cfg.up_block_types[1:]
 
 
-def test_the_default_may_be_wider_but_only_by_whole_groups():
+def test_the_default_s_width_must_be_divisible_into_groups():
     assert default_config((8, 8, 3), width=48).block_out_channels == (48, 96)
     for width in (20, 0, -8, 4104):
         with pytest.raises(MinidiffError, match=f"width {width}: give a multiple of 8, from 8 to 4096"):

@@ -1,8 +1,8 @@
-"""Networks of every kind that diffusers' UNet2DModel builds of the blocks known here, saved by it and read by us.
+"""Networks of every supported configuration, saved by diffusers' UNet2DModel and read by us.
 
-Every parameter is moved away from its start, so that those which begin at zero or one count too. Outputs are those of
-diffusers as it is. For gradients it is given our sinusoids: its own are computed in float32, and at t = 999 off by
-up to 6e-5 (999 x 2^-24), which is more than all the rest.
+Every parameter is perturbed, so that those initialised to zero or one count too. Outputs are those of unmodified
+diffusers. For gradients it gets our sinusoids: its own are float32, with an error of up to 6e-5 (999 x 2^-24) at
+t = 999, larger than all others.
 """
 
 import os
@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 import minidiff as md
 from minidiff.models.blocks import timestep_embedding
 
-# Between the loss and a parameter lie up to a hundred operations in a row, each off by up to 1.2e-6 of its result
-# (see against_torch), at random: the root of a hundred times that.
+# Between the loss and a parameter are up to a hundred operations, each with a random relative error of up to 1.2e-6
+# (see against_torch): sqrt(100) times that.
 GRADIENT = 1.2e-5
 
 D, A, R = "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"
@@ -32,7 +32,7 @@ U, B, S = "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"
 
 
 def small(down, up, widths, **more):
-    """A config.json, in which all keys are absent that are not given."""
+    """A config.json with the given keys only."""
     return {"down_block_types": down, "up_block_types": up, "block_out_channels": widths, "layers_per_block": 1, **more}
 
 
@@ -43,32 +43,32 @@ CONFIGS = {
         flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6, norm_num_groups=4, center_input_sample=False,
         mid_block_scale_factor=1, sample_size=32, act_fn="silu", _diffusers_version="0.1.1",
     ),
-    "halving and doubling in residual blocks": small([R, R], [S, S], [8, 16], norm_num_groups=4, layers_per_block=2),
-    "the same beside attention": small(
+    "resampling in residual blocks": small([R, R], [S, S], [8, 16], norm_num_groups=4, layers_per_block=2),
+    "resampling in residual blocks, attention": small(
         [A, A], [B, B], [8, 16], norm_num_groups=4, downsample_type="resnet", upsample_type="resnet",
     ),
-    "down in a residual block, up by a convolution": small(
+    "downsampling in a residual block, upsampling by a convolution": small(
         [A, D, A], [B, U, B], [8, 8, 16], norm_num_groups=4, downsample_type="resnet", downsample_padding=0,
     ),
-    "up in a residual block, down by a convolution": small(
+    "upsampling in a residual block, downsampling by a convolution": small(
         [D, A, A], [B, B, U], [8, 16, 8], norm_num_groups=4, upsample_type="resnet", attention_head_dim=4,
     ),
     "scale and shift": small(
         [D, A], [B, U], [8, 16], norm_num_groups=4, resnet_time_scale_shift="scale_shift", layers_per_block=2,
     ),
-    "scale and shift, the middle normalised": small(
+    "scale and shift, norm in the mid block's attention": small(
         [D, D], [U, U], [8, 16], norm_num_groups=4, resnet_time_scale_shift="scale_shift", attn_norm_num_groups=2,
     ),
-    "the middle normalised otherwise": small([D, D], [U, U], [8, 16], norm_num_groups=4, attn_norm_num_groups=8),
-    "the middle divided": small([D, D], [U, U], [8, 16], norm_num_groups=4, mid_block_scale_factor=2**0.5),
-    "the middle multiplied, no attention": small(
+    "attn_norm_num_groups": small([D, D], [U, U], [8, 16], norm_num_groups=4, attn_norm_num_groups=8),
+    "mid_block_scale_factor above 1": small([D, D], [U, U], [8, 16], norm_num_groups=4, mid_block_scale_factor=2**0.5),
+    "mid_block_scale_factor below 1, no attention": small(
         [D, A], [B, U], [8, 16], norm_num_groups=4, mid_block_scale_factor=0.5, add_attention=False,
     ),
     "centred, grey, not square": small(
         [D, A], [B, U], [8, 12], norm_num_groups=4, center_input_sample=True, in_channels=1, out_channels=2,
         attention_head_dim=3, sample_size=[4, 8],
     ),
-    "labels, a wide time": small(
+    "labels, wide time embedding": small(
         [D, D], [U, U], [8, 16], norm_num_groups=4, num_class_embeds=5, time_embedding_dim=48, add_attention=False,
     ),
     "as guided diffusion": small(
@@ -94,7 +94,7 @@ CIFAR10 = {
 
 @dataclass(frozen=True)
 class Theirs:
-    """A network that diffusers saved, and what it answers."""
+    """A network that diffusers saved, with inputs, output and gradients."""
 
     folder: Path
     x_t: np.ndarray
@@ -105,8 +105,8 @@ class Theirs:
     gradients: dict[str, np.ndarray]
 
 
-def theirs(config: dict, folder: Path, pictures: int = 3, height: int = 8, width: int = 16) -> Theirs:
-    """Asked at t = 0, 17, 999, as many as there are pictures."""
+def theirs(config: dict, folder: Path, images: int = 3, height: int = 8, width: int = 16) -> Theirs:
+    """Evaluated at t = 999, 17, 0, one per image."""
     torch.manual_seed(0)
     net = UNet2DModel.from_config(config).eval()
     with torch.no_grad():
@@ -115,29 +115,29 @@ def theirs(config: dict, folder: Path, pictures: int = 3, height: int = 8, width
     net.save_pretrained(folder)
 
     classes = config.get("num_class_embeds")
-    labels = None if classes is None else np.arange(pictures) % classes
-    t = np.array([999, 17, 0])[:pictures]
-    x_t = draw(pictures, height, width, net.config.in_channels)
-    dy = draw(pictures, height, width, net.config.out_channels, seed=1)
+    labels = None if classes is None else np.arange(images) % classes
+    t = np.array([999, 17, 0])[:images]
+    x_t = draw(images, height, width, net.config.in_channels)
+    dy = draw(images, height, width, net.config.out_channels, seed=1)
 
-    def answer():
+    def output():
         cond = None if labels is None else torch.tensor(labels)
         return nhwc(net(nchw(torch.tensor(x_t)), torch.tensor(t), class_labels=cond).sample)
 
     with torch.no_grad():
-        y = answer().numpy()
+        y = output().numpy()
     cfg = net.config
     sinusoids = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
     net.time_proj.forward = lambda t: torch.tensor(sinusoids)
-    answer().backward(torch.tensor(dy))
+    output().backward(torch.tensor(dy))
     gradients = {name: (nhwc(p.grad) if p.ndim == 4 else p.grad).numpy() for name, p in net.named_parameters()}
     return Theirs(folder, x_t, t, labels, y, dy, gradients)
 
 
 def compare(theirs: Theirs, backend: str) -> tuple[float, float]:
-    """The network of the folder answers as diffusers did; its gradients, all numbers together, are the same.
+    """Holds output and gradients (all parameters together) of the network in the folder to diffusers'.
 
-    Returns the largest deviation of the output, as a part of what is allowed, and that of the gradients.
+    Returns the output's largest error relative to its tolerance, and the relative rms error of the gradients.
     """
     unet = md.load_unet(theirs.folder, backend)
     y = unet(theirs.x_t, theirs.t, cond=theirs.labels)
@@ -157,15 +157,15 @@ def saved(request, tmp_path_factory):
     return theirs(CONFIGS[request.param], tmp_path_factory.mktemp("theirs"))
 
 
-def test_we_answer_as_diffusers(saved, backend):
+def test_output_and_gradients_equal_diffusers(saved, backend):
     compare(saved, backend.name)
 
 
-def test_the_real_one(tmp_path):
+def test_ddpm_cifar10(tmp_path):
     """google/ddpm-cifar10-32's configuration at its full width."""
-    asked = theirs(CIFAR10, tmp_path, pictures=1, height=32, width=32)
-    assert len(asked.gradients) == 328 and sum(a.size for a in asked.gradients.values()) == 35_746_307
-    compare(asked, "numba")
+    saved = theirs(CIFAR10, tmp_path, images=1, height=32, width=32)
+    assert len(saved.gradients) == 328 and sum(a.size for a in saved.gradients.values()) == 35_746_307
+    compare(saved, "numba")
 
 
 @st.composite
@@ -173,7 +173,7 @@ def configs(draw):
     """Up to three levels of up to 24 channels, and every key that changes the arithmetic."""
     levels = draw(st.integers(1, 3))
 
-    def of_each(choices):
+    def per_level(choices):
         return draw(st.lists(st.sampled_from(choices), min_size=levels, max_size=levels))
 
     values = {
@@ -186,10 +186,10 @@ def configs(draw):
     }  # fmt: skip
     chosen = {name: draw(st.sampled_from(choices)) for name, choices in values.items() if draw(st.booleans())}
     chosen.setdefault("norm_num_groups", 8)
-    return small(of_each([D, A, R]), of_each([U, B, S]), of_each([8, 16, 24]), **chosen)
+    return small(per_level([D, A, R]), per_level([U, B, S]), per_level([8, 16, 24]), **chosen)
 
 
 @settings(max_examples=12)
 @given(config=configs(), backend=st.sampled_from(["numpy", "numba"]))
-def test_we_answer_as_diffusers_whatever_the_configuration(config, backend, tmp_path_factory):
-    compare(theirs(config, tmp_path_factory.mktemp("drawn"), pictures=2), backend)
+def test_random_configurations_equal_diffusers(config, backend, tmp_path_factory):
+    compare(theirs(config, tmp_path_factory.mktemp("random"), images=2), backend)

@@ -1,6 +1,6 @@
 """Stable Diffusion's networks against diffusers' and transformers': saved by them, read by us; outputs and gradients.
 
-Every parameter is moved away from its start, so that those which begin at zero or one count too.
+Every parameter is perturbed, so that those initialised to zero or one count too.
 """
 
 import os
@@ -27,11 +27,11 @@ from minidiff.models.text_unet import TextUNet
 from minidiff.models.vae import VAE
 from minidiff.runs.pipeline import load_text_encoder, load_text_unet, load_vae
 
-# A hundred operations in a row, each off by up to 1.2e-6 of its result, at random (see test_networks).
+# A hundred operations, each with a random relative error of up to 1.2e-6 (see test_networks).
 GRADIENT = 1.2e-5
 
 
-def moved(net):
+def perturbed(net):
     torch.manual_seed(0)
     with torch.no_grad():
         for p in net.parameters():
@@ -46,7 +46,7 @@ def close(got, want):
 
 
 def same_gradients(ours, theirs, leaves=()):
-    """All numbers together, and those of each input; and each number, where dy is such that the largest is 1."""
+    """Of all parameters together and of each input: relative rms error, and elementwise scaled to a maximum of 1."""
     got = {name: p.backend.to_numpy(p.grad) for name, p in ours.named_parameters() if p.grad is not None}
     want = {name: nhwc(p.grad) if p.ndim == 4 else p.grad for name, p in theirs.named_parameters()}
     want = {name.removeprefix("text_model."): a.numpy() for name, a in want.items()}
@@ -70,7 +70,7 @@ TEXT_ENCODERS = {
 
 @pytest.fixture(params=TEXT_ENCODERS)
 def text_encoder(request, tmp_path):
-    net = moved(CLIPTextModel(TEXT_ENCODERS[request.param]))
+    net = perturbed(CLIPTextModel(TEXT_ENCODERS[request.param]))
     net.save_pretrained(tmp_path)
     return net, tmp_path
 
@@ -89,7 +89,7 @@ def test_the_text_encoder_is_transformers_s(text_encoder, backend):
     same_gradients(ours, net)
 
 
-def test_layers_are_left_out_as_in_diffusers(text_encoder, backend):
+def test_clip_skip_equals_diffusers(text_encoder, backend):
     net, folder = text_encoder
     states = net(torch.tensor(IDS), output_hidden_states=True).hidden_states
     for skip in (1, 2):
@@ -98,7 +98,7 @@ def test_layers_are_left_out_as_in_diffusers(text_encoder, backend):
 
 
 def test_a_text_encoder_of_before_2023(text_encoder):
-    """Its names begin with text_model, or not, and it holds the numbers of the places."""
+    """Its keys have the prefix text_model or none, and it contains position_ids."""
     net, folder = text_encoder
     path = folder / "model.safetensors"
     arrays = load_file(path)
@@ -130,7 +130,7 @@ VAES = {
 
 @pytest.fixture(params=VAES)
 def vae(request, tmp_path):
-    net = moved(AutoencoderKL(**VAES[request.param]))
+    net = perturbed(AutoencoderKL(**VAES[request.param]))
     net.save_pretrained(tmp_path)
     return net, tmp_path
 
@@ -155,14 +155,14 @@ def test_the_autoencoder_is_diffusers_s(vae, backend):
     same_gradients(ours, net)
 
 
-def test_latents_are_drawn_from_the_posterior():
+def test_latents_are_sampled_from_the_posterior():
     got = VAE(VAEConfig.of(vae_config(4)), np.random.default_rng(0), "numpy").encode(draw(1, 4, 4, 3))
     z = np.random.default_rng(1).standard_normal(got.mean.shape, dtype=np.float32)
     np.testing.assert_array_equal(got.sample(np.random.default_rng(1)), got.mean + got.std * z)
 
 
-def test_attention_by_its_names_of_before_2023(tmp_path):
-    net = moved(AutoencoderKL(**VAES["two layers, three levels"]))
+def test_attention_with_its_key_names_of_before_2023(tmp_path):
+    net = perturbed(AutoencoderKL(**VAES["two layers, three levels"]))
     net.save_pretrained(tmp_path)
     path, old = tmp_path / "diffusion_pytorch_model.safetensors", {}
     for name, a in load_file(path).items():
@@ -178,8 +178,8 @@ def test_attention_by_its_names_of_before_2023(tmp_path):
 
 
 @pytest.mark.parametrize("height, width", [(4, 4), (9, 4), (11, 8), (16, 19)])
-def test_tiles_are_diffusers_s(height, width, tmp_path):
-    net = moved(AutoencoderKL(**VAES["two layers, three levels"]))
+def test_tiled_decoding_equals_diffusers(height, width, tmp_path):
+    net = perturbed(AutoencoderKL(**VAES["two layers, three levels"]))
     net.save_pretrained(tmp_path)
     z = draw(2, height, width, 4)
     with torch.no_grad():
@@ -209,30 +209,30 @@ UNETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, size", [*((kind, (8, 12)) for kind in UNETS), ("as 1.x", (9, 7))])
-def test_the_u_net_is_diffusers_s(kind, size, backend, tmp_path):
-    net = moved(UNet2DConditionModel(**UNETS[kind]))
+@pytest.mark.parametrize("name, size", [*((name, (8, 12)) for name in UNETS), ("as 1.x", (9, 7))])
+def test_the_u_net_is_diffusers_s(name, size, backend, tmp_path):
+    net = perturbed(UNet2DConditionModel(**UNETS[name]))
     net.save_pretrained(tmp_path)
     ours, cfg = load_text_unet(tmp_path, backend.name), net.config
     t = np.array([999, 17])
     x_t, text = draw(2, *size, cfg.in_channels), draw(2, 7, cfg.cross_attention_dim)
     dy = draw(2, *size, cfg.out_channels, seed=1)
-    x, heard = (Tensor(a, ours.backend, requires_grad=True) for a in (x_t, text))
-    y = ours(x, t, heard)
+    x, context = (Tensor(a, ours.backend, requires_grad=True) for a in (x_t, text))
+    y = ours(x, t, context)
     with torch.no_grad():
         close(y.numpy(), nhwc(net(nchw(torch.tensor(x_t)), torch.tensor(t), torch.tensor(text)).sample))
     y.backward(dy)
-    # for the gradients it gets our sinusoids: its own are computed in float32, and at t = 999 off by up to 6e-5
+    # for the gradients it gets our sinusoids: its own are float32, with an error of up to 6e-5 at t = 999
     sinusoids = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
     net.time_proj.forward = lambda t: torch.tensor(sinusoids)
     leaves = [torch.tensor(a, requires_grad=True) for a in (x_t, text)]
     nhwc(net(nchw(leaves[0]), torch.tensor(t), leaves[1]).sample).backward(torch.tensor(dy))
-    inputs = [(ours.backend.to_numpy(a.grad), b.grad.numpy()) for a, b in zip((x, heard), leaves, strict=True)]
+    inputs = [(ours.backend.to_numpy(a.grad), b.grad.numpy()) for a, b in zip((x, context), leaves, strict=True)]
     same_gradients(ours, net, inputs)
 
 
 def norms(module, path=""):
-    """Every normalisation with its name."""
+    """(name, eps) of every normalisation layer."""
     for name, value in vars(module).items():
         for i, item in enumerate(value if isinstance(value, list) else [value]):
             inner = f"{path}{name}.{i}" if isinstance(value, list) else f"{path}{name}"
@@ -243,7 +243,7 @@ def norms(module, path=""):
 
 
 def test_every_normalisation_has_their_eps():
-    """Which is too small to be seen in the outputs."""
+    """A wrong eps is too small to show in the outputs."""
     text = TEXT_ENCODERS["gelu, one head"]
     pairs = [
         (TextEncoder(TextEncoderConfig.of(text.to_dict()), None, "numpy"), CLIPTextModel(text)),
@@ -257,7 +257,7 @@ def test_every_normalisation_has_their_eps():
         assert len(got) == sum("Norm" in type(m).__name__ for m in theirs.modules())
 
 
-# The real ones. Weights of zeros take no memory until they are written.
+# The full-size networks. Weights of zeros take no memory until they are written.
 
 TYPES = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
 CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, model_type="clip_text_model")
@@ -265,7 +265,7 @@ CLIP_H = dict(
     hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23, hidden_act="gelu",
     model_type="clip_text_model",
 )  # fmt: skip
-REAL = {
+FULL_SIZE = {
     "U-Net of 1.x": (TextUNet, TextUNetConfig, dict(cross_attention_dim=768), 859_520_964),
     "U-Net of 2.x": (
         TextUNet,
@@ -284,15 +284,15 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_the_real_ones_have_as_many_parameters(name):
-    network, config, values, count = REAL[name]
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_networks_have_as_many_parameters(name):
+    network, config, values, count = FULL_SIZE[name]
     assert sum(p.data.size for p in network(config.of(values), None, "numpy").parameters()) == count
 
 
 @pytest.mark.parametrize("name", ["U-Net of 2.x", "text encoder of 2.x"])
-def test_theirs_have_the_same_names_and_shapes(name):
-    network, config, values, _ = REAL[name]
+def test_full_size_networks_have_the_same_names_and_shapes(name):
+    network, config, values, _ = FULL_SIZE[name]
     with torch.device("meta"):
         if network is TextUNet:
             theirs = UNet2DConditionModel(**values)

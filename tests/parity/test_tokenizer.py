@@ -1,4 +1,4 @@
-"""The tokenizer against transformers' CLIPTokenizer, with merges that its own trainer learns from these pages."""
+"""The tokenizer against transformers' CLIPTokenizer, with merges that tokenizers' trainer learns from docs/."""
 
 import os
 
@@ -14,10 +14,10 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from minidiff.models.tokenizer import BOS, EOS, Special, Tokenizer, byte_letters, vocabulary
+from minidiff.models.tokenizer import BOS, EOS, Special, Tokenizer, bytes_to_unicode, vocabulary
 
 DOCS = Path(__file__).parents[2] / "docs"
-KINDS = ("as transformers makes it", "as Stable Diffusion 2 was saved")
+VARIANTS = ("transformers' default", "as Stable Diffusion 2 was saved")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def merges():
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, initial_alphabet=byte_letters(), end_of_word_suffix="</w>", show_progress=False
+        vocab_size=2000, initial_alphabet=bytes_to_unicode(), end_of_word_suffix="</w>", show_progress=False
     )
     trained.train_from_iterator([path.read_text().lower() for path in sorted(DOCS.glob("*.md"))], trainer)
     learned = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
@@ -37,7 +37,7 @@ def merges():
 
 @pytest.fixture(scope="module")
 def both(merges, tmp_path_factory):
-    """Ours and theirs: its special tokens looked for in the text, or in the clean text and "!" for padding."""
+    """Ours and theirs: special tokens matched in the raw text; or in the normalised text, with "!" as padding."""
     vocab = vocabulary(merges)
     theirs = CLIPTokenizer(vocab, merges, model_max_length=77)
     folder = tmp_path_factory.mktemp("saved")
@@ -53,8 +53,8 @@ def both(merges, tmp_path_factory):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     saved = Special(pad="!", after_clean=frozenset((BOS, EOS)))
     return {
-        KINDS[0]: (Tokenizer(vocab, merges), theirs),
-        KINDS[1]: (Tokenizer(vocab, merges, saved), CLIPTokenizer.from_pretrained(folder)),
+        VARIANTS[0]: (Tokenizer(vocab, merges), theirs),
+        VARIANTS[1]: (Tokenizer(vocab, merges, saved), CLIPTokenizer.from_pretrained(folder)),
     }
 
 
@@ -65,20 +65,22 @@ SNIPPETS = (
 )  # fmt: skip
 texts = st.lists(
     st.sampled_from(SNIPPETS)
-    | st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=6)  # what this Python's Unicode knows
+    | st.text(
+        st.characters(exclude_categories=("Cs", "Cn")), max_size=6
+    )  # the characters that this Python's Unicode database assigns
     | st.text("abcdefghijklmnopqrstuvwxyz '", max_size=12),
     max_size=12,
 ).map("".join)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_text_has_transformers_s_numbers(both, kind):
-    ours, theirs = both[kind]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_token_ids_equal_transformers(both, variant):
+    ours, theirs = both[variant]
 
     @settings(max_examples=500, deadline=None)
     @given(texts)
     @example("A photograph of an astronaut riding a horse on the moon, 4k, highly detailed")
-    @example("a black cat " * 250)  # 750 words, of which most are cut
+    @example("a black cat " * 250)  # 750 words, most of them truncated
     @example("")
     def equal(text):
         want = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids
@@ -87,7 +89,7 @@ def test_every_text_has_transformers_s_numbers(both, kind):
     equal()
 
 
-def test_a_byte_that_the_vocabulary_lacks_is_unknown():
+def test_a_byte_that_is_not_in_the_vocabulary_is_unk():
     """As in the vocabularies of a thousand tokens that small test models have."""
     vocab = {token: i for i, token in enumerate([BOS, EOS, "a", "b", "a</w>", "b</w>", "ab</w>", "aa"])}
     merges = [("a", "b</w>"), ("a", "a")]
@@ -96,25 +98,25 @@ def test_a_byte_that_the_vocabulary_lacks_is_unknown():
         assert ours([text])[0].tolist() == theirs(text, padding="max_length", max_length=10, truncation=True).input_ids
 
 
-def test_many_texts_are_rows(both):
-    ours, theirs = both[KINDS[0]]
+def test_one_row_per_text(both):
+    ours, theirs = both[VARIANTS[0]]
     rows = ours(["cat", "a black cat", ""])
     assert rows.shape == (3, 77) and rows.tolist() == theirs(["cat", "a black cat", ""], padding="max_length").input_ids
 
 
-def test_what_is_cut_is_told(both):
-    ours, _ = both[KINDS[0]]
+def test_cut_returns_the_truncated_tokens(both):
+    ours, _ = both[VARIANTS[0]]
     assert ours.cut("noise " * 75) == [] and ours.decode(ours.cut("noise " * 77)) == "noise noise"
     assert ours([BOS * 80])[0].tolist() == [ours.vocab[BOS]] * 76 + [ours.vocab[EOS]]
 
 
-def test_the_way_back(both):
-    ours, _ = both[KINDS[0]]
+def test_decode(both):
+    ours, _ = both[VARIANTS[0]]
     assert ours.decode(ours.encode("Ça va?  漢字 😀 it's")) == "ça va ? 漢字 😀 it 's"
 
 
-def test_special_tokens_that_the_vocabulary_lacks_are_refused():
-    with pytest.raises(ValueError, match="has no '<pad>'"):
+def test_special_tokens_that_are_not_in_the_vocabulary_are_refused():
+    with pytest.raises(ValueError, match="special token '<pad>' is not in the vocabulary"):
         Tokenizer({BOS: 0, EOS: 1}, [], Special(pad="<pad>"))
-    with pytest.raises(ValueError, match="length of 1 has no room"):
+    with pytest.raises(ValueError, match="length is 1: give at least 2"):
         Tokenizer({BOS: 0, EOS: 1}, [], length=1)

@@ -16,13 +16,13 @@ from minidiff.models.unet import UNet
 
 
 def config(*blocks, **settings):
-    """The down blocks, by the capital letter A where there is attention; the up blocks mirror them."""
-    down = tuple("AttnDownBlock2D" if kind == "A" else "DownBlock2D" for kind in blocks)
-    up = tuple("AttnUpBlock2D" if kind == "A" else "UpBlock2D" for kind in reversed(blocks))
+    """One letter per level, A with attention and D without, for the down blocks; the up blocks mirror them."""
+    down = tuple("AttnDownBlock2D" if block == "A" else "DownBlock2D" for block in blocks)
+    up = tuple("AttnUpBlock2D" if block == "A" else "UpBlock2D" for block in reversed(blocks))
     return UNetConfig(down_block_types=down, up_block_types=up, **settings)
 
 
-# The configuration, and the shape (N, H, W) of the pictures.
+# The configuration, and the shape (N, H, W) of the images.
 CONFIGS = {
     "CIFAR-10, narrow": (
         config(
@@ -59,7 +59,7 @@ CONFIGS = {
 
 @cache
 def inputs(name):
-    """x_t, t, cond, dy, and weights of order one in every part, so that every gradient is large enough to compare."""
+    """x_t, t, cond, dy, and perturbed weights: none is zero, so every gradient is large enough to compare."""
     cfg, (N, H, W) = CONFIGS[name]
     rng = np.random.default_rng(0)
     state = UNet(cfg, rng, "numpy").state_dict()
@@ -89,7 +89,7 @@ def diffusers_net(name, dtype):
 
 @cache
 def theirs(name, dtype):
-    """The same of diffusers. It gets our sinusoids: its own are computed in float32 whatever the dtype."""
+    """The same from diffusers. It gets our sinusoids: its own are float32 whatever the dtype."""
     cfg = CONFIGS[name][0]
     x_t, t, cond, dy, _ = inputs(name)
     net = diffusers_net(name, dtype)
@@ -114,7 +114,7 @@ def test_the_keys_and_shapes_are_diffusers_s(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_output_is_diffusers_s(backend, name):
-    """Diffusers as it is, its own sinusoids and all."""
+    """Unmodified diffusers, with its own sinusoids."""
     x_t, t, cond, _, _ = inputs(name)
     with torch.no_grad():
         labels = None if cond is None else torch.tensor(cond)
@@ -123,28 +123,28 @@ def test_the_output_is_diffusers_s(backend, name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_gradient_is_as_good_as_torch_s(backend, name):
-    """All together at most 1.5 times as far from float64 as torch's; each on its own within 5 times.
+def test_every_gradient_is_as_accurate_as_torch_s(backend, name):
+    """Error against float64: all gradients together at most 1.5 times torch's, each parameter's at most 5 times.
 
-    A gradient that is nothing but rounding (a constant added to all keys changes no attention) has no size to be
-    relative to; torch's rounding is then the measure. Rounding errors of a few numbers scatter: hence 5, not 1.5.
+    A gradient that is exactly zero in theory (the bias of the keys does not change attention) is all rounding error, so
+    the bound is relative to torch's rounding. Single errors vary more than their sum: hence 5, not 1.5.
     """
     _, dx, got = ours(name, backend)
-    (_, dx_want, want), (_, dx_rival, rival) = (theirs(name, dtype) for dtype in (torch.float64, torch.float32))
+    (_, dx_want, want), (_, dx_torch, torch_s) = (theirs(name, dtype) for dtype in (torch.float64, torch.float32))
     assert got.keys() == want.keys()
     for key, a in got.items():
-        error, bound = rms(a - want[key]), max(5 * rms(rival[key] - want[key]), FLOOR * rms(want[key]))
+        error, bound = rms(a - want[key]), max(5 * rms(torch_s[key] - want[key]), FLOOR * rms(want[key]))
         assert error <= bound, f"{key} is off by {error:.2e}, allowed are {bound:.2e}"
-    together = [np.concatenate([(g[key] - want[key]).ravel() for key in want]) for g in (got, rival)]
+    together = [np.concatenate([(g[key] - want[key]).ravel() for key in want]) for g in (got, torch_s)]
     assert rms(together[0]) <= 1.5 * rms(together[1])
-    assert rms(dx - dx_want) <= 2 * rms(dx_rival - dx_want)
+    assert rms(dx - dx_want) <= 2 * rms(dx_torch - dx_want)
 
 
 @pytest.mark.parametrize("width", [2, 7, 32, 33])
 @pytest.mark.parametrize("flip_sin_to_cos", [True, False])
 @pytest.mark.parametrize("freq_shift", [0, 0.5])
 def test_sinusoids_are_diffusers_s(width, flip_sin_to_cos, freq_shift):
-    """Theirs are off by t e^-u (u + 2) 2^-24 at frequency e^-u, for the roundings of u, e^-u and t e^-u: t 2^-23."""
+    """Theirs have errors up to t e^-u (u + 2) 2^-24 at frequency e^-u (rounding of u, e^-u and t e^-u): t 2^-23."""
     t = np.array([0, 1, 17, 999])
     got = timestep_embedding(t, width, flip_sin_to_cos, freq_shift)
     want = get_timestep_embedding(torch.tensor(t), width, flip_sin_to_cos, freq_shift).numpy()
@@ -165,7 +165,7 @@ def test_dropout_happens_only_with_an_rng(backend):
     assert (first == again).all() and (first != other).any() and (first != plain(x_t, t).numpy()).any()
 
 
-def test_arrays_and_tensors_are_taken(backend):
+def test_arrays_and_tensors_are_accepted(backend):
     unet, t = small(backend), np.array([5])
     y = unet(draw(1, 4, 4, 3), t)
     np.testing.assert_array_equal(unet(Tensor(draw(1, 4, 4, 3), backend), t).numpy(), y.numpy())
@@ -175,7 +175,7 @@ def test_arrays_and_tensors_are_taken(backend):
 WRONG = {
     "takes \\(N, H, W, 3\\)": lambda unet: unet(draw(1, 4, 4, 1), [5]),
     "x_t has shape": lambda unet: unet(draw(4, 4, 3), [5]),
-    "x_t is 5x4; .* divide by 2": lambda unet: unet(draw(1, 5, 4, 3), [5]),
+    "x_t is 5x4: .* divisible by 2": lambda unet: unet(draw(1, 5, 4, 3), [5]),
     "t has shape \\(2,\\), x_t holds 1": lambda unet: unet(draw(1, 4, 4, 3), [5, 6]),
     "t has shape \\(\\), x_t holds 1": lambda unet: unet(draw(1, 4, 4, 3), 5),
     "made without num_class_embeds": lambda unet: unet(draw(1, 4, 4, 3), [5], [1]),
@@ -183,12 +183,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_does_not_fit_is_refused(backend, message):
+def test_wrong_shapes_are_refused(backend, message):
     with pytest.raises(ValueError, match=message):
         WRONG[message](small(backend))
 
 
-def test_labels_that_do_not_fit_are_refused(backend):
+def test_wrong_labels_are_refused(backend):
     unet, x_t = small(backend, num_class_embeds=3), draw(2, 4, 4, 3)
     with pytest.raises(ValueError, match="cond is missing"):
         unet(x_t, [5, 6])

@@ -1,4 +1,4 @@
-"""An autoencoder in training: loss, gradients and twenty losses equal those of diffusers' AutoencoderKL in torch."""
+"""Training of the autoencoder: loss, gradients and twenty losses equal those of diffusers' AutoencoderKL in torch."""
 
 from functools import cache
 
@@ -21,7 +21,7 @@ CONFIG = VAEConfig(
 
 
 class Given:
-    """A generator that has drawn already."""
+    """A random generator that returns the given eps."""
 
     def __init__(self, eps):
         self.eps = eps
@@ -32,7 +32,7 @@ class Given:
 
 
 def batches():
-    """Pictures, and the noise in their latents, of every step."""
+    """Images, and eps for their latents, of every step."""
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
         yield np.tanh(rng.standard_normal(SHAPE)).astype(np.float32), rng.standard_normal(LATENTS, dtype=np.float32)
@@ -51,8 +51,8 @@ def theirs():
 def torch_loss(net, x, eps):
     x, eps = nchw(torch.tensor(x)), nchw(torch.tensor(eps))
     posterior = net.encode(x).latent_dist
-    back = net.decode(posterior.mean + posterior.std * eps).sample
-    return torch.nn.functional.mse_loss(back, x) + KL * posterior.kl().sum() / eps.numel()
+    reconstruction = net.decode(posterior.mean + posterior.std * eps).sample
+    return torch.nn.functional.mse_loss(reconstruction, x) + KL * posterior.kl().sum() / eps.numel()
 
 
 @cache
@@ -70,7 +70,7 @@ def torch_losses():
 
 
 def test_loss_and_gradients(backend):
-    """Errors as of test_stable_diffusion: a hundred operations in a row."""
+    """Tolerance as in test_stable_diffusion."""
     x, eps = next(batches())
     vae, net = ours(backend.name), theirs()
     loss, want = vae_loss(vae, x, eps, KL), torch_loss(net, x, eps)
@@ -84,9 +84,9 @@ def test_loss_and_gradients(backend):
 
 
 def test_twenty_losses_equal_torch_s(backend):
-    """To 1e-5, as of the noise predictor (test_training)."""
+    """To 1e-5, as in test_training."""
     vae, want = ours(backend.name), torch_losses()
     optimizer = AdamW(vae.parameters(), lr=LR, clip=1.0, ema=0.999)
     got = [vae_step(vae, optimizer, x, Given(eps), KL).loss for x, eps in batches()]
-    assert want[-1] < 0.9 * want[0]  # something was learned
+    assert want[-1] < 0.9 * want[0]  # the loss falls
     np.testing.assert_allclose(got, want, rtol=1e-5)
