@@ -12,11 +12,11 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in a shell's background job
         signal.signal(signal.SIGINT, _stop)
-    from minidiff import cli
+    from minidiff.cli.app import main as run
 
     try:
         signal.signal(signal.SIGINT, before)
-        cli.main()
+        run()
     except KeyboardInterrupt:  # in the few lines before the command line's own handling
         _stop()
     finally:

@@ -24,12 +24,12 @@ from minidiff.engine.backend import get_backend
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import MinidiffError
+from minidiff.formats.networks import load_sampler, load_schedule, load_unet, save_unet
+from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.config import UNetConfig, default_config
 from minidiff.models.unet import UNet
-from minidiff.runs.checkpoint import load_sampler, load_schedule, load_unet, save_unet
-from minidiff.runs.pipeline import load_pipeline
-from minidiff.runs.text import image_to_image, inpaint, text_to_image
-from minidiff.runs.train import train, train_step
+from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
+from minidiff.training.train import train, train_step
 
 __all__ = [
     "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",

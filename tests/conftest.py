@@ -24,13 +24,26 @@ def backend(request) -> Backend:
 @pytest.fixture
 def run(capsys, monkeypatch):
     """run(*arguments) -> exit code of the command line, what was printed, what was printed on stderr."""
-    from minidiff import cli
+    from minidiff.cli.app import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["minidiff", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         captured = capsys.readouterr()
         return caught.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline folder."""
+    from small_runs import network, unet_of
+
+    import minidiff as md
+    from minidiff.formats.networks import save_pipeline, save_unet
+
+    save_unet(unet_of(network()), tmp_path / "net" / "unet")
+    save_pipeline(tmp_path / "net", md.cosine_schedule(20, "v_prediction"))
+    return tmp_path / "net"

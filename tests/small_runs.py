@@ -18,13 +18,13 @@ import numpy as np
 from minidiff.data.dataset import Dataset, from_arrays
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
+from minidiff.formats.weights import open_safetensors
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
-from minidiff.runs import fit, state
-from minidiff.runs.run import Run
-from minidiff.runs.train import TrainConfig
-from minidiff.runs.unet_run import UNetRun
-from minidiff.runs.weights import open_safetensors
+from minidiff.training import loop, state
+from minidiff.training.run import Run
+from minidiff.training.train import TrainConfig
+from minidiff.training.unet_run import UNetRun
 
 
 def network(**changes) -> UNetConfig:
@@ -102,8 +102,8 @@ def go_on(
 ) -> None:
     """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
     dataset = dataset or pictures(shape=run.shape)
-    with patch.object(fit, "draw_progress"):
-        fit.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
+    with patch.object(loop, "draw_progress"):
+        loop.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
 
 
 def rows(folder: Path) -> list[str]:

@@ -10,9 +10,9 @@ from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig, VAE
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
-from minidiff.runs import state
-from minidiff.runs.text_run import TextRun
-from minidiff.runs.train import TrainConfig
+from minidiff.training import state
+from minidiff.training.text_run import TextRun
+from minidiff.training.train import TrainConfig
 
 MERGES = [("r", "e"), ("re", "d</w>"), ("l", "i"), ("n", "g</w>")]
 SCHEDULE = cosine_schedule(30, "v_prediction")

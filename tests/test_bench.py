@@ -18,8 +18,8 @@ from small_text import network as tiny_text_network
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff import cli
 from minidiff.bench import cases, measure, ours, report
+from minidiff.cli import app
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 
@@ -51,7 +51,7 @@ def run(capsys, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["minidiff", "bench", *map(str, arguments), "--threads", "1"])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         return caught.value.code, captured.out, captured.err
 
@@ -282,7 +282,7 @@ import sys
 sys.modules["torch"] = None
 from minidiff.bench import cases
 cases.FAMILIES = {"conv": lambda batch: list(cases.convolution(1, 4, 4, 4, 3))}
-from minidiff.cli import main
+from minidiff.cli.app import main
 main()
 """
 

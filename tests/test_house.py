@@ -27,7 +27,7 @@ def test_imports_run_one_way():
 
 @pytest.mark.parametrize("rival", ["cupy", "torch", "diffusers", "transformers", "matplotlib.pyplot"])
 def test_importing_minidiff_does_not_import(rival):
-    done = python("-c", f"import sys, minidiff, minidiff.cli; sys.exit({rival!r} in sys.modules)")
+    done = python("-c", f"import sys, minidiff, minidiff.cli.app; sys.exit({rival!r} in sys.modules)")
     assert done.returncode == 0, done.stderr
 
 

@@ -34,7 +34,7 @@ main()
 """
 TRAIN = """
 def at(name):
-    if name == "minidiff.cli":
+    if name == "minidiff.cli.app":
         print("started", flush=True)
 sys.argv = "minidiff train {data} --out {out} --backend numpy --threads 1 --steps 100000".split()
 main()

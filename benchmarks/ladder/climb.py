@@ -29,10 +29,10 @@ from minidiff_kernels.cpu.memory import empty
 from rich.console import Console
 from rich.table import Table
 
+from minidiff import machine
 from minidiff.bench import measure
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
-from minidiff.runs import machine
 
 PAUSE = 0.05  # seconds before each run, since BLAS threads spin for a while after their work
 FACTS = ("processor", "threads", "vector width", "platform", "Python", "NumPy", "Numba", "BLAS", "torch")

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from minidiff import machine
 from minidiff.bench import ours
 from minidiff.bench.cases import Case
 from minidiff.bench.measure import Rival, Row, Side, in_turn
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
-from minidiff.runs import machine
 
 EAGER = ("network", "step", "optim")  # families without a CUDA graph; torch's AdamW cannot be captured
 REPLAYS = 10  # of a graph, per timed round

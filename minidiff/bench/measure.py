@@ -12,11 +12,11 @@ import numpy as np
 from minidiff_kernels.cpu import jit, simd
 from numba import prange
 
+from minidiff import machine
 from minidiff.bench import ours
 from minidiff.bench.cases import Case
 from minidiff.engine.backend import Backend, get_backend
 from minidiff.errors import MinidiffError
-from minidiff.runs import machine
 
 SECONDS = 1.0  # a case is timed for so long,
 MIN_ROUNDS = 5  # but for at least

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from minidiff.data.dataset import Dataset
-from minidiff.data.pictures import to_float
+from minidiff.data.imaging import to_float
 
 ORDER, FLIPS, LABELS, SHIFTS = 1, 2, 3, 4  # the last word of a generator's seed: one stream for each purpose
 AHEAD = 2  # batches that are made before they are asked for

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from minidiff.data import memory
 from minidiff.data.captions import NAMES, captions_of
 from minidiff.data.dataset import Dataset, from_arrays
-from minidiff.data.pictures import FORMATS, load
+from minidiff.data.imaging import FORMATS, load
 from minidiff.errors import MinidiffError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidiff.diffusion.forward import at, q_posterior, q_sample, x0_and_eps
-from minidiff.diffusion.levels import Levels, levels, most_steps
+from minidiff.diffusion.noise_levels import Levels, levels, most_steps
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.steps import clipped

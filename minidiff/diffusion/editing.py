@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, q_sample, target
-from minidiff.diffusion.levels import levels
+from minidiff.diffusion.noise_levels import levels
 from minidiff.diffusion.reverse import Walk, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule

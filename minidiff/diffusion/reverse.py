@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import x0_and_eps
-from minidiff.diffusion.levels import Levels, levels
+from minidiff.diffusion.noise_levels import Levels, levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.steps import clipped, log_snr, noise_in, p_sample, picture_in, toward

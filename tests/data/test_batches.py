@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minidiff.data import batches
 from minidiff.data.batches import batch, drop_labels, prefetch, shift
 from minidiff.data.dataset import from_arrays
-from minidiff.data.pictures import to_float
+from minidiff.data.imaging import to_float
 
 
 def numbered(n):

@@ -8,10 +8,10 @@ import torch
 from small_runs import refused
 
 import minidiff as md
-from minidiff.data.pictures import to_float, to_uint8
+from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.forward import target
-from minidiff.diffusion.levels import levels
+from minidiff.diffusion.noise_levels import levels
 
 DDPM = md.Sampler("ddpm", clip=None)
 SCHEDULES = [

@@ -5,7 +5,7 @@ import pytest
 
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.forward import q_sample, target, x0_and_eps
-from minidiff.diffusion.levels import levels
+from minidiff.diffusion.noise_levels import levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler

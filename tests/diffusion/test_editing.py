@@ -5,7 +5,7 @@ import pytest
 
 from minidiff.diffusion import forward
 from minidiff.diffusion.editing import filling_in, redraw, slerp
-from minidiff.diffusion.levels import levels
+from minidiff.diffusion.noise_levels import levels
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidiff.diffusion import forward, reverse
-from minidiff.diffusion.levels import timesteps
+from minidiff.diffusion.noise_levels import timesteps
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
 from minidiff.diffusion.schedule import (
     cosine_schedule,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_runs import network
 
-from minidiff import cli
 from minidiff.bench import cases, gpu, rival
+from minidiff.cli import app
 
 CASES = {
     "step": lambda batch: [cases.training_step("tiny", network(), 2)],
@@ -31,7 +31,7 @@ def bench(capsys, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["minidiff", "bench", *arguments])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         return caught.value.code, captured.out, captured.err
 

@@ -8,7 +8,7 @@ from against_torch import CONV_FLOOR, draw, nchw, rms_error, torch_layout
 from small_runs import bars
 
 from minidiff.data.batches import batch
-from minidiff.data.pictures import to_float
+from minidiff.data.imaging import to_float
 from minidiff.engine.losses import cross_entropy
 from minidiff.engine.optim import AdamW
 from minidiff.models.classifier import EPS, GROUPS, Classifier

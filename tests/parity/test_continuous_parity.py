@@ -12,7 +12,7 @@ from minidiff.diffusion.schedule import linear_schedule, schedule_from_config, s
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import mul
 from minidiff.engine.tensor import Tensor
-from minidiff.runs.checkpoint import save_pipeline
+from minidiff.formats.networks import save_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 SHAPE = (2, 6, 6, 3)

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from small_runs import go_on, network, new_run
 
 import minidiff as md
-from minidiff import cli
-from minidiff.diffusion.levels import timesteps
+from minidiff.cli import app
+from minidiff.diffusion.noise_levels import timesteps
 from minidiff.errors import MinidiffError
+from minidiff.formats import networks
+from minidiff.formats.weights import INDEX, RENAMED, WEIGHTS
 from minidiff.models.config import config_to_dict
-from minidiff.runs import checkpoint
-from minidiff.runs.weights import INDEX, RENAMED, WEIGHTS
 
 # Their tables are float32 products of up to a thousand factors 1 - beta, each off by 6e-8; the smallest factor, 0.001
 # where a beta is clipped, is off by 6e-8 / 0.001 = 6e-5 of itself. atol is for the zero of zero terminal SNR.
@@ -121,7 +121,7 @@ def test_the_round_trip(tmp_path, monkeypatch):
     go_on(run, checkpoint_every=50)
     monkeypatch.setattr(sys, "argv", ["minidiff", "export", str(tmp_path / "run"), str(tmp_path / "ours")])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 0
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "ours")
     same_output(md.load_unet(tmp_path / "ours"), pipeline.unet)
@@ -294,7 +294,7 @@ def test_we_read_their_schedulers(tmp_path, name):
 )
 def test_they_read_our_schedules(tmp_path, maker, prediction_type):
     schedule = maker(200, prediction_type=prediction_type)
-    checkpoint.save_pipeline(tmp_path, schedule)
+    networks.save_pipeline(tmp_path, schedule)
     theirs = DDIMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     np.testing.assert_allclose(theirs.alphas_cumprod, schedule.alphas_cumprod, **TABLES)
     assert theirs.config.prediction_type == prediction_type

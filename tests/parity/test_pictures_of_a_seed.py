@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from minidiff.cli import app
 from minidiff.diffusion.schedule import cosine_schedule
-from minidiff.runs.checkpoint import save_pipeline
+from minidiff.formats.networks import save_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 N = 3

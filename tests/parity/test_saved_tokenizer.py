@@ -10,9 +10,9 @@ import pytest
 from transformers import CLIPTokenizer
 
 from minidiff.data import open_dataset
+from minidiff.formats.tokenizer_files import load_tokenizer, save_tokenizer
 from minidiff.models.bpe import learn_merges
 from minidiff.models.tokenizer import BOS, EOS, Special, Tokenizer, vocabulary
-from minidiff.runs.tokens import load_tokenizer, save_tokenizer
 
 CAPTIONS = open_dataset("emoji").captions
 ODD = (

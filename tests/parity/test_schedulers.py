@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from minidiff.diffusion import forward, reverse
-from minidiff.diffusion.levels import timesteps
+from minidiff.diffusion.noise_levels import timesteps
 from minidiff.diffusion.schedule import (
     Schedule,
     cosine_schedule,

@@ -22,11 +22,11 @@ from small_pipeline import SCHEDULE
 from typer.testing import CliRunner
 
 from minidiff.cli import app
-from minidiff.data.pictures import to_float, to_uint8
+from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.torch_generator import torch_generator
-from minidiff.runs.checkpoint import load_sampler, load_schedule
-from minidiff.runs.pipeline import load_pipeline
-from minidiff.runs.text import image_to_image, inpaint, text_to_image
+from minidiff.formats.networks import load_sampler, load_schedule
+from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 

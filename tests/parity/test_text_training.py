@@ -20,11 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from minidiff.diffusion.schedule import linear_schedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.optim import AdamW
+from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
-from minidiff.runs.pipeline import load_pipeline
-from minidiff.runs.text import text_to_image
-from minidiff.runs.train import train_step
+from minidiff.sampling.text_to_image import text_to_image
+from minidiff.training.train import train_step
 
 STEPS, SHAPE, LR, NETWORK = 20, (4, 8, 8, 3), 1e-3, network(8)
 

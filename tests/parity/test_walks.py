@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff.diffusion import levels, reverse
+from minidiff.diffusion import noise_levels, reverse
 from minidiff.diffusion.sampler import SAMPLERS, sampler_from_config
 from minidiff.diffusion.schedule import respace, schedule_from_config
-from minidiff.runs.checkpoint import load_sampler, load_schedule
+from minidiff.formats.networks import load_sampler, load_schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 SHAPE = (2, 6, 6, 3)
@@ -159,7 +159,7 @@ def both(name, spacing, steps, monkeypatch):
     theirs = their_walk(scheduler, steps, monkeypatch)
     own = our_walk(schedule, sampler, steps)
     if sampler.name == "ddpm":
-        monkeypatch.setattr(levels, "respace", ddpm_twin)
+        monkeypatch.setattr(noise_levels, "respace", ddpm_twin)
     twin = our_walk(with_their_tables(schedule, scheduler), sampler, steps)
     return twin, own, theirs
 
@@ -266,7 +266,7 @@ def test_at_some_steps_diffusers_rounds_to_a_timestep_too_many():
         scheduler.set_timesteps(steps)
         lengths.append(len(scheduler.timesteps) - steps)
     assert lengths == [int(steps == 61) for steps in range(1, 100)]
-    assert levels.timesteps(T, 61).tolist() == pytest.approx(999 - np.arange(61) * T / 61, abs=0.5)
+    assert noise_levels.timesteps(T, 61).tolist() == pytest.approx(999 - np.arange(61) * T / 61, abs=0.5)
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 4), ("linspace", 50), ("trailing", 7), ("trailing", 30)])
@@ -339,7 +339,7 @@ def test_on_the_cosine_schedule_we_are_closer_to_the_truth(name, steps, spacing,
     schedule, sampler = schedule_from_config(config), sampler_from_config(config)
     theirs, own = their_walk(scheduler, steps, monkeypatch), our_walk(schedule, sampler, steps)
     rng = Noise()
-    start = np.float32(levels.levels(schedule, steps, sampler).start) * rng.standard_normal()
+    start = np.float32(noise_levels.levels(schedule, steps, sampler).start) * rng.standard_normal()
     exact = reverse.sample(toy_model, schedule, SHAPE, rng, steps, sampler, x_T=start.astype(np.float64))
     truth = [x_t for _, x_t, _ in exact]
     assert max(distances(own, truth)) <= min(1e-4, 1.5 * max(distances(theirs, truth)) + 2e-6)

@@ -1,0 +1,53 @@
+"""The command that shows what a text does."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minidiff import machine
+from minidiff.cli.options import PLACE, Backend, Seed, Threads, valid_text
+from minidiff.data import imaging
+from minidiff.files import check_new_folder, new_folder
+from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.sampling.text_sheets import GUIDANCES, Asked, over_guidance, over_time, swaps, where_heard, word_by_word
+from minidiff.terminal import announce_compiling, console, with_bar
+from minidiff.training import checkpoints, state
+from minidiff.training.text_run import TextRun
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="A run of train --text, or a folder of Stable Diffusion.")],
+    prompt: Annotated[str, typer.Option(callback=valid_text, help="What to draw.")],
+    to: Annotated[str | None, typer.Option(callback=valid_text, help="As many words, to be put in one by one.")] = None,
+    out: Annotated[Path, typer.Option(help="A new folder.", **PLACE)] = Path("explained"),
+    guidance: Annotated[float, typer.Option(help="How much to insist.")] = 4.0,
+    steps: Annotated[int, typer.Option(help="From noise to picture.", min=1)] = 25,
+    seed: Seed = 0,
+    backend: Backend = "numba",
+    threads: Threads = None,
+) -> None:
+    """What a text does, on sheets of pictures that all begin as the same noise.
+
+    guidance.png: insisted on, from 1 to 10. attention.png: where each word was heard. words.png: its words swapped for
+    those of --to. training.png: drawn by each state that a run has kept, so train with a larger --keep.
+    """
+    machine.use_threads(threads, backend)
+    check_new_folder(out)
+    parts = load_pipeline(run, backend)
+    kept_steps = len(checkpoints.kept(run))
+    walks = len(GUIDANCES) + 1 + (len(swaps(prompt, to)) if to else 0) + kept_steps
+    announce_compiling(backend)
+
+    def draw(tick) -> None:
+        asked = Asked(prompt, guidance, steps, seed, tick)
+        with new_folder(out) as folder:
+            imaging.save(over_guidance(parts, asked), folder / "guidance.png")
+            imaging.save(where_heard(parts, asked), folder / "attention.png")
+            if to:
+                imaging.save(word_by_word(parts, asked, to), folder / "words.png")
+            if kept_steps:
+                imaging.save(over_time(asked, state.open_kept(run, TextRun)), folder / "training.png")
+
+    with_bar("drawing", walks * steps, draw)
+    console.print(f"Wrote {out}")

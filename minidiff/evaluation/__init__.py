@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the feature classifier, prompt agreement, reports."""

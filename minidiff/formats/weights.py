@@ -1,0 +1,159 @@
+"""The arrays of a network's folder: one safetensors file, or several with an index. Nothing is ever unpickled.
+
+A file's own words are not trusted: its header is bounded and checked by the safetensors library, its names are
+printable, and an index names files beside it. Arrays are read one at a time, so that no second copy of a network
+is held. float16 and bfloat16 are widened to float32, which loses nothing.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from minidiff.errors import MinidiffError
+from minidiff.files import LARGEST_JSON, read_json, replace_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: it is the upper half of a float32
+
+# What attention's projections were called before 2023.
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array that lies in a file."""
+
+    path: Path
+    name: str
+    dtype: str  # in safetensors' words
+    shape: tuple[int, ...]
+    offset: int  # bytes from the file's beginning
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def read(self) -> np.ndarray:
+        """Its numbers as float32, in memory of their own. Raises MinidiffError if the file ends too early."""
+        try:
+            a = np.fromfile(self.path, DTYPES[self.dtype], self.size, offset=self.offset).reshape(self.shape)
+        except (OSError, ValueError) as error:
+            raise damaged(self.path, error) from None
+        if self.dtype == "BF16":
+            return np.left_shift(a, 16, dtype=np.uint32).view(np.float32)
+        return a.astype(np.float32, copy=False)
+
+
+def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
+    """Where each parameter of a network's folder lies, by today's names; nothing but headers is read.
+
+    weights: what its file is called; of several, the index has that name and .index.json.
+    Raises MinidiffError for a folder without safetensors, and for files that are damaged or contradict one another.
+    """
+    index = folder / f"{weights}.index.json"
+    if index.is_file():
+        found = _shards(index)
+    elif (folder / weights).exists():
+        found, _ = open_safetensors(folder / weights)
+    else:
+        refuse_pickles(folder)
+        for other in sorted(folder.glob(f"{Path(weights).stem}.*.safetensors")):
+            raise MinidiffError(f"{other}: is a variant of the weights; rename it to {weights}")
+        raise MinidiffError(f"{folder / weights}: no such file; copy or train it again")
+    today = {_todays_name(name): stored for name, stored in found.items()}
+    if len(today) < len(found):
+        raise MinidiffError(f"{folder}: has attention weights by old names and by new ones; save it in diffusers again")
+    return today
+
+
+def _todays_name(name: str) -> str:
+    return re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda old: RENAMED[old[0]], name)
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raises MinidiffError if this is a pickle, or a folder that holds one."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.suffix in PICKLES and file.is_file():
+            raise MinidiffError(
+                f"{file}: is a pickle, which can run any code, and is not read; "
+                "load it in diffusers and save_pretrained(..., safe_serialization=True)"
+            )
+
+
+def _shards(index: Path) -> dict[str, Stored]:
+    """The arrays of all files that an index names, which must be the ones that it lists for each."""
+    weight_map = {name: shard for name, shard in read_json(index, _weight_map).items() if not _is_count(name)}
+    shards = {shard: open_safetensors(index.parent / shard)[0] for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        if name not in shards[shard]:
+            raise MinidiffError(
+                f"{index}: says that {shard} holds {name!r:.200}, which it does not; copy all files again"
+            )
+    for shard, arrays in shards.items():
+        for name in arrays:
+            if weight_map.get(name) != shard:
+                raise MinidiffError(f"{index}: does not say that {shard} holds {name}; copy all files again")
+    return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _weight_map(values) -> dict[str, str]:
+    """The names of an index with the file of each: files beside it, nowhere else."""
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MinidiffError("has no weight_map; copy it again")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]{0,200}\.safetensors", shard):
+            raise MinidiffError(f"names the file {shard!r:.200}; a name that ends in .safetensors is allowed, no path")
+    return weight_map
+
+
+def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Where every array of a file lies, by name, and the file's metadata. Raises MinidiffError if it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_JSON:
+                raise ValueError(f"a header of {length} bytes")
+            text = file.read(length)
+        with safe_open(path, "numpy") as checked:  # shapes, lengths and offsets agree with one another and the file
+            header, names, metadata = json.loads(text), checked.keys(), checked.metadata() or {}
+    except FileNotFoundError:
+        raise MinidiffError(f"{path}: no such file; copy or train it again") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
+    return {name: _stored(path, name, header[name], 8 + length) for name in names if not _is_count(name)}, metadata
+
+
+def _is_count(name: str) -> bool:
+    """Whether it is 0, 1, 2, ..., which files of text encoders hold that transformers saved before 2023."""
+    return name.endswith("position_ids")
+
+
+def _stored(path: Path, name: str, entry: dict, start: int) -> Stored:
+    if not name.isprintable() or len(name) > 200:
+        raise MinidiffError(f"{path}: has an array of the name {name!r:.200}; is it the right file?")
+    if entry["dtype"] not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise MinidiffError(f"{path}: {name} is {entry['dtype']}, and only {known} are read; save it in float32")
+    return Stored(path, name, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+
+
+def damaged(path: Path, error: Exception) -> MinidiffError:
+    """What to say of a file that cannot be read."""
+    reason = " ".join(str(error).split())[:200]
+    return MinidiffError(f"{path}: damaged or not safetensors ({reason}); copy or train it again")
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write arrays and metadata as a whole or not at all."""
+    data = safetensors_bytes(tensors, metadata)  # its save_file would leave a file of its own behind where it is killed
+    replace_file(path, lambda part: part.write_bytes(data))

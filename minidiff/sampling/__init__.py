@@ -1,0 +1,1 @@
+"""Sampling from a folder: its networks, the sampling settings, text to image."""

@@ -1,0 +1,137 @@
+"""Runs of a noise predictor, which learns pictures alone, or pictures by class.
+
+RUN/unet, RUN/scheduler, RUN/model_index.json      the averaged weights as a diffusers pipeline
+RUN/classes.json                 in the place of model_index.json if it was trained by class
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from PIL.Image import Image
+
+from minidiff.data.batches import batch, drop_labels
+from minidiff.data.dataset import Dataset
+from minidiff.data.imaging import sheet, to_float, to_uint8
+from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.schedule import AnySchedule, schedule_from_config, schedule_to_config
+from minidiff.engine.nn import Parameter
+from minidiff.formats.networks import save_pipeline, save_unet
+from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
+from minidiff.models.unet import UNet
+from minidiff.training.run import Run, Weights
+from minidiff.training.train import StepStats, TrainConfig, make_optimizer, train_step
+
+PREVIEW = 36  # pictures on a sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetRun(Run):
+    """A noise predictor in training."""
+
+    NAME: ClassVar[str] = "U-Net"
+
+    unet: UNet
+    schedule: AnySchedule
+
+    @classmethod
+    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: Any) -> Self:
+        """parts: the network's configuration, and the schedule."""
+        network, schedule = parts
+        unet = UNet(network, rng, config.backend)
+        optimizer = make_optimizer(unet.parameters(), config)
+        return cls(folder=folder, config=config, optimizer=optimizer, unet=unet, schedule=schedule)
+
+    @classmethod
+    def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
+        return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            "unet": json.dumps(config_to_dict(self.unet.config)),
+            "schedule": json.dumps(schedule_to_config(self.schedule)),
+        }
+
+    @property
+    def objective(self) -> str:
+        return self.schedule.prediction_type
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.unet.config.block_out_channels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.unet.picture_shape
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The network as a function of x_t and t."""
+        return as_model(self.unet, self.schedule)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        return self.unet.named_parameters()
+
+    def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
+        """Pictures, and labels if it learns them, of which some are dropped."""
+        config = self.config
+
+        def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
+            x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
+            if not config.classes:
+                return x0, None
+            return x0, drop_labels(labels, len(config.classes), config.label_dropout, config.seed, step)
+
+        return make_batch
+
+    def learn(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
+        (x0, cond), config = batch, self.config
+        return train_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+
+    def probe(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+        """The training loss (`noise_loss`)."""
+        labels = dataset.labels[index] if self.config.classes else None
+        return noise_loss(self.model, self.schedule, to_float(dataset.take(index)), labels, rng, self.config)
+
+    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
+        return sheet(self.draw(PREVIEW, steps=25))
+
+    def draw(self, n: int, steps: int) -> np.ndarray:
+        """n pictures (n, H, W, C) uint8 by DDIM, class after class, from noise that the run's seed alone decides."""
+        rng = np.random.default_rng([self.config.seed, 0])
+        labels = np.arange(n) * len(self.config.classes) // n if self.config.classes else None
+        shape = (n, *self.unet.picture_shape)
+        *_, (_, x_0, _) = sample(self.model, self.schedule, shape, rng, steps, cond=labels)
+        return to_uint8(x_0)
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        save_unet(self.unet, folder / "unet", dict(weights))
+        save_pipeline(folder, self.schedule, classes=self.config.classes)
+
+
+def noise_loss(
+    model: Callable[..., Any],
+    schedule: AnySchedule,
+    x0: np.ndarray,
+    cond: np.ndarray | None,
+    rng: np.random.Generator,
+    config: TrainConfig,
+) -> float:
+    """The training loss (DDPM eq. 14, weighted as the run's) over pictures x0 (n, H, W, C), without dropout.
+
+    They pass in parts no larger than those of a training step, which memory suffices for. rng draws t, then eps.
+    """
+    n = len(x0)
+    t, eps = schedule.draw(rng, n), rng.standard_normal(x0.shape, dtype=np.float32)
+    weight = None if config.min_snr is None else min_snr_weight(schedule, t, config.min_snr)
+    total, size = 0.0, config.batch_size // config.accumulate
+    for part in (slice(start, min(start + size, n)) for start in range(0, n, size)):
+        conds, weights = (None if a is None else a[part] for a in (cond, weight))
+        loss = training_loss(model, schedule, x0[part], t[part], eps[part], conds, weight=weights)
+        total += float(loss.numpy()) * (part.stop - part.start)
+    return total / n

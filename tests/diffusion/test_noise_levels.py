@@ -1,0 +1,107 @@
+"""The noise levels of a walk: timesteps in three spacings, and sigmas between them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidiff.diffusion.noise_levels import karras, levels, noise_to_signal, timesteps
+from minidiff.diffusion.sampler import SAMPLERS, SPACINGS, Sampler
+from minidiff.diffusion.schedule import cosine_schedule, linear_schedule, rescale_zero_terminal_snr
+from minidiff.errors import MinidiffError
+
+LINEAR = linear_schedule()
+
+
+@given(T=st.integers(1, 2000), spacing=st.sampled_from(SPACINGS), data=st.data())
+def test_timesteps_fall_and_lie_in_the_schedule(T, spacing, data):
+    steps = data.draw(st.integers(1, T))
+    ts = timesteps(T, steps, spacing)
+    assert len(ts) == steps and ts.dtype == np.int64
+    assert np.all(np.diff(ts) < 0) and 0 <= ts[-1] and ts[0] < T
+    gaps = -np.diff(ts)
+    assert steps <= 2 or gaps.max() - gaps.min() <= 1  # the mean gap, rounded down or up
+    if spacing != "leading":
+        assert ts[0] == T - 1
+    if spacing != "trailing" and steps > 1:
+        assert ts[-1] == 0
+
+
+def test_the_timesteps_of_table_2():
+    """Lin et al. 2024, table 2: a thousand steps in ten."""
+    assert timesteps(1000, 10, "leading").tolist() == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    assert timesteps(1000, 10, "trailing").tolist() == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+    assert timesteps(1000, 10, "linspace").tolist() == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+    assert timesteps(1000, 4, "leading", 1).tolist() == [751, 501, 251, 1]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, "10", None])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_an_absurd_number_of_steps_is_refused(steps, spacing):
+    with pytest.raises(MinidiffError, match="steps must be an integer from 1 to the schedule's 1000"):
+        timesteps(1000, steps, spacing)
+
+
+def test_an_offset_out_of_the_schedule_is_refused():
+    with pytest.raises(MinidiffError, match="steps_offset 1 leads beyond the schedule's 1000 steps"):
+        timesteps(1000, 1000, "leading", 1)
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(MinidiffError, match="spacing 'even' is unknown: use one of trailing, leading, linspace"):
+        timesteps(1000, 10, "even")
+
+
+@pytest.mark.parametrize("steps", [0, 1000])
+def test_dpm_solver_needs_a_timestep_more_than_steps(steps):
+    with pytest.raises(MinidiffError, match="steps must be an integer from 1 to 999 for dpmpp_2m"):
+        levels(LINEAR, steps, Sampler("dpmpp_2m", "linspace"))
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_walk_goes_from_leg_to_leg_to_the_clean_end(name, spacing, schedule):
+    way = levels(schedule, 9, Sampler(name, spacing))
+    legs = list(way.legs())
+    assert [leg.i for leg in legs] == list(range(9))[::-1]
+    assert [leg.t for leg in legs] == way.ts.tolist()
+    assert legs[-1].t_prev == -1 and legs[-1].abar_prev == 1
+    for leg, following in zip(legs, legs[1:], strict=False):
+        assert (leg.t_prev, leg.abar_prev) == (following.t, following.abar)
+    assert all(leg.abar < leg.abar_prev for leg in legs)
+    # where a level lies at a whole timestep it is the schedule's; cumprod and its inverse cost a few roundings
+    for leg in legs:
+        if leg.t == round(leg.t):
+            np.testing.assert_allclose(leg.abar, schedule.alphas_cumprod[round(leg.t)], rtol=1e-9)
+
+
+def test_without_a_clean_end_a_walk_ends_at_the_schedules_first_level():
+    way = levels(LINEAR, 5, Sampler("ddim", clean_end=False))
+    *_, last = way.legs()
+    assert last.abar_prev == LINEAR.alphas_cumprod[0] < 1
+
+
+def test_karras_levels():
+    """Karras et al. 2022, eq. 5: an even walk in the seventh root, from sigma_max to sigma_min."""
+    sigmas = karras(80.0, 0.002, 18)
+    np.testing.assert_allclose(sigmas[[0, -1]], [80, 0.002], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(np.diff(sigmas ** (1 / 7))), 0, atol=1e-14)
+    way = levels(LINEAR, 18, Sampler("euler", "linspace", karras=True))
+    abar = way.schedule.alphas_cumprod[::-1]
+    np.testing.assert_allclose(np.sqrt((1 - abar) / abar), karras(*noise_to_signal(LINEAR)[[-1, 0]], 18), rtol=1e-9)
+    # and t is where the schedule has that sigma
+    at = np.exp(np.interp(way.ts, np.arange(1000), np.log(noise_to_signal(LINEAR))))
+    np.testing.assert_allclose(at, karras(*noise_to_signal(LINEAR)[[-1, 0]], 18), rtol=1e-9)
+
+
+def test_sigma_stays_finite_at_zero_terminal_snr():
+    schedule = rescale_zero_terminal_snr(linear_schedule(prediction_type="v_prediction"))
+    way = levels(schedule, 3, Sampler("euler"))
+    assert np.sqrt(1 / way.schedule.alphas_cumprod[-1] - 1) == pytest.approx(4096, rel=1e-6)
+
+
+def test_the_start_is_as_noisy_as_the_first_level():
+    assert levels(LINEAR, 5, Sampler("euler", "leading")).start == 1
+    assert levels(LINEAR, 5, Sampler("ddim")).start == 1
+    assert levels(LINEAR, 5, Sampler("euler")).start == pytest.approx(np.sqrt(1 - LINEAR.alphas_cumprod[-1]))

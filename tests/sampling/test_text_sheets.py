@@ -1,0 +1,150 @@
+"""minidiff explain: sheets of what a text does, and the attention that they show."""
+
+import numpy as np
+import pytest
+import small_pipeline
+from PIL import Image
+from small_runs import go_on, refused, tree
+from small_text import bars, new_text_run, tokenizer
+
+from minidiff.engine.tensor import Tensor
+from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.models.text_unet import Attention, TextUNet
+from minidiff.sampling import text_sheets
+from minidiff.sampling.text_sheets import (
+    Asked,
+    attention_maps,
+    noted,
+    over_guidance,
+    over_time,
+    spans,
+    swaps,
+    word_by_word,
+)
+from minidiff.training import state
+from minidiff.training.text_run import TextRun
+
+ASKED = Asked("red bar, lying", 2.0, 2)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is put on sheets: pictures and captions."""
+    sheets = []
+    monkeypatch.setattr(text_sheets, "captioned", lambda images, captions, columns: sheets.append((images, captions)))
+    return sheets
+
+
+@pytest.fixture
+def parts(tmp_path):
+    go_on(new_text_run(tmp_path / "run"), 2, dataset=bars(), keep=3)
+    return load_pipeline(tmp_path / "run", "numpy")
+
+
+def test_words_are_swapped_one_by_one():
+    assert swaps("a red bar", "a blue hat") == ["a red bar", "a blue bar", "a blue hat"]
+    assert swaps("same", "same") == ["same"]
+    refused(swaps, "a red bar", "hat", match="--to has 1 words and --prompt 3: give as many")
+
+
+def test_words_have_their_places():
+    """red</w> is one token, b a r</w> three, the comma one, li y i ng</w> four; what is beyond the last is nowhere."""
+    words = ["red", "bar,", "lying"]
+    assert spans(tokenizer(), words) == [slice(1, 2), slice(2, 6), slice(6, 9)]
+    ids = tokenizer().encode("red bar, lying")
+    assert [len(tokenizer().encode(word)) for word in words] == [1, 4, 4] and len(ids) == 9
+    assert spans(tokenizer(), ["lying"] * 4) == [slice(1, 5), slice(5, 9), slice(9, 9), slice(9, 9)]
+
+
+def test_every_picture_begins_as_the_same_noise(parts, shown, tmp_path):
+    over_guidance(parts, ASKED)
+    (images, captions), others = shown[0], shown
+    assert captions[0] == "guidance 1" and captions[-1] == "guidance 10" and len(images) == 10
+    np.testing.assert_array_equal(images[1], ASKED.draw(parts)[0])
+    assert (images[9] != images[0]).any()
+    word_by_word(parts, ASKED, "blue bar, lying")
+    assert others[1][1] == ["red bar, lying", "blue bar, lying"]
+    np.testing.assert_array_equal(others[1][0][0], images[1])
+    assert (others[1][0][1] != images[1]).any()
+
+
+def test_over_time_each_state_draws_as_it_did(parts, shown, tmp_path):
+    """The last of them is what the folder draws."""
+    over_time(ASKED, state.open_kept(tmp_path / "run", TextRun))
+    images, captions = shown[0]
+    assert captions == ["step 4", "step 6", "step 8"]
+    np.testing.assert_array_equal(images[2], ASKED.draw(parts)[0])
+    assert (images[0] != images[2]).any()
+
+
+def test_what_is_noted_is_the_attention(backend):
+    """Of one head: the shares, times the values, give what the layer gives."""
+    rng = np.random.default_rng(0)
+    attention = Attention(8, 6, 1, rng, backend.name)
+    x, heard, add = (Tensor(backend.asarray(rng.standard_normal(s, dtype=np.float32)), backend)
+                     for s in ((2, 9, 8), (2, 5, 6), (2, 9, 8)))  # fmt: skip
+    notes = []
+    got = text_sheets._noting(attention, notes)(x, heard, add).numpy()
+    np.testing.assert_array_equal(got, attention(x, heard, add).numpy())
+    values = attention.to_v(heard).numpy()[0]
+    out = Tensor(backend.asarray((notes[0] @ values)[None]), backend)
+    want = attention.to_out[0](out).numpy()[0] + add.numpy()[0]
+    np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-5)
+    assert len(notes) == 1 and notes[0].shape == (9, 5)
+
+
+def test_notes_are_taken_within_the_block_only(parts):
+    """Of each of the four layers at each of two steps; what is drawn is the same."""
+    before = ASKED.draw(parts)
+    with noted(parts.unet) as notes:
+        np.testing.assert_array_equal(ASKED.draw(parts), before)
+    assert len(notes) == 4 * 2 and all(note.shape == (64, 10) for note in notes)
+    np.testing.assert_allclose([note.sum(1) for note in notes], 1, rtol=1e-5)
+    assert (notes[0] != notes[-1]).any()
+    ASKED.draw(parts)
+    assert len(notes) == 8
+    with pytest.raises(ZeroDivisionError), noted(parts.unet):
+        1 / 0  # noqa: B018
+    assert all(isinstance(block.attn2, Attention) for block in text_sheets._blocks(parts.unet))
+    assert (
+        dict(parts.unet.named_parameters()).keys() == dict(TextUNet(parts.unet.config, None).named_parameters()).keys()
+    )
+
+
+def test_maps_of_all_places_add_up():
+    """Levels of other sizes are enlarged; a share that is the same everywhere stays so."""
+    rng = np.random.default_rng(0)
+    notes = [rng.random((n, 3), np.float32) for n in (8 * 4, 8 * 4, 4 * 2)]
+    notes = [note / note.sum(1, keepdims=True) for note in notes]
+    maps = attention_maps(notes, [slice(0, 1), slice(1, 3)], (8, 4))
+    np.testing.assert_allclose(maps.sum(0), 1, rtol=1e-5)
+    even = [np.full((n, 2), 0.5, np.float32) for n in (32, 8)]
+    np.testing.assert_allclose(attention_maps(even, [slice(0, 1)], (8, 4)), 0.5, rtol=1e-6)
+    lower = np.zeros((32, 2), np.float32)
+    lower[16:, 0] = 1  # rows 4 to 7
+    assert attention_maps([lower], [slice(0, 1)], (8, 4))[0].argmax() >= 16
+
+
+def test_from_the_command_line(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    go_on(new_text_run(tmp_path / "run"), 4, dataset=bars())
+    command = ("explain", "run", "--prompt", "red bar, lying", "--steps", 1, "--threads", 1, "--backend", "numpy")
+    code, out, err = run(*command, "--to", "blue bar, lying")
+    assert (code, err) == (0, "") and "15/15" in out and "Wrote explained" in out
+    assert set(tree(tmp_path / "explained")) == {
+        f"{name}.png" for name in ("attention", "guidance", "training", "words")
+    }
+    with Image.open("explained/training.png") as both, Image.open("explained/attention.png") as four:
+        assert four.width > 1.8 * both.width
+    code, _, err = run(*command)
+    assert code == 2 and "explained: is there already" in err
+    code, _, err = run(*command, "--to", "hat", "--out", "new")
+    assert code == 2 and "--to has 1 words" in err and not (tmp_path / "new").exists()
+
+
+def test_of_a_folder_that_is_no_run(run, tmp_path, monkeypatch):
+    """Everything but the way there."""
+    monkeypatch.chdir(tmp_path)
+    small_pipeline.saved(tmp_path / "sd")
+    code, _, _ = run("explain", "sd", "--prompt", "cat " * 80, "--steps", 1, "--threads", 1, "--out", "new")
+    assert code == 0 and set(tree(tmp_path / "new")) == {"attention.png", "guidance.png"}
