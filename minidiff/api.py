@@ -3,7 +3,7 @@
 from minidiff.data import open_dataset
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.continuous import EDM, Flow
-from minidiff.diffusion.editing import filling_in, redraw, slerp
+from minidiff.diffusion.editing import inpainting, redraw, slerp
 from minidiff.diffusion.forward import q_posterior, q_sample
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.loss import min_snr_weight, training_loss
@@ -33,8 +33,9 @@ from minidiff.training.train import train, train_step
 
 __all__ = [
     "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
-    "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "filling_in", "get_backend", "guided",
-    "image_to_image", "inpaint", "linear_schedule", "load_pipeline", "load_sampler", "load_schedule", "load_unet",
+    "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "get_backend", "guided",
+    "image_to_image", "inpaint", "inpainting",
+    "linear_schedule", "load_pipeline", "load_sampler", "load_schedule", "load_unet",
     "min_snr_weight", "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "redraw",
     "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
     "text_to_image", "torch_generator", "train", "train_step", "training_loss",

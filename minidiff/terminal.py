@@ -63,7 +63,7 @@ class Terminal(Console):
 
 
 console = Terminal()
-errors = Terminal(stderr=True)
+stderr_console = Terminal(stderr=True)
 
 GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, as in `| head -1`; a terminal that was closed
 
@@ -116,7 +116,7 @@ class Note(ProgressColumn):
         return task.fields["note"]
 
 
-def bar_of(transient: bool = False, on: Console = console) -> Progress:
+def progress_bar(transient: bool = False, on: Console = console) -> Progress:
     """A progress bar with a note, the time that has passed and the time that is left."""
     columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), Note())
     return Progress(
@@ -125,9 +125,9 @@ def bar_of(transient: bool = False, on: Console = console) -> Progress:
     )  # fmt: skip
 
 
-def with_bar(name: str, total: int, work: Callable[[Callable[[], object]], T]) -> T:
+def with_progress_bar(name: str, total: int, work: Callable[[Callable[[], object]], T]) -> T:
     """What work(tick) returns, where every tick() moves the bar by one."""
-    with bar_of() as bar:
+    with progress_bar() as bar:
         task = bar.add_task(name, total=total, note="")
         done = work(lambda: bar.advance(task))
         bar.update(task, completed=total)  # of what is counted, some may not have been needed

@@ -88,7 +88,7 @@ def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) ->
 def reopen(folder: Path) -> Run:
     """The run of a folder, ready to go on."""
     run = state.open_run(folder)
-    state.settle(run)
+    state.roll_back(run)
     return run
 
 
@@ -102,7 +102,7 @@ def go_on(
 ) -> None:
     """Train to the end, or until asked to stop after the step stop_at; without pictures on the way, which take long."""
     dataset = dataset or pictures(shape=run.shape)
-    with patch.object(loop, "draw_progress"):
+    with patch.object(loop, "save_progress"):
         loop.fit(run, dataset, checkpoint_every, on_step, lambda step, loss: None, lambda: run.step == stop_at, **more)
 
 
@@ -169,7 +169,7 @@ def kill_at(event: int) -> None:
 def main(folder: Path, steps: int, checkpoint_every: int, backend: str, event: int) -> None:
     """Start a run, or continue the one that is there."""
     kill_at(event)
-    with state.only_one(folder):
+    with state.lock_run(folder):
         there = state.state_file(folder).exists()
         run = reopen(folder) if there else new_run(folder, steps, backend)
         go_on(run, checkpoint_every, on_step=lambda stats: print("step", stats.step, flush=True))

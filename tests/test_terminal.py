@@ -9,12 +9,20 @@ import sys
 import pytest
 from rich.table import Table
 
-from minidiff.terminal import bar_of, console, errors, outlived, printable, shell_command, with_bar
+from minidiff.terminal import (
+    console,
+    outlived,
+    printable,
+    progress_bar,
+    shell_command,
+    stderr_console,
+    with_progress_bar,
+)
 
 
 def test_a_bar_ends_at_its_end(capsys):
     """Though fewer steps may have been needed than were thought."""
-    assert with_bar("counting", 21, lambda tick: [tick() for _ in range(20)] and "done") == "done"
+    assert with_progress_bar("counting", 21, lambda tick: [tick() for _ in range(20)] and "done") == "done"
     assert "21/21" in capsys.readouterr().out
 
 
@@ -24,7 +32,7 @@ def test_a_bar_stays_where_work_broke_off(capsys):
         raise ValueError
 
     with pytest.raises(ValueError):
-        with_bar("counting", 21, work)
+        with_progress_bar("counting", 21, work)
     assert "1/21" in capsys.readouterr().out
 
 
@@ -48,11 +56,11 @@ READABLE = (
 def test_what_acts_on_a_terminal_is_escaped_wherever_it_is_printed(capsys, raw, escaped):
     table = Table(raw)
     table.add_row(raw)
-    for stream, to in (("out", console), ("err", errors)):
+    for stream, to in (("out", console), ("err", stderr_console)):
         to.print(f"left out: {raw}", table)
         printed = getattr(capsys.readouterr(), stream)
         assert printed.count(escaped) == 3 and printable(printed.replace("\n", "")) == printed.replace("\n", "")
-    with bar_of() as bar:
+    with progress_bar() as bar:
         bar.add_task("training", note=raw)
     assert escaped in capsys.readouterr().out
 

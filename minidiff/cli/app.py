@@ -37,7 +37,15 @@ from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
 from minidiff.sampling import setup
-from minidiff.terminal import announce_compiling, bar_of, console, errors, outlived, printable, with_bar
+from minidiff.terminal import (
+    announce_compiling,
+    console,
+    outlived,
+    printable,
+    progress_bar,
+    stderr_console,
+    with_progress_bar,
+)
 from minidiff.training import state
 from minidiff.training.train import SCHEDULE
 
@@ -96,14 +104,14 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
     --seed needs another --out.
     """
     started = time.monotonic()
-    with state.only_one(out), state.only_one(out / "run"):  # which train may be given too
+    with state.lock_run(out), state.lock_run(out / "run"):  # which train may be given too
         run, dataset = demo_pages.open_demo(out, machine.use_threads(threads, "numba"), seed)
         go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # another seed is refused
         if run.step < run.config.steps:
             train_with_bar(run, dataset, demo_pages.CHECKPOINT_EVERY, go_on)
         else:
             console.print(f"{run.folder}: all {run.step} steps are done already; only the images are sampled again")
-        with_bar("drawing", demo_pages.STEPS, lambda tick: demo_pages.write_pages(run, dataset, out, tick))
+        with_progress_bar("drawing", demo_pages.STEPS, lambda tick: demo_pages.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")
 
@@ -115,9 +123,9 @@ def noise(
     seed: Seed = 0,
 ) -> None:
     """Forward diffusion: a picture drowning in noise, as a strip of ten steps."""
-    imaging.check_place(out, image)
-    x0 = demo_pages.fitted(imaging.load(image), 256)
-    imaging.save(demo_pages.forward_strip(SCHEDULE, x0, np.random.default_rng(seed)), out)
+    imaging.check_image_output(out, image)
+    x0 = demo_pages.fitted(imaging.load_image(image), 256)
+    imaging.save_image(demo_pages.forward_strip(SCHEDULE, x0, np.random.default_rng(seed)), out)
     console.print(f"Wrote {out}")
 
 
@@ -167,13 +175,13 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    setup.check_places(out, gif, npz, folder)
+    setup.check_outputs(out, gif, npz, folder)
     choice, texts = setup.chosen(raw, best, step), [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
         text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif are for networks without a text: leave them out")
-    settings, rng = (sampler, eta, spacing, karras, steps, noise), setup.source(noise, seed)
+    settings, rng = (sampler, eta, spacing, karras, steps, noise), setup.noise_source(noise, seed)
     if not texts:
         guidance = 1.0 if guidance is None else guidance
         images, labels = _draw(run, settings, n or 64, name, guidance, rng, gif, backend, choice)
@@ -188,7 +196,7 @@ def sample_command(
     if npz:
         setup.write_npz(npz, images)
     if out:
-        imaging.save(sheet(), out)
+        imaging.save_image(sheet(), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
 
 
@@ -204,10 +212,10 @@ def _draw(
     choice: setup.Choice,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images (n, H, W, C) uint8 of a network that takes no prompt, and their labels (n,), if it knows any."""
-    unet = setup.drawable(run, backend, choice)
-    schedule, way, steps = setup.walk_of(run, *settings)
-    labels = setup.asked(run, unet, name, n)
-    model = setup.insisting(run, unet, schedule, guidance)
+    unet = setup.load_image_unet(run, backend, choice)
+    schedule, way, steps = setup.sampling_settings(run, *settings)
+    labels = setup.class_labels(run, unet, name, n)
+    model = setup.guided_model(run, unet, schedule, guidance)
     drawn, frames = [], []
     announce_compiling(backend)
 
@@ -220,9 +228,9 @@ def _draw(
                 tick()
             drawn.append(imaging.to_uint8(x_t))
 
-    with_bar("drawing", steps * len(setup.batches(n, unet, labels)), draw)
+    with_progress_bar("drawing", steps * len(setup.batches(n, unet, labels)), draw)
     if gif:
-        imaging.gif(frames, gif)
+        imaging.save_gif(frames, gif)
     return np.concatenate(drawn), labels
 
 
@@ -282,7 +290,7 @@ def bench_command(
     if backend == "numba":
         compiled_before, rival = machine.compiled(), measure.open_rival(against, threads)
         if not compiled_before:
-            errors.print("Compiling the kernels for this processor, once: about a minute.")
+            stderr_console.print("Compiling the kernels for this processor, once: about a minute.")
         measured, peaks = partial(measure.measure, rival=rival, compiled=compiled, rounds=rounds), measure.peaks()
     else:
         rival = gpu.open_rival(backend)
@@ -290,7 +298,7 @@ def bench_command(
         peaks = gpu.peaks(backend)
     facts = {**rival.facts, **report.surroundings()}
     try:
-        with bar_of(transient=True, on=errors if json_to == "-" else console) as bar:
+        with progress_bar(transient=True, on=stderr_console if json_to == "-" else console) as bar:
             bar.console.print(report.head(facts, peaks))
             for row in report.follow(chosen, measured, peaks, bar):
                 rows.append(row)

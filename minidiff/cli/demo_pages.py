@@ -11,7 +11,7 @@ from PIL import Image
 
 from minidiff.data.cats_dogs import cats_dogs
 from minidiff.data.dataset import Dataset
-from minidiff.data.imaging import gif, loss_plot, save, sheet, strip, to_float, to_uint8
+from minidiff.data.imaging import save_gif, save_image, save_loss_plot, sheet, strip, to_float, to_uint8
 from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.reverse import sample
@@ -54,7 +54,7 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
     run = state.open_run(folder, UNetRun)
     check_own(run, config, network)
     check_pages(out, run)
-    state.settle(run)
+    state.roll_back(run)
     return replace(run, config=replace(run.config, threads=threads)), dataset
 
 
@@ -120,10 +120,10 @@ def _draw_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], o
     """All of IMAGES."""
     rng = np.random.default_rng(run.config.seed)
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
-    save(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
-    save(sheet(dataset.take(np.arange(SAMPLES))), out / "data.png")
-    steps, losses = state.read_metrics(run.folder / "metrics.csv")
-    loss_plot(steps, losses, out / "loss.png", "What the network still gets wrong")
+    save_image(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
+    save_image(sheet(dataset.take(np.arange(SAMPLES))), out / "data.png")
+    steps, losses = state.read_log(run.folder / "metrics.csv")
+    save_loss_plot(steps, losses, out / "loss.png", "What the network still gets wrong")
     _draw_samples(run, out, rng, tick)
 
 
@@ -131,20 +131,20 @@ def _draw_samples(run: UNetRun, out: Path, rng, tick: Callable[[], object]) -> N
     """samples.png, cats above dogs; asked.png, a row of each; the way of the first: reverse.png, reverse.gif."""
     labels = np.arange(SAMPLES) * 2 // SAMPLES
     model = guided(run.model, len(run.config.classes), GUIDANCE)
-    x_T = rng.standard_normal((SAMPLES, *run.unet.picture_shape), dtype=np.float32)
+    x_T = rng.standard_normal((SAMPLES, *run.unet.image_shape), dtype=np.float32)
     x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(SCHEDULE) - 1)]
     with run.optimizer.averaged():
         for t, x_t, _ in sample(model, run.schedule, x_T.shape, rng, STEPS, cond=labels, x_T=x_T):
             walk.append(to_uint8(x_t[0]))
             times.append(t)
             tick()
-    save(sheet(to_uint8(x_t)), out / "samples.png")
+    save_image(sheet(to_uint8(x_t)), out / "samples.png")
     half, row = SAMPLES // 2, min(SAMPLES // 2, 8)
-    save(sheet(to_uint8(np.concatenate([x_t[:row], x_t[half : half + row]])), columns=row), out / "asked.png")
-    gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
+    save_image(sheet(to_uint8(np.concatenate([x_t[:row], x_t[half : half + row]])), columns=row), out / "asked.png")
+    save_gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
     stations = np.linspace(0, STEPS, STATIONS).round().astype(int)
     captions = [f"t = {times[i]:.0f}" if times[i] >= 0 else "clean" for i in stations]
-    save(strip(np.stack([walk[i] for i in stations]), captions), out / "reverse.png")
+    save_image(strip(np.stack([walk[i] for i in stations]), captions), out / "reverse.png")
 
 
 PAGE = """<!doctype html>

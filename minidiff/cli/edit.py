@@ -27,7 +27,7 @@ from minidiff.cli.text import Asked as PromptAsked
 from minidiff.cli.text import check, one_after_the_other, refuse
 from minidiff.data import imaging
 from minidiff.diffusion import editing
-from minidiff.diffusion.reverse import Walk, sample
+from minidiff.diffusion.reverse import Trajectory, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
@@ -35,7 +35,7 @@ from minidiff.formats import networks
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.unet import UNet
 from minidiff.sampling import setup, text_to_image
-from minidiff.terminal import announce_compiling, bar_of, console
+from minidiff.terminal import announce_compiling, console, progress_bar
 
 
 def redraw(
@@ -57,7 +57,7 @@ def redraw(
 
     Give --prompt for a run of train --text or a folder of Stable Diffusion; the guidance scale is then 7.5, else 1.
     """
-    imaging.check_place(out, picture)
+    imaging.check_image_output(out, picture)
     editing.check_strength(strength)
     rng = np.random.default_rng(seed)
     if prompt is not None:
@@ -71,7 +71,7 @@ def redraw(
         return
     refuse(run, {"negative-prompt": negative_prompt})
     unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
-    x0 = setup.framed(picture, unet.picture_shape).repeat(n, 0)
+    x0 = setup.load_network_input(picture, unet.image_shape).repeat(n, 0)
     _show(out, x0[:1], editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels), round(strength * steps))
 
 
@@ -94,12 +94,12 @@ def fill(
 
     Give --prompt for a run of train --text or a folder of Stable Diffusion; the guidance scale is then 7.5, else 1.
     """
-    imaging.check_place(out, picture, mask)
+    imaging.check_image_output(out, picture, mask)
     rng = np.random.default_rng(seed)
     if prompt is not None:
         asked = [prompt], negative_prompt or "", 7.5 if guidance is None else guidance
         parts, x0, sampler = _open_texts(run, picture, asked, name, backend, threads)
-        where = setup.mask_of(mask, x0.shape[1:3], parts.vae.factor)
+        where = setup.load_mask(mask, x0.shape[1:3], parts.vae.factor)
 
         def one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
             return text_to_image.inpaint(parts, [prompt], x0, where, *asked[1:], steps, rng, sampler, tick)
@@ -108,8 +108,8 @@ def fill(
         return
     refuse(run, {"negative-prompt": negative_prompt})
     unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
-    x0 = setup.framed(picture, unet.picture_shape).repeat(n, 0)
-    model = editing.filling_in(model, schedule, x0, setup.mask_of(mask, x0.shape[1:3]))
+    x0 = setup.load_network_input(picture, unet.image_shape).repeat(n, 0)
+    model = editing.inpainting(model, schedule, x0, setup.load_mask(mask, x0.shape[1:3]))
     _show(out, x0[:1], sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
 
 
@@ -125,10 +125,10 @@ def between(
     threads: Threads = None,
 ) -> None:
     """From one picture to another, by way of the noises between theirs; a row."""
-    imaging.check_place(out)
+    imaging.check_image_output(out)
     unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((2, 1, *unet.picture_shape), dtype=np.float32)
+    a, b = rng.standard_normal((2, 1, *unet.image_shape), dtype=np.float32)
     x_T = np.concatenate([editing.slerp(a, b, share) for share in np.linspace(0, 1, n)])  # (n, H, W, C)
     _show(out, x_T[:0], sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), steps, columns=n)
 
@@ -138,11 +138,11 @@ def _open(
 ) -> tuple[UNet, Callable[..., Any], AnySchedule, np.ndarray | None]:
     """The network, the same under guidance, its schedule, and the labels (n,) of its images, if it knows any."""
     machine.use_threads(threads, backend)
-    unet = setup.drawable(run, backend)
-    labels = setup.asked(run, unet, name, n)
+    unet = setup.load_image_unet(run, backend)
+    labels = setup.class_labels(run, unet, name, n)
     announce_compiling(backend)
     schedule = networks.load_schedule(run)
-    return unet, setup.insisting(run, unet, schedule, 1.0 if guidance is None else guidance), schedule, labels
+    return unet, setup.guided_model(run, unet, schedule, 1.0 if guidance is None else guidance), schedule, labels
 
 
 def _open_texts(
@@ -153,23 +153,23 @@ def _open_texts(
     if name is not None:
         raise MinidiffError("--class is for networks without a text: leave it out")
     parts = setup.open_texts(run, backend)
-    x0 = setup.framed(picture, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
+    x0 = setup.load_network_input(picture, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
     check(parts, asked, backend)
     return parts, x0, networks.load_sampler(run, "ddim")
 
 
 def _show_texts(out: Path, x0: np.ndarray, images: np.ndarray) -> None:
     """Write a sheet of images (N, H, W, C) uint8 behind the one that they were made of, x0 (1, H, W, C)."""
-    imaging.save(imaging.sheet(np.concatenate([imaging.to_uint8(x0), images])), out)
+    imaging.save_image(imaging.sheet(np.concatenate([imaging.to_uint8(x0), images])), out)
     console.print(f"Wrote {out}")
 
 
-def _show(out: Path, first: np.ndarray, walk: Walk, steps: int, columns: int | None = None) -> None:
+def _show(out: Path, first: np.ndarray, walk: Trajectory, steps: int, columns: int | None = None) -> None:
     """Walk to the end with a bar, and write a sheet of what it leads to."""
     x_t = first
-    with bar_of() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("drawing", total=max(steps, 1), note="")
         for _, x_t, _ in walk:  # noqa: B007  the last one counts
             bar.advance(task)
-    imaging.save(imaging.sheet(imaging.to_uint8(np.concatenate([first, x_t])), columns), out)
+    imaging.save_image(imaging.sheet(imaging.to_uint8(np.concatenate([first, x_t])), columns), out)
     console.print(f"Wrote {out}")

@@ -11,18 +11,18 @@ from rich.table import Table
 
 from minidiff import machine
 from minidiff.cli.options import PLACE, Backend, Guidance, Seed, SkipBad, Threads
-from minidiff.data.captioned_sheet import captioned
+from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
-from minidiff.data.imaging import save
+from minidiff.data.imaging import save_image
 from minidiff.errors import MinidiffError
 from minidiff.evaluation import feature_classifier, prompt_agreement, samples
 from minidiff.evaluation import report as runs_evaluate
-from minidiff.evaluation.samples import LEAST
+from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
 from minidiff.formats.stable_diffusion import is_pipeline, load_pipeline
 from minidiff.sampling import setup
 from minidiff.sampling.text_to_image import native_size
-from minidiff.terminal import announce_compiling, console, with_bar
+from minidiff.terminal import announce_compiling, console, with_progress_bar
 
 SHOWN = 64  # pictures on a sheet of prompts
 LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {feature_classifier.WORTH} has them)"
@@ -31,7 +31,9 @@ LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {featu
 def evaluate(
     what: Annotated[Path, typer.Argument(help="A run, a folder of diffusers, or an .npz of pictures.")],
     against: Annotated[str, typer.Option(help="Real pictures: whatever train takes.")],
-    n: Annotated[int | None, typer.Option(help="Pictures to draw.  [default: 1000]", min=LEAST, max=100_000)] = None,
+    n: Annotated[
+        int | None, typer.Option(help="Pictures to draw.  [default: 1000]", min=MIN_IMAGES, max=100_000)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for sample.  [default: the folder's own]")] = None,
     guidance: Guidance = 1.0,
@@ -62,12 +64,12 @@ def evaluate(
         _evaluate_texts(what, (against, classifier, skip_bad), n, (steps, sampler), guidance, seed, out, backend)
         return
     if what.is_file():
-        pictures = samples.given(what)
+        pictures = samples.from_archive(what)
         if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
             raise MinidiffError(f"{what}: these pictures are drawn already; leave --n, --steps and their like out")
     else:
-        pictures = samples.drawn(what, n or 1000, steps, sampler, guidance, raw, seed, backend)
-    real = runs_evaluate.open_real(against, pictures.shape, pictures.facts["n"], skip_bad)
+        pictures = samples.sampled(what, n or 1000, steps, sampler, guidance, raw, seed, backend)
+    real = runs_evaluate.open_real_images(against, pictures.shape, pictures.facts["n"], skip_bad)
     if pictures.labels is not None and pictures.classes != real.train.classes:
         raise MinidiffError(
             f"{what}: its classes are not those of {against}; evaluate what minidiff sample --npz writes"
@@ -102,8 +104,8 @@ def _evaluate_texts(
     """
     against, classifier, skip_bad = real_ones
     parts = load_pipeline(what, backend)
-    _, way, steps = setup.walk_of(what, walk[1], 0.0, None, False, walk[0])
-    real = runs_evaluate.open_real(against, (*native_size(parts), 3), LEAST, skip_bad)
+    _, way, steps = setup.sampling_settings(what, walk[1], 0.0, None, False, walk[0])
+    real = runs_evaluate.open_real_images(against, (*native_size(parts), 3), MIN_IMAGES, skip_bad)
     if not real.train.captions:
         raise MinidiffError(f"{against}: its pictures have no captions, and {what} draws what captions say")
     announce_compiling(backend)
@@ -114,13 +116,16 @@ def _evaluate_texts(
     if eyes is None:
         raise MinidiffError(f"--n {n}: {samples} samples are too few to train a classifier for; give more, or no --n")
 
-    def draw(tick: Callable[[], object]) -> dict[str, prompt_agreement.Drawn]:
+    def draw(tick: Callable[[], object]) -> dict[str, prompt_agreement.PromptSamples]:
         return {
-            name: prompt_agreement.draw(parts, some, guidance, steps, way, seed, tick) for name, some in asked.items()
+            name: prompt_agreement.sample_prompts(parts, some, guidance, steps, way, seed, tick)
+            for name, some in asked.items()
         }
 
-    drawn = with_bar("drawing", sum(prompt_agreement.ticks(some, steps) for some in asked.values()), draw)
-    reality = prompt_agreement.Drawn(real.test.captions, runs_evaluate.pictures_of(real.test))
+    drawn = with_progress_bar(
+        "drawing", sum(prompt_agreement.num_evaluations(some, steps) for some in asked.values()), draw
+    )
+    reality = prompt_agreement.PromptSamples(real.test.captions, runs_evaluate.all_images(real.test))
     report = {
         "samples": {
             "of": str(what), "n": {name: len(some) for name, some in asked.items()},
@@ -137,12 +142,12 @@ def _evaluate_texts(
         _write_texts(out, report, drawn)
 
 
-def _write_texts(out: Path, report: dict[str, Any], drawn: dict[str, prompt_agreement.Drawn]) -> None:
+def _write_texts(out: Path, report: dict[str, Any], drawn: dict[str, prompt_agreement.PromptSamples]) -> None:
     """A new folder with figures.json, and for each side a sheet of its pictures above their prompts."""
     with new_folder(out) as folder:
         write_json(folder / "figures.json", report)
         for name, (some, images) in drawn.items():
-            save(captioned(images[:SHOWN], some[:SHOWN]), folder / f"{name.replace(' ', '_')}.png")
+            save_image(captioned_sheet(images[:SHOWN], some[:SHOWN]), folder / f"{name.replace(' ', '_')}.png")
     console.print(f"Wrote {out}")
 
 

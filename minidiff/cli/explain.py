@@ -10,8 +10,16 @@ from minidiff.cli.options import PLACE, Backend, Seed, Threads, valid_text
 from minidiff.data import imaging
 from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.stable_diffusion import load_pipeline
-from minidiff.sampling.text_sheets import GUIDANCES, Asked, over_guidance, over_time, swaps, where_heard, word_by_word
-from minidiff.terminal import announce_compiling, console, with_bar
+from minidiff.sampling.text_sheets import (
+    GUIDANCE_SCALES,
+    PromptSettings,
+    attention_sheet,
+    guidance_sheet,
+    training_sheet,
+    word_swap_sheet,
+    word_swaps,
+)
+from minidiff.terminal import announce_compiling, console, with_progress_bar
 from minidiff.training import checkpoints, state
 from minidiff.training.text_run import TextRun
 
@@ -35,19 +43,19 @@ def explain(
     machine.use_threads(threads, backend)
     check_new_folder(out)
     parts = load_pipeline(run, backend)
-    kept_steps = len(checkpoints.kept(run))
-    walks = len(GUIDANCES) + 1 + (len(swaps(prompt, to)) if to else 0) + kept_steps
+    kept_steps = len(checkpoints.kept_states(run))
+    walks = len(GUIDANCE_SCALES) + 1 + (len(word_swaps(prompt, to)) if to else 0) + kept_steps
     announce_compiling(backend)
 
     def draw(tick) -> None:
-        asked = Asked(prompt, guidance, steps, seed, tick)
+        asked = PromptSettings(prompt, guidance, steps, seed, tick)
         with new_folder(out) as folder:
-            imaging.save(over_guidance(parts, asked), folder / "guidance.png")
-            imaging.save(where_heard(parts, asked), folder / "attention.png")
+            imaging.save_image(guidance_sheet(parts, asked), folder / "guidance.png")
+            imaging.save_image(attention_sheet(parts, asked), folder / "attention.png")
             if to:
-                imaging.save(word_by_word(parts, asked, to), folder / "words.png")
+                imaging.save_image(word_swap_sheet(parts, asked, to), folder / "words.png")
             if kept_steps:
-                imaging.save(over_time(asked, state.open_kept(run, TextRun)), folder / "training.png")
+                imaging.save_image(training_sheet(asked, state.open_kept(run, TextRun)), folder / "training.png")
 
-    with_bar("drawing", walks * steps, draw)
+    with_progress_bar("drawing", walks * steps, draw)
     console.print(f"Wrote {out}")

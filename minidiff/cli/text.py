@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from minidiff.data import imaging
-from minidiff.data.captioned_sheet import captioned
+from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import described, kind_of
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import setup, text_to_image
-from minidiff.terminal import announce_compiling, errors, with_bar
+from minidiff.terminal import announce_compiling, stderr_console, with_progress_bar
 
 SHOWN = 10  # tokens of what is left out of a text
 Asked = tuple[list[str], str, float]  # prompts, negative prompt and guidance scale
@@ -52,11 +52,11 @@ def draw(
     settings  of the walk, as of `setup.walk_of`; choice: of a run's weights
     """
     parts = setup.open_texts(folder, backend, choice)
-    schedule, sampler, steps = setup.walk_of(folder, *settings)
+    schedule, sampler, steps = setup.sampling_settings(folder, *settings)
     parts = replace(parts, schedule=schedule)
     native = text_to_image.native_size(parts)
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
-    text_to_image.checked_size(parts, (height, width))
+    text_to_image.check_size(parts, (height, width))
     check(parts, asked, backend)
     prompts, negative_prompt, guidance = asked
 
@@ -72,7 +72,7 @@ def sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
     if len(prompts) == 1:
         return imaging.sheet(images, gap=0 if len(images) == 1 else 4)  # one image is no sheet
     n = len(images) // len(prompts)
-    return captioned(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
+    return captioned_sheet(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
 
 
 def check(parts: Pipeline, asked: Asked, backend: str) -> None:
@@ -81,7 +81,7 @@ def check(parts: Pipeline, asked: Asked, backend: str) -> None:
     text_to_image.check_guidance(guidance)
     for name, words in (*(("--prompt", prompt) for prompt in prompts), ("--negative-prompt", negative_prompt)):
         if cut := left_out(parts.tokenizer, words):
-            errors.print(f"minidiff: {name}: {cut}")
+            stderr_console.print(f"minidiff: {name}: {cut}")
     announce_compiling(backend)
 
 
@@ -93,4 +93,4 @@ def one_after_the_other(
     def all_of_them(tick: text_to_image.Tick) -> np.ndarray:
         return np.concatenate([imaging.to_uint8(one(prompt, tick)) for prompt in prompts])
 
-    return with_bar("drawing", ticks * len(prompts), all_of_them)
+    return with_progress_bar("drawing", ticks * len(prompts), all_of_them)

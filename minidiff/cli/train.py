@@ -13,12 +13,12 @@ from minidiff.cli import options
 from minidiff.data import Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
-from minidiff.terminal import announce_compiling, bar_of, console, errors, shell_command
+from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
 from minidiff.training.loop import fit, stoppable
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
-from minidiff.training.start import held_out, start_run, start_vae
+from minidiff.training.start import start_run, start_vae, validation_set
 from minidiff.training.start_text import start_text
 from minidiff.training.text_run import TextRun
 from minidiff.training.train import StepStats
@@ -81,7 +81,7 @@ def train(
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
         _check_text(text, by_class, recipe, latent, text_encoder)
-    with state.only_one(out):
+    with state.lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
         elif text:
@@ -126,7 +126,7 @@ def train_vae(
         depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
         ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
-    with state.only_one(out):
+    with state.lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given, threads, VAERun)
         else:
@@ -163,7 +163,7 @@ def _go(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
     chosen = {"--checkpoint-every": (checkpoint_every, CHECKPOINT_EVERY), "--keep": (keep, KEEP)}
     more = [word for option, (value, usual) in chosen.items() if value != usual for word in (option, str(value))]
     go_on = ["minidiff", "train", "--out", str(run.folder), "--resume", *more]
-    train_with_bar(run, dataset, checkpoint_every, go_on, keep, held_out(run, dataset))
+    train_with_bar(run, dataset, checkpoint_every, go_on, keep, validation_set(run, dataset))
     console.print(f"Done: step {run.step}. {_result(run, dataset)}")
 
 
@@ -195,7 +195,7 @@ def train_with_bar(
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
-    with _told_what_is_lost(run, go_on), bar_of() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
+    with _told_what_is_lost(run, go_on), progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
         task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
         loss = math.nan  # a running mean
 
@@ -210,7 +210,7 @@ def train_with_bar(
 
         def on_checkpoint(step: int, measured: float) -> None:
             where = run.folder / "samples"
-            bar.console.print(f"step {step}: loss {loss:.4f}, {run.verdict(measured)}; saved, see {where}")
+            bar.console.print(f"step {step}: loss {loss:.4f}, {run.describe_validation(measured)}; saved, see {where}")
 
         fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
     if run.step < run.config.steps:
@@ -226,5 +226,5 @@ def _told_what_is_lost(run: Run, go_on: list[str]) -> Iterator[None]:
     except KeyboardInterrupt:
         lost = run.step - (saved := state.saved_step(run.folder))
         steps = f"{lost} step{'' if lost == 1 else 's'} since the checkpoint of step {saved}"
-        errors.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(go_on)}")
+        stderr_console.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(go_on)}")
         sys.exit(130)

@@ -7,7 +7,7 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.folder import Notice, Skip
 from minidiff.errors import MinidiffError, NoSplit
 
-__all__ = ["BUILT_IN", "Dataset", "is_folder_of_pictures", "open_dataset"]
+__all__ = ["BUILT_IN", "Dataset", "is_image_folder", "open_dataset"]
 
 BUILT_IN = ("cats_dogs", "cifar10", "emoji")
 SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
@@ -43,7 +43,7 @@ def open_dataset(
     return dataset
 
 
-def is_folder_of_pictures(data: str) -> bool:
+def is_image_folder(data: str) -> bool:
     """Whether it is read as one, and not as a set of another form."""
     return data not in BUILT_IN and os.path.isdir(data) and not idx.is_idx(data) and not cifar10.is_cifar10(data)
 

@@ -16,7 +16,7 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import to_float
 
 ORDER, FLIPS, LABELS, SHIFTS = 1, 2, 3, 4  # the last word of a generator's seed: one stream for each purpose
-AHEAD = 2  # batches that are made before they are asked for
+PREFETCHED = 2  # batches that are made before they are asked for
 
 Batch = TypeVar("Batch")
 
@@ -30,7 +30,7 @@ def batch(
     picture once, and an epoch may end within a batch. With `flip`, each picture is mirrored left to right
     with probability 1/2. With `pad_crop`, each is then shifted by up to so many pixels (`shift`).
     """
-    index = numbers(len(dataset), step, batch_size, seed)  # (B,)
+    index = batch_indices(len(dataset), step, batch_size, seed)  # (B,)
     images = dataset.take(index)  # (B, H, W, C)
     if flip:
         mirrored = np.random.default_rng([seed, step, FLIPS]).integers(2, size=(batch_size, 1, 1, 1))
@@ -40,7 +40,7 @@ def batch(
     return to_float(images), dataset.labels[index]
 
 
-def numbers(n: int, step: int, batch_size: int, seed: int) -> np.ndarray:
+def batch_indices(n: int, step: int, batch_size: int, seed: int) -> np.ndarray:
     """Which of n pictures a step's batch holds, in order: (B,)."""
     epochs, places = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), n)
     return np.concatenate(
@@ -48,7 +48,7 @@ def numbers(n: int, step: int, batch_size: int, seed: int) -> np.ndarray:
     )
 
 
-def spread(n: int, most: int) -> np.ndarray:
+def evenly_spaced(n: int, most: int) -> np.ndarray:
     """At most so many of n pictures, from all of the set, which may be sorted: (min(n, most),) numbers."""
     return np.linspace(0, n - 1, min(n, most)).astype(int)
 
@@ -92,7 +92,7 @@ def prefetch(make_batch: Callable[[int], Batch], steps: Iterable[int]) -> Genera
     try:
         for step in steps:
             ahead.append(pool.submit(make_batch, step))
-            if len(ahead) > AHEAD:
+            if len(ahead) > PREFETCHED:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -12,7 +12,7 @@ from minidiff.data.imaging import INK, PAPER, enlarged
 GAP = 8  # pixels between pictures, and between a picture and its words
 
 
-def captioned(images: np.ndarray, captions: Sequence[str], columns: int | None = None) -> Image.Image:
+def captioned_sheet(images: np.ndarray, captions: Sequence[str], columns: int | None = None) -> Image.Image:
     """Pictures (N, H, W, C) uint8 in a grid, near-square unless `columns` says otherwise, each above its caption.
 
     Each is enlarged as in `sheet`; captions are broken into lines that are about as wide, and never cut.

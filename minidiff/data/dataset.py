@@ -45,7 +45,7 @@ def from_arrays(
     return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors, captions)
 
 
-def part_of(dataset: Dataset, index: np.ndarray) -> Dataset:
+def subset(dataset: Dataset, index: np.ndarray) -> Dataset:
     """The pictures of these numbers (n,) alone, in that order, and with their captions."""
     captions = tuple(dataset.captions[i] for i in index) if dataset.captions else ()
     return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index], captions=captions)
@@ -57,7 +57,7 @@ def blocks(dataset: Dataset, size: int = 1024) -> Iterator[np.ndarray]:
         yield dataset.take(np.arange(start, min(start + size, len(dataset))))
 
 
-def feed(digest: Any, dataset: Dataset, tick: Callable[[], object], size: int = 1024) -> None:
+def update_digest(digest: Any, dataset: Dataset, tick: Callable[[], object], size: int = 1024) -> None:
     """Update a hash of hashlib's by all labels and pictures; tick() after each block of `size`."""
     digest.update(dataset.labels.tobytes())
     for images in blocks(dataset, size):
@@ -71,5 +71,5 @@ def fingerprint(dataset: Dataset) -> str:
     Not by the classes' names: that of a single class is its folder's.
     """
     digest = hashlib.sha256(repr((dataset.shape, dataset.captions)).encode())
-    feed(digest, dataset, lambda: None, size=64)  # few at a time, for they may be large
+    update_digest(digest, dataset, lambda: None, size=64)  # few at a time, for they may be large
     return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from minidiff.data import memory
 from minidiff.data.captions import NAMES, captions_of
 from minidiff.data.dataset import Dataset, from_arrays
-from minidiff.data.imaging import FORMATS, load
+from minidiff.data.imaging import FORMATS, load_image
 from minidiff.errors import MinidiffError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -170,7 +170,7 @@ def _room(n: int, image: np.ndarray) -> np.ndarray:
 
 def _load(file: Path, channels: int, size: int | None) -> np.ndarray:
     """One picture, its centre scaled to (size, size) where that is given -> (H, W, channels) uint8."""
-    pixels = load(file, channels)
+    pixels = load_image(file, channels)
     if size is None or pixels.shape[:2] == (size, size):
         return pixels
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

@@ -87,13 +87,13 @@ def enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
     return rgb.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
+def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
     """Writes a GIF that loops for ever: each frame for `ms` milliseconds, the last one for `hold`.
 
     Every frame has 256 colours of its own and no dithering, which would tear enlarged pixels apart.
     Raises MinidiffError as `save` does, and for a suffix other than .gif.
     """
-    check_place(path, animated=True)
+    check_image_output(path, animated=True)
     first, *rest = [frame.convert("RGB").quantize(256) for frame in frames]
     durations = [ms] * len(rest) + [hold]
     _write_whole(
@@ -104,22 +104,22 @@ def gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int
     )
 
 
-def save(image: Image.Image, path: str | Path) -> None:
+def save_image(image: Image.Image, path: str | Path) -> None:
     """Writes a picture in the format of its suffix, whole or not at all.
 
     Raises MinidiffError for a suffix that Pillow cannot write, and for a place where no file can be written.
     """
-    kind = check_place(path)
+    kind = check_image_output(path)
     _write_whole(Path(path), lambda file: image.save(file, kind))
 
 
 def save_each(images: np.ndarray, folder: Path) -> None:
     """Writes images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..."""
     for i, image in enumerate(images):
-        save(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}.png")
+        save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}.png")
 
 
-def check_place(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:
+def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:
     """The format, "PNG" say, that an image at this path will have; to ask before there is anything to write.
 
     Raises MinidiffError for a suffix that Pillow cannot write, for one that is not .gif if `animated`, and where no
@@ -152,7 +152,7 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise MinidiffError(f"cannot write {path}: {reason}; choose a folder that exists and is yours") from error
 
 
-def load(path: str | Path, channels: int = 3) -> np.ndarray:
+def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
     """Reads a picture file, one of FORMATS -> (H, W, channels) uint8; channels is 1 or 3.
 
     Of several frames or pages the first is read. EXIF orientation is applied; what is transparent is put on white; CMYK
@@ -190,7 +190,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
 
 
-def loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
+def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
     """Plots a training's losses on a logarithmic axis: each one faint, the mean of the last few bold.
 
     steps, losses: (n,), n >= 1; steps whose loss is no finite number are left out. Raises MinidiffError as `save` does.
@@ -217,4 +217,4 @@ def loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, t
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     canvas.draw()
-    save(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]), path)
+    save_image(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]), path)

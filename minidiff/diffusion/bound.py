@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidiff.diffusion.forward import at, q_posterior, q_sample, x0_and_eps
-from minidiff.diffusion.noise_levels import Levels, levels, most_steps
+from minidiff.diffusion.noise_levels import NoiseLevels, max_steps, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.steps import clipped
@@ -62,7 +62,7 @@ def bits_per_dim(
     """
     if sampler.name != "ddpm" or not sampler.clean_end:
         raise MinidiffError(f"sampler {sampler.name}: the bound is that of ddpm, to the clean end")
-    way = levels(schedule, most_steps(schedule, sampler) if steps is None else steps, sampler)
+    way = noise_levels(schedule, max_steps(schedule, sampler) if steps is None else steps, sampler)
     T, N = len(way.ts), len(x0)
     if T < 2:
         raise MinidiffError("the bound needs a walk of two steps or more")
@@ -82,7 +82,7 @@ def _geometric(T: int, stretches: int) -> list[int]:
 
 
 def _guess(
-    model: Callable[..., Any], way: Levels, x0: np.ndarray, i: np.ndarray, rng: Any, cond: Any, sampler: Sampler
+    model: Callable[..., Any], way: NoiseLevels, x0: np.ndarray, i: np.ndarray, rng: Any, cond: Any, sampler: Sampler
 ) -> tuple[np.ndarray, np.ndarray]:
     """x_t, drawn for steps i (N,) of the walk, and what the model makes of it: x0_hat."""
     x_t = q_sample(way.schedule, x0, i, rng.standard_normal(x0.shape, dtype=np.float32).astype(x0.dtype))
@@ -95,9 +95,10 @@ def _guess(
 
 
 def _prior(schedule: Schedule, x0: np.ndarray) -> np.ndarray:
-    """The KL divergence of N(sqrt(abar) x0, 1 - abar) from N(0, 1) at the noisiest level, nats per dimension: (N,)."""
-    abar = schedule.alphas_cumprod[-1]
-    return 0.5 * (abar * _mean(np.square(x0, dtype=np.float64)) - abar - math.log(1 - abar))
+    """KL(q(x_T | x0) || N(0, I)) at the highest noise level, nats per dimension: (N,)."""
+    alpha_bar = schedule.alphas_cumprod[-1]
+    x0_squared = _mean(np.square(x0, dtype=np.float64))
+    return 0.5 * (alpha_bar * x0_squared - alpha_bar - math.log(1 - alpha_bar))
 
 
 def _step(schedule: Schedule, x0, x0_hat, x_t, i: np.ndarray, variance: str) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Noise by a formula in place of a table: EDM and rectified flow, whose time is any real number.
+"""Continuous-time schedules: EDM and rectified flow, whose t is a real number.
 
-Both papers mix picture and noise with weights of their own. Divided by the root of the sum of their squares these are
-sqrt(abar) and sqrt(1 - abar) again, DDPM's eq. 4. So here x_t means the same as everywhere, every sampler walks with
-every objective, and each of the two is only this: how much of the picture is left at t, which t training draws, what
-the network is shown of x_t and t, and where a walk stops. What it is to predict stands in forward.py.
+Both papers write the noisy image with other coefficients than DDPM. Divided by the root of the sum of their squares
+these are sqrt(alpha_bar) and sqrt(1 - alpha_bar), DDPM's eq. 4. So x_t means the same everywhere, every sampler works
+with every prediction type, and each of the two defines only alpha_bar(t), the timestep distribution of training, the
+network's input and the noise levels of sampling. The prediction target is in forward.py.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SIGMA_DATA = 0.5  # the standard deviation of pictures in [-1, 1], about (ibid.,
 class EDM:
     """Karras et al. 2022 (arXiv 2206.00364), table 1: t is sigma, the noise in x = x0 + sigma eps.
 
-    x is x_t / sqrt(abar). A walk goes from sigma_max to sigma_min and then to 0.
+    x is x_t / sqrt(alpha_bar). A walk goes from sigma_max to sigma_min and then to 0.
     Raises MinidiffError unless 0 < sigma_min < sigma_max <= 10000.
     """
 
@@ -34,51 +34,51 @@ class EDM:
         if not all(type(s) in (int, float) for s in numbers) or not 0 < self.sigma_min < self.sigma_max <= 10_000:
             raise MinidiffError(f"sigma_min, sigma_max = {numbers}: give 0 < sigma_min < sigma_max <= 10000")
 
-    def abar(self, t: Any) -> np.ndarray:
+    def alpha_bar(self, t: Any) -> np.ndarray:
         """What is left of x0's variance in x_t."""
         return 1 / (1 + np.square(_within(t, 1e-9, 1e9)))
 
-    def draw(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Any, n: int) -> np.ndarray:
         """The times (n,) of a training step: ln sigma is normal, with mean -1.2 and deviation 1.2."""
         return np.exp(1.2 * rng.standard_normal(n) - 1.2)
 
-    def times(self, steps: int) -> np.ndarray:
+    def sampling_times(self, steps: int) -> np.ndarray:
         """Where a walk asks, (steps,) falling (eq. 5)."""
         return karras(self.sigma_max, self.sigma_min, steps)
 
-    def shown(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
+    def network_input(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
         """c_in x and c_noise: x_t with a standard deviation of 1, and ln(sigma) / 4."""
-        return x_t / spread(signal, noise), np.log(t) / 4
+        return x_t / x_t_std(signal, noise), np.log(t) / 4
 
 
 @dataclass(frozen=True)
 class Flow:
     """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - t) x0 + t eps, on a straight line from 0 to 1.
 
-    x is x_t / (sqrt(abar) + sqrt(1 - abar)). A walk goes from 1 to 0.
+    x is x_t / (sqrt(alpha_bar) + sqrt(1 - alpha_bar)). A walk goes from 1 to 0.
     """
 
     prediction_type: ClassVar[str] = "flow"
 
-    def abar(self, t: Any) -> np.ndarray:
+    def alpha_bar(self, t: Any) -> np.ndarray:
         """What is left of x0's variance in x_t."""
         t = _within(t, 0.0, 1.0)
         return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
 
-    def draw(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Any, n: int) -> np.ndarray:
         """The times (n,) of a training step: all alike."""
         return rng.random(n)
 
-    def times(self, steps: int) -> np.ndarray:
+    def sampling_times(self, steps: int) -> np.ndarray:
         """Where a walk asks, (steps,) falling; from the last, 0.001, it goes to 0."""
         return np.linspace(1, 0.001, steps)
 
-    def shown(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
+    def network_input(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
         """x and t, from 0 to 1000 as embeddings of time have it."""
         return x_t / (signal + noise), 1000 * np.asarray(t)
 
 
-def spread(signal: Any, noise: Any) -> Any:
+def x_t_std(signal: Any, noise: Any) -> Any:
     """The standard deviation of x_t, if that of x0 is SIGMA_DATA."""
     return (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5
 

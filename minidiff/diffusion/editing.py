@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, q_sample, target
-from minidiff.diffusion.noise_levels import levels
-from minidiff.diffusion.reverse import Walk, sample
+from minidiff.diffusion.noise_levels import noise_levels
+from minidiff.diffusion.reverse import Trajectory, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
@@ -25,7 +25,7 @@ def redraw(
     steps: int = 50,
     sampler: str | Sampler = "ddim",
     cond: Any = None,
-) -> Walk:
+) -> Trajectory:
     """Half-drown pictures in noise and walk back from there: SDEdit (Meng et al. 2022, arXiv 2108.01073).
 
     strength is the share of the walk that is walked: near 0 little changes, 1 leaves nothing of x0. Yields what
@@ -37,7 +37,7 @@ def redraw(
     if walked == 0:
         return iter([(-1, x0, x0)])
     eps = rng.standard_normal(x0.shape, dtype=np.float32)
-    x_t = q_sample(levels(schedule, steps, sampler).schedule, x0, walked - 1, eps)
+    x_t = q_sample(noise_levels(schedule, steps, sampler).schedule, x0, walked - 1, eps)
     return sample(model, schedule, x0.shape, rng, steps, sampler, cond, x_T=x_t, begin=steps - walked)
 
 
@@ -47,7 +47,7 @@ def check_strength(strength: float) -> None:
         raise MinidiffError(f"strength must be from 0 to 1, not {strength!r:.80}")
 
 
-def filling_in(
+def inpainting(
     model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray
 ) -> Callable[..., Any]:
     """A model for inpainting: where the mask is False it knows the picture, where it is True it asks `model`.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import SIGMA_DATA, spread
+from minidiff.diffusion.continuous import SIGMA_DATA, x_t_std
 from minidiff.diffusion.schedule import AnySchedule, Schedule, lookup
 from minidiff.errors import MinidiffError
 
@@ -20,7 +20,7 @@ Time = int | float | np.ndarray
 
 def q_sample(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> np.ndarray:
     """x_t, t + 1 steps of noise at once (DDPM eq. 4)."""
-    signal, noise = mixture(schedule, t, x0)
+    signal, noise = signal_and_noise(schedule, t, x0)
     return signal * x0 + noise * eps
 
 
@@ -28,40 +28,40 @@ def q_posterior(
     schedule: Schedule, x0: np.ndarray, x_t: np.ndarray, t: int | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where x_{t-1} was, given x0 and x_t: mean (N, H, W, C) and variance (N, 1, 1, 1) (DDPM eq. 6 and 7)."""
-    alphas, betas, abar_prev = schedule.alphas, schedule.betas, schedule.alphas_cumprod_prev
-    of_x0 = np.sqrt(abar_prev) * betas / (1 - schedule.alphas_cumprod)
-    of_x_t = np.sqrt(alphas) * (1 - abar_prev) / (1 - schedule.alphas_cumprod)
+    alphas, betas, alpha_bar_prev = schedule.alphas, schedule.betas, schedule.alphas_cumprod_prev
+    of_x0 = np.sqrt(alpha_bar_prev) * betas / (1 - schedule.alphas_cumprod)
+    of_x_t = np.sqrt(alphas) * (1 - alpha_bar_prev) / (1 - schedule.alphas_cumprod)
     mean = at(of_x0, t, x0) * x0 + at(of_x_t, t, x0) * x_t
     return mean, at(schedule.posterior_variance, t, x0)
 
 
 def x0_from_eps(schedule: AnySchedule, eps: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
-    """`x0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar)` (DDPM eq. 15)."""
-    signal, noise = mixture(schedule, t, x_t)
+    """`x0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)` (DDPM eq. 15)."""
+    signal, noise = signal_and_noise(schedule, t, x_t)
     return (x_t - noise * eps) / signal
 
 
 def eps_from_x0(schedule: AnySchedule, x0: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
-    """`eps = (x_t - sqrt(abar) x0) / sqrt(1 - abar)` (DDPM eq. 4, solved)."""
-    signal, noise = mixture(schedule, t, x_t)
+    """`eps = (x_t - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar)` (DDPM eq. 4, solved)."""
+    signal, noise = signal_and_noise(schedule, t, x_t)
     return (x_t - signal * x0) / noise
 
 
 def v_from_x0_eps(schedule: AnySchedule, x0: np.ndarray, eps: np.ndarray, t: Time) -> np.ndarray:
-    """`v = sqrt(abar) eps - sqrt(1 - abar) x0` (Salimans & Ho appendix D)."""
-    signal, noise = mixture(schedule, t, x0)
+    """`v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0` (Salimans & Ho appendix D)."""
+    signal, noise = signal_and_noise(schedule, t, x0)
     return signal * eps - noise * x0
 
 
 def x0_from_v(schedule: AnySchedule, v: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
-    """`x0 = sqrt(abar) x_t - sqrt(1 - abar) v` (Salimans & Ho appendix D)."""
-    signal, noise = mixture(schedule, t, x_t)
+    """`x0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v` (Salimans & Ho appendix D)."""
+    signal, noise = signal_and_noise(schedule, t, x_t)
     return signal * x_t - noise * v
 
 
 def eps_from_v(schedule: AnySchedule, v: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
-    """`eps = sqrt(1 - abar) x_t + sqrt(abar) v` (Salimans & Ho appendix D)."""
-    signal, noise = mixture(schedule, t, x_t)
+    """`eps = sqrt(1 - alpha_bar) x_t + sqrt(alpha_bar) v` (Salimans & Ho appendix D)."""
+    signal, noise = signal_and_noise(schedule, t, x_t)
     return noise * x_t + signal * v
 
 
@@ -79,8 +79,8 @@ def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> n
     if schedule.prediction_type == "flow":
         return eps - x0
     if schedule.prediction_type == "edm":
-        signal, noise = mixture(schedule, t, x0)
-        return (noise / SIGMA_DATA * x0 - SIGMA_DATA * signal * eps) / spread(signal, noise)
+        signal, noise = signal_and_noise(schedule, t, x0)
+        return (noise / SIGMA_DATA * x0 - SIGMA_DATA * signal * eps) / x_t_std(signal, noise)
     return v_from_x0_eps(schedule, x0, eps, t)
 
 
@@ -94,18 +94,18 @@ def x0_and_eps(
         return prediction, eps_from_x0(schedule, prediction, x_t, t)
     if schedule.prediction_type == "v_prediction":
         return x0_from_v(schedule, prediction, x_t, t), eps_from_v(schedule, prediction, x_t, t)
-    signal, noise = mixture(schedule, t, x_t)
+    signal, noise = signal_and_noise(schedule, t, x_t)
     if schedule.prediction_type == "flow":
         return (x_t - noise * prediction) / (signal + noise), (x_t + signal * prediction) / (signal + noise)
-    r = spread(signal, noise)
+    r = x_t_std(signal, noise)
     x, F = x_t / r**2, SIGMA_DATA * prediction / r
     return SIGMA_DATA**2 * signal * x + noise * F, noise * x - signal * F
 
 
-def mixture(schedule: AnySchedule, t: Time, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """sqrt(abar) and sqrt(1 - abar), the weights of x0 and eps in x_t: (N, 1, 1, 1) each, in x's dtype."""
-    abar = schedule.abar(t)
-    return shaped(np.sqrt(abar), x), shaped(np.sqrt(1 - abar), x)
+def signal_and_noise(schedule: AnySchedule, t: Time, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), the weights of x0 and eps in x_t: (N, 1, 1, 1) each, in x's dtype."""
+    alpha_bar = schedule.alpha_bar(t)
+    return shaped(np.sqrt(alpha_bar), x), shaped(np.sqrt(1 - alpha_bar), x)
 
 
 def at(table: np.ndarray, t: int | np.ndarray, x: Any) -> Any:

@@ -46,9 +46,9 @@ def min_snr_weight(schedule: AnySchedule, t: np.ndarray, gamma: float = 5.0) -> 
         return per_x0 / snr(schedule, t)
     if schedule.prediction_type == "sample":
         return per_x0
-    abar = schedule.abar(t)
+    alpha_bar = schedule.alpha_bar(t)
     if schedule.prediction_type == "v_prediction":
-        return per_x0 * (1 - abar)
+        return per_x0 * (1 - alpha_bar)
     if schedule.prediction_type == "flow":
-        return per_x0 * (1 - abar) / (np.sqrt(abar) + np.sqrt(1 - abar)) ** 2
-    return per_x0 * SIGMA_DATA**2 * (1 - abar) / (1 - abar + SIGMA_DATA**2 * abar)  # edm's c_out squared
+        return per_x0 * (1 - alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar)) ** 2
+    return per_x0 * SIGMA_DATA**2 * (1 - alpha_bar) / (1 - alpha_bar + SIGMA_DATA**2 * alpha_bar)  # edm's c_out squared

@@ -12,21 +12,21 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule, from_alphas_cumprod, respace
 from minidiff.errors import MinidiffError
 
-MOST = 1000  # steps of a walk over continuous times
+MAX_STEPS = 1000  # steps of a walk over continuous times
 FAINTEST = 2.0**-24  # stands for alphas_cumprod = 0 where sigma would be infinite, as in diffusers
 
 
-class Leg(NamedTuple):
-    """A step of a walk, from (t, abar) to (t_prev, abar_prev); i counts down to 0."""
+class LevelStep(NamedTuple):
+    """A step of a walk, from (t, alpha_bar) to (t_prev, alpha_bar_prev); i counts down to 0."""
 
     i: int
     t: float
     t_prev: float
-    abar: float
-    abar_prev: float
+    alpha_bar: float
+    alpha_bar_prev: float
 
 
-class Levels(NamedTuple):
+class NoiseLevels(NamedTuple):
     """The noise levels of a walk.
 
     ts        (steps,) falling: the model's t at each; whole numbers, or, for walks over sigma, also between them
@@ -42,7 +42,7 @@ class Levels(NamedTuple):
     start: float = 1.0
     stride: "Stride | None" = None
 
-    def after(self, begin: int) -> "Levels":
+    def after(self, begin: int) -> "NoiseLevels":
         """The walk without its first steps. Raises MinidiffError unless 0 <= begin < steps."""
         if not isinstance(begin, Integral) or not 0 <= begin < len(self.ts):
             raise MinidiffError(f"begin must be an integer from 0 to {len(self.ts) - 1}, not {begin!r:.80}")
@@ -51,12 +51,12 @@ class Levels(NamedTuple):
         left = from_alphas_cumprod(self.schedule.alphas_cumprod[: len(self.ts) - begin], self.schedule.prediction_type)
         return self._replace(ts=self.ts[begin:], schedule=left)
 
-    def legs(self) -> Iterator[Leg]:
+    def level_steps(self) -> Iterator[LevelStep]:
         """The steps, in order. The t_prev of the last is -1, and of others where the model is asked next."""
-        abar = [self.end, *self.schedule.alphas_cumprod.tolist()]
+        alpha_bar = [self.end, *self.schedule.alphas_cumprod.tolist()]
         for i, (t, t_prev) in zip(reversed(range(len(self.ts))), pairwise([*self.ts.tolist(), -1]), strict=True):
-            abar_prev = self.stride.abar_prev(t, self.end) if self.stride else abar[i]
-            yield Leg(i, t, t_prev, abar[i + 1], abar_prev)
+            alpha_bar_prev = self.stride.alpha_bar_prev(t, self.end) if self.stride else alpha_bar[i]
+            yield LevelStep(i, t, t_prev, alpha_bar[i + 1], alpha_bar_prev)
 
 
 class Stride(NamedTuple):
@@ -68,12 +68,12 @@ class Stride(NamedTuple):
     schedule: Schedule
     length: int
 
-    def abar_prev(self, t: int, end: float) -> float:
+    def alpha_bar_prev(self, t: int, end: float) -> float:
         """alphas_cumprod where a step from t leads; end, if that is before the schedule's first."""
         return float(self.schedule.alphas_cumprod[t - self.length]) if t >= self.length else end
 
 
-def levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> Levels:
+def noise_levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> NoiseLevels:
     """The levels that a sampler visits. Raises MinidiffError for a number of steps that does not go."""
     if not isinstance(schedule, Schedule):
         return _continuous_levels(schedule, steps, sampler)
@@ -82,8 +82,8 @@ def levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> Levels:
     if sampler.name in ("ddpm", "ddim", "pndm"):
         ts = _evenly(T, steps, sampler).round().astype(np.int64)
         follows_ts = sampler.name == "ddpm" or not sampler.as_diffusers
-        return Levels(ts, respace(schedule, ts), end, stride=None if follows_ts else Stride(schedule, T // steps))
-    sigmas = noise_to_signal(schedule)
+        return NoiseLevels(ts, respace(schedule, ts), end, stride=None if follows_ts else Stride(schedule, T // steps))
+    sigmas = sigmas_of(schedule)
     if sampler.name == "dpmpp_2m":
         ts = _without_the_last(T, steps, sampler)
         largest, smallest = sigmas[-1], sigmas[0]
@@ -95,24 +95,24 @@ def levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> Levels:
         at = karras(largest, smallest, steps)
         ts = np.interp(np.log(at), np.log(sigmas), np.arange(T))
         ts = ts.round() if sampler.name == "dpmpp_2m" else ts  # which asks at whole timesteps, in diffusers
-    abar = 1 / (1 + at**2)
+    alpha_bar = 1 / (1 + at**2)
     # x_T = sigma eps leaves x0 out, which is 0 on average, unless the walk begins within the schedule
-    start = 1.0 if sampler.name == "dpmpp_2m" or sampler.spacing == "leading" else float(np.sqrt(1 - abar[0]))
+    start = 1.0 if sampler.name == "dpmpp_2m" or sampler.spacing == "leading" else float(np.sqrt(1 - alpha_bar[0]))
     whole = ts.astype(np.int64) if np.all(ts == ts.round()) else ts
-    return Levels(whole, from_alphas_cumprod(abar[::-1], schedule.prediction_type), end, start)
+    return NoiseLevels(whole, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), end, start)
 
 
-def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> Levels:
+def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> NoiseLevels:
     """The times of EDM or rectified flow, whichever sampler visits them."""
-    if not isinstance(steps, Integral) or not 1 <= steps <= MOST:
-        raise MinidiffError(f"steps must be an integer from 1 to {MOST}, not {steps!r:.80}")
+    if not isinstance(steps, Integral) or not 1 <= steps <= MAX_STEPS:
+        raise MinidiffError(f"steps must be an integer from 1 to {MAX_STEPS}, not {steps!r:.80}")
     if sampler.karras:
         raise MinidiffError(f"karras is for schedules over whole timesteps: {schedule.prediction_type} has its own")
-    ts = schedule.times(steps)
-    abar = schedule.abar(ts)
+    ts = schedule.sampling_times(steps)
+    alpha_bar = schedule.alpha_bar(ts)
     if sampler.name == "dpmpp_2m":  # whose steps are over the logarithm of sigma
-        abar = np.maximum(abar, FAINTEST)
-    return Levels(ts, from_alphas_cumprod(abar[::-1], schedule.prediction_type), end=1.0)
+        alpha_bar = np.maximum(alpha_bar, FAINTEST)
+    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), end=1.0)
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
@@ -127,21 +127,21 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     return _evenly(T, steps, Sampler(spacing=spacing, offset=offset)).round().astype(np.int64)
 
 
-def most_steps(schedule: AnySchedule, sampler: Sampler) -> int:
+def max_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     """How many steps the longest walk has."""
     if not isinstance(schedule, Schedule):
-        return MOST
+        return MAX_STEPS
     T = len(schedule)
     if sampler.spacing == "trailing":
         return T
     return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name == "dpmpp_2m")
 
 
-def noise_to_signal(schedule: Schedule) -> np.ndarray:
-    """(T,) sigma = sqrt((1 - abar) / abar): the noise in x_t / sqrt(abar), which is x0 + sigma eps."""
-    abar = schedule.alphas_cumprod
-    abar = np.where(abar == 0, FAINTEST, abar)
-    return np.sqrt((1 - abar) / abar)
+def sigmas_of(schedule: Schedule) -> np.ndarray:
+    """(T,) sigma = sqrt((1 - alpha_bar) / alpha_bar): the noise in x_t / sqrt(alpha_bar), which is x0 + sigma eps."""
+    alpha_bar = schedule.alphas_cumprod
+    alpha_bar = np.where(alpha_bar == 0, FAINTEST, alpha_bar)
+    return np.sqrt((1 - alpha_bar) / alpha_bar)
 
 
 def _evenly(T: int, steps: int, sampler: Sampler) -> np.ndarray:

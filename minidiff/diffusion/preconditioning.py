@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.forward import mixture
+from minidiff.diffusion.forward import signal_and_noise
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 
 
@@ -18,6 +18,6 @@ def as_model(network: Callable[..., Any], schedule: AnySchedule) -> Callable[...
         return network
 
     def model(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
-        return network(*schedule.shown(x_t, *mixture(schedule, t, x_t), t), **extras)
+        return network(*schedule.network_input(x_t, *signal_and_noise(schedule, t, x_t), t), **extras)
 
     return model

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import x0_and_eps
-from minidiff.diffusion.noise_levels import Levels, levels
+from minidiff.diffusion.noise_levels import NoiseLevels, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
-from minidiff.diffusion.steps import clipped, log_snr, noise_in, p_sample, picture_in, toward
+from minidiff.diffusion.steps import clipped, ddim_update, eps_given_x0, log_snr, p_sample, x0_given_eps
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 
-Walk = Iterator[tuple[float, np.ndarray, np.ndarray]]
-Ask = Callable[[np.ndarray, float], np.ndarray]
-Guess = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-Draw = Callable[[], np.ndarray]
+Trajectory = Iterator[tuple[float, np.ndarray, np.ndarray]]
+Predict = Callable[[np.ndarray, float], np.ndarray]
+Estimate = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+FreshNoise = Callable[[], np.ndarray]
 
 
 def sample(
@@ -37,7 +37,7 @@ def sample(
     cond: Any = None,
     x_T: np.ndarray | None = None,
     begin: int = 0,
-) -> Walk:
+) -> Trajectory:
     """Walk from noise to pictures of shape (N, H, W, C); yields (t, x_t, x0_hat) after each of the steps.
 
     t is where the step has led and x_t the state there; x0_hat is the guess at the pictures that led there.
@@ -51,7 +51,7 @@ def sample(
     """
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     _check_shapes(shape, x_T)
-    way = levels(schedule, steps, sampler).after(begin)
+    way = noise_levels(schedule, steps, sampler).after(begin)
 
     def ask(x_t: np.ndarray, t: float) -> np.ndarray:
         return _predict(model, x_t, t, cond)
@@ -60,19 +60,21 @@ def sample(
         x0_hat, eps_hat = x0_and_eps(way.schedule, prediction, x_t, i)
         x0_hat = clipped(x0_hat, sampler.clip)
         if sampler.clip is not None and sampler.name != "ddim":  # which leaves the noise as the model has it
-            eps_hat = noise_in(x_t, x0_hat, way.schedule.alphas_cumprod[i])
+            eps_hat = eps_given_x0(x_t, x0_hat, way.schedule.alphas_cumprod[i])
         return x0_hat, eps_hat
 
     def draw() -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
     start = np.float32(way.start) * draw() if x_T is None else x_T
-    return WALKS[sampler.name](ask, guess, draw, way, sampler, start)
+    return SAMPLING_LOOPS[sampler.name](ask, guess, draw, way, sampler, start)
 
 
-def ddpm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+def ddpm(
+    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+) -> Trajectory:
     """DDPM algorithm 2. The last step is without noise; in diffusers, only if it is from t = 0."""
-    for i, t, t_prev, *_ in way.legs():
+    for i, t, t_prev, *_ in way.level_steps():
         prediction = ask(x_t, t)
         x0_hat, _ = guess(prediction, x_t, i)
         z = draw() if i > 0 or (sampler.as_diffusers and t > 0) else 0.0
@@ -82,43 +84,51 @@ def ddpm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t:
         yield t_prev, x_t, x0_hat
 
 
-def ddim(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+def ddim(
+    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+) -> Trajectory:
     """DDIM (Song et al. 2021), and over levels of sigma Euler's method."""
     eta = sampler.eta
-    for i, t, t_prev, abar, abar_prev in way.legs():
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
         x0_hat, eps_hat = guess(ask(x_t, t), x_t, i)
-        z = draw() if eta > 0 and (abar_prev < 1 or sampler.as_diffusers) else 0.0
-        x_t = toward(x0_hat, eps_hat, abar, abar_prev, eta, z)
+        z = draw() if eta > 0 and (alpha_bar_prev < 1 or sampler.as_diffusers) else 0.0
+        x_t = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev, eta, z)
         yield t_prev, x_t, x0_hat
 
 
-def euler_ancestral(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+def euler_ancestral(
+    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+) -> Trajectory:
     """Euler's method too far down and noise back up to the level (k-diffusion): DDIM's step with eta = 1."""
     return ddim(ask, guess, draw, way, Sampler("ddim", eta=1.0, as_diffusers=sampler.as_diffusers), x_t)
 
 
-def heun(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+def heun(
+    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+) -> Trajectory:
     """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, taken again with the mean slope of both its ends.
 
-    eps_hat is the slope of x_t / sqrt(abar) over sigma; what rectified flow predicts is that of its x over t.
+    eps_hat is the slope of x_t / sqrt(alpha_bar) over sigma; what rectified flow predicts is that of its x over t.
     The last step is Euler's.
     """
-    for i, t, t_prev, abar, abar_prev in way.legs():
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
         prediction = ask(x_t, t)
         x0_hat, eps_hat = guess(prediction, x_t, i)
-        x_prev = toward(x0_hat, eps_hat, abar, abar_prev)
+        x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
         if i > 0 and way.schedule.prediction_type == "flow":
             x0_hat, mean = guess((prediction + ask(x_prev, t_prev)) / 2, x_t, i)
-            x_prev = toward(x0_hat, mean, abar, abar_prev)
+            x_prev = ddim_update(x0_hat, mean, alpha_bar, alpha_bar_prev)
         elif i > 0:
             x0_hat, eps_there = guess(ask(x_prev, t_prev), x_prev, i - 1)
             mean = (eps_hat + eps_there) / 2
-            x_prev = toward(picture_in(x_t, mean, abar), mean, abar, abar_prev)
+            x_prev = ddim_update(x0_given_eps(x_t, mean, alpha_bar), mean, alpha_bar, alpha_bar_prev)
         x_t = x_prev
         yield t_prev, x_t, x0_hat
 
 
-def pndm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+def pndm(
+    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+) -> Trajectory:
     """PLMS (Liu et al. 2022, eq. 12): DDIM with a prediction made of the last four, as Adams and Bashforth do.
 
     The first step has no past: it is tried, and then taken with the mean of the predictions at both its ends; in
@@ -126,18 +136,18 @@ def pndm(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t:
     """
     past: list[np.ndarray] = []  # the newest first
     stride = way.stride
-    for i, t, t_prev, abar, abar_prev in way.legs():
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
         past = [ask(x_t, t), *past[:3]]
         prediction = np.tensordot(np.float32(ADAMS_BASHFORTH[len(past)]), np.stack(past), 1)
         if len(past) == 1 and i > 0:
-            x_prev = toward(*guess(past[0], x_t, i), abar, abar_prev)
+            x_prev = ddim_update(*guess(past[0], x_t, i), alpha_bar, alpha_bar_prev)
             prediction = (past[0] + ask(x_prev, t_prev)) / 2
         x0_hat, eps_hat = guess(prediction, x_t, i)
         if len(past) == 1 and i > 0 and stride:
             begun = int(t_prev) + stride.length
             x0_hat, eps_hat = x0_and_eps(stride.schedule, prediction, x_t, begun)
-            abar_prev = stride.abar_prev(begun, way.end)
-        x_t = toward(x0_hat, eps_hat, abar, abar_prev)
+            alpha_bar_prev = stride.alpha_bar_prev(begun, way.end)
+        x_t = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
         yield t_prev, x_t, x0_hat
 
 
@@ -150,26 +160,28 @@ ADAMS_BASHFORTH = {
 }
 
 
-def dpmpp_2m(ask: Ask, guess: Guess, draw: Draw, way: Levels, sampler: Sampler, x_t: np.ndarray) -> Walk:
+def dpmpp_2m(
+    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+) -> Trajectory:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x0_hat carried on in a straight line from the last two.
 
-    The line is over lambda = log(sqrt(abar) / sqrt(1 - abar)) and read in the middle of the step. The last step keeps
+    The line is over lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), read in the middle of the step. The last keeps
     x0_hat as it is, since lambda is infinite at the clean end, and since it is steadier in walks of less than 15 steps.
     """
     steady = sampler.clean_end or len(way.ts) < 15  # diffusers' number, too
     x0_last, h_last = None, 0.0
-    for i, t, t_prev, abar, abar_prev in way.legs():
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
         x0_hat, _ = guess(ask(x_t, t), x_t, i)
-        h = log_snr(abar_prev) - log_snr(abar)
+        h = log_snr(alpha_bar_prev) - log_snr(alpha_bar)
         carried = x0_hat
         if x0_last is not None and not (i == 0 and steady):
             carried = x0_hat + (h / h_last / 2) * (x0_hat - x0_last)
-        x_t = toward(carried, noise_in(x_t, carried, abar), abar, abar_prev)
+        x_t = ddim_update(carried, eps_given_x0(x_t, carried, alpha_bar), alpha_bar, alpha_bar_prev)
         x0_last, h_last = x0_hat, h
         yield t_prev, x_t, x0_hat
 
 
-WALKS = {
+SAMPLING_LOOPS = {
     "ddpm": ddpm,
     "ddim": ddim,
     "pndm": pndm,

@@ -9,7 +9,7 @@ from minidiff.errors import MinidiffError
 SAMPLERS = ("ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
-CAN_BE_KARRAS = ("euler", "heun", "dpmpp_2m")
+KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m")
 WITHOUT_ZERO_SNR = ("pndm", "heun")  # their classes in diffusers pass over rescale_betas_zero_snr
 
 
@@ -55,8 +55,8 @@ class Sampler:
         check_eta(self.eta)
         if self.eta != 0 and self.name != "ddim":
             raise MinidiffError(f"eta = {self.eta} is for the ddim sampler: {self.name} has none")
-        if self.karras and self.name not in CAN_BE_KARRAS:
-            raise MinidiffError(f"karras is for {', '.join(CAN_BE_KARRAS)}: {self.name} walks over whole timesteps")
+        if self.karras and self.name not in KARRAS_SAMPLERS:
+            raise MinidiffError(f"karras is for {', '.join(KARRAS_SAMPLERS)}: {self.name} walks over whole timesteps")
 
 
 def check_eta(eta: Any) -> None:
@@ -65,7 +65,7 @@ def check_eta(eta: Any) -> None:
         raise MinidiffError(f"eta must be from 0 to 1, not {eta!r:.80}")
 
 
-class Kind(NamedTuple):
+class SchedulerClass(NamedTuple):
     """A scheduler class of diffusers: its sampler, its own spacing, and the other keys it knows, at their defaults."""
 
     sampler: str
@@ -75,24 +75,24 @@ class Kind(NamedTuple):
 
 CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-KINDS = {
-    "DDPMScheduler": Kind("ddpm", "leading", CLIP | {"variance_type": "fixed_small", "thresholding": False}),
-    "DDIMScheduler": Kind("ddim", "leading", CLIP | {"set_alpha_to_one": True, "thresholding": False}),
-    "PNDMScheduler": Kind("pndm", "leading", {"set_alpha_to_one": False, "skip_prk_steps": False}),
-    "EulerDiscreteScheduler": Kind("euler", "linspace", KARRAS | {
+SCHEDULERS = {
+    "DDPMScheduler": SchedulerClass("ddpm", "leading", CLIP | {"variance_type": "fixed_small", "thresholding": False}),
+    "DDIMScheduler": SchedulerClass("ddim", "leading", CLIP | {"set_alpha_to_one": True, "thresholding": False}),
+    "PNDMScheduler": SchedulerClass("pndm", "leading", {"set_alpha_to_one": False, "skip_prk_steps": False}),
+    "EulerDiscreteScheduler": SchedulerClass("euler", "linspace", KARRAS | {
         "final_sigmas_type": "zero", "interpolation_type": "linear", "timestep_type": "discrete", "sigma_min": None,
         "sigma_max": None,
     }),
-    "EulerAncestralDiscreteScheduler": Kind("euler_ancestral", "linspace", {}),
-    "HeunDiscreteScheduler": Kind("heun", "linspace", CLIP | {"clip_sample": False} | KARRAS),
-    "DPMSolverMultistepScheduler": Kind("dpmpp_2m", "linspace", KARRAS | {
+    "EulerAncestralDiscreteScheduler": SchedulerClass("euler_ancestral", "linspace", {}),
+    "HeunDiscreteScheduler": SchedulerClass("heun", "linspace", CLIP | {"clip_sample": False} | KARRAS),
+    "DPMSolverMultistepScheduler": SchedulerClass("dpmpp_2m", "linspace", KARRAS | {
         "final_sigmas_type": "zero", "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "lambda_min_clipped": -math.inf, "thresholding": False,
         "use_lu_lambdas": False, "use_flow_sigmas": False, "use_dynamic_shifting": False,
     }),
     # Euler's method over continuous times, which are all that their other keys tell of (continuous.py)
-    "EDMEulerScheduler": Kind("euler", "trailing", {}),
-    "FlowMatchEulerDiscreteScheduler": Kind("euler", "trailing", {}),
+    "EDMEulerScheduler": SchedulerClass("euler", "trailing", {}),
+    "FlowMatchEulerDiscreteScheduler": SchedulerClass("euler", "trailing", {}),
 }  # fmt: skip
 
 # Of keys that change the walk in ways not built here, the only value that is accepted.
@@ -121,9 +121,9 @@ def sampler_from_config(config: dict[str, Any], name: str | None = None) -> Samp
     if name is not None:
         config = config | {"_class_name": _class_of(name), "skip_prk_steps": True}
     found = config.get("_class_name")
-    if found not in tuple(KINDS):  # not in KINDS itself: JSON may hold a list here, which has no hash
-        raise MinidiffError(f"scheduler class {found!r:.80} is not supported: use one of {', '.join(KINDS)}")
-    kind = KINDS[found]
+    if found not in tuple(SCHEDULERS):  # not in KINDS itself: JSON may hold a list here, which has no hash
+        raise MinidiffError(f"scheduler class {found!r:.80} is not supported: use one of {', '.join(SCHEDULERS)}")
+    kind = SCHEDULERS[found]
     chosen = {key: config.get(key, default) for key, default in kind.keys.items()}
     for key in chosen.keys() & FIXED.keys():
         if chosen[key] != FIXED[key]:
@@ -151,7 +151,7 @@ def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
     Raises MinidiffError for settings that the sampler's class in diffusers does not have; eta and as_diffusers are
     none of a file.
     """
-    kind = KINDS[_class_of(sampler.name)]
+    kind = SCHEDULERS[_class_of(sampler.name)]
     own = {
         "variance_type": sampler.variance,
         "clip_sample": sampler.clip is not None,
@@ -170,7 +170,7 @@ def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
 
 def _class_of(name: str) -> str:
     """diffusers' class for a sampler. Raises MinidiffError for an unknown one."""
-    return next(known for known, kind in KINDS.items() if kind.sampler == Sampler(name).name)
+    return next(known for known, kind in SCHEDULERS.items() if kind.sampler == Sampler(name).name)
 
 
 def _final_sigma(chosen: dict[str, Any]) -> str:

@@ -51,11 +51,11 @@ class Schedule:
         """T, the number of steps."""
         return len(self.betas)
 
-    def abar(self, t: Any) -> np.ndarray:
+    def alpha_bar(self, t: Any) -> np.ndarray:
         """alphas_cumprod at int t, one or many, in t's shape. MinidiffError for a t that is not of the schedule."""
         return lookup(self.alphas_cumprod, t)
 
-    def draw(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Any, n: int) -> np.ndarray:
         """The times (n,) of a training step: all alike (DDPM algorithm 1)."""
         return rng.integers(0, len(self), n)
 
@@ -80,7 +80,7 @@ class Schedule:
         return _read_only((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod) * self.betas)
 
 
-AnySchedule = Schedule | EDM | Flow  # each has abar(t), draw(rng, n) and a prediction_type
+AnySchedule = Schedule | EDM | Flow  # each has alpha_bar(t), draw(rng, n) and a prediction_type
 
 
 def linear_schedule(
@@ -143,15 +143,15 @@ def respace(schedule: Schedule, ts: np.ndarray) -> Schedule:
     return from_alphas_cumprod(lookup(schedule.alphas_cumprod, ts)[::-1], schedule.prediction_type)
 
 
-def from_alphas_cumprod(abar: np.ndarray, prediction_type: str = "epsilon") -> Schedule:
+def from_alphas_cumprod(alpha_bar: np.ndarray, prediction_type: str = "epsilon") -> Schedule:
     """The schedule of which only alphas_cumprod is known: (T,), falling."""
-    return Schedule(1 - abar / np.append(1.0, abar[:-1]), prediction_type)
+    return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), prediction_type)
 
 
 def snr(schedule: AnySchedule, t: int | np.ndarray) -> np.ndarray:
     """Signal-to-noise ratio of x_t, in t's shape (Salimans & Ho section 2)."""
-    abar = schedule.abar(t)
-    return abar / (1 - abar)
+    alpha_bar = schedule.alpha_bar(t)
+    return alpha_bar / (1 - alpha_bar)
 
 
 def lookup(table: np.ndarray, t: int | np.ndarray) -> np.ndarray:
@@ -258,8 +258,8 @@ def _check_betas(betas: np.ndarray) -> None:
         raise MinidiffError(f"betas must be between 0 and 1, not {betas.min()} to {betas.max()}")
 
 
-def _check_alphas_cumprod(abar: np.ndarray) -> None:
-    stuck = np.flatnonzero(np.diff(abar, prepend=1.0) >= 0)  # beta too small to count, or nothing left
+def _check_alphas_cumprod(alpha_bar: np.ndarray) -> None:
+    stuck = np.flatnonzero(np.diff(alpha_bar, prepend=1.0) >= 0)  # beta too small to count, or nothing left
     if len(stuck):
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")
 

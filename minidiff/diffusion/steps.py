@@ -58,27 +58,29 @@ def ddim_step(
     if not -1 <= t_prev < t:
         raise MinidiffError(f"t_prev must be from -1 to t - 1 = {t - 1}, not {t_prev}")
     x0_hat, eps_hat = x0_and_eps(schedule, eps_hat, x_t, t)
-    abar, abar_prev = schedule.alphas_cumprod[t], schedule.alphas_cumprod_prev[t_prev + 1]
-    return toward(clipped(x0_hat, clip), eps_hat, abar, abar_prev, eta, z)
+    alpha_bar, alpha_bar_prev = schedule.alphas_cumprod[t], schedule.alphas_cumprod_prev[t_prev + 1]
+    return ddim_update(clipped(x0_hat, clip), eps_hat, alpha_bar, alpha_bar_prev, eta, z)
 
 
-def toward(
+def ddim_update(
     x0_hat: np.ndarray,
     eps_hat: np.ndarray,
-    abar: float,
-    abar_prev: float,
+    alpha_bar: float,
+    alpha_bar_prev: float,
     eta: float = 0.0,
     z: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """x at the noise level abar_prev, if x at abar is made of x0_hat and the noise eps_hat (DDIM eq. 12 and 16).
+    """x at the noise level alpha_bar_prev, from x0_hat and eps_hat at the noise level alpha_bar (DDIM eq. 12, 16).
 
-    Every sampler moves by this formula. Euler's step over sigma = sqrt((1 - abar) / abar) is this one (DDIM
+    Every sampler moves by this formula. Euler's step over sigma = sqrt((1 - alpha_bar) / alpha_bar) is this one (DDIM
     eq. 13), and with eta = 1 it is the ancestral one; solvers of higher order put better guesses in.
     """
     # both roots: below 0 by rounding only
-    sigma = float(eta) * math.sqrt(max(0.0, (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)))  # eq. 16
-    kept = math.sqrt(max(0.0, 1 - abar_prev - sigma**2))
-    return math.sqrt(abar_prev) * x0_hat + kept * eps_hat + sigma * z  # eq. 12
+    sigma = float(eta) * math.sqrt(
+        max(0.0, (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
+    )  # eq. 16
+    kept = math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2))
+    return math.sqrt(alpha_bar_prev) * x0_hat + kept * eps_hat + sigma * z  # eq. 12
 
 
 def clipped(x0_hat: np.ndarray, clip: float | None) -> np.ndarray:
@@ -86,16 +88,16 @@ def clipped(x0_hat: np.ndarray, clip: float | None) -> np.ndarray:
     return x0_hat if clip is None else x0_hat.clip(-clip, clip)
 
 
-def picture_in(x_t: np.ndarray, eps_hat: np.ndarray, abar: float) -> np.ndarray:
-    """The x0 that makes x_t, at the noise level abar, with that noise (DDPM eq. 15)."""
-    return (x_t - math.sqrt(1 - abar) * eps_hat) / math.sqrt(abar)
+def x0_given_eps(x_t: np.ndarray, eps_hat: np.ndarray, alpha_bar: float) -> np.ndarray:
+    """The x0 that makes x_t, at the noise level alpha_bar, with that noise (DDPM eq. 15)."""
+    return (x_t - math.sqrt(1 - alpha_bar) * eps_hat) / math.sqrt(alpha_bar)
 
 
-def noise_in(x_t: np.ndarray, x0_hat: np.ndarray, abar: float) -> np.ndarray:
-    """The noise that makes x_t, at the noise level abar, with that x0."""
-    return (x_t - math.sqrt(abar) * x0_hat) / math.sqrt(1 - abar)
+def eps_given_x0(x_t: np.ndarray, x0_hat: np.ndarray, alpha_bar: float) -> np.ndarray:
+    """The noise that makes x_t, at the noise level alpha_bar, with that x0."""
+    return (x_t - math.sqrt(alpha_bar) * x0_hat) / math.sqrt(1 - alpha_bar)
 
 
-def log_snr(abar: float) -> float:
-    """lambda = log(sqrt(abar) / sqrt(1 - abar)), half the logarithm of the signal-to-noise ratio; infinite at 1."""
-    return (math.log(abar) - math.log(1 - abar)) / 2 if abar < 1 else math.inf
+def log_snr(alpha_bar: float) -> float:
+    """lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), half the log-SNR; infinite at alpha_bar = 1."""
+    return (math.log(alpha_bar) - math.log(1 - alpha_bar)) / 2 if alpha_bar < 1 else math.inf

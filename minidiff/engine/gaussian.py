@@ -11,7 +11,7 @@ from minidiff.engine.tensor import Function, Tensor
 LOG_VARIANCES = (-30, 20)  # diffusers' bounds; exp of either is finite and above 0 in float32
 
 
-class Draw(Function):
+class ReparameterisedSample(Function):
     def __init__(self, eps):
         self.eps = eps
 
@@ -25,16 +25,16 @@ class Draw(Function):
         return dy, 0.5 * dy * self.noise * self.within
 
 
-def draw(mean: Tensor, log_variance: Tensor, eps: np.ndarray) -> Tensor:
+def reparameterised_sample(mean: Tensor, log_variance: Tensor, eps: np.ndarray) -> Tensor:
     """mean + std eps for standard normal eps: the reparameterised sample (section 2.4).
 
     Raises ValueError if the shapes differ.
     """
     _check("draw", mean.shape, log_variance.shape, eps.shape)
-    return Draw(eps)(mean, log_variance)
+    return ReparameterisedSample(eps)(mean, log_variance)
 
 
-class Divergence(Function):
+class KLDivergence(Function):
     def forward(self, mean, log_variance):
         clipped = log_variance.clip(*LOG_VARIANCES)
         self.mean = mean
@@ -47,13 +47,13 @@ class Divergence(Function):
         return self.mean * scale, (self.variance - 1) * self.within * (0.5 * scale)
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, diag(variance)) || N(0, I)) divided by the number of elements, a scalar (appendix B).
 
     It is the mean of 1/2 (mean^2 + variance - 1 - log variance). Raises ValueError if the shapes differ.
     """
     _check("divergence", mean.shape, log_variance.shape)
-    return Divergence()(mean, log_variance)
+    return KLDivergence()(mean, log_variance)
 
 
 def _check(name: str, *shapes: tuple[int, ...]) -> None:

@@ -18,7 +18,7 @@ def avg_pool(x: Tensor) -> Tensor:
     return AvgPool()(x)
 
 
-class MeanPixel(Function):
+class GlobalAvgPool(Function):
     def forward(self, x):
         self.shape = x.shape
         return x.mean((1, 2))
@@ -28,6 +28,6 @@ class MeanPixel(Function):
         return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
 
 
-def mean_pixel(x: Tensor) -> Tensor:
+def global_avg_pool(x: Tensor) -> Tensor:
     """Global average pooling: (N, H, W, C) -> (N, C)."""
-    return MeanPixel()(x)
+    return GlobalAvgPool()(x)

@@ -16,7 +16,7 @@ import numpy as np
 from minidiff_kernels.cpu.jit import user_cache_dir
 
 from minidiff.data.batches import batch, prefetch
-from minidiff.data.dataset import Dataset, blocks, feed
+from minidiff.data.dataset import Dataset, blocks, update_digest
 from minidiff.data.imaging import to_float
 from minidiff.engine.losses import cross_entropy
 from minidiff.engine.optim import AdamW, learning_rate
@@ -24,7 +24,7 @@ from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.weights import open_safetensors, write_safetensors
 from minidiff.models.classifier import Classifier
-from minidiff.terminal import about, console, with_bar
+from minidiff.terminal import about, console, with_progress_bar
 
 BATCH, LR, SEED = 64, 2e-3, 0
 FEWEST, EPOCHS, MOST = 500, 16, 5000  # steps: as many as 16 times through the set take, but not beyond these
@@ -32,7 +32,7 @@ WORTH = 100  # samples; for fewer, which give poor figures anyway, no classifier
 
 
 @dataclass(frozen=True)
-class Judge:
+class FeatureClassifier:
     """A trained classifier, what it was trained on, and its accuracy on `tested` images that it was not trained on."""
 
     classifier: Classifier
@@ -47,7 +47,7 @@ class Judge:
             "of": self.train.name, "learned_from": len(self.train), "accuracy": self.accuracy, "tested_on": self.tested,
         }  # fmt: skip
 
-    def look(self, images: np.ndarray) -> "Seen":
+    def classify(self, images: np.ndarray) -> "Classified":
         """Pictures (N, H, W, C) uint8 as it sees them."""
         features, called = [], []
         with no_grad():
@@ -55,10 +55,10 @@ class Judge:
                 seen, logits = self.classifier.look(to_float(images[start : start + 256]))
                 features.append(seen.numpy())
                 called.append(logits.numpy().argmax(1))
-        return Seen(images, np.concatenate(features), np.concatenate(called))
+        return Classified(images, np.concatenate(features), np.concatenate(called))
 
 
-class Seen(NamedTuple):
+class Classified(NamedTuple):
     """Pictures (N, H, W, C) uint8, a judge's features of them (N, 96), and the classes (N,) it takes them for."""
 
     images: np.ndarray
@@ -66,7 +66,9 @@ class Seen(NamedTuple):
     called: np.ndarray
 
 
-def judge_of(train: Dataset, test: Dataset, backend: str, samples: int | None = None) -> Judge | None:
+def open_classifier(
+    train: Dataset, test: Dataset, backend: str, samples: int | None = None
+) -> FeatureClassifier | None:
     """The judge of a set: the one that is kept, or a new one, which takes minutes.
 
     None where none is kept and no new one is worth its time: for fewer than WORTH `samples`, if their number is given.
@@ -81,39 +83,41 @@ def judge_of(train: Dataset, test: Dataset, backend: str, samples: int | None = 
         )
     if single:
         return None
-    path = with_bar("reading", -(-len(train) // 1024) - (-len(test) // 1024), lambda tick: place(train, test, tick))
+    path = with_progress_bar(
+        "reading", -(-len(train) // 1024) - (-len(test) // 1024), lambda tick: cache_path(train, test, tick)
+    )
     if path.is_file():
         return _kept(path, train, test, backend)
     if few:
         return None
     check_cache(path.parent)
-    steps = steps_for(len(train))
+    steps = num_steps(len(train))
     how_long = about(steps * seconds_per_step(train, backend))
     console.print(
         f"Training a classifier of {train.name}, once: {steps} steps, {how_long}; it is kept in {path.parent}"
     )
-    judge = with_bar("learning", steps, lambda tick: learn(train, test, backend, tick))
+    judge = with_progress_bar("learning", steps, lambda tick: train_classifier(train, test, backend, tick))
     write_safetensors(path, judge.classifier.state_dict(), {"accuracy": repr(judge.accuracy)})
     return judge
 
 
-def steps_for(pictures: int) -> int:
+def num_steps(pictures: int) -> int:
     """How many steps a judge of that many pictures learns."""
     return min(max(EPOCHS * pictures // BATCH, FEWEST), MOST)
 
 
-def learn(train: Dataset, test: Dataset, backend: str, tick: Callable[[], object]) -> Judge:
+def train_classifier(train: Dataset, test: Dataset, backend: str, tick: Callable[[], object]) -> FeatureClassifier:
     """Train a judge by AdamW on cross-entropy, and test the moving average of its weights; tick() after each step."""
     classifier, optimizer = _beginner(train, backend)
-    steps = steps_for(len(train))
+    steps = num_steps(len(train))
     batches = prefetch(lambda step: batch(train, step, BATCH, SEED, train.mirrors), range(1, steps + 1))
     for step, (x, labels) in enumerate(batches, start=1):
         optimizer.lr = learning_rate(LR, step, steps, warmup=steps // 10, decay_from=0.1)
         _step(classifier, optimizer, x, labels)
         tick()
     with optimizer.averaged():
-        judge = Judge(classifier.to(backend), train, 0.0, len(test))
-    called = np.concatenate([judge.look(images).called for images in blocks(test)])  # (len(test),)
+        judge = FeatureClassifier(classifier.to(backend), train, 0.0, len(test))
+    called = np.concatenate([judge.classify(images).called for images in blocks(test)])  # (len(test),)
     return replace(judge, accuracy=float((called == test.labels).mean()))
 
 
@@ -140,11 +144,11 @@ def _step(classifier: Classifier, optimizer: AdamW, x: np.ndarray, labels: np.nd
     return optimizer.step()
 
 
-def place(train: Dataset, test: Dataset, tick: Callable[[], object]) -> Path:
+def cache_path(train: Dataset, test: Dataset, tick: Callable[[], object]) -> Path:
     """Where the judge of these pictures is kept; tick() for each block of them, which may have to be drawn."""
     digest = hashlib.sha256(repr((BATCH, LR, SEED, FEWEST, EPOCHS, MOST, train.classes, train.mirrors)).encode())
     for dataset in (train, test):
-        feed(digest, dataset, tick)
+        update_digest(digest, dataset, tick)
     return user_cache_dir() / "minidiff" / "classifiers" / f"{digest.hexdigest()[:16]}.safetensors"
 
 
@@ -159,7 +163,7 @@ def check_cache(folder: Path) -> None:
         raise MinidiffError(f"{folder}: cannot be written; set XDG_CACHE_HOME to a folder that can")
 
 
-def _kept(path: Path, train: Dataset, test: Dataset, backend: str) -> Judge:
+def _kept(path: Path, train: Dataset, test: Dataset, backend: str) -> FeatureClassifier:
     """The judge that lies there. Raises MinidiffError if it is damaged."""
     classifier = Classifier(train.shape[2], len(train.classes), None, backend)
     try:
@@ -171,4 +175,4 @@ def _kept(path: Path, train: Dataset, test: Dataset, backend: str) -> Judge:
         classifier.load_state_dict({name: a.read() for name, a in stored.items()})
     except (MinidiffError, KeyError, ValueError):
         raise MinidiffError(f"{path}: is damaged; remove it, and it is trained again") from None
-    return Judge(classifier, train, accuracy, len(test))
+    return FeatureClassifier(classifier, train, accuracy, len(test))

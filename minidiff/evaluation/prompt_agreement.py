@@ -15,7 +15,7 @@ from minidiff.data.emoji import name_and_tone
 from minidiff.data.imaging import to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import metrics
-from minidiff.evaluation.feature_classifier import Judge
+from minidiff.evaluation.feature_classifier import FeatureClassifier
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.sampling.text_to_image import Tick, text_to_image
@@ -23,30 +23,32 @@ from minidiff.sampling.text_to_image import Tick, text_to_image
 BATCH = 32  # pictures at a time
 
 
-class Drawn(NamedTuple):
+class PromptSamples(NamedTuple):
     """n prompts, and a picture of each: (n, H, W, C) uint8."""
 
     prompts: Sequence[str]
     images: np.ndarray
 
 
-def draw(
+def sample_prompts(
     pipeline: Pipeline, prompts: Sequence[str], guidance: float, steps: int, sampler: Sampler, seed: int, tick: Tick
-) -> Drawn:
+) -> PromptSamples:
     """A picture of each prompt; tick() is called `ticks(prompts, steps)` times."""
     rng, images = np.random.default_rng(seed), []
     for start in range(0, len(prompts), BATCH):
         some = list(prompts[start : start + BATCH])
         images.append(to_uint8(text_to_image(pipeline, some, "", guidance, steps, rng, None, sampler, tick)))
-    return Drawn(prompts, np.concatenate(images))
+    return PromptSamples(prompts, np.concatenate(images))
 
 
-def ticks(prompts: Sequence[str], steps: int) -> int:
+def num_evaluations(prompts: Sequence[str], steps: int) -> int:
     """How long it takes to draw them."""
     return -(-len(prompts) // BATCH) * steps
 
 
-def figures(sides: Mapping[str, Drawn], train: Dataset, judge: Judge) -> dict[str, dict[str, float]]:
+def figures(
+    sides: Mapping[str, PromptSamples], train: Dataset, judge: FeatureClassifier
+) -> dict[str, dict[str, float]]:
     """The `agreement` of pictures with their prompts, for each side. Tones are looked for if a prompt names one."""
     images = np.concatenate([side.images for side in sides.values()])
     found, tones = nearest_captions(images, train, judge), np.full(len(images), -1)
@@ -59,15 +61,15 @@ def figures(sides: Mapping[str, Drawn], train: Dataset, judge: Judge) -> dict[st
     return shares
 
 
-def nearest_captions(images: np.ndarray, train: Dataset, judge: Judge) -> tuple[str, ...]:
+def nearest_captions(images: np.ndarray, train: Dataset, judge: FeatureClassifier) -> tuple[str, ...]:
     """For every picture (n, H, W, C) uint8 the caption of the training picture that is nearest to it.
 
     In the judge's features, whitened, so that all directions in which training pictures differ count alike. So 63 of
     the 65 real emoji that are held out find the same person in another tone; 53 if each feature is only scaled.
     """
-    features = np.concatenate([judge.look(block).features for block in blocks(train)])  # (N, 96)
+    features = np.concatenate([judge.classify(block).features for block in blocks(train)])  # (N, 96)
     whiten = metrics.whitening(features)
-    found, _ = metrics.nearest(whiten(judge.look(images).features), [whiten(features)])
+    found, _ = metrics.nearest(whiten(judge.classify(images).features), [whiten(features)])
     return tuple(train.captions[i] for i in found)
 
 

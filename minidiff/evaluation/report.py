@@ -13,25 +13,25 @@ import numpy as np
 from PIL import Image
 
 from minidiff import machine
-from minidiff.data import is_folder_of_pictures, open_dataset
-from minidiff.data.dataset import Dataset, blocks, part_of
-from minidiff.data.imaging import save, save_each, sheet, to_float
+from minidiff.data import is_image_folder, open_dataset
+from minidiff.data.dataset import Dataset, blocks, subset
+from minidiff.data.imaging import save_each, save_image, sheet, to_float
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.evaluation import metrics
-from minidiff.evaluation.feature_classifier import Judge, Seen, judge_of
-from minidiff.evaluation.samples import LEAST, Subject
+from minidiff.evaluation.feature_classifier import Classified, FeatureClassifier, open_classifier
+from minidiff.evaluation.samples import MIN_IMAGES, EvaluatedImages
 from minidiff.files import write_json
 from minidiff.sampling.setup import BATCH, write_npz
-from minidiff.terminal import with_bar
+from minidiff.terminal import with_progress_bar
 from minidiff.training.start import open_data
 
 PAIRS = 32  # on the sheet of neighbours
-BITS, ASKS = 128, 20  # pictures whose bits are counted, and at how many steps of the walk each
+BITS, EVALUATIONS = 128, 20  # pictures whose bits are counted, and at how many steps of the walk each
 
 
 @dataclass(frozen=True)
-class Real:
+class RealImages:
     """A set in its parts; `test` is what the classifier is tested with, `called` what reference and baseline are."""
 
     train: Dataset
@@ -41,7 +41,7 @@ class Real:
     called: tuple[str, str]
 
 
-def open_real(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = False) -> Real:
+def open_real_images(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = False) -> RealImages:
     """A set of pictures of that shape in its parts. Only the baseline depends on n: it has that many, if there are.
 
     With a test split, its halves are reference and baseline, and no model has seen either. Without one, every tenth
@@ -54,17 +54,17 @@ def open_real(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = F
         raise MinidiffError(f"{data}: its pictures are {train.shape}, and {shape} are to be evaluated; give their set")
     if has_split:
         order = np.random.default_rng(0).permutation(len(test))
-        reference, others = part_of(test, order[::2]), part_of(test, order[1::2])
+        reference, others = subset(test, order[::2]), subset(test, order[1::2])
         called = "half of the test split", "the other half"
-        few, least = f"{len(test)} test pictures", 2 * LEAST
+        few, least = f"{len(test)} test pictures", 2 * MIN_IMAGES
     else:
         reference, others = train, test
         called = "nine of ten pictures", "the tenth"
-        few, least = f"{len(train) + len(test)} pictures", 10 * LEAST
-    if len(others) < LEAST:
+        few, least = f"{len(train) + len(test)} pictures", 10 * MIN_IMAGES
+    if len(others) < MIN_IMAGES:
         raise MinidiffError(f"{data}: its {few} are too few to compare with a part of them; {least} are the least")
-    baseline = part_of(others, np.random.default_rng(0).permutation(len(others))[:n])
-    return Real(train, test, reference, baseline, called)
+    baseline = subset(others, np.random.default_rng(0).permutation(len(others))[:n])
+    return RealImages(train, test, reference, baseline, called)
 
 
 def split(data: str, size: int | None, skip_bad: bool) -> tuple[Dataset, Dataset, bool]:
@@ -74,38 +74,40 @@ def split(data: str, size: int | None, skip_bad: bool) -> tuple[Dataset, Dataset
         return whole, open_dataset(data, size, "test"), True
     except NoSplit:
         tenth = np.arange(len(whole)) % 10 == 9
-        return part_of(whole, np.flatnonzero(~tenth)), part_of(whole, np.flatnonzero(tenth)), False
+        return subset(whole, np.flatnonzero(~tenth)), subset(whole, np.flatnonzero(tenth)), False
 
 
-def judge_for(real: Real, other: str | None, backend: str, samples: int | None, skip_bad: bool) -> Judge | None:
+def judge_for(
+    real: RealImages, other: str | None, backend: str, samples: int | None, skip_bad: bool
+) -> FeatureClassifier | None:
     """What `judge_of` gives for the real images, or for other data that is to be learned from in their place.
 
     Raises MinidiffError also for other data of another number of channels, and for too few.
     """
     if other is None:
-        return judge_of(real.train, real.test, backend, samples)
-    (H, W, C), sized = real.train.shape, is_folder_of_pictures(other)
+        return open_classifier(real.train, real.test, backend, samples)
+    (H, W, C), sized = real.train.shape, is_image_folder(other)
     train, test, _ = split(other, H if sized and H == W else None, skip_bad)
     if train.shape[2] != C:
         raise MinidiffError(
             f"--classifier {other}: has {train.shape[2]} channels, {real.train.name} {C}; give other data"
         )
-    if len(test) < LEAST:
-        raise MinidiffError(f"--classifier {other}: has {len(test)} images to test with; {LEAST} are the least")
-    return judge_of(train, test, backend, samples)
+    if len(test) < MIN_IMAGES:
+        raise MinidiffError(f"--classifier {other}: has {len(test)} images to test with; {MIN_IMAGES} are the least")
+    return open_classifier(train, test, backend, samples)
 
 
 def evaluate(
-    subject: Subject, real: Real, judge: Judge | None, seed: int, threads: int
+    subject: EvaluatedImages, real: RealImages, judge: FeatureClassifier | None, seed: int, threads: int
 ) -> tuple[dict[str, Any], np.ndarray, Image.Image]:
     """The report, which is what figures.json holds; the pictures; the sheet of those closest to a training picture.
 
     Without a judge only the figures of `pixel_figures`, and bits.
     """
-    images = with_bar("drawing", subject.ticks, subject.draw) if subject.ticks else subject.draw(lambda: None)
-    sides = images, pictures_of(real.baseline), pictures_of(real.reference)
-    seen = None if judge is None else [judge.look(side) for side in sides]
-    bits = None if subject.model is None else bits_of(subject, real.baseline, seed)
+    images = with_progress_bar("drawing", subject.ticks, subject.draw) if subject.ticks else subject.draw(lambda: None)
+    sides = images, all_images(real.baseline), all_images(real.reference)
+    seen = None if judge is None else [judge.classify(side) for side in sides]
+    bits = None if subject.model is None else bits_per_dimension(subject, real.baseline, seed)
     machine.use_threads(threads, "numpy")  # whose products are all that is left to do
     found, distances = neighbours(images, real.train)
     _, usual = neighbours(sides[1], real.train)
@@ -129,7 +131,7 @@ def evaluate(
         },
         "bits_per_dim": bits,
     }
-    return report, images, closest(images, found, distances, real.train)
+    return report, images, nearest_sheet(images, found, distances, real.train)
 
 
 def pixel_figures(images: np.ndarray, distances: np.ndarray) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def pixel_figures(images: np.ndarray, distances: np.ndarray) -> dict[str, Any]:
 
 
 def feature_figures(
-    seen: Seen, reference: Seen, labels: np.ndarray | None, classes: tuple[str, ...], seed: int
+    seen: Classified, reference: Classified, labels: np.ndarray | None, classes: tuple[str, ...], seed: int
 ) -> dict[str, Any]:
     """The figures of images against the reference that a classifier sees, by the names that figures.json gives them.
 
@@ -188,7 +190,7 @@ def neighbours(images: np.ndarray, train: Dataset) -> tuple[np.ndarray, np.ndarr
     return found[way, n], distances[way, n]
 
 
-def bits_of(subject: Subject, dataset: Dataset, seed: int) -> dict[str, float]:
+def bits_per_dimension(subject: EvaluatedImages, dataset: Dataset, seed: int) -> dict[str, float]:
     """Bits per dimension of a set's first BITS pictures under the subject's model: mean, its standard error, n."""
     model, schedule = subject.model, subject.schedule
     assert model is not None and schedule is not None
@@ -203,21 +205,21 @@ def bits_of(subject: Subject, dataset: Dataset, seed: int) -> dict[str, float]:
         bounds = [
             bits_per_dim(
                 told, schedule, to_float(dataset.take(part)), rng,
-                None if subject.labels is None else dataset.labels[part], ASKS,
+                None if subject.labels is None else dataset.labels[part], EVALUATIONS,
             ) for part in parts
         ]  # fmt: skip
         return np.concatenate([bound.total for bound in bounds])  # (n,)
 
-    total = with_bar("counting bits", -(-n // BATCH) * (ASKS + 1), count)
+    total = with_progress_bar("counting bits", -(-n // BATCH) * (EVALUATIONS + 1), count)
     return {"mean": float(total.mean()), "error": float(total.std(ddof=1) / n**0.5), "n": n}
 
 
-def pictures_of(dataset: Dataset) -> np.ndarray:
+def all_images(dataset: Dataset) -> np.ndarray:
     """All of them, (n, H, W, C) uint8."""
     return np.concatenate(list(blocks(dataset)))
 
 
-def closest(images: np.ndarray, found: np.ndarray, distances: np.ndarray, train: Dataset) -> Image.Image:
+def nearest_sheet(images: np.ndarray, found: np.ndarray, distances: np.ndarray, train: Dataset) -> Image.Image:
     """A sheet of the pictures that are nearest to a training picture, each with that one to its right."""
     first = distances.argsort(kind="stable")[:PAIRS]
     pairs = np.stack([images[first], train.take(found[first])], axis=1)  # (PAIRS, 2, H, W, C)
@@ -236,9 +238,11 @@ def export(folder: Path, name: str, images: np.ndarray) -> None:
     save_each(rgb, folder / name)
 
 
-def write(folder: Path, report: dict[str, Any], images: np.ndarray, real: Real, sheet_of_closest: Image.Image) -> None:
+def write(
+    folder: Path, report: dict[str, Any], images: np.ndarray, real: RealImages, sheet_of_closest: Image.Image
+) -> None:
     """Fill a folder: figures.json, neighbours.png, and the pictures of both sides for other tools."""
     write_json(folder / "figures.json", report)
-    save(sheet_of_closest, folder / "neighbours.png")
+    save_image(sheet_of_closest, folder / "neighbours.png")
     export(folder, "samples", images)
-    export(folder, "reference", pictures_of(real.reference))
+    export(folder, "reference", all_images(real.reference))

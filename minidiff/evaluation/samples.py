@@ -18,13 +18,13 @@ from minidiff.sampling import setup
 from minidiff.training import state
 from minidiff.training.unet_run import UNetRun
 
-LEAST = 16  # pictures; of fewer nothing can be said
+MIN_IMAGES = 16  # pictures; of fewer nothing can be said
 
 Tick = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedImages:
     """Pictures to be evaluated.
 
     shape    (H, W, C)
@@ -44,20 +44,20 @@ class Subject:
     schedule: AnySchedule | None = None
 
 
-def given(path: Path) -> Subject:
+def from_archive(path: Path) -> EvaluatedImages:
     """The pictures of a NumPy archive. Raises MinidiffError for what is none, and for too few.
 
     Colour ones that are grey throughout count as grey ones: that is what `evaluate.export` makes of those.
     """
     images = read_npz(path)
-    if len(images) < LEAST:
-        raise MinidiffError(f"{path}: holds {len(images)} pictures; {LEAST} are the least to say anything of")
+    if len(images) < MIN_IMAGES:
+        raise MinidiffError(f"{path}: holds {len(images)} pictures; {MIN_IMAGES} are the least to say anything of")
     if (images == images[..., :1]).all():
         images = images[..., :1].copy()
-    return Subject(images.shape[1:], {"of": str(path), "n": len(images)}, lambda tick: images)
+    return EvaluatedImages(images.shape[1:], {"of": str(path), "n": len(images)}, lambda tick: images)
 
 
-def drawn(
+def sampled(
     folder: Path,
     n: int,
     steps: int | None,
@@ -66,24 +66,24 @@ def drawn(
     raw: bool,
     seed: int,
     backend: str,
-) -> Subject:
+) -> EvaluatedImages:
     """The pictures that the network of a run or a folder of diffusers draws, as `minidiff sample` would.
 
     raw: with the weights of a run's last step, not their average. Raises MinidiffError for all that does not go.
     """
-    unet, schedule = setup.drawable(folder, backend), networks.load_schedule(folder)
+    unet, schedule = setup.load_image_unet(folder, backend), networks.load_schedule(folder)
     way = networks.load_sampler(folder, sampler)
-    steps = setup.usual_steps(schedule, way) if steps is None else steps
-    setup.check_walk(schedule, way, steps)
+    steps = setup.default_steps(schedule, way) if steps is None else steps
+    setup.check_settings(schedule, way, steps)
     weights = "as stored"
     if raw or state.state_file(folder).is_file():
         run = state.open_run(folder, UNetRun)
         weights = f"{'last' if raw else 'moving average'}, of step {run.step}"
         if raw:
             unet.load_state_dict(run.unet.state_dict())
-    labels = setup.asked(folder, unet, None, n)
+    labels = setup.class_labels(folder, unet, None, n)
     batches = setup.batches(n if labels is None else len(labels), unet, labels)
-    plain, model = as_model(unet, schedule), setup.insisting(folder, unet, schedule, guidance)
+    plain, model = as_model(unet, schedule), setup.guided_model(folder, unet, schedule, guidance)
 
     def draw(tick: Tick) -> np.ndarray:
         rng, images = np.random.default_rng(seed), []
@@ -99,4 +99,4 @@ def drawn(
         "steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
     classes = () if labels is None else networks.load_classes(folder)
-    return Subject(unet.picture_shape, facts, draw, steps * len(batches), classes, labels, plain, schedule)
+    return EvaluatedImages(unet.image_shape, facts, draw, steps * len(batches), classes, labels, plain, schedule)

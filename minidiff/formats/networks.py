@@ -35,11 +35,11 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     folder = _component(folder, "unet", "config.json")
     config = read_json(folder / "config.json", config_from_dict)
     stored = find_weights(folder)
-    check_claim(config, sum(a.size for a in stored.values()), folder / "config.json")
-    return fill(UNet(config, None, backend), stored, folder / WEIGHTS)
+    check_weight_count(config, sum(a.size for a in stored.values()), folder / "config.json")
+    return fill_weights(UNet(config, None, backend), stored, folder / WEIGHTS)
 
 
-def fill(network: N, stored: dict[str, Stored], path: Path) -> N:
+def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
     """Read a network's weights from its file, one array after the other.
 
     Raises MinidiffError if they do not fit, or are no finite numbers.
@@ -56,7 +56,7 @@ def fill(network: N, stored: dict[str, Stored], path: Path) -> N:
     return network
 
 
-def check_claim(config: UNetConfig | FileConfig, weights: int, path: Path) -> None:
+def check_weight_count(config: UNetConfig | FileConfig, weights: int, path: Path) -> None:
     """Raises MinidiffError if the network would be larger than the weights there are, before memory is asked for."""
     if (least := _least_weights(config)) > weights:
         raise MinidiffError(f"{path}: tells of {least} weights or more, but there are {weights}; copy both files again")

@@ -16,7 +16,7 @@ from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json, write_json
 from minidiff.formats.folders import INDEX, check_kind, kind_of
-from minidiff.formats.networks import fill, load_sampler, load_schedule, save_network, save_scheduler
+from minidiff.formats.networks import fill_weights, load_sampler, load_schedule, save_network, save_scheduler
 from minidiff.formats.tokenizer_files import load_tokenizer, save_tokenizer
 from minidiff.formats.weights import WEIGHTS, find_weights, refuse_pickles
 from minidiff.models.latent_config import FileConfig, TextEncoderConfig, TextUNetConfig, VAEConfig
@@ -92,21 +92,21 @@ def load_text_encoder(folder: str | Path, backend: str = "numba") -> TextEncoder
     folder = _there(Path(folder))
     config = _config(folder, TextEncoderConfig)
     stored = {name.removeprefix("text_model."): a for name, a in find_weights(folder, TEXT_WEIGHTS).items()}
-    return fill(_made(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS)
+    return fill_weights(_made(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS)
 
 
 def load_text_unet(folder: str | Path, backend: str = "numba") -> TextUNet:
     """The U-Net of a UNet2DConditionModel folder. Raises MinidiffError as load_pipeline."""
     folder = _there(Path(folder))
     unet = _made(TextUNet, _config(folder, TextUNetConfig), folder, backend)
-    return fill(unet, find_weights(folder), folder / WEIGHTS)
+    return fill_weights(unet, find_weights(folder), folder / WEIGHTS)
 
 
 def load_vae(folder: str | Path, backend: str = "numba") -> VAE:
     """The autoencoder of an AutoencoderKL folder. Raises MinidiffError as load_pipeline."""
     folder = _there(Path(folder))
     vae = _made(VAE, _config(folder, VAEConfig), folder, backend)
-    return fill(vae, find_weights(folder), folder / WEIGHTS)
+    return fill_weights(vae, find_weights(folder), folder / WEIGHTS)
 
 
 def save_parts(

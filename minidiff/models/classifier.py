@@ -8,7 +8,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
-from minidiff.engine.pooling import mean_pixel
+from minidiff.engine.pooling import global_avg_pool
 from minidiff.engine.tensor import Tensor
 
 WIDTHS = (16, 32, 64, 128)  # channels at full resolution, 1/2, 1/4 and 1/8
@@ -63,9 +63,9 @@ class Classifier(Module):
         features = []
         for downsample, block in zip(self.halvings, self.blocks, strict=False):
             h = block(downsample(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
-            features.append(mean_pixel(h))
+            features.append(global_avg_pool(h))
         h = self.norm_out(self.halvings[-1](h), silu=True)  # (N, H/8, W/8, 128)
-        return F.concat(*features), self.out(mean_pixel(h))
+        return F.concat(*features), self.out(global_avg_pool(h))
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:
         return self.look(x)[1]  # (N, K)

@@ -130,7 +130,7 @@ class UNet(Module):
         return self.conv_out(self.conv_norm_out(h, silu=True))
 
     @property
-    def picture_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of its images; 32 x 32 if the configuration has no sample_size."""
         size = self.config.sample_size or 32
         height, width = size if isinstance(size, tuple) else (size, size)

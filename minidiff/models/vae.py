@@ -115,9 +115,9 @@ def vae_loss(vae: "VAE", x: np.ndarray, eps: np.ndarray, kl: float) -> Tensor:
     trained with a perceptual and an adversarial loss as well (Rombach et al. 2022, section 3.1).
     """
     mean, log_variance = F.split(vae.moments(x))
-    latents = gaussian.draw(mean, log_variance, eps)
+    latents = gaussian.reparameterised_sample(mean, log_variance, eps)
     reconstruction_error = mse(vae.decode(latents), x)
-    return F.add(reconstruction_error, F.affine(gaussian.divergence(mean, log_variance), kl))
+    return F.add(reconstruction_error, F.affine(gaussian.kl_divergence(mean, log_variance), kl))
 
 
 class VAE(Module):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from minidiff.data.imaging import check_place, load, to_float
+from minidiff.data.imaging import check_image_output, load_image, to_float
 from minidiff.diffusion.guidance import guided
-from minidiff.diffusion.noise_levels import levels, most_steps, noise_to_signal
+from minidiff.diffusion.noise_levels import max_steps, noise_levels, sigmas_of
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
@@ -23,13 +23,13 @@ from minidiff.formats.networks import load_classes, load_sampler, load_schedule,
 from minidiff.formats.stable_diffusion import Pipeline, load_pipeline
 from minidiff.models.unet import UNet
 from minidiff.outputs import check_file, followed
-from minidiff.terminal import errors
+from minidiff.terminal import stderr_console
 from minidiff.training.state import open_chosen
 from minidiff.training.text_run import TextRun
 from minidiff.training.unet_run import UNetRun
 
 BATCH = 64  # pictures at a time
-LOUD = 1000  # sigma from which Heun's first steps lead astray; cosine schedules begin beyond it
+LARGE_SIGMA = 1000  # sigma from which Heun's first steps lead astray; cosine schedules begin beyond it
 ENOUGH = 100  # steps that are short enough even there
 
 
@@ -45,11 +45,11 @@ def chosen(raw: bool, best: bool, step: int | None) -> Choice:
     return "raw" if raw else "best" if best else step
 
 
-def drawable(folder: Path, backend: str, choice: Choice = None) -> UNet:
+def load_image_unet(folder: Path, backend: str, choice: Choice = None) -> UNet:
     """The network, if its images can be sampled."""
     check_kind(folder, "unet")
     unet = load_unet(folder, backend) if choice is None else open_chosen(folder, choice, UNetRun).unet.to(backend)
-    height, width, channels = unet.picture_shape
+    height, width, channels = unet.image_shape
     downsamples = len(unet.config.block_out_channels) - 1
     if channels not in (1, 3):
         raise MinidiffError(f"{folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
@@ -66,12 +66,12 @@ def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
     )
 
 
-def check_places(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None) -> None:
+def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None) -> None:
     """Raises MinidiffError, before anything is drawn, for a place that cannot be written or is asked for twice."""
     if out:
-        check_place(out)
+        check_image_output(out)
     if gif:
-        check_place(gif, animated=True)
+        check_image_output(gif, animated=True)
     if npz:
         check_file(npz)
         if npz.suffix.lower() != ".npz":
@@ -96,36 +96,36 @@ def write_npz(path: Path, images: np.ndarray) -> None:
     replace_file(followed(path), write)
 
 
-def framed(picture: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def load_network_input(picture: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """An image as a network of images (H, W, C) takes it: its centre, scaled to (1, H, W, C) float32 in [-1, 1]."""
     height, width, channels = shape
-    pixels = load(picture, channels)
+    pixels = load_image(picture, channels)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     cut = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
     return to_float(cut.reshape(1, height, width, channels))
 
 
-def mask_of(picture: Path, size: tuple[int, int], factor: int = 1) -> np.ndarray:
+def load_mask(picture: Path, size: tuple[int, int], factor: int = 1) -> np.ndarray:
     """Where an image is white, (H, W, 1) bool, cut as `framed` cuts; squares of side `factor` are of one value.
 
     Raises MinidiffError if that is nowhere.
     """
     height, width = size
-    image, small = Image.fromarray(load(picture, 1)[..., 0]), (width // factor, height // factor)
+    image, small = Image.fromarray(load_image(picture, 1)[..., 0]), (width // factor, height // factor)
     mask = np.asarray(ImageOps.fit(image, small, Image.Resampling.LANCZOS))[..., None] > 127
     if not mask.any():
         raise MinidiffError(f"{picture}: the mask is black, with nothing to fill; make white what is to be sampled")
     return mask.repeat(factor, 0).repeat(factor, 1)
 
 
-def source(noise: str, seed: int) -> Any:
+def noise_source(noise: str, seed: int) -> Any:
     """What the noise of a walk is drawn from: "numpy", or "torch", as a diffusers pipeline would draw it."""
     if noise not in ("numpy", "torch"):
         raise MinidiffError(f"--noise {noise}: choose numpy or torch")
     return torch_generator(seed) if noise == "torch" else np.random.default_rng(seed)
 
 
-def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | None:
+def class_labels(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | None:
     """The labels (n,) of n images of one class, or, of "all" or no name, class after class, as evenly as n allows.
 
     None for a network without classes. A folder without classes.json has numbers for names.
@@ -145,7 +145,7 @@ def asked(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | No
     return np.full(n, names.index(name))
 
 
-def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) -> Callable[..., Any]:
+def guided_model(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) -> Callable[..., Any]:
     """The model that the network is, or the same under classifier-free guidance, from 0 to 100.
 
     Raises MinidiffError if it knows no classes, or if nothing tells that its last row stands for no label.
@@ -162,7 +162,7 @@ def insisting(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) 
     return guided(model, unet.config.num_class_embeds - 1, guidance)
 
 
-def walk_of(
+def sampling_settings(
     folder: Path,
     sampler: str | None,
     eta: float,
@@ -178,22 +178,28 @@ def walk_of(
     way = replace(load_sampler(folder, sampler), eta=eta, as_diffusers=noise == "torch")
     way = replace(way, spacing=way.spacing if spacing is None else spacing, karras=karras or way.karras)
     schedule = load_schedule(folder, way)
-    steps = usual_steps(schedule, way) if steps is None else steps
-    check_walk(schedule, way, steps)
+    steps = default_steps(schedule, way) if steps is None else steps
+    check_settings(schedule, way, steps)
     return schedule, way, steps
 
 
-def check_walk(schedule: AnySchedule, way: Sampler, steps: int) -> None:
+def check_settings(schedule: AnySchedule, way: Sampler, steps: int) -> None:
     """Raises MinidiffError for what does not go together; what goes, but badly, is said on stderr."""
-    loudest = noise_to_signal(levels(schedule, steps, way).schedule)[-1]
-    if way.name == "heun" and steps < ENOUGH and isinstance(schedule, Schedule) and loudest > LOUD and not way.karras:
+    loudest = sigmas_of(noise_levels(schedule, steps, way).schedule)[-1]
+    if (
+        way.name == "heun"
+        and steps < ENOUGH
+        and isinstance(schedule, Schedule)
+        and loudest > LARGE_SIGMA
+        and not way.karras
+    ):
         said = f"heun begins at {loudest:.0f} times as much noise as picture, and few steps lead it astray"
-        errors.print(f"minidiff: {said}: take {ENOUGH} --steps, or minidiff sample's --karras")
+        stderr_console.print(f"minidiff: {said}: take {ENOUGH} --steps, or minidiff sample's --karras")
 
 
-def usual_steps(schedule: AnySchedule, sampler: Sampler) -> int:
+def default_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     """How many steps a walk has if nobody says: 50; of ddpm, as many as there are."""
-    longest = most_steps(schedule, sampler)
+    longest = max_steps(schedule, sampler)
     return longest if sampler.name == "ddpm" else min(50, longest)
 
 
@@ -214,6 +220,6 @@ def rows_by_class(labels: np.ndarray | None) -> dict[str, Any]:
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:
     """The shapes (N, H, W, C) of n pictures, BATCH at a time, each with its labels (N,) if there are any."""
     return [
-        ((min(BATCH, n - first), *unet.picture_shape), None if labels is None else labels[first : first + BATCH])
+        ((min(BATCH, n - first), *unet.image_shape), None if labels is None else labels[first : first + BATCH])
         for first in range(0, n, BATCH)
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff.data.captioned_sheet import captioned
+from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.imaging import to_uint8
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
@@ -17,12 +17,12 @@ from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
 from minidiff.sampling.text_to_image import Tick, text_to_image
 from minidiff.training.text_run import TextRun
 
-GUIDANCES = range(1, 11)
+GUIDANCE_SCALES = range(1, 11)
 DIM = 0.15  # how much is left of a picture where a word was not heard
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptSettings:
     """A prompt and how it is drawn: every picture from the same noise, that of the seed."""
 
     prompt: str
@@ -38,23 +38,23 @@ class Asked:
         return to_uint8(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
 
 
-def over_time(asked: Asked, runs: Iterable[TextRun]) -> Image.Image:
+def training_sheet(asked: PromptSettings, runs: Iterable[TextRun]) -> Image.Image:
     """The same prompt, by a run as it was at one step after another."""
     images, steps = [], []
     for run in runs:  # one at a time in memory
         with run.optimizer.averaged():
             images.append(asked.draw(run.pipeline))
         steps.append(f"step {run.step}")
-    return captioned(np.concatenate(images), steps, columns=min(len(steps), 8))
+    return captioned_sheet(np.concatenate(images), steps, columns=min(len(steps), 8))
 
 
-def over_guidance(pipeline: Pipeline, asked: Asked) -> Image.Image:
+def guidance_sheet(pipeline: Pipeline, asked: PromptSettings) -> Image.Image:
     """The same prompt, insisted on more and more."""
-    images = [asked.draw(pipeline, guidance=guidance) for guidance in GUIDANCES]
-    return captioned(np.concatenate(images), [f"guidance {guidance}" for guidance in GUIDANCES], columns=5)
+    images = [asked.draw(pipeline, guidance=guidance) for guidance in GUIDANCE_SCALES]
+    return captioned_sheet(np.concatenate(images), [f"guidance {guidance}" for guidance in GUIDANCE_SCALES], columns=5)
 
 
-def swaps(prompt: str, to: str) -> list[str]:
+def word_swaps(prompt: str, to: str) -> list[str]:
     """One prompt on the way to another, a word at a time. Raises MinidiffError if they differ in how many they have."""
     before, after = prompt.split(), to.split()
     if len(before) != len(after):
@@ -62,23 +62,23 @@ def swaps(prompt: str, to: str) -> list[str]:
     return list(dict.fromkeys(" ".join(after[:i] + before[i:]) for i in range(len(before) + 1)))
 
 
-def word_by_word(pipeline: Pipeline, asked: Asked, to: str) -> Image.Image:
+def word_swap_sheet(pipeline: Pipeline, asked: PromptSettings, to: str) -> Image.Image:
     """The prompt's words swapped for those of another, one by one."""
-    prompts = swaps(asked.prompt, to)
-    return captioned(np.concatenate([asked.draw(pipeline, prompt) for prompt in prompts]), prompts, len(prompts))
+    prompts = word_swaps(asked.prompt, to)
+    return captioned_sheet(np.concatenate([asked.draw(pipeline, prompt) for prompt in prompts]), prompts, len(prompts))
 
 
-def where_heard(pipeline: Pipeline, asked: Asked) -> Image.Image:
+def attention_sheet(pipeline: Pipeline, asked: PromptSettings) -> Image.Image:
     """The picture, and for each word the picture again, bright where its pixels listened to that word."""
-    with noted(pipeline.unet) as notes:
+    with recorded_attention(pipeline.unet) as notes:
         picture = asked.draw(pipeline)[0]  # (H, W, C)
     words = asked.prompt.split() or [""]
-    of_words = attention_maps(notes, spans(pipeline.tokenizer, words), picture.shape[:2])  # (words, H, W)
+    of_words = attention_maps(notes, token_spans(pipeline.tokenizer, words), picture.shape[:2])  # (words, H, W)
     lit = [np.rint(picture * (DIM + (1 - DIM) * m / (m.max() or 1))[..., None]).astype(np.uint8) for m in of_words]
-    return captioned(np.stack([picture, *lit]), [asked.prompt, *words], columns=min(len(words) + 1, 8))
+    return captioned_sheet(np.stack([picture, *lit]), [asked.prompt, *words], columns=min(len(words) + 1, 8))
 
 
-def spans(tokenizer: Callable[..., Any], words: list[str]) -> list[slice]:
+def token_spans(tokenizer: Callable[..., Any], words: list[str]) -> list[slice]:
     """Which places of a text each word has, behind the one that begins it; words beyond the last place have none."""
     ends = np.cumsum([1, *(len(tokenizer.encode(word)) for word in words)]).clip(max=tokenizer.length - 1)
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
@@ -102,7 +102,7 @@ def attention_maps(notes: list[np.ndarray], places: list[slice], size: tuple[int
 
 
 @contextmanager
-def noted(unet: TextUNet) -> Iterator[list[np.ndarray]]:
+def recorded_attention(unet: TextUNet) -> Iterator[list[np.ndarray]]:
     """Within this block all that pixels take from the first text's places is noted, at every layer: (h w, S) each."""
     notes: list[np.ndarray] = []
     blocks = list(_blocks(unet))

@@ -13,9 +13,9 @@ import numpy as np
 
 from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
-from minidiff.diffusion.noise_levels import levels
+from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
-from minidiff.diffusion.reverse import Walk, sample
+from minidiff.diffusion.reverse import Trajectory, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
@@ -47,12 +47,12 @@ def text_to_image(
     Raises MinidiffError for sizes, steps and guidance that do not go.
     """
     rng = np.random.default_rng() if rng is None else rng
-    height, width = checked_size(pipeline, size or native_size(pipeline))
+    height, width = check_size(pipeline, size or native_size(pipeline))
     factor, C = pipeline.vae.factor, pipeline.vae.config.latent_channels
     shape = (len(prompts), height // factor, width // factor, C)
     model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
     walk = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
-    return decoded(pipeline, _end(walk, tick))
+    return decode(pipeline, _end(walk, tick))
 
 
 def image_to_image(
@@ -73,12 +73,12 @@ def image_to_image(
     """
     check_strength(strength)
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
-    levels(pipeline.schedule, steps, sampler)  # raises for steps that do not go
+    noise_levels(pipeline.schedule, steps, sampler)  # raises for steps that do not go
     _check_one_each(prompts, x0)
-    latents = encoded(pipeline, x0, rng)
+    latents = encode(pipeline, x0, rng)
     model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
     share = int(steps * strength) / steps
-    return decoded(pipeline, _end(redraw(model, pipeline.schedule, latents, share, rng, steps, sampler, cond), tick))
+    return decode(pipeline, _end(redraw(model, pipeline.schedule, latents, share, rng, steps, sampler, cond), tick))
 
 
 def inpaint(
@@ -99,19 +99,19 @@ def inpaint(
     Raises MinidiffError for walks that do not keep to whole timesteps, as some over sigma do not.
     """
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
-    way = levels(pipeline.schedule, steps, sampler)
+    way = noise_levels(pipeline.schedule, steps, sampler)
     if way.ts.dtype.kind != "i":
         raise MinidiffError(f"{sampler.name} with {sampler.spacing} steps asks between whole timesteps: use ddim")
     _check_one_each(prompts, x0)
     if mask.shape != (*x0.shape[1:3], 1):
         raise MinidiffError(f"the mask has shape {mask.shape}, the pictures have {x0.shape}: give (H, W, 1)")
-    latents = encoded(pipeline, x0, rng)
+    latents = encode(pipeline, x0, rng)
     eps = rng.standard_normal(latents.shape, dtype=np.float32)
     known = ~mask[:: pipeline.vae.factor, :: pipeline.vae.factor]  # (h, w, 1)
     model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
     model = blended(model, pipeline.schedule, latents, ~known, eps, way.ts[0])
     walk = sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond, x_T=np.float32(way.start) * eps)
-    return decoded(pipeline, np.where(known, latents, _end(walk, tick)))
+    return decode(pipeline, np.where(known, latents, _end(walk, tick)))
 
 
 def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
@@ -120,15 +120,15 @@ def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
         return pipeline.text_encoder(pipeline.tokenizer(texts)).numpy()
 
 
-def encoded(pipeline: Pipeline, x0: np.ndarray, rng: Any) -> np.ndarray:
+def encode(pipeline: Pipeline, x0: np.ndarray, rng: Any) -> np.ndarray:
     """Latents of pictures, drawn from their posterior and scaled, (N, h, w, latent_channels)."""
-    checked_size(pipeline, x0.shape[1:3])
+    check_size(pipeline, x0.shape[1:3])
     with no_grad():
         posterior = pipeline.vae.encode(x0)
     return np.float32(pipeline.vae.config.scaling_factor) * posterior.sample(rng)
 
 
-def decoded(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
+def decode(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
     """Pictures of scaled latents, one after the other; those of more than WHOLE pixels in tiles."""
     vae, latents = pipeline.vae, latents / np.float32(pipeline.vae.config.scaling_factor)
     in_tiles = latents.shape[1] * latents.shape[2] * vae.factor**2 > WHOLE
@@ -145,7 +145,7 @@ def native_size(pipeline: Pipeline) -> tuple[int, int]:
     return height * pipeline.vae.factor, width * pipeline.vae.factor
 
 
-def checked_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
+def check_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
     """Height and width. Raises MinidiffError unless both can be halved as often as the autoencoder does."""
     height, width = size
     multiple = pipeline.vae.factor
@@ -176,7 +176,7 @@ def _listening(
     return guided(model, embeddings(pipeline, [negative_prompt]), guidance), cond
 
 
-def _end(walk: Walk, tick: Tick) -> np.ndarray:
+def _end(walk: Trajectory, tick: Tick) -> np.ndarray:
     x_t = np.empty(0)
     for _, x_t, _ in walk:  # noqa: B007  the last one counts
         tick()

@@ -37,7 +37,7 @@ def best_file(folder: Path) -> Path:
     return folder / "training" / "best.safetensors"
 
 
-def kept(folder: Path) -> dict[int, Path]:
+def kept_states(folder: Path) -> dict[int, Path]:
     """Step -> file of the states that are kept by their steps, the oldest first."""
     found = (
         (re.fullmatch(r"state-(\d{6,10})\.safetensors", path.name), path) for path in (folder / "training").glob("*")
@@ -47,14 +47,14 @@ def kept(folder: Path) -> dict[int, Path]:
 
 def states(folder: Path) -> list[Path]:
     """Where a run's states are, or would be: the newest, the others by their steps from the last, the best."""
-    return [state_file(folder), *list(kept(folder).values())[::-1], best_file(folder)]
+    return [state_file(folder), *list(kept_states(folder).values())[::-1], best_file(folder)]
 
 
-def keep(folder: Path, step: int, last: int) -> None:
+def keep_last(folder: Path, step: int, last: int) -> None:
     """Make the state of `step`, just written by that name, the newest; of all, the `last` ones and the best stay."""
     link(step_file(folder, step), state_file(folder))
     _keep_best(folder)
-    for path in list(kept(folder).values())[:-last]:
+    for path in list(kept_states(folder).values())[:-last]:
         path.unlink()
 
 
@@ -76,9 +76,9 @@ def check_room(folder: Path, size: int, last: int) -> int:
     return needed
 
 
-def go_back(folder: Path, step: int) -> None:
+def drop_later_states(folder: Path, step: int) -> None:
     """Make what is kept end at a step, as when its state had just been written."""
-    for newer, path in kept(folder).items():
+    for newer, path in kept_states(folder).items():
         if newer > step:
             path.unlink()
     losses = read_losses(folder)
@@ -87,7 +87,7 @@ def go_back(folder: Path, step: int) -> None:
     _keep_best(folder)
 
 
-def note_loss(folder: Path, step: int, loss: float) -> None:
+def record_loss(folder: Path, step: int, loss: float) -> None:
     """Add a checkpoint's line to checkpoints.csv: before its state is written, so that each state has one."""
     _write_losses(folder, {**read_losses(folder), step: loss})
 
@@ -112,7 +112,7 @@ def _write_losses(folder: Path, losses: dict[int, float]) -> None:
 
 def _keep_best(folder: Path) -> None:
     """Let best.safetensors be the state of the lowest loss, of those that are still there; the first of equals."""
-    losses, states, held = read_losses(folder), kept(folder), step_in(best_file(folder))
+    losses, states, held = read_losses(folder), kept_states(folder), step_of(best_file(folder))
     there = [step for step in losses if step in states or step == held]
     if not there:
         best_file(folder).unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def _keep_best(folder: Path) -> None:
         link(states[best], best_file(folder))
 
 
-def step_in(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
     """The step of a state file; None if there is none that is whole."""
     try:
         return int(open_safetensors(path)[1]["step"])

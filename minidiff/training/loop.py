@@ -6,14 +6,14 @@ from contextlib import closing, contextmanager
 
 from minidiff.data.batches import prefetch
 from minidiff.data.dataset import Dataset
-from minidiff.data.imaging import loss_plot, save
+from minidiff.data.imaging import save_image, save_loss_plot
 from minidiff.errors import MinidiffError
-from minidiff.training.checkpoints import note_loss
+from minidiff.training.checkpoints import record_loss
 from minidiff.training.run import Run
-from minidiff.training.state import Metrics, read_metrics
+from minidiff.training.state import TrainingLog, read_log
 from minidiff.training.state import save as save_state
 from minidiff.training.train import StepStats, check_skipped, steps
-from minidiff.training.validation import probe
+from minidiff.training.validation import validation_loss
 
 
 def fit(
@@ -42,8 +42,8 @@ def fit(
 
     batches = prefetch(run.batches(dataset), range(run.step + 1, config.steps + 1))
     try:
-        with closing(Metrics(run.folder / "metrics.csv")) as metrics, closing(batches):
-            for stats in steps(run.learn, run.optimizer, batches, config):
+        with closing(TrainingLog(run.folder / "metrics.csv")) as metrics, closing(batches):
+            for stats in steps(run.train_batch, run.optimizer, batches, config):
                 if last is not None:
                     tell(*last)
                 last, stopping = (stats, run.optimizer.lr), stop()
@@ -55,24 +55,24 @@ def fit(
                 if stopping:
                     return save_state(run, keep)
                 if last is None:
-                    measured = probe(run, probed)
-                    note_loss(run.folder, run.step, measured)
+                    measured = validation_loss(run, probed)
+                    record_loss(run.folder, run.step, measured)
                     save_state(run, keep)
                     saved = stats.step
-                    draw_progress(run, dataset, probed)
+                    save_progress(run, dataset, probed)
                     on_checkpoint(saved, measured)
     except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full
         raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
 
 
-def draw_progress(run: Run, dataset: Dataset, probed: Dataset) -> None:
+def save_progress(run: Run, dataset: Dataset, probed: Dataset) -> None:
     """The loss so far, and a sheet of what the averaged weights can do, always from the same noise."""
-    done, losses = read_metrics(run.folder / "metrics.csv")
-    loss_plot(done, losses, run.folder / "loss.png", "What the network still gets wrong")
+    done, losses = read_log(run.folder / "metrics.csv")
+    save_loss_plot(done, losses, run.folder / "loss.png", "What the network still gets wrong")
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
     with run.optimizer.averaged():
-        save(run.sheet(dataset, probed), samples / f"step-{run.step:06d}.png")
+        save_image(run.sheet(dataset, probed), samples / f"step-{run.step:06d}.png")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def resume(
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
     dataset, pictures = _same_data(run, data, config)
     run = replace(run, config=replace(config, pictures=pictures))
-    state.settle(run)
+    state.roll_back(run)
     return run, dataset
 
 

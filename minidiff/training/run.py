@@ -81,14 +81,14 @@ class Run(ABC):
         """A function from a step (1, 2, ...) to what is learned in it; it is called in another thread."""
 
     @abstractmethod
-    def learn(self, batch: Any, rng: np.random.Generator) -> StepStats:
+    def train_batch(self, batch: Any, rng: np.random.Generator) -> StepStats:
         """One step of the optimiser."""
 
     @abstractmethod
-    def probe(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """How wrong the network, as it stands, is on the pictures of these numbers (n,); less is better."""
 
-    def verdict(self, measured: float) -> str:
+    def describe_validation(self, measured: float) -> str:
         """What `probe` said, in words."""
         return f"loss of the averaged weights on fixed images {measured:.4f}"
 

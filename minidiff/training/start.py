@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from minidiff import machine
-from minidiff.data import BUILT_IN, Dataset, is_folder_of_pictures, open_dataset
+from minidiff.data import BUILT_IN, Dataset, is_image_folder, open_dataset
 from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
-from minidiff.terminal import bar_of, console
+from minidiff.terminal import console, progress_bar
 from minidiff.training import recipes, state
 from minidiff.training.run import Run
 from minidiff.training.train import TrainConfig
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae
-from minidiff.training.validation import PICTURES
+from minidiff.training.validation import IMAGES
 
 
 def start_run(
@@ -29,7 +29,7 @@ def start_run(
     if (sizes := sizes_of(given)) and name:
         raise MinidiffError(f"--{next(iter(sizes))} is for networks without a recipe: leave it or --recipe {name} out")
     schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
-    config, dataset = begun(out, data, recipe.choices | given, threads)
+    config, dataset = new_config(out, data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
@@ -49,7 +49,7 @@ def start_run(
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """A new run of an autoencoder."""
     sizes = sizes_of(given)
-    config, dataset = begun(out, data, given, threads)
+    config, dataset = new_config(out, data, given, threads)
     return state.new_run(VAERun, out, config, default_vae(dataset.shape, **sizes)), dataset
 
 
@@ -58,13 +58,13 @@ def sizes_of(given: dict[str, Any]) -> dict[str, int]:
     return {name: given.pop(name) for name in ("width", "depth") if name in given}
 
 
-def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
+def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
     """The choices of a new run, which finds its data again from any folder, and the set.
 
     Raises MinidiffError for a run amid its pictures.
     """
     config = TrainConfig(place_of(data), **given)
-    if is_folder_of_pictures(data) and out.resolve().is_relative_to(Path(data).resolve()):
+    if is_image_folder(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise MinidiffError(f"{out}: lies among the pictures of {data}; choose another --out")
     threads = machine.use_threads(threads, config.backend)
     dataset = open_data(data, config.size, config.skip_bad)
@@ -84,7 +84,7 @@ def known_by(data: str, dataset: Dataset) -> str:
     return "" if data in BUILT_IN else fingerprint(dataset)
 
 
-def held_out(run: Run, dataset: Dataset) -> Dataset:
+def validation_set(run: Run, dataset: Dataset) -> Dataset:
     """What checkpoints are measured on: the set's test split, or, where it has none, what the run learns from."""
     try:
         test = open_dataset(run.config.data, run.config.size, "test")
@@ -93,7 +93,7 @@ def held_out(run: Run, dataset: Dataset) -> Dataset:
     if test.shape != dataset.shape:
         raise MinidiffError(f"{run.config.data}: its test pictures are {test.shape}, the others {dataset.shape}")
     which = "its own pictures" if test is dataset else "the test split"
-    console.print(f"Checkpoints are measured on {min(PICTURES, len(test))} of {which}.")
+    console.print(f"Checkpoints are measured on {min(IMAGES, len(test))} of {which}.")
     return test
 
 
@@ -111,7 +111,7 @@ def open_data(
 ) -> Dataset:
     """The set, with a bar if it has to be downloaded; pictures that are left out are named, and added to `left_out`."""
     with ExitStack() as shown:
-        bar = bar_of(transient=True)
+        bar = progress_bar(transient=True)
         task = bar.add_task("downloading, bytes", total=None, note="")
 
         def downloaded(done: int, total: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.data import Dataset
-from minidiff.data.batches import spread
+from minidiff.data.batches import evenly_spaced
 from minidiff.data.imaging import to_float
 from minidiff.diffusion.schedule import Schedule
 from minidiff.engine.tensor import no_grad
@@ -22,7 +22,7 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.terminal import console
 from minidiff.training import state
-from minidiff.training.start import begun, schedule_of, sizes_of
+from minidiff.training.start import new_config, schedule_of, sizes_of
 from minidiff.training.text_run import TextRun
 from minidiff.training.train import SCHEDULE, TrainConfig
 
@@ -46,7 +46,7 @@ def start_text(
     if hears is not None:
         check_kind(hears, "text")
     place = None if latent is None else _place_of_autoencoder(latent)
-    config, dataset = begun(out, data, given, threads)
+    config, dataset = new_config(out, data, given, threads)
     check_captions(data, dataset)
     vae = Pixels(dataset.shape[2]) if place is None else _autoencoder(place, dataset, config)
     tokenizer, encoder = _of_captions(dataset.captions) if hears is None else text_encoder_of(hears, config.backend)
@@ -108,7 +108,7 @@ def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
         raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")
     if height % vae.factor or width % vae.factor:
         raise MinidiffError(f"{folder}: makes pictures {vae.factor} times smaller, and {width}x{height} cannot be")
-    index = spread(len(dataset), SCALED_BY)
+    index = evenly_spaced(len(dataset), SCALED_BY)
     rng, size = np.random.default_rng([config.seed, 0]), config.batch_size // config.accumulate
     with no_grad():
         parts = (to_float(dataset.take(index[start : start + size])) for start in range(0, len(index), size))

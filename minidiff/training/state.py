@@ -22,7 +22,7 @@ import numpy as np
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
 from minidiff.formats.folders import check_there, is_run
-from minidiff.formats.networks import check_claim
+from minidiff.formats.networks import check_weight_count
 from minidiff.formats.weights import open_safetensors, write_safetensors
 from minidiff.models.config import UNetConfig
 from minidiff.models.latent_config import FileConfig
@@ -51,7 +51,7 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
     Raises MinidiffError if that would overwrite a run or a pipeline, or if the disk has no room for its checkpoints.
     """
     there = any(os.path.lexists(path) for path in (state_file(folder), best_file(folder)))
-    if there or any(checkpoints.kept(folder)):  # a state of step 0 alone is of one that never began
+    if there or any(checkpoints.kept_states(folder)):  # a state of step 0 alone is of one that never began
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
     for name in WRITTEN:
         if os.path.lexists(folder / name):
@@ -145,7 +145,7 @@ def open_chosen(folder: Path, choice: str | int, kind: type[R]) -> R:
 
 def _open_step(folder: Path, step: int) -> Run:
     check_run(folder)
-    states = checkpoints.kept(folder)
+    states = checkpoints.kept_states(folder)
     if step not in states:
         there = ", ".join(map(str, states)) or "none"
         raise MinidiffError(f"{folder}: keeps no checkpoint of step {step}; choose one that is there: {there}")
@@ -154,7 +154,7 @@ def _open_step(folder: Path, step: int) -> Run:
 
 def open_kept(folder: Path, kind: type[R] = Run) -> Iterator[R]:
     """The run at each state that is kept by its step, the oldest first, to be looked at; none where no run is."""
-    return (of_kind(_read(folder, path), kind) for path in checkpoints.kept(folder).values())
+    return (of_kind(_read(folder, path), kind) for path in checkpoints.kept_states(folder).values())
 
 
 def saved_step(folder: Path) -> int:
@@ -185,15 +185,15 @@ def _read(folder: Path, path: Path) -> Run:
     return run
 
 
-def settle(run: Run) -> None:
+def roll_back(run: Run) -> None:
     """Take log, kept states and export back to the state's step, wherever the last process ended.
 
     Raises MinidiffError if the log does not reach that step.
     """
-    cut_metrics(run.folder / "metrics.csv", run.step)
+    truncate_log(run.folder / "metrics.csv", run.step)
     if run.read_from:
         checkpoints.link(run.read_from, state_file(run.folder))
-    checkpoints.go_back(run.folder, run.step)
+    checkpoints.drop_later_states(run.folder, run.step)
     export(run)
 
 
@@ -201,7 +201,7 @@ def _build(kind: type[Run], folder: Path, config: TrainConfig, parts: tuple, wei
     """Of zeros, unless a network is larger than the weights there are, before memory is asked for."""
     for part in parts:
         if isinstance(part, UNetConfig | FileConfig):
-            check_claim(part, weights, path)
+            check_weight_count(part, weights, path)
     return kind.build(folder, config, *parts, rng=None)
 
 
@@ -222,7 +222,7 @@ def save(run: Run, keep: int = 2) -> None:
     }
     buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}
     write_safetensors(checkpoints.step_file(run.folder, run.step), buffers, metadata)
-    checkpoints.keep(run.folder, run.step, keep)
+    checkpoints.keep_last(run.folder, run.step, keep)
     export(run)
 
 
@@ -242,7 +242,7 @@ def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:
     run.export(run.folder if folder is None else folder, dict(zip(names, weights, strict=True)))
 
 
-class Metrics:
+class TrainingLog:
     """The log of a run, one line a step, appended as steps are done."""
 
     def __init__(self, path: Path):
@@ -266,7 +266,7 @@ class Metrics:
         self.file.close()
 
 
-def read_metrics(path: Path) -> tuple[list[int], list[float]]:
+def read_log(path: Path) -> tuple[list[int], list[float]]:
     """Steps and losses of a log, as far as it is whole."""
     steps, losses = [], []
     if path.exists():
@@ -282,9 +282,9 @@ def read_metrics(path: Path) -> tuple[list[int], list[float]]:
     return steps, losses
 
 
-def cut_metrics(path: Path, step: int) -> None:
+def truncate_log(path: Path, step: int) -> None:
     """Drop every line behind `step`, a torn last one included. Raises MinidiffError if an earlier one is missing."""
-    steps, _ = read_metrics(path)
+    steps, _ = read_log(path)
     if len(steps) < step:
         raise MinidiffError(f"{path}: ends at step {len(steps)}, the state is at {step}; restore it or start a new run")
     lines = path.read_bytes().splitlines(keepends=True)[1 : step + 1] if step else []
@@ -292,7 +292,7 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Holds a run's folder, so that no second process trains in it; made if there is none.
 
     Raises MinidiffError if one does already, or if the folder cannot be written. Where the block fails, folders

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL.Image import Image
 
-from minidiff.data.batches import batch, drop_labels, numbers, spread
-from minidiff.data.captioned_sheet import captioned
+from minidiff.data.batches import batch, batch_indices, drop_labels, evenly_spaced
+from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
@@ -34,7 +34,7 @@ from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.models.vae import VAE, Pixels
-from minidiff.sampling.text_to_image import encoded, native_size, text_to_image
+from minidiff.sampling.text_to_image import encode, native_size, text_to_image
 from minidiff.training.run import Run, Weights
 from minidiff.training.train import StepStats, TrainConfig, make_optimizer, train_step
 from minidiff.training.unet_run import noise_loss
@@ -122,17 +122,17 @@ class TextRun(Run):
 
         def make_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
             x0, _ = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
-            texts = ids[numbers(len(dataset), step, config.batch_size, config.seed)]  # (B, T)
+            texts = ids[batch_indices(len(dataset), step, config.batch_size, config.seed)]  # (B, T)
             return x0, drop_labels(texts, empty, config.label_dropout, config.seed, step)
 
         return make_batch
 
-    def learn(self, batch: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> StepStats:
+    def train_batch(self, batch: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> StepStats:
         (x0, ids), config = batch, self.config
         latents, schedule = self._latents(x0, rng), self.pipeline.schedule
         return train_step(self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate)
 
-    def probe(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`), each picture under its caption."""
         ids = self.pipeline.tokenizer([dataset.captions[i] for i in index])
         latents = self._latents(to_float(dataset.take(index)), rng)
@@ -142,14 +142,16 @@ class TextRun(Run):
         """Those of pictures x0 (N, H, W, C), drawn from their posterior and scaled, part by part of a batch."""
         size = self.config.batch_size // self.config.accumulate
         parts = (x0[start : start + size] for start in range(0, len(x0), size))
-        return np.concatenate([encoded(self.pipeline, part, rng) for part in parts])  # (N, h, w, latent_channels)
+        return np.concatenate([encode(self.pipeline, part, rng) for part in parts])  # (N, h, w, latent_channels)
 
     def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
         """Pictures of captions, with these: half of them were learned, half were held out."""
-        prompts = [texts[i] for texts in (seen.captions, held_out.captions) for i in spread(len(texts), PREVIEW // 2)]
+        prompts = [
+            texts[i] for texts in (seen.captions, held_out.captions) for i in evenly_spaced(len(texts), PREVIEW // 2)
+        ]
         rng = np.random.default_rng([self.config.seed, 0])
         images = text_to_image(self.pipeline, prompts, guidance=GUIDANCE, steps=WALK, rng=rng)
-        return captioned(to_uint8(images), prompts)
+        return captioned_sheet(to_uint8(images), prompts)
 
     def prepare(self) -> None:
         save_parts(self.folder, self.pipeline, self.frozen)

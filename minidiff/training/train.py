@@ -157,7 +157,7 @@ def train_step(
                 that of the whole batch, up to rounding; but dropout is drawn part by part, and so is another
     Raises ValueError if the batch cannot be cut into equal parts.
     """
-    t = schedule.draw(rng, len(x0))  # (N,)
+    t = schedule.sample_t(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
 

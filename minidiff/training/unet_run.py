@@ -67,7 +67,7 @@ class UNetRun(Run):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.unet.picture_shape
+        return self.unet.image_shape
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -89,11 +89,11 @@ class UNetRun(Run):
 
         return make_batch
 
-    def learn(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
+    def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
         (x0, cond), config = batch, self.config
         return train_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate)
 
-    def probe(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`)."""
         labels = dataset.labels[index] if self.config.classes else None
         return noise_loss(self.model, self.schedule, to_float(dataset.take(index)), labels, rng, self.config)
@@ -105,7 +105,7 @@ class UNetRun(Run):
         """n pictures (n, H, W, C) uint8 by DDIM, class after class, from noise that the run's seed alone decides."""
         rng = np.random.default_rng([self.config.seed, 0])
         labels = np.arange(n) * len(self.config.classes) // n if self.config.classes else None
-        shape = (n, *self.unet.picture_shape)
+        shape = (n, *self.unet.image_shape)
         *_, (_, x_0, _) = sample(self.model, self.schedule, shape, rng, steps, cond=labels)
         return to_uint8(x_0)
 
@@ -127,7 +127,7 @@ def noise_loss(
     They pass in parts no larger than those of a training step, which memory suffices for. rng draws t, then eps.
     """
     n = len(x0)
-    t, eps = schedule.draw(rng, n), rng.standard_normal(x0.shape, dtype=np.float32)
+    t, eps = schedule.sample_t(rng, n), rng.standard_normal(x0.shape, dtype=np.float32)
     weight = None if config.min_snr is None else min_snr_weight(schedule, t, config.min_snr)
     total, size = 0.0, config.batch_size // config.accumulate
     for part in (slice(start, min(start + size, n)) for start in range(0, n, size)):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL.Image import Image
 
-from minidiff.data.batches import batch, spread
+from minidiff.data.batches import batch, evenly_spaced
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.engine.nn import Parameter
@@ -69,21 +69,21 @@ class VAERun(Run):
         config = self.config
         return lambda step: batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)[0]
 
-    def learn(self, batch: np.ndarray, rng: np.random.Generator) -> StepStats:
+    def train_batch(self, batch: np.ndarray, rng: np.random.Generator) -> StepStats:
         return vae_step(self.vae, self.optimizer, batch, rng, self.config.kl, self.config.accumulate)
 
-    def probe(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The mean squared error of the pictures that come back, of the latents' means."""
         x0, size = to_float(dataset.take(index)), self.config.batch_size // self.config.accumulate
         parts = (x0[start : start + size] for start in range(0, len(x0), size))
         return sum(float(np.square(reconstructed(self.vae, x) - x, dtype=np.float64).sum()) for x in parts) / x0.size
 
-    def verdict(self, measured: float) -> str:
+    def describe_validation(self, measured: float) -> str:
         return f"PSNR of the averaged weights on fixed images {psnr(measured):.2f} dB"
 
     def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
         """Pictures of the held-out set, each beside what comes back."""
-        images = held_out.take(spread(len(held_out), PREVIEW))  # (n, H, W, C)
+        images = held_out.take(evenly_spaced(len(held_out), PREVIEW))  # (n, H, W, C)
         with no_grad():
             back = to_uint8(reconstructed(self.vae, to_float(images)))
         pairs = np.stack([images, back], 1).reshape(-1, *images.shape[1:])  # (2 n, H, W, C)

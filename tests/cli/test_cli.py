@@ -32,7 +32,7 @@ from minidiff.formats import networks
 from minidiff.sampling import setup
 from minidiff.terminal import printable
 from minidiff.training import loop, start, state, unet_run
-from minidiff.training.state import only_one, state_file
+from minidiff.training.state import lock_run, state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
 SMALL = (*QUICK, "--batch-size", 3)
@@ -315,7 +315,7 @@ def test_a_folder_of_pictures(done, tmp_path):
     out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
     assert "pets: 2 other files passed over: a.psd, cats/no\\x1bte\n" in out
     assert "pets: 6 pictures, 8x8 RGB, 2 classes" in out
-    assert md.load_unet("run", "numpy").picture_shape == (8, 8, 3)
+    assert md.load_unet("run", "numpy").image_shape == (8, 8, 3)
 
 
 def test_choices_of_a_training(done, refused, data, tmp_path):
@@ -406,7 +406,7 @@ def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_
     (tmp_path / "test" / "train-labels-idx1-ubyte").rename(data / "t10k-labels-idx1-ubyte")
     code = "data: its test pictures are (8, 4, 1), the others (4, 4, 1)"
     with pytest.raises(md.MinidiffError, match=re.escape(code)):
-        start.held_out(state.open_run(Path("one")), md.open_dataset("data"))
+        start.validation_set(state.open_run(Path("one")), md.open_dataset("data"))
 
 
 def test_resume_goes_on(done, data, tmp_path):
@@ -576,7 +576,7 @@ def test_a_pipeline_is_not_overwritten(refused, trained):
 
 
 def test_another_process_trains_here(refused, trained):
-    with only_one(trained / "run"):
+    with lock_run(trained / "run"):
         for more in ((), ("--resume",)):
             refused("train", "data", "--out", "run", *more, match="run: another process is training here")
 
@@ -1003,10 +1003,10 @@ def quick_judge(monkeypatch, tmp_path_factory):
     kept = tmp_path_factory.mktemp("kept")
     for name, value in {"FEWEST": 2, "MOST": 2, "BATCH": 4, "WORTH": 16, "user_cache_dir": lambda: kept}.items():
         monkeypatch.setattr(feature_classifier, name, value)
-    monkeypatch.setattr(samples, "LEAST", 8)
-    monkeypatch.setattr(report, "LEAST", 8)
+    monkeypatch.setattr(samples, "MIN_IMAGES", 8)
+    monkeypatch.setattr(report, "MIN_IMAGES", 8)
     monkeypatch.setattr(report, "BITS", 4)
-    monkeypatch.setattr(report, "ASKS", 2)
+    monkeypatch.setattr(report, "EVALUATIONS", 2)
 
 
 @pytest.fixture
@@ -1043,7 +1043,7 @@ def test_evaluate(done, real, tmp_path):
 def test_evaluate_few_samples(done, real, monkeypatch):
     """What needs no classifier, and a word on the rest."""
     monkeypatch.setattr(feature_classifier, "WORTH", 17)
-    monkeypatch.setattr(feature_classifier, "learn", None)
+    monkeypatch.setattr(feature_classifier, "train_classifier", None)
     out = done("evaluate", "run", "--against", "data", "--n", 16, "--steps", 2, "--out", "new", *QUICK)
     assert "16 samples are too few to train a classifier for; distances, precision, recall and agreement are" in out
     assert "classifier   none, for fewer than 17 samples\n" in out and "Training" not in out and "KID" not in out
@@ -1145,7 +1145,7 @@ def test_an_evaluation_that_cannot_be_written_leaves_nothing(run, real, tmp_path
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "save", full)
+    monkeypatch.setattr(report, "save_image", full)
     before = tree(tmp_path)
     code, out, err = run("evaluate", "run", "--against", "data", "--n", 16, "--steps", 2, "--out", "new", *QUICK)
     assert (code, tree(tmp_path)) == (2, before)
@@ -1173,7 +1173,7 @@ def test_export(done, refused, trained):
 
 def test_the_best_checkpoint_can_be_exported(done, refused, trained, monkeypatch):
     losses = iter([0.2, 0.1, 0.3])
-    monkeypatch.setattr(loop, "probe", lambda run, dataset: next(losses))
+    monkeypatch.setattr(loop, "validation_loss", lambda run, dataset: next(losses))
     out = done("train", "data", "--out", "new", "--steps", 6, "--checkpoint-every", 2, "--keep", 1, *SMALL)
     assert "step 4: loss" in out and ", loss of the averaged weights on fixed images 0.1000; saved" in out
     assert done("export", "new", "best", "--best") == "Wrote best, of step 4\n"
@@ -1225,7 +1225,7 @@ def test_links_are_followed(done, trained):
 )  # fmt: skip
 def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, monkeypatch, stem, match):
     """Before anything is read."""
-    for module, function in ((setup, "load_unet"), (app.pictures, "load"), (app.measure, "open_rival")):
+    for module, function in ((setup, "load_unet"), (app.imaging, "load_image"), (app.measure, "open_rival")):
         monkeypatch.setattr(module, function, None)
     for suffix in ("png", "gif", "npz", "json"):
         Path(f"folder.{suffix}").mkdir()
@@ -1520,7 +1520,7 @@ def test_demo_leaves_finished_and_continued_runs_alone(done, refused, small_demo
 
 def test_train_and_demo_exclude_each_other(refused, data):
     for held in ("demo", "demo/run"):
-        with only_one(Path(held)):
+        with lock_run(Path(held)):
             refused("demo", "--threads", 1, match=f"{held}: another process is training here")
 
 
@@ -1530,7 +1530,7 @@ def test_train_is_refused_where_a_demo_works(run, small_demo, data, monkeypatch)
     def meanwhile(*_):
         for out in ("demo", "demo/run"):
             try:
-                with only_one(Path(out)):
+                with lock_run(Path(out)):
                     refusals.append("entered")
             except md.MinidiffError as error:
                 refusals.append(str(error))

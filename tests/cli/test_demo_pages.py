@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "draw_progress", lambda *run: None)
+    monkeypatch.setattr(loop, "save_progress", lambda *run: None)
     run, dataset = open_demo(tmp_path, 1, seed=0)
     train(run, dataset)
     before = contents(tmp_path / "run")
@@ -79,7 +79,7 @@ def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
 
 
 def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "draw_progress", lambda *run: None)
+    monkeypatch.setattr(loop, "save_progress", lambda *run: None)
     pages = {}
     for name, seed in {"one": 0, "two": 0, "other": 1}.items():
         run, dataset = open_demo(tmp_path / name, 1, seed)
@@ -92,7 +92,7 @@ def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):
 
 def test_open_demo(tmp_path, monkeypatch):
     """New; stopped: goes on; finished, shown or not: stays."""
-    monkeypatch.setattr(loop, "draw_progress", lambda *run: None)
+    monkeypatch.setattr(loop, "save_progress", lambda *run: None)
     run, dataset = open_demo(tmp_path, 1, seed=0)
     assert (run.step, run.config.steps, run.config.data, len(dataset)) == (0, 2, "cats_dogs", len(cats_dogs()))
     train(run, dataset, steps=1)
@@ -138,7 +138,7 @@ def test_a_run_of_another_backend_is_the_same(tmp_path):
 @pytest.mark.parametrize("name", [*SHOWN, "index.html", "training/state.safetensors"])
 def test_what_the_demo_did_not_write_is_left_alone(tmp_path, monkeypatch, name):
     """Where it begins, where it resumes, and where it comes in between; by a page of its own it knows its images."""
-    monkeypatch.setattr(loop, "draw_progress", lambda *run: None)
+    monkeypatch.setattr(loop, "save_progress", lambda *run: None)
     foreign = tmp_path / name
     foreign.parent.mkdir(exist_ok=True)
     match = f"{name}: was not written by this demo; move it, or choose another --out"

@@ -19,7 +19,7 @@ from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.formats import stable_diffusion
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.tokenizer_files import load_tokenizer
-from minidiff.sampling.text_to_image import decoded, image_to_image, inpaint, text_to_image
+from minidiff.sampling.text_to_image import decode, image_to_image, inpaint, text_to_image
 
 QUICK = ("--steps", 2, "--threads", 1)
 
@@ -213,9 +213,9 @@ def test_a_large_picture_is_decoded_in_tiles(folder, monkeypatch):
     from minidiff.sampling import text_to_image
 
     ours, z = load_pipeline(folder, "numpy"), np.random.default_rng(0).standard_normal((1, 8, 12, 4), np.float32)
-    whole = decoded(ours, z)
+    whole = decode(ours, z)
     monkeypatch.setattr(text_to_image, "WHOLE", 32 * 32)
-    tiled = decoded(ours, z)
+    tiled = decode(ours, z)
     scaled = z / np.float32(ours.vae.config.scaling_factor)
     np.testing.assert_array_equal(tiled, ours.vae.decode_in_tiles(scaled))
     assert tiled.shape == whole.shape and (tiled != whole).any()

@@ -1,6 +1,6 @@
 import numpy as np
 
-from minidiff.data.dataset import fingerprint, from_arrays, part_of
+from minidiff.data.dataset import fingerprint, from_arrays, subset
 
 IMAGES = np.random.default_rng(0).integers(256, size=(4, 5, 6, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 0])
@@ -8,14 +8,14 @@ LABELS = np.array([0, 1, 1, 0])
 
 def test_a_part_keeps_picture_label_and_caption_together():
     whole = from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=("a", "b", "c", "d"))
-    part = part_of(part_of(whole, np.array([3, 1, 2])), np.array([2, 0]))
+    part = subset(subset(whole, np.array([3, 1, 2])), np.array([2, 0]))
     assert len(part) == 2 and part.captions == ("c", "d") and part.labels.tolist() == [1, 0]
     np.testing.assert_array_equal(part.take(np.arange(2)), IMAGES[[2, 3]])
 
 
 def test_a_part_of_what_has_no_captions_has_none():
     whole = from_arrays("four", IMAGES, LABELS, ("x", "y"))
-    assert whole.captions == part_of(whole, np.array([1])).captions == ()
+    assert whole.captions == subset(whole, np.array([1])).captions == ()
 
 
 def test_a_fingerprint_tells_sets_apart_by_all_that_is_learned():
@@ -30,6 +30,6 @@ def test_a_fingerprint_tells_sets_apart_by_all_that_is_learned():
         from_arrays("four", IMAGES, 1 - LABELS, ("x", "y"), captions=captions),
         from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=captions[::-1]),
         from_arrays("four", IMAGES.reshape(4, 6, 5, 3), LABELS, ("x", "y"), captions=captions),
-        part_of(whole, np.arange(3)),
+        subset(whole, np.arange(3)),
     ]
     assert len({fingerprint(a) for a in (whole, *others)}) == 7

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from minidiff.data.imaging import gif, load, loss_plot, save, sheet, strip, to_float, to_uint8
+from minidiff.data.imaging import load_image, save_gif, save_image, save_loss_plot, sheet, strip, to_float, to_uint8
 from minidiff.errors import MinidiffError
 
 
@@ -99,7 +99,7 @@ def test_a_long_caption_keeps_to_its_own_picture(rng):
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.PNG", "PNG"), ("a.jpg", "JPEG"), ("a.webp", "WEBP")])
 def test_save_writes_the_format_of_the_suffix(tmp_path, rng, name, kind):
     image = sheet(pictures(rng, 2))
-    save(image, tmp_path / name)
+    save_image(image, tmp_path / name)
     assert files(tmp_path) == [name]
     with Image.open(tmp_path / name) as read:
         assert read.size == image.size and read.format == kind
@@ -107,14 +107,14 @@ def test_save_writes_the_format_of_the_suffix(tmp_path, rng, name, kind):
 
 def test_png_is_lossless(tmp_path, rng):
     image = sheet(pictures(rng, 2))
-    save(image, str(tmp_path / "a.png"))
-    np.testing.assert_array_equal(load(tmp_path / "a.png"), np.asarray(image))
+    save_image(image, str(tmp_path / "a.png"))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.asarray(image))
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "a.xyz", "a.txt"])
 def test_unknown_suffix(tmp_path, name):
     with pytest.raises(MinidiffError, match=r"\.png"):
-        save(Image.new("RGB", (4, 4)), tmp_path / name)
+        save_image(Image.new("RGB", (4, 4)), tmp_path / name)
     assert files(tmp_path) == []
 
 
@@ -122,7 +122,7 @@ def test_missing_folder_and_file_as_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none" / "a.png", tmp_path / "file" / "a.png"):
         with pytest.raises(MinidiffError, match="cannot write"):
-            save(Image.new("RGB", (4, 4)), path)
+            save_image(Image.new("RGB", (4, 4)), path)
     assert files(tmp_path) == ["file"]
 
 
@@ -131,7 +131,7 @@ def test_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(MinidiffError, match="cannot write"):
-            save(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+            save_image(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     finally:
         tmp_path.chmod(0o700)
 
@@ -139,13 +139,13 @@ def test_folder_without_permission(tmp_path):
 def test_a_folder_of_that_name(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(MinidiffError, match="cannot write"):
-        save(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+        save_image(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     assert files(tmp_path) == ["a.png"]
 
 
 def test_the_old_picture_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    save(Image.new("RGB", (4, 4), "red"), path)
+    save_image(Image.new("RGB", (4, 4), "red"), path)
     old = path.read_bytes()
 
     def write_half(self, file, *args, **kwargs):
@@ -154,7 +154,7 @@ def test_the_old_picture_stays_until_the_new_one_is_complete(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image.Image, "save", write_half)
-    for attempt in (save, lambda image, path: gif([image], path.with_name("a.gif"))):
+    for attempt in (save_image, lambda image, path: save_gif([image], path.with_name("a.gif"))):
         with pytest.raises(KeyboardInterrupt):
             attempt(Image.new("RGB", (4, 4), "blue"), path)
     assert path.read_bytes() == old and files(tmp_path) == ["a.png"]
@@ -162,25 +162,25 @@ def test_the_old_picture_stays_until_the_new_one_is_complete(tmp_path, monkeypat
 
 def test_a_link_is_followed(tmp_path, rng):
     (tmp_path / "folder").mkdir()
-    for write, name in ((save, "a.png"), (lambda image, path: gif([image], path), "a.gif")):
+    for write, name in ((save_image, "a.png"), (lambda image, path: save_gif([image], path), "a.gif")):
         (tmp_path / name).symlink_to(tmp_path / "folder" / name)
         for colour in ("red", "blue"):
             write(Image.new("RGB", (4, 4), colour), tmp_path / name)
             assert (tmp_path / name).is_symlink()
-            assert load(tmp_path / "folder" / name)[0, 0].tolist() == load(tmp_path / name)[0, 0].tolist()
+            assert load_image(tmp_path / "folder" / name)[0, 0].tolist() == load_image(tmp_path / name)[0, 0].tolist()
     assert files(tmp_path / "folder") == ["a.gif", "a.png"]
 
 
 def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(MinidiffError, match="a.png: it is no regular file"):
-        save(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+        save_image(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     assert (tmp_path / "a.png").is_fifo()
 
 
 def test_gif_loops_and_holds(tmp_path, rng):
     frames = [sheet(pictures(rng, 4, 8, 8), scale=1) for _ in range(3)]
-    gif(frames, tmp_path / "a.gif", ms=50, hold=1500)
+    save_gif(frames, tmp_path / "a.gif", ms=50, hold=1500)
     with Image.open(tmp_path / "a.gif") as read:
         assert read.n_frames == 3 and read.info["loop"] == 0
         durations = []
@@ -195,14 +195,14 @@ def test_gif_loops_and_holds(tmp_path, rng):
 def test_gif_is_deterministic(tmp_path, rng):
     frames = [sheet(pictures(rng, 4)) for _ in range(2)]
     for name in ("a.gif", "b.gif"):
-        gif(frames, tmp_path / name)
+        save_gif(frames, tmp_path / name)
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
 
 
 def test_gif_refuses_another_suffix_and_a_missing_folder(tmp_path):
     for path in (tmp_path / "a.png", tmp_path / "none" / "a.gif"):
         with pytest.raises(MinidiffError, match=path.name):
-            gif([Image.new("RGB", (4, 4))], path)
+            save_gif([Image.new("RGB", (4, 4))], path)
     assert files(tmp_path) == []
 
 
@@ -212,8 +212,8 @@ def test_gif_refuses_another_suffix_and_a_missing_folder(tmp_path):
 def test_load_colour_and_grey(tmp_path, rng):
     pixels = pictures(rng, 1, 5, 7)[0]
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load(tmp_path / "a.png"), pixels)
-    grey = load(str(tmp_path / "a.png"), channels=1)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), pixels)
+    grey = load_image(str(tmp_path / "a.png"), channels=1)
     assert grey.shape == (5, 7, 1) and grey.dtype == np.uint8
     luma = pixels @ (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow documents; it rounds within 1
     np.testing.assert_allclose(grey[..., 0], luma, atol=1)
@@ -222,7 +222,7 @@ def test_load_colour_and_grey(tmp_path, rng):
 def test_load_grey_as_colour(tmp_path, rng):
     pixels = pictures(rng, 1, channels=1)[0]
     Image.fromarray(pixels[..., 0]).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load(tmp_path / "a.png"), pixels.repeat(3, axis=2))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), pixels.repeat(3, axis=2))
 
 
 def test_what_is_transparent_becomes_white(tmp_path):
@@ -230,8 +230,8 @@ def test_what_is_transparent_becomes_white(tmp_path):
     image.putpixel((1, 0), (10, 20, 30, 255))
     image.putpixel((2, 0), (0, 0, 0, 51))  # a fifth of black
     image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load(tmp_path / "a.png")[0], [[255] * 3, [10, 20, 30], [204] * 3])
-    assert load(tmp_path / "a.png", channels=1)[0, 0] == 255
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png")[0], [[255] * 3, [10, 20, 30], [204] * 3])
+    assert load_image(tmp_path / "a.png", channels=1)[0, 0] == 255
 
 
 def test_palette_with_a_transparent_colour(tmp_path):
@@ -239,16 +239,16 @@ def test_palette_with_a_transparent_colour(tmp_path):
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load(tmp_path / "a.png")[0], [[200, 0, 0], [0, 0, 200]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png")[0], [[200, 0, 0], [0, 0, 200]])
     image.save(tmp_path / "b.gif", transparency=0)
-    np.testing.assert_array_equal(load(tmp_path / "b.gif")[0], [[255, 255, 255], [0, 0, 200]])
+    np.testing.assert_array_equal(load_image(tmp_path / "b.gif")[0], [[255, 255, 255], [0, 0, 200]])
 
 
 def test_sixteen_bits_are_scaled(tmp_path):
     deep = np.array([[0, 257, 25700, 65535, 128, 129]], np.uint16)
     for name in ("a.png", "a.tiff", "a.pgm"):
         Image.fromarray(deep).save(tmp_path / name)
-        np.testing.assert_array_equal(load(tmp_path / name, channels=1)[0, :, 0], [0, 1, 100, 255, 0, 1])
+        np.testing.assert_array_equal(load_image(tmp_path / name, channels=1)[0, :, 0], [0, 1, 100, 255, 0, 1])
 
 
 def write_png(path, pixels, colour_type, *chunks):
@@ -265,12 +265,12 @@ def write_png(path, pixels, colour_type, *chunks):
 
 def test_of_colour_of_sixteen_bits_the_upper_eight_are_kept(tmp_path):
     write_png(tmp_path / "a.png", np.array([[[0x12FF, 0x8000, 0xFFFF], [0, 0xFF, 0x100]]]), 2)
-    np.testing.assert_array_equal(load(tmp_path / "a.png")[0], [[0x12, 0x80, 0xFF], [0, 0, 1]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png")[0], [[0x12, 0x80, 0xFF], [0, 0, 1]])
 
 
 def test_the_transparent_level_of_sixteen_bit_grey_becomes_white(tmp_path):
     write_png(tmp_path / "a.png", np.array([[[0x8000], [0x1234]]]), 0, (b"tRNS", b"\x12\x34"))
-    np.testing.assert_array_equal(load(tmp_path / "a.png", channels=1)[0], [[128], [255]])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", channels=1)[0], [[128], [255]])
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png"])
@@ -279,7 +279,7 @@ def test_of_several_frames_or_pages_the_first_is_read(tmp_path, name):
     first.save(tmp_path / name, save_all=True, append_images=others, **({"lossless": True} if "webp" in name else {}))
     with Image.open(tmp_path / name) as file:
         assert file.n_frames == 3
-    np.testing.assert_array_equal(load(tmp_path / name), np.array(first))
+    np.testing.assert_array_equal(load_image(tmp_path / name), np.array(first))
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tiff"])
@@ -287,7 +287,9 @@ def test_cmyk_is_converted(tmp_path, name):
     inks = {(0, 255, 255, 0): (255, 0, 0), (0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255, 255, 255)}
     for ink, colour in inks.items():
         Image.new("CMYK", (8, 8), ink).save(tmp_path / name)
-        np.testing.assert_allclose(load(tmp_path / name), np.full((8, 8, 3), colour), atol=2)  # JPEG loses a little
+        np.testing.assert_allclose(
+            load_image(tmp_path / name), np.full((8, 8, 3), colour), atol=2
+        )  # JPEG loses a little
 
 
 def test_grey_without_an_agreed_range(tmp_path):
@@ -295,7 +297,7 @@ def test_grey_without_an_agreed_range(tmp_path):
     Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(tmp_path / "b.tiff")
     for name in ("a.tiff", "b.tiff"):
         with pytest.raises(MinidiffError, match=name):
-            load(tmp_path / name)
+            load_image(tmp_path / name)
 
 
 def test_exif_orientation(tmp_path):
@@ -304,7 +306,7 @@ def test_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a camera held upright: turn clockwise by a quarter
     image.save(tmp_path / "a.png", exif=exif)
-    pixels = load(tmp_path / "a.png")
+    pixels = load_image(tmp_path / "a.png")
     assert pixels.shape == (4, 2, 3)
     assert tuple(pixels[0, 1]) == (255, 0, 0)
 
@@ -316,7 +318,7 @@ def one_line(error):
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.png", tmp_path):
         with pytest.raises(MinidiffError, match=path.name) as error:
-            load(path)
+            load_image(path)
         assert one_line(error)
 
 
@@ -328,7 +330,7 @@ def test_truncated_file(tmp_path, rng, suffix):
     for part in (0, 3, 20, len(whole) // 2):
         path.write_bytes(whole[:part])
         with pytest.raises(MinidiffError, match=path.name) as error:
-            load(path)
+            load_image(path)
         assert one_line(error)
 
 
@@ -336,7 +338,7 @@ def test_noise_is_not_a_picture(tmp_path, rng):
     path = tmp_path / "a.png"
     path.write_bytes(rng.bytes(1000))
     with pytest.raises(MinidiffError, match=path.name):
-        load(path)
+        load_image(path)
 
 
 def test_only_plain_picture_formats_are_read(tmp_path, monkeypatch):
@@ -344,7 +346,7 @@ def test_only_plain_picture_formats_are_read(tmp_path, monkeypatch):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.eps")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: Image.new("RGB", (8, 8)).im)
     with pytest.raises(MinidiffError, match="cannot be read as a picture"):
-        load(tmp_path / "a.eps")
+        load_image(tmp_path / "a.eps")
 
 
 def test_damaged_bytes_give_a_picture_or_a_clear_error(tmp_path, rng):
@@ -357,7 +359,7 @@ def test_damaged_bytes_give_a_picture_or_a_clear_error(tmp_path, rng):
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            load(path)
+            load_image(path)
         except MinidiffError as error:
             assert path.name in str(error)
             refused += 1
@@ -373,9 +375,9 @@ def test_picture_bomb(tmp_path, monkeypatch, factor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's filters change nothing
         with pytest.raises(MinidiffError, match="bomb"):
-            load(path)
+            load_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
-    assert load(path).shape == (100, 300, 3)
+    assert load_image(path).shape == (100, 300, 3)
 
 
 # loss_plot
@@ -384,20 +386,20 @@ def test_picture_bomb(tmp_path, monkeypatch, factor):
 @pytest.mark.parametrize("n", [1, 2, 700])
 def test_loss_plot(tmp_path, rng, n):
     path = tmp_path / "loss.png"
-    loss_plot(range(1, n + 1), list(np.exp(rng.standard_normal(n))), path, "A title")
-    pixels = load(path)
+    save_loss_plot(range(1, n + 1), list(np.exp(rng.standard_normal(n))), path, "A title")
+    pixels = load_image(path)
     assert pixels.shape == (600, 1050, 3) and (pixels != 255).mean() > 0.01
     assert files(tmp_path) == ["loss.png"]
 
 
 @pytest.mark.parametrize("losses", [[math.nan, 0.5, math.inf, 0.4], [math.nan]])
 def test_losses_that_are_no_numbers_are_left_out_of_the_plot(tmp_path, losses):
-    loss_plot(range(1, len(losses) + 1), losses, tmp_path / "loss.png", "A title")
+    save_loss_plot(range(1, len(losses) + 1), losses, tmp_path / "loss.png", "A title")
     finite = [(step, loss) for step, loss in enumerate(losses, start=1) if math.isfinite(loss)]
-    loss_plot([step for step, _ in finite], [loss for _, loss in finite], tmp_path / "finite.png", "A title")
-    np.testing.assert_array_equal(load(tmp_path / "loss.png"), load(tmp_path / "finite.png"))
+    save_loss_plot([step for step, _ in finite], [loss for _, loss in finite], tmp_path / "finite.png", "A title")
+    np.testing.assert_array_equal(load_image(tmp_path / "loss.png"), load_image(tmp_path / "finite.png"))
 
 
 def test_loss_plot_in_a_missing_folder(tmp_path):
     with pytest.raises(MinidiffError, match="cannot write"):
-        loss_plot([1], [0.5], tmp_path / "none" / "loss.png", "A title")
+        save_loss_plot([1], [0.5], tmp_path / "none" / "loss.png", "A title")

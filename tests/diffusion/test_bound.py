@@ -11,7 +11,7 @@ import minidiff as md
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.forward import target
-from minidiff.diffusion.noise_levels import levels
+from minidiff.diffusion.noise_levels import noise_levels
 
 DDPM = md.Sampler("ddpm", clip=None)
 SCHEDULES = [
@@ -22,12 +22,12 @@ by_name = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.predict
 
 
 def knowing(schedule, x0_of):
-    """A model that answers as the schedule asks, from x0_of(x_t, abar)."""
+    """A model that answers as the schedule asks, from x0_of(x_t, alpha_bar)."""
 
     def model(x_t, t):
-        abar = schedule.abar(t).reshape(-1, 1, 1, 1)
-        x0 = x0_of(x_t, abar)
-        return target(schedule, x0, t, (x_t - np.sqrt(abar) * x0) / np.sqrt(1 - abar))
+        alpha_bar = schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
+        x0 = x0_of(x_t, alpha_bar)
+        return target(schedule, x0, t, (x_t - np.sqrt(alpha_bar) * x0) / np.sqrt(1 - alpha_bar))
 
     return model
 
@@ -40,12 +40,12 @@ def some(n=4):
 def test_of_one_known_picture(schedule):
     """A model that knows the picture: no step costs anything, and the byte lies in the middle of the last Gaussian."""
     x0 = some(1)
-    model = knowing(schedule, lambda x_t, abar: x0)
+    model = knowing(schedule, lambda x_t, alpha_bar: x0)
     found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), steps=40, sampler=DDPM)
-    tables = levels(schedule, 40, DDPM).schedule
-    abar = tables.alphas_cumprod[-1]
+    tables = noise_levels(schedule, 40, DDPM).schedule
+    alpha_bar = tables.alphas_cumprod[-1]
     prior = torch.distributions.kl_divergence(
-        torch.distributions.Normal(torch.tensor(np.sqrt(abar) * x0), math.sqrt(1 - abar)),
+        torch.distributions.Normal(torch.tensor(np.sqrt(alpha_bar) * x0), math.sqrt(1 - alpha_bar)),
         torch.distributions.Normal(torch.zeros(1, dtype=torch.float64), 1.0),
     )
     sigma = math.sqrt(tables.posterior_variance[1])
@@ -71,17 +71,17 @@ def gaussian(n):
     return to_float(to_uint8(numbers)).astype(np.float64)
 
 
-def best(x_t, abar):
+def best(x_t, alpha_bar):
     """The mean of x0 given x_t, if x0 is normal."""
-    gain = np.sqrt(abar) * DEVIATION**2 / (abar * DEVIATION**2 + 1 - abar)
-    return MEAN + gain * (x_t - np.sqrt(abar) * MEAN)
+    gain = np.sqrt(alpha_bar) * DEVIATION**2 / (alpha_bar * DEVIATION**2 + 1 - alpha_bar)
+    return MEAN + gain * (x_t - np.sqrt(alpha_bar) * MEAN)
 
 
 def known_steps(tables, variance):
     """E KL of every step, bits: the guess at x0 is off by its variance given x_t, the rest is known."""
-    abar, before = tables.alphas_cumprod[1:], tables.alphas_cumprod_prev[1:]
-    off = DEVIATION**2 * (1 - abar) / (abar * DEVIATION**2 + 1 - abar)
-    of_x0 = np.sqrt(before) * tables.betas[1:] / (1 - abar)
+    alpha_bar, before = tables.alphas_cumprod[1:], tables.alphas_cumprod_prev[1:]
+    off = DEVIATION**2 * (1 - alpha_bar) / (alpha_bar * DEVIATION**2 + 1 - alpha_bar)
+    of_x0 = np.sqrt(before) * tables.betas[1:] / (1 - alpha_bar)
     beta_tilde = tables.posterior_variance[1:]
     sigma2 = beta_tilde if variance == "fixed_small" else tables.betas[1:]
     return (np.log(sigma2 / beta_tilde) + beta_tilde / sigma2 - 1 + of_x0**2 * off / sigma2) / 2 / math.log(2)
@@ -94,7 +94,7 @@ def test_of_gaussian_data(schedule, variance):
     sampler = md.Sampler("ddpm", clip=None, variance=variance)
     x0, steps = gaussian(64), 40
     found = bits_per_dim(knowing(schedule, best), schedule, x0, np.random.default_rng(1), steps=steps, sampler=sampler)
-    want = known_steps(levels(schedule, steps, sampler).schedule, variance).sum()
+    want = known_steps(noise_levels(schedule, steps, sampler).schedule, variance).sum()
     assert abs(found.steps.mean() - want) < 4 * found.steps.std() / 8
     entropy = math.log2(DEVIATION * math.sqrt(2 * math.pi * math.e) * 127.5)
     assert entropy < found.total.mean()
@@ -117,7 +117,7 @@ def test_a_worse_model_costs_more():
     def cost(x0_of):
         return bits_per_dim(knowing(schedule, x0_of), schedule, x0, np.random.default_rng(1)).total.mean()
 
-    assert cost(best) < cost(lambda x_t, abar: best(x_t, abar) + 0.05) < cost(lambda x_t, abar: 0 * x_t)
+    assert cost(best) < cost(lambda x_t, alpha_bar: best(x_t, alpha_bar) + 0.05) < cost(lambda x_t, alpha_bar: 0 * x_t)
 
 
 @pytest.mark.parametrize("asks", [1, 5, 39, 1000])
@@ -126,7 +126,7 @@ def test_some_of_the_steps_tell_of_all(asks):
     schedule = SCHEDULES[0]
     x0 = gaussian(2000)
     found = bits_per_dim(knowing(schedule, best), schedule, x0, np.random.default_rng(2), asks=asks, sampler=DDPM)
-    want = known_steps(levels(schedule, 40, DDPM).schedule, "fixed_small").sum()
+    want = known_steps(noise_levels(schedule, 40, DDPM).schedule, "fixed_small").sum()
     assert abs(found.steps.mean() - want) < 4 * found.steps.std() / math.sqrt(2000)
     assert found.steps.std() > 0
 
@@ -160,7 +160,7 @@ def test_the_decoder_is_a_gaussian_cut_into_bytes(byte, off):
     x0 = np.full((1, 1, 1, 1), byte / 127.5 - 1)
     for variance, sigma2 in (("fixed_small", schedule.posterior_variance[1]), ("fixed_large", schedule.betas[0])):
         sampler = md.Sampler("ddpm", clip=None, variance=variance)
-        model = knowing(schedule, lambda x_t, abar: x0 + off)
+        model = knowing(schedule, lambda x_t, alpha_bar: x0 + off)
         found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=sampler)
         assert found.decoder[0] == pytest.approx(decoded(byte, x0.item() + off, math.sqrt(sigma2)), rel=1e-6, abs=1e-9)
 
@@ -170,9 +170,9 @@ def test_far_from_the_guess_both_sides_cost_the_same():
     schedule, x0 = SCHEDULES[0], np.full((1, 1, 1, 1), 100 / 127.5 - 1)
     costs = []
     for sign in (1, -1):
-        model = knowing(schedule, lambda x_t, abar, sign=sign: sign * x0 - 0.1)
+        model = knowing(schedule, lambda x_t, alpha_bar, sign=sign: sign * x0 - 0.1)
         costs += bits_per_dim(model, schedule, sign * x0, np.random.default_rng(0), sampler=DDPM).decoder.tolist()
-        model = knowing(schedule, lambda x_t, abar, sign=sign: sign * x0 + 0.1)
+        model = knowing(schedule, lambda x_t, alpha_bar, sign=sign: sign * x0 + 0.1)
         costs += bits_per_dim(model, schedule, sign * x0, np.random.default_rng(0), sampler=DDPM).decoder.tolist()
     assert costs[0] > 60 and costs == pytest.approx([costs[0]] * 4, rel=1e-9)
 
@@ -181,7 +181,7 @@ def test_the_bytes_of_a_guess_share_one():
     """The masses of all 256 bytes add to 1: what the lower ends leave, the upper have."""
     schedule = SCHEDULES[0]
     x0 = (np.arange(256) / 127.5 - 1).reshape(256, 1, 1, 1)
-    model = knowing(schedule, lambda x_t, abar: np.full_like(x_t, 0.97))
+    model = knowing(schedule, lambda x_t, alpha_bar: np.full_like(x_t, 0.97))
     found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=DDPM)
     assert np.sum(2**-found.decoder) == pytest.approx(1, rel=1e-9)
     assert np.isfinite(found.decoder).all()
@@ -190,7 +190,7 @@ def test_the_bytes_of_a_guess_share_one():
 def test_clip():
     """A guess beyond 1 is 1 to a sampler that clips, and then costs less."""
     schedule, x0 = SCHEDULES[0], np.ones((1, 2, 2, 1))
-    model = knowing(schedule, lambda x_t, abar: np.full_like(x_t, 1.5))
+    model = knowing(schedule, lambda x_t, alpha_bar: np.full_like(x_t, 1.5))
     clips, lets = (
         bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=s) for s in (md.Sampler("ddpm"), DDPM)
     )

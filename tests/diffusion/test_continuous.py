@@ -5,7 +5,7 @@ import pytest
 
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.forward import q_sample, target, x0_and_eps
-from minidiff.diffusion.noise_levels import levels
+from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
@@ -70,7 +70,7 @@ def test_x0_and_eps_undo_the_target(schedule):
 def test_the_times_that_training_draws():
     """Of 40,000 draws: a mean is within four standard errors, 4 / 200 of a deviation; a deviation within 2 %."""
     rng, n = np.random.default_rng(0), 40_000
-    log_sigma, t = np.log(EDM().draw(rng, n)), Flow().draw(rng, n)
+    log_sigma, t = np.log(EDM().sample_t(rng, n)), Flow().sample_t(rng, n)
     assert abs(log_sigma.mean() + 1.2) < 0.024 and abs(log_sigma.std() / 1.2 - 1) < 0.02
     assert 0 <= t.min() < 0.001 and 0.999 < t.max() <= 1 and abs(t.mean() - 0.5) < 0.006
 
@@ -79,10 +79,10 @@ def gaussian(schedule, mean, deviation):
     """What the best model predicts if every number of x0 is normal: from E[x0 | x_t], through the paper's formula."""
 
     def model(x_t, t):
-        abar = schedule.abar(t).reshape(-1, 1, 1, 1)
-        gain = np.sqrt(abar) * deviation**2 / (abar * deviation**2 + 1 - abar)
-        x0 = mean + gain * (x_t - np.sqrt(abar) * mean)
-        return target(schedule, x0, t, (x_t - np.sqrt(abar) * x0) / np.sqrt(1 - abar))
+        alpha_bar = schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
+        gain = np.sqrt(alpha_bar) * deviation**2 / (alpha_bar * deviation**2 + 1 - alpha_bar)
+        x0 = mean + gain * (x_t - np.sqrt(alpha_bar) * mean)
+        return target(schedule, x0, t, (x_t - np.sqrt(alpha_bar) * x0) / np.sqrt(1 - alpha_bar))
 
     return model
 
@@ -93,8 +93,8 @@ def error_of_a_walk(schedule, name, steps):
     x_T = np.random.default_rng(0).standard_normal((4, 8, 8, 1))
     sampler = Sampler(name, clip=None)
     *_, (_, x_0, _) = sample(gaussian(schedule, mean, deviation), schedule, x_T.shape, None, steps, sampler, x_T=x_T)
-    abar = levels(schedule, steps, sampler).schedule.alphas_cumprod[-1]  # of x_T
-    z = (x_T - np.sqrt(abar) * mean) / np.sqrt(abar * deviation**2 + 1 - abar)
+    alpha_bar = noise_levels(schedule, steps, sampler).schedule.alphas_cumprod[-1]  # of x_T
+    z = (x_T - np.sqrt(alpha_bar) * mean) / np.sqrt(alpha_bar * deviation**2 + 1 - alpha_bar)
     return np.abs(x_0 - (mean + deviation * z)).max()
 
 
@@ -142,9 +142,9 @@ def test_configurations_that_are_refused(config, message):
 @BOTH
 def test_what_makes_no_sense(schedule):
     with pytest.raises(MinidiffError, match="steps must be an integer from 1 to 1000"):
-        levels(schedule, 1001, Sampler())
+        noise_levels(schedule, 1001, Sampler())
     with pytest.raises(MinidiffError, match="karras is for schedules over whole timesteps"):
-        levels(schedule, 10, Sampler("euler", karras=True))
+        noise_levels(schedule, 10, Sampler("euler", karras=True))
     with pytest.raises(MinidiffError, match="t must be from"):
         q_sample(schedule, X0, np.array([0.5, np.nan, 0.5]), EPS)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minidiff.diffusion import forward
-from minidiff.diffusion.editing import filling_in, redraw, slerp
-from minidiff.diffusion.noise_levels import levels
+from minidiff.diffusion.editing import inpainting, redraw, slerp
+from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
@@ -34,7 +34,7 @@ def test_redrawing_is_the_end_of_a_walk(sampler):
     """From the state that q_sample makes at the level where it begins, the same as a whole walk from there."""
     x0 = normal(0).clip(-1, 1)
     walk = list(redraw(toy_model, LINEAR, x0, 0.3, np.random.default_rng(1), 20, sampler))
-    way = levels(LINEAR, 20, Sampler(sampler))
+    way = noise_levels(LINEAR, 20, Sampler(sampler))
     assert [t for t, *_ in walk] == [*way.ts[15:].tolist(), -1]
     rng = np.random.default_rng(1)
     x_t = forward.q_sample(way.schedule, x0, 5, rng.standard_normal(SHAPE, dtype=np.float32))
@@ -45,7 +45,7 @@ def test_redrawing_is_the_end_of_a_walk(sampler):
 
 @pytest.mark.parametrize("strength", [0.0, 0.2, 0.5, 0.8])
 def test_as_much_stays_as_the_level_has_left(strength):
-    """Of pictures that are noise themselves the best model leaves every x_t as it is: sqrt(abar) of x0 remains."""
+    """Of pictures that are noise themselves the best model leaves every x_t as it is: sqrt(alpha_bar) of x0 remains."""
     shape = (4, 32, 32, 1)
     x0 = normal(0, shape)
     schedule = linear_schedule(prediction_type="sample")
@@ -56,7 +56,7 @@ def test_as_much_stays_as_the_level_has_left(strength):
     way = Sampler(clip=None)
     x_0 = finish(redraw(best, schedule, x0, strength, np.random.default_rng(1), 50, way))
     kept = np.mean(x0 * x_0) / np.mean(x0**2)
-    begin = levels(schedule, 50, way).schedule.alphas_cumprod[round(50 * strength) - 1] if strength else 1.0
+    begin = noise_levels(schedule, 50, way).schedule.alphas_cumprod[round(50 * strength) - 1] if strength else 1.0
     assert kept == pytest.approx(np.sqrt(begin), abs=4 / 64)  # four standard errors of a mean of 4096 numbers
 
 
@@ -80,9 +80,9 @@ def test_filling_in_keeps_what_is_known(sampler, prediction_type):
         return toy_model(x_t, t)
 
     rng, labels = np.random.default_rng(1), np.array([1, 0])
-    walk = list(sample(filling_in(model, schedule, x0, mask), schedule, SHAPE, rng, 50, sampler, cond=labels))
+    walk = list(sample(inpainting(model, schedule, x0, mask), schedule, SHAPE, rng, 50, sampler, cond=labels))
     x_0 = walk[-1][1]
-    # x0_hat is off by the rounding of x_t over sqrt(abar), and the last x_t is x0_hat: at t = 19 that root is 1
+    # x0_hat is off by the rounding of x_t over sqrt(alpha_bar), and the last x_t is x0_hat: at t = 19 that root is 1
     np.testing.assert_allclose(x_0[:, :, :3], x0[:, :, :3], rtol=0, atol=1e-5)
     assert np.abs(x_0[:, :, 3:] - x0[:, :, 3:]).mean() > 0.1
     assert len(seen) == 50 and all(cond is labels for *_, cond in seen)

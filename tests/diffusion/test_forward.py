@@ -55,11 +55,11 @@ def test_q_posterior_is_bayes(schedule):
     """q(x_{t-1}|x_t,x0) goes as q(x_t|x_{t-1}) q(x_{t-1}|x0): precisions add, and means weighted by them."""
     x0, x_t = normal(0), normal(1)
     for t in (1, 2, len(schedule) // 2, len(schedule) - 1):
-        beta, abar_prev = schedule.betas[t], schedule.alphas_cumprod[t - 1]
-        precision = (1 - beta) / beta + 1 / (1 - abar_prev)
-        weighted = np.sqrt(1 - beta) / beta * x_t + np.sqrt(abar_prev) / (1 - abar_prev) * x0
+        beta, alpha_bar_prev = schedule.betas[t], schedule.alphas_cumprod[t - 1]
+        precision = (1 - beta) / beta + 1 / (1 - alpha_bar_prev)
+        weighted = np.sqrt(1 - beta) / beta * x_t + np.sqrt(alpha_bar_prev) / (1 - alpha_bar_prev) * x0
         mean, variance = f.q_posterior(schedule, x0, x_t, t)
-        # 1 - abar loses digits where abar is near 1: 1e-16 / 1e-4, a few times.
+        # 1 - alpha_bar loses digits where alpha_bar is near 1: 1e-16 / 1e-4, a few times.
         np.testing.assert_allclose(variance, 1 / precision, rtol=1e-11)
         np.testing.assert_allclose(mean, weighted / precision, rtol=1e-11, atol=1e-11)
 
@@ -79,9 +79,9 @@ def test_forward_then_posterior_lands_one_step_earlier(schedule):
     signal = f.q_sample(schedule, one, t, zero)  # x0 = 1 without noise gives the mean's factor
     mean, variance = f.q_posterior(schedule, one, signal, t)
     of_x_t, _ = f.q_posterior(schedule, zero, one, t)
-    abar, abar_prev = schedule.alphas_cumprod[t, None], schedule.alphas_cumprod[t - 1, None]
-    np.testing.assert_allclose(mean, np.sqrt(abar_prev), rtol=1e-11)
-    np.testing.assert_allclose(of_x_t**2 * (1 - abar) + variance, 1 - abar_prev, rtol=1e-11)
+    alpha_bar, alpha_bar_prev = schedule.alphas_cumprod[t, None], schedule.alphas_cumprod[t - 1, None]
+    np.testing.assert_allclose(mean, np.sqrt(alpha_bar_prev), rtol=1e-11)
+    np.testing.assert_allclose(of_x_t**2 * (1 - alpha_bar) + variance, 1 - alpha_bar_prev, rtol=1e-11)
 
 
 def test_the_posterior_chain_ends_where_one_jump_ends():
@@ -93,10 +93,10 @@ def test_the_posterior_chain_ends_where_one_jump_ends():
     for t in range(9, 3, -1):
         mean, variance = f.q_posterior(schedule, x0, x, t)
         x = mean + np.sqrt(variance) * rng.standard_normal((n, 1))
-    abar = schedule.alphas_cumprod[3]
+    alpha_bar = schedule.alphas_cumprod[3]
     # Five standard errors: of the mean sqrt(v / n), of the variance v sqrt(2 / n).
-    assert abs(x.mean() - 0.7 * np.sqrt(abar)) < 5 * np.sqrt((1 - abar) / n)
-    assert abs(x.var() / (1 - abar) - 1) < 5 * np.sqrt(2 / n)
+    assert abs(x.mean() - 0.7 * np.sqrt(alpha_bar)) < 5 * np.sqrt((1 - alpha_bar) / n)
+    assert abs(x.var() / (1 - alpha_bar) - 1) < 5 * np.sqrt(2 / n)
 
 
 @given(
@@ -109,9 +109,9 @@ def test_conversions_go_round(seed, t, name):
     x0, eps = normal(seed), normal(seed + 1)
     x_t = f.q_sample(schedule, x0, t, eps)
     v = f.v_from_x0_eps(schedule, x0, eps, t)
-    # Dividing by sqrt(abar) magnifies the rounding of x_t (1e-15 for |x_t| < 8); so does sqrt(1 - abar).
-    abar = schedule.alphas_cumprod[t]
-    of_x0, of_eps = 4e-15 / np.sqrt(abar), 4e-15 / np.sqrt(1 - abar)
+    # Dividing by sqrt(alpha_bar) magnifies the rounding of x_t (1e-15 for |x_t| < 8); so does sqrt(1 - alpha_bar).
+    alpha_bar = schedule.alphas_cumprod[t]
+    of_x0, of_eps = 4e-15 / np.sqrt(alpha_bar), 4e-15 / np.sqrt(1 - alpha_bar)
     np.testing.assert_allclose(f.x0_from_eps(schedule, eps, x_t, t), x0, rtol=0, atol=of_x0)
     np.testing.assert_allclose(f.eps_from_x0(schedule, x0, x_t, t), eps, rtol=0, atol=of_eps)
     np.testing.assert_allclose(f.x0_from_v(schedule, v, x_t, t), x0, rtol=0, atol=4e-15)
@@ -131,7 +131,7 @@ def test_x0_and_eps_undoes_target(prediction_type):
 
 def test_targets_by_name():
     x0, eps = normal(0), normal(1)
-    betas = np.array([0.36])  # abar 0.64, the weights are 0.8 and 0.6
+    betas = np.array([0.36])  # alpha_bar 0.64, the weights are 0.8 and 0.6
     assert f.target(Schedule(betas), x0, 0, eps) is eps
     assert f.target(Schedule(betas, "sample"), x0, 0, eps) is x0
     np.testing.assert_allclose(f.target(Schedule(betas, "v_prediction"), x0, 0, eps), 0.8 * eps - 0.6 * x0, atol=1e-14)

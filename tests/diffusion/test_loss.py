@@ -30,10 +30,10 @@ def test_the_loss_and_its_gradient_are_the_formulas(prediction_type):
     loss = training_loss(scale_model(w), schedule, X0, T_3, EPS)
     loss.backward()
 
-    abar = np.cumprod(1 - np.linspace(0.01, 0.4, 10))[T_3].reshape(3, 1, 1, 1)
+    alpha_bar = np.cumprod(1 - np.linspace(0.01, 0.4, 10))[T_3].reshape(3, 1, 1, 1)
     x0, eps = X0.astype(np.float64), EPS.astype(np.float64)
-    x_t = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * eps
-    v = np.sqrt(abar) * eps - np.sqrt(1 - abar) * x0
+    x_t = np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps
+    v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0
     residual = 0.7 * x_t - {"epsilon": eps, "sample": x0, "v_prediction": v}[prediction_type]
     # float32: some six roundings (6e-8) of every number, and at worst as many again in sums of 48.
     np.testing.assert_allclose(loss.numpy(), np.mean(residual**2), rtol=1e-6)
@@ -57,10 +57,10 @@ def test_weights_weigh_each_picture(prediction_type):
 def test_min_snr_weighs_the_error_of_x0_alike_for_all_objectives():
     """Hang et al.: a wrong x0_hat costs min(SNR, 5) times its square, whatever the model was asked for."""
     t = np.arange(10)
-    abar = linear_schedule(10, 0.01, 0.4).alphas_cumprod
-    ratio = abar / (1 - abar)
-    wrong = 0.3  # in x0_hat; then eps_hat is off by 0.3 sqrt(SNR), and v_hat by 0.3 / sqrt(1 - abar)
-    off = {"epsilon": wrong * np.sqrt(ratio), "sample": wrong, "v_prediction": wrong / np.sqrt(1 - abar)}
+    alpha_bar = linear_schedule(10, 0.01, 0.4).alphas_cumprod
+    ratio = alpha_bar / (1 - alpha_bar)
+    wrong = 0.3  # in x0_hat; then eps_hat is off by 0.3 sqrt(SNR), and v_hat by 0.3 / sqrt(1 - alpha_bar)
+    off = {"epsilon": wrong * np.sqrt(ratio), "sample": wrong, "v_prediction": wrong / np.sqrt(1 - alpha_bar)}
     for prediction_type, error in off.items():
         weight = min_snr_weight(linear_schedule(10, 0.01, 0.4, prediction_type), t)
         np.testing.assert_allclose(weight * error**2, np.minimum(ratio, 5) * wrong**2, rtol=1e-12)
@@ -73,7 +73,7 @@ def test_min_snr_of_continuous_times(schedule):
     x0, eps = X0.astype(np.float64), EPS.astype(np.float64)
     x_t, prediction = q_sample(schedule, x0, t, eps), target(schedule, x0, t, eps)
     off = x0_and_eps(schedule, prediction + 1, x_t, t)[0] - x0_and_eps(schedule, prediction, x_t, t)[0]
-    ratio = schedule.abar(t) / (1 - schedule.abar(t))
+    ratio = schedule.alpha_bar(t) / (1 - schedule.alpha_bar(t))
     np.testing.assert_allclose(min_snr_weight(schedule, t), np.minimum(ratio, 5) * off[:, 0, 0, 0] ** 2, rtol=1e-9)
 
 

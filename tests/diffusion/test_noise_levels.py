@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidiff.diffusion.noise_levels import karras, levels, noise_to_signal, timesteps
+from minidiff.diffusion.noise_levels import karras, noise_levels, sigmas_of, timesteps
 from minidiff.diffusion.sampler import SAMPLERS, SPACINGS, Sampler
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule, rescale_zero_terminal_snr
 from minidiff.errors import MinidiffError
@@ -55,31 +55,31 @@ def test_an_unknown_spacing_is_refused():
 @pytest.mark.parametrize("steps", [0, 1000])
 def test_dpm_solver_needs_a_timestep_more_than_steps(steps):
     with pytest.raises(MinidiffError, match="steps must be an integer from 1 to 999 for dpmpp_2m"):
-        levels(LINEAR, steps, Sampler("dpmpp_2m", "linspace"))
+        noise_levels(LINEAR, steps, Sampler("dpmpp_2m", "linspace"))
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_walk_goes_from_leg_to_leg_to_the_clean_end(name, spacing, schedule):
-    way = levels(schedule, 9, Sampler(name, spacing))
-    legs = list(way.legs())
+    way = noise_levels(schedule, 9, Sampler(name, spacing))
+    legs = list(way.level_steps())
     assert [leg.i for leg in legs] == list(range(9))[::-1]
     assert [leg.t for leg in legs] == way.ts.tolist()
-    assert legs[-1].t_prev == -1 and legs[-1].abar_prev == 1
+    assert legs[-1].t_prev == -1 and legs[-1].alpha_bar_prev == 1
     for leg, following in zip(legs, legs[1:], strict=False):
-        assert (leg.t_prev, leg.abar_prev) == (following.t, following.abar)
-    assert all(leg.abar < leg.abar_prev for leg in legs)
+        assert (leg.t_prev, leg.alpha_bar_prev) == (following.t, following.alpha_bar)
+    assert all(leg.alpha_bar < leg.alpha_bar_prev for leg in legs)
     # where a level lies at a whole timestep it is the schedule's; cumprod and its inverse cost a few roundings
     for leg in legs:
         if leg.t == round(leg.t):
-            np.testing.assert_allclose(leg.abar, schedule.alphas_cumprod[round(leg.t)], rtol=1e-9)
+            np.testing.assert_allclose(leg.alpha_bar, schedule.alphas_cumprod[round(leg.t)], rtol=1e-9)
 
 
 def test_without_a_clean_end_a_walk_ends_at_the_schedules_first_level():
-    way = levels(LINEAR, 5, Sampler("ddim", clean_end=False))
-    *_, last = way.legs()
-    assert last.abar_prev == LINEAR.alphas_cumprod[0] < 1
+    way = noise_levels(LINEAR, 5, Sampler("ddim", clean_end=False))
+    *_, last = way.level_steps()
+    assert last.alpha_bar_prev == LINEAR.alphas_cumprod[0] < 1
 
 
 def test_karras_levels():
@@ -87,21 +87,21 @@ def test_karras_levels():
     sigmas = karras(80.0, 0.002, 18)
     np.testing.assert_allclose(sigmas[[0, -1]], [80, 0.002], rtol=1e-12)
     np.testing.assert_allclose(np.diff(np.diff(sigmas ** (1 / 7))), 0, atol=1e-14)
-    way = levels(LINEAR, 18, Sampler("euler", "linspace", karras=True))
-    abar = way.schedule.alphas_cumprod[::-1]
-    np.testing.assert_allclose(np.sqrt((1 - abar) / abar), karras(*noise_to_signal(LINEAR)[[-1, 0]], 18), rtol=1e-9)
+    way = noise_levels(LINEAR, 18, Sampler("euler", "linspace", karras=True))
+    alpha_bar = way.schedule.alphas_cumprod[::-1]
+    np.testing.assert_allclose(np.sqrt((1 - alpha_bar) / alpha_bar), karras(*sigmas_of(LINEAR)[[-1, 0]], 18), rtol=1e-9)
     # and t is where the schedule has that sigma
-    at = np.exp(np.interp(way.ts, np.arange(1000), np.log(noise_to_signal(LINEAR))))
-    np.testing.assert_allclose(at, karras(*noise_to_signal(LINEAR)[[-1, 0]], 18), rtol=1e-9)
+    at = np.exp(np.interp(way.ts, np.arange(1000), np.log(sigmas_of(LINEAR))))
+    np.testing.assert_allclose(at, karras(*sigmas_of(LINEAR)[[-1, 0]], 18), rtol=1e-9)
 
 
 def test_sigma_stays_finite_at_zero_terminal_snr():
     schedule = rescale_zero_terminal_snr(linear_schedule(prediction_type="v_prediction"))
-    way = levels(schedule, 3, Sampler("euler"))
+    way = noise_levels(schedule, 3, Sampler("euler"))
     assert np.sqrt(1 / way.schedule.alphas_cumprod[-1] - 1) == pytest.approx(4096, rel=1e-6)
 
 
 def test_the_start_is_as_noisy_as_the_first_level():
-    assert levels(LINEAR, 5, Sampler("euler", "leading")).start == 1
-    assert levels(LINEAR, 5, Sampler("ddim")).start == 1
-    assert levels(LINEAR, 5, Sampler("euler")).start == pytest.approx(np.sqrt(1 - LINEAR.alphas_cumprod[-1]))
+    assert noise_levels(LINEAR, 5, Sampler("euler", "leading")).start == 1
+    assert noise_levels(LINEAR, 5, Sampler("ddim")).start == 1
+    assert noise_levels(LINEAR, 5, Sampler("euler")).start == pytest.approx(np.sqrt(1 - LINEAR.alphas_cumprod[-1]))

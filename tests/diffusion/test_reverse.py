@@ -65,7 +65,7 @@ def test_an_oracle_is_led_back_to_the_very_picture(prediction_type, sampler, eta
         steps,
         Sampler(sampler, eta=eta, clip=None),
     )
-    # The last x_t is x0_hat, off by the rounding of x_t (2.4e-7) over sqrt(abar): 0.006 at the first step.
+    # The last x_t is x0_hat, off by the rounding of x_t (2.4e-7) over sqrt(alpha_bar): 0.006 at the first step.
     atol = 5e-7 / np.sqrt(schedule.alphas_cumprod[-1]) if steps == 1 else 1e-6
     np.testing.assert_allclose(finish(walk), x0, rtol=0, atol=atol)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from minidiff.diffusion.sampler import KINDS, SAMPLERS, Sampler, sampler_from_config, sampler_to_config
+from minidiff.diffusion.sampler import SAMPLERS, SCHEDULERS, Sampler, sampler_from_config, sampler_to_config
 from minidiff.errors import MinidiffError
 
 
@@ -133,4 +133,4 @@ def test_a_configuration_that_is_none(config):
 
 
 def test_every_sampler_has_its_class():
-    assert list(dict.fromkeys(kind.sampler for kind in KINDS.values())) == list(SAMPLERS)
+    assert list(dict.fromkeys(kind.sampler for kind in SCHEDULERS.values())) == list(SAMPLERS)

@@ -18,9 +18,9 @@ ALL = [s.linear_schedule, s.scaled_linear_schedule, s.cosine_schedule, s.sigmoid
 def test_tables_follow_from_the_betas(make, T):
     schedule = make(T)
     assert len(schedule) == T
-    abar = [math.prod(1 - beta for beta in schedule.betas[: t + 1]) for t in range(T)]
+    alpha_bar = [math.prod(1 - beta for beta in schedule.betas[: t + 1]) for t in range(T)]
     # Two orders of at most 1000 products, each rounded to 1.1e-16: 1000 * 2.2e-16.
-    np.testing.assert_allclose(schedule.alphas_cumprod, abar, rtol=2.2e-13)
+    np.testing.assert_allclose(schedule.alphas_cumprod, alpha_bar, rtol=2.2e-13)
     np.testing.assert_array_equal(schedule.alphas, 1 - schedule.betas)
     np.testing.assert_array_equal(schedule.alphas_cumprod_prev, [1, *schedule.alphas_cumprod[:-1]])
     assert schedule.posterior_variance[0] == 0
@@ -59,8 +59,8 @@ def test_cosine_is_equation_17_until_the_clip():
         return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
 
     schedule = s.cosine_schedule(1000)
-    abar = [f(t + 1) / f(0) for t in range(999)]
-    np.testing.assert_allclose(schedule.alphas_cumprod[:-1], abar, rtol=1e-9)  # the last cos is 2e-6 +- 1e-16
+    alpha_bar = [f(t + 1) / f(0) for t in range(999)]
+    np.testing.assert_allclose(schedule.alphas_cumprod[:-1], alpha_bar, rtol=1e-9)  # the last cos is 2e-6 +- 1e-16
     assert schedule.betas[-1] == 0.999 and schedule.betas[:-1].max() < 0.999
 
 

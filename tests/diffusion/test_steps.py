@@ -20,7 +20,7 @@ def test_p_sample_draws_from_the_posterior_when_the_noise_is_known(t):
     x0, eps, z = normal(0).clip(-1, 1), normal(1), normal(2)
     x_t = forward.q_sample(LINEAR, x0, t, eps)
     mean, variance = forward.q_posterior(LINEAR, x0, x_t, t)
-    # x0_hat is off by the rounding of x_t over sqrt(abar), but weighs less than that root: 16 roundings of 1.
+    # x0_hat is off by the rounding of x_t over sqrt(alpha_bar), but weighs less than that root: 16 roundings of 1.
     x_prev = steps.p_sample(LINEAR, eps, x_t, t, z)
     np.testing.assert_allclose(x_prev, mean + np.sqrt(variance) * z, rtol=0, atol=1e-6)
     x_prev = steps.p_sample(LINEAR, eps, x_t, t, z, "fixed_large")
@@ -29,8 +29,8 @@ def test_p_sample_draws_from_the_posterior_when_the_noise_is_known(t):
 
 def test_p_sample_is_equation_11():
     eps_hat, x_t, z, t = normal(0), normal(1), normal(2), 300
-    beta, abar = LINEAR.betas[t], LINEAR.alphas_cumprod[t]
-    mean = (x_t - beta / np.sqrt(1 - abar) * eps_hat) / np.sqrt(1 - beta)
+    beta, alpha_bar = LINEAR.betas[t], LINEAR.alphas_cumprod[t]
+    mean = (x_t - beta / np.sqrt(1 - alpha_bar) * eps_hat) / np.sqrt(1 - beta)
     x_prev = steps.p_sample(LINEAR, eps_hat, x_t, t, z, "fixed_large")
     np.testing.assert_allclose(x_prev, mean + np.sqrt(beta) * z, rtol=0, atol=2e-6)  # 8 roundings of 4
 
@@ -46,23 +46,23 @@ def test_the_last_steps_take_no_noise(variance):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_step_goes_anywhere_earlier_and_keeps_the_noise_level(eta):
-    """From x0 and eps known, x at t_prev is a mixture whose noise, old and fresh, has variance 1 - abar."""
+    """From x0 and eps known, x at t_prev is a mixture whose noise, old and fresh, has variance 1 - alpha_bar."""
     x0, eps, z = normal(0), normal(1), normal(2)
     for t, t_prev in [(999, 998), (999, 0), (999, -1), (500, 123), (1, 0), (0, -1)]:
         x_t = forward.q_sample(LINEAR, x0, t, eps)
         x_prev = steps.ddim_step(LINEAR, eps, x_t, t, t_prev, eta, z)
-        abar = LINEAR.alphas_cumprod[t]
-        abar_prev = LINEAR.alphas_cumprod[t_prev] if t_prev >= 0 else 1.0
-        sigma2 = eta**2 * (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
+        alpha_bar = LINEAR.alphas_cumprod[t]
+        alpha_bar_prev = LINEAR.alphas_cumprod[t_prev] if t_prev >= 0 else 1.0
+        sigma2 = eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         # At eta 1 and t_prev = t - 1 the difference below nears 0 and its root the root of rounding.
-        expected = np.sqrt(abar_prev) * x0 + np.sqrt(1 - abar_prev - sigma2) * eps + np.sqrt(sigma2) * z
-        # x0_hat is off by the rounding of x_t (|x_t| < 4, 2.4e-7), divided by sqrt(abar).
-        np.testing.assert_allclose(x_prev, expected, rtol=0, atol=2e-6 + 5e-7 / np.sqrt(abar))
+        expected = np.sqrt(alpha_bar_prev) * x0 + np.sqrt(1 - alpha_bar_prev - sigma2) * eps + np.sqrt(sigma2) * z
+        # x0_hat is off by the rounding of x_t (|x_t| < 4, 2.4e-7), divided by sqrt(alpha_bar).
+        np.testing.assert_allclose(x_prev, expected, rtol=0, atol=2e-6 + 5e-7 / np.sqrt(alpha_bar))
 
 
 @pytest.mark.parametrize("T", [2, 3, 10, 100])
 def test_from_pure_noise_all_noise_becomes_fresh(T):
-    """With eta 1 at zero terminal SNR nothing of eps stays: 1 - abar_prev - sigma^2 is 0, or just below."""
+    """With eta 1 at zero terminal SNR nothing of eps stays: 1 - alpha_bar_prev - sigma^2 is 0, or just below."""
     schedule = rescale_zero_terminal_snr(linear_schedule(T, prediction_type="sample"))
     x0, z = normal(0), normal(2)
     x_prev = steps.ddim_step(schedule, x0, normal(1), T - 1, T - 2, 1.0, z)
@@ -76,7 +76,7 @@ def test_ddim_with_eta_1_is_ddpm():
     for t in (0, 1, 500, 999):
         ddim = steps.ddim_step(LINEAR, eps_hat, x_t, t, t - 1, 1.0, z)
         ddpm = steps.p_sample(LINEAR, eps_hat, x_t, t, z)
-        # Each sums three terms below 8, sqrt(abar_prev) x0_hat among them: 6 roundings of 5e-7.
+        # Each sums three terms below 8, sqrt(alpha_bar_prev) x0_hat among them: 6 roundings of 5e-7.
         np.testing.assert_allclose(ddim, ddpm, rtol=0, atol=3e-6)
 
 

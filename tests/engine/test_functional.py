@@ -9,9 +9,10 @@ import torch.nn.functional as T
 from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, nhwc
 
 from minidiff.engine import functional as F
-from minidiff.engine import gaussian, losses
+from minidiff.engine import losses
+from minidiff.engine.gaussian import kl_divergence, reparameterised_sample
 from minidiff.engine.losses import cross_entropy, mse
-from minidiff.engine.pooling import avg_pool, mean_pixel
+from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Tensor
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
@@ -104,17 +105,18 @@ LINES = [
     ("upsample_nearest", F.upsample_nearest, upsample, {"x": X}),
     ("upsample_nearest, cropped", partial(F.upsample_nearest, size=(11, 10)), lambda x: upsample(x)[:, :11], {"x": X}),
     ("avg_pool", avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
-    ("mean_pixel", mean_pixel, lambda x: x.mean((1, 2)), {"x": X}),
+    ("mean_pixel", global_avg_pool, lambda x: x.mean((1, 2)), {"x": X}),
     ("split", weighted_halves, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
     ("mse", partial(mse, target=TARGET), squared_error, {"prediction": X}),
     ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared_error, weight=WEIGHT),
      {"prediction": X}),
-    ("draw", partial(gaussian.draw, eps=EPS), gaussian_sample, {"mean": ROWS, "log_variance": LOG_VARIANCE}),
-    ("draw, clipped", partial(gaussian.draw, eps=EPS), gaussian_sample, {"mean": ROWS, "log_variance": BEYOND}),
-    ("divergence", gaussian.divergence, kl, {"mean": ROWS, "log_variance": LOG_VARIANCE}),
-    ("divergence, clipped", gaussian.divergence, kl, {"mean": ROWS, "log_variance": BEYOND}),
+    ("sample", partial(reparameterised_sample, eps=EPS), gaussian_sample, {"mean": ROWS, "log_variance": LOG_VARIANCE}),
+    ("sample, clipped", partial(reparameterised_sample, eps=EPS), gaussian_sample,
+     {"mean": ROWS, "log_variance": BEYOND}),
+    ("divergence", kl_divergence, kl, {"mean": ROWS, "log_variance": LOG_VARIANCE}),
+    ("divergence, clipped", kl_divergence, kl, {"mean": ROWS, "log_variance": BEYOND}),
     ("cross_entropy", partial(cross_entropy, labels=INDEX), cross_entropy_of, {"logits": draw(4, 5, scale=20)}),
 ]  # fmt: skip
 CASES = [
@@ -183,8 +185,8 @@ WRONG = {
     "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
     "mse: prediction": lambda t: mse(t(2, 3), draw(1, 3)),
     "mse: weight": lambda t: mse(t(2, 3), draw(2, 3), draw(4, 2, 1)),
-    "draw: shapes": lambda t: gaussian.draw(t(2, 3), t(2, 3), draw(1, 3)),
-    "divergence: shapes": lambda t: gaussian.divergence(t(2, 3), t(2, 1)),
+    "draw: shapes": lambda t: reparameterised_sample(t(2, 3), t(2, 3), draw(1, 3)),
+    "divergence: shapes": lambda t: kl_divergence(t(2, 3), t(2, 1)),
     "cross_entropy: logits": lambda t: cross_entropy(t(2, 3), np.array([0])),
     "cross_entropy: logits .* float": lambda t: cross_entropy(t(2, 3), np.zeros(2)),
     "linear: the input has 3 channels": lambda t: F.linear(t(2, 3), t(5, 4)),

@@ -3,7 +3,7 @@ import pytest
 from small_runs import bars
 
 from minidiff.data.dataset import from_arrays
-from minidiff.evaluation.feature_classifier import Seen
+from minidiff.evaluation.feature_classifier import Classified
 from minidiff.evaluation.prompt_agreement import agreement, nearest_captions
 
 WIDE = np.array([[1000, 0], [-1000, 0], [990, 3], [-990, 3]], np.float32)  # the second feature varies by little
@@ -12,8 +12,8 @@ WIDE = np.array([[1000, 0], [-1000, 0], [990, 3], [-990, 3]], np.float32)  # the
 class Eyes:
     """A judge whose features are two numbers that are hidden in a picture's first pixel."""
 
-    def look(self, images):
-        return Seen(images, WIDE[images[:, 0, 0, 0] % 4] + images[:, 0, 0, 1:2], np.zeros(len(images), int))
+    def classify(self, images):
+        return Classified(images, WIDE[images[:, 0, 0, 0] % 4] + images[:, 0, 0, 1:2], np.zeros(len(images), int))
 
 
 def hidden(numbers):
@@ -50,6 +50,6 @@ def test_captions_of_a_judge_that_was_trained(monkeypatch):
     plain = bars(200)
     images = plain.take(np.arange(200))
     train = from_arrays("bars", images, plain.labels, plain.classes, captions=tuple(map(str, range(200))))
-    learned = feature_classifier.learn(train, bars(10, seed=1), "numpy", lambda: None)
+    learned = feature_classifier.train_classifier(train, bars(10, seed=1), "numpy", lambda: None)
     _, first = np.unique(images.reshape(200, -1), axis=0, return_index=True)  # each picture once
     assert nearest_captions(images[first], train, learned) == tuple(map(str, first))

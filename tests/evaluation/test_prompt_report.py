@@ -10,8 +10,8 @@ from small_runs import go_on, refused
 from small_text import bars, new_text_run
 
 from minidiff.data import open_dataset
-from minidiff.data.dataset import part_of
-from minidiff.data.imaging import save
+from minidiff.data.dataset import subset
+from minidiff.data.imaging import save_image
 from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import feature_classifier, prompt_agreement, report
 from minidiff.formats.stable_diffusion import load_pipeline
@@ -25,14 +25,14 @@ def small(tmp_path, monkeypatch):
     for name, value in {"FEWEST": 10, "MOST": 10, "BATCH": 8, "WORTH": 20}.items():
         monkeypatch.setattr(feature_classifier, name, value)
     monkeypatch.setattr(feature_classifier, "user_cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(report, "LEAST", 4)
+    monkeypatch.setattr(report, "MIN_IMAGES", 4)
     monkeypatch.setattr(prompt_agreement, "BATCH", 3)
     dataset = bars(50)
     lines = ["file_name,text"]
     for i, (image, caption) in enumerate(zip(dataset.take(np.arange(50)), dataset.captions, strict=True)):
         name = f"{caption.split()[-1]}/{i:02d}.png"
         (tmp_path / "bars" / name).parent.mkdir(parents=True, exist_ok=True)
-        save(Image.fromarray(image), tmp_path / "bars" / name)
+        save_image(Image.fromarray(image), tmp_path / "bars" / name)
         lines.append(f'{name},"{caption}"')
     (tmp_path / "bars" / "captions.csv").write_text("\n".join(lines))
     go_on(new_text_run(tmp_path / "run"), 2, dataset=dataset)
@@ -86,10 +86,10 @@ def test_a_flat_folder_with_the_classifier_of_other_data(run, tmp_path):
 def test_real_pictures_are_taken_for_what_they_are(tmp_path):
     """Drawings that are the training pictures themselves: all right, and in the order of their side."""
     train = bars(40)
-    learned = feature_classifier.learn(train, train, "numpy", lambda: None)
+    learned = feature_classifier.train_classifier(train, train, "numpy", lambda: None)
     images = train.take(np.arange(40))
-    right = prompt_agreement.Drawn(train.captions, images)
-    wrong = prompt_agreement.Drawn(train.captions, np.roll(images, 1, axis=0))  # another colour, the other way
+    right = prompt_agreement.PromptSamples(train.captions, images)
+    wrong = prompt_agreement.PromptSamples(train.captions, np.roll(images, 1, axis=0))  # another colour, the other way
     assert prompt_agreement.figures({"a": wrong, "b": right}, train, learned) == {
         "a": {"name": 0.0},
         "b": {"name": 1.0},
@@ -100,17 +100,17 @@ def test_tones_are_looked_for_where_prompts_name_them():
     people = open_dataset("emoji", split="test")
     whole = open_dataset("emoji")
     students = [i for i, caption in enumerate(whole.captions) if caption.startswith("man student,")]
-    train = part_of(whole, np.array(students))  # in five tones
+    train = subset(whole, np.array(students))  # in five tones
 
     class Eyes:
-        def look(self, images):
-            return feature_classifier.Seen(
+        def classify(self, images):
+            return feature_classifier.Classified(
                 images, images.reshape(len(images), -1)[:, ::41].astype(float), np.zeros(len(images))
             )
 
-    some = part_of(people, np.arange(20))
+    some = subset(people, np.arange(20))
     shares = prompt_agreement.figures(
-        {"real": prompt_agreement.Drawn(some.captions, some.take(np.arange(20)))}, train, Eyes()
+        {"real": prompt_agreement.PromptSamples(some.captions, some.take(np.arange(20)))}, train, Eyes()
     )
     assert shares["real"]["tone"] >= 0.9 and set(shares["real"]) == {"name", "tone", "both"}
 
@@ -118,9 +118,9 @@ def test_tones_are_looked_for_where_prompts_name_them():
 def test_batches_are_drawn_as_one_after_the_other_from_the_seed(tmp_path):
     parts, way, ticks = load_pipeline(tmp_path / "run", "numpy"), Sampler("ddim"), []
     asked = ["red bar, lying", "blue bar, standing", "green bar, lying", "red bar, standing"]
-    drawn = prompt_agreement.draw(parts, asked, 2.0, 3, way, 5, lambda: ticks.append(1))
+    drawn = prompt_agreement.sample_prompts(parts, asked, 2.0, 3, way, 5, lambda: ticks.append(1))
     assert drawn.prompts == asked and drawn.images.shape == (4, 8, 8, 3)
-    assert len(ticks) == prompt_agreement.ticks(asked, 3) == 6
+    assert len(ticks) == prompt_agreement.num_evaluations(asked, 3) == 6
     rng = np.random.default_rng(5)
     for part, start in ((asked[:3], 0), (asked[3:], 3)):
         again = text_to_image(parts, part, "", 2.0, 3, rng, sampler=way)

@@ -10,8 +10,15 @@ from small_runs import bars, idx_set, refused
 
 from minidiff.data.dataset import from_arrays
 from minidiff.evaluation import report
-from minidiff.evaluation.feature_classifier import Seen
-from minidiff.evaluation.report import closest, export, feature_figures, neighbours, open_real, pixel_figures
+from minidiff.evaluation.feature_classifier import Classified
+from minidiff.evaluation.report import (
+    export,
+    feature_figures,
+    nearest_sheet,
+    neighbours,
+    open_real_images,
+    pixel_figures,
+)
 
 
 def all_of(dataset):
@@ -26,7 +33,7 @@ def test_a_set_with_a_test_split(tmp_path):
     """The reference is the same half of the test split for every n, the baseline is of the other half."""
     idx_set(idx_set(tmp_path / "data", n=40), n=60, prefix="t10k")
     data = str(tmp_path / "data")
-    real, more = open_real(data, (4, 4, 1), 20), open_real(data, (4, 4, 1), 1000)
+    real, more = open_real_images(data, (4, 4, 1), 20), open_real_images(data, (4, 4, 1), 1000)
     assert [len(part) for part in (real.train, real.test, real.reference, real.baseline)] == [40, 60, 30, 20]
     assert len(more.baseline) == 30
     np.testing.assert_array_equal(all_of(more.reference), all_of(real.reference))
@@ -38,17 +45,17 @@ def test_a_set_with_a_test_split(tmp_path):
 
 def test_a_set_without_one(tmp_path):
     """Every tenth picture is neither learned from nor compared with."""
-    real = open_real(str(idx_set(tmp_path / "data", n=165)), (4, 4, 1), 1000)
+    real = open_real_images(str(idx_set(tmp_path / "data", n=165)), (4, 4, 1), 1000)
     assert [len(part) for part in (real.train, real.test, real.reference, real.baseline)] == [149, 16, 149, 16]
     assert not rows(all_of(real.train)) & rows(all_of(real.test))
     assert rows(all_of(real.test)) == rows(all_of(real.baseline))
     few = str(idx_set(tmp_path / "few", n=150))
-    refused(open_real, few, (4, 4, 1), 9, match="few: its 150 pictures are too few .*; 160")
+    refused(open_real_images, few, (4, 4, 1), 9, match="few: its 150 pictures are too few .*; 160")
 
 
 def test_labels_go_with_their_pictures(tmp_path):
     idx_set(idx_set(tmp_path / "data", n=40), n=60, prefix="t10k")
-    real = open_real(str(tmp_path / "data"), (4, 4, 1), 30)
+    real = open_real_images(str(tmp_path / "data"), (4, 4, 1), 30)
     label = dict(zip((image.tobytes() for image in all_of(real.test)), real.test.labels, strict=True))
     for part in (real.reference, real.baseline):
         assert [label[image.tobytes()] for image in all_of(part)] == part.labels.tolist()
@@ -56,9 +63,15 @@ def test_labels_go_with_their_pictures(tmp_path):
 
 def test_pictures_of_another_shape(tmp_path):
     data = str(idx_set(tmp_path / "data", n=200))
-    refused(open_real, data, (8, 8, 1), 20, match="data: its pictures are 4x4, not of size 8")
-    refused(open_real, data, (4, 4, 3), 20, match=r"its pictures are \(4, 4, 1\), and \(4, 4, 3\) are to be evaluated")
-    refused(open_real, data, (4, 8, 1), 20, match=r"its pictures are \(4, 4, 1\), and \(4, 8, 1\)")
+    refused(open_real_images, data, (8, 8, 1), 20, match="data: its pictures are 4x4, not of size 8")
+    refused(
+        open_real_images,
+        data,
+        (4, 4, 3),
+        20,
+        match=r"its pictures are \(4, 4, 1\), and \(4, 4, 3\) are to be evaluated",
+    )
+    refused(open_real_images, data, (4, 8, 1), 20, match=r"its pictures are \(4, 4, 1\), and \(4, 8, 1\)")
 
 
 # Figures
@@ -67,7 +80,7 @@ def test_pictures_of_another_shape(tmp_path):
 def seen(n, seed, shift=0.0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8)
-    return Seen(images, (rng.standard_normal((n, 6)) + shift).astype(np.float32), rng.integers(0, 3, n))
+    return Classified(images, (rng.standard_normal((n, 6)) + shift).astype(np.float32), rng.integers(0, 3, n))
 
 
 def test_figures_of_a_set_against_itself():
@@ -120,7 +133,9 @@ def test_a_set_in_order_counts_as_a_whole():
 
 
 def test_agreement_is_by_class():
-    one = Seen(np.zeros((20, 1, 1, 1), np.uint8), np.random.default_rng(0).standard_normal((20, 2)), np.arange(20) % 2)
+    one = Classified(
+        np.zeros((20, 1, 1, 1), np.uint8), np.random.default_rng(0).standard_normal((20, 2)), np.arange(20) % 2
+    )
     asked = np.array([0] * 4 + [2] * 16)
     found = feature_figures(one, one, asked, ("a", "b", "c"), seed=0)
     assert found["agreement"] == {"a": 0.5, "c": 0}
@@ -148,7 +163,7 @@ def test_the_sheet_of_the_closest(monkeypatch):
     train = from_arrays("grey", np.full((7, 4, 4, 1), 200, np.uint8), np.zeros(7, int), ("grey",))
     images = np.arange(10, 18, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(4, 1).repeat(4, 2)
     distances = np.array([5.0, 1, 4, 8, 2, 7, 3, 6])
-    pixels = np.asarray(closest(images, np.arange(8) % 7, distances, train))
+    pixels = np.asarray(nearest_sheet(images, np.arange(8) % 7, distances, train))
     assert pixels.shape == (2 * 100 + 4, 8 * 100 + 4, 3)
     assert pixels[50, 50::100, 0].tolist() == [11, 200, 14, 200, 16, 200, 12, 200]
     assert pixels[150, 50:250:100, 0].tolist() == [10, 200]

@@ -12,7 +12,7 @@ from against_torch import draw
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
 from minidiff.engine.losses import cross_entropy, mse
-from minidiff.engine.pooling import avg_pool, mean_pixel
+from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Function, Tensor, no_grad
 from minidiff.models import unet
 from minidiff.models.config import UNetConfig
@@ -74,7 +74,7 @@ OPS = {
     "concat": (F.concat, [IMAGE, (2, 5, 4, 3)]),
     "embedding": (lambda table: F.embedding(table, np.array([1, 3, 1])), [(4, 5)]),
     "dropout": (lambda x: F.dropout(x, 0.5, np.random.default_rng(0)), [(4, 6)]),
-    "mean_pixel": (mean_pixel, [IMAGE]),
+    "mean_pixel": (global_avg_pool, [IMAGE]),
     "cross_entropy": (lambda x: cross_entropy(x, np.array([1, 3, 1])), [(3, 4)]),
     "mse": (lambda x: mse(x, draw(2, 3, 1, 1), draw(2, 1, 1, 1) ** 2), [(2, 3, 1, 1)]),
 }

@@ -80,9 +80,9 @@ def papers_loss(objective, scale, x0, eps, t):
         return (total / (0.5 * t) ** 2 * (D - x0) ** 2).mean()
     if objective == "flow":  # Liu et al. 2022, eq. 1
         return ((scale * ((1 - t) * x0 + t * eps) - (eps - x0)) ** 2).mean()
-    abar = torch.tensor(linear_schedule().alphas_cumprod)[t]
-    x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
-    v = abar.sqrt() * eps - (1 - abar).sqrt() * x0
+    alpha_bar = torch.tensor(linear_schedule().alphas_cumprod)[t]
+    x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
     return ((scale * x_t - {"epsilon": eps, "sample": x0, "v_prediction": v}[objective]) ** 2).mean()
 
 
@@ -91,7 +91,7 @@ def test_losses_and_gradients_are_torchs(objective):
     rng = np.random.default_rng(3)
     x0, eps = (rng.standard_normal((4, 6, 6, 3), dtype=np.float32) for _ in range(2))
     schedule = {"edm": md.EDM(), "flow": md.Flow()}.get(objective) or linear_schedule(prediction_type=objective)
-    t = schedule.draw(rng, 4)
+    t = schedule.sample_t(rng, 4)
     backend = get_backend("numpy")
     scale = Tensor(np.array([0.7], np.float32), backend, requires_grad=True)
     loss = md.training_loss(

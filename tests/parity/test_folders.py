@@ -55,7 +55,7 @@ def config(request):
 def same_output(ours, theirs):
     """Both networks agree on pictures of noise, at the first and the last t and one between."""
     rng = np.random.default_rng(0)
-    x_t = rng.standard_normal((3, *ours.picture_shape), dtype=np.float32)
+    x_t = rng.standard_normal((3, *ours.image_shape), dtype=np.float32)
     t = np.array([0, 17, 999])
     labels = None if ours.config.num_class_embeds is None else np.array([0, 3, 1])
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_the_round_trip(tmp_path, monkeypatch):
 
     def losses(unet):
         optimizer = md.AdamW(unet.parameters(), lr=1e-3)
-        x0 = np.random.default_rng(0).uniform(-1, 1, (4, *unet.picture_shape)).astype(np.float32)
+        x0 = np.random.default_rng(0).uniform(-1, 1, (4, *unet.image_shape)).astype(np.float32)
         schedule = md.load_schedule(tmp_path / "theirs")
         return [md.train_step(unet, schedule, optimizer, x0, np.random.default_rng(k)).loss for k in range(10)]
 

@@ -137,7 +137,7 @@ def test_p_sample(prediction_type, variance, clip, t):
     generator, z = from_seed(2)
     x_prev = scheduler.step(torch.from_numpy(eps_hat), t, torch.from_numpy(x_t), generator).prev_sample
     ours = p_sample(schedule, eps_hat, x_t, t, z, variance, 1.0 if clip else None)
-    # diffusers has beta from 1 - abar / abar_prev, 1e-4 +- 1e-16: 1e-12 relative, of numbers below 10.
+    # diffusers has beta from 1 - alpha_bar / alpha_bar_prev, 1e-4 +- 1e-16: 1e-12 relative, of numbers below 10.
     np.testing.assert_allclose(ours, x_prev, rtol=0, atol=1e-11)
 
 
@@ -175,7 +175,7 @@ def test_ddim_step(prediction_type, clip, eta, zero_snr):
         arrays = torch.from_numpy(eps_hat), t, torch.from_numpy(x_t)
         x_prev = scheduler.step(*arrays, eta=eta, variance_noise=torch.from_numpy(z)).prev_sample
         ours = ddim_step(schedule, eps_hat, x_t, t, t_prev, eta, z, 1.0 if clip else None)
-        # The root of 1 - abar_prev - sigma^2 may be one of a difference that is all rounding: sqrt(1e-16).
+        # The root of 1 - alpha_bar_prev - sigma^2 may be one of a difference that is all rounding: sqrt(1e-16).
         np.testing.assert_allclose(ours, x_prev, rtol=0, atol=1e-11 if eta < 1 else 1e-7)
 
 
@@ -227,7 +227,7 @@ def test_whole_ddpm_walk_with_diffusers_as_it_is():
     schedule = linear_schedule()
     scheduler = theirs(DDPMScheduler, schedule, exact=False)
     *_, (_, x_t, _) = walk_both(schedule, scheduler, 1000)
-    # Its beta is 1 - abar / abar_prev in float32, off by 1.2e-7. Near the end, where beta is 1e-4, that moves
+    # Its beta is 1 - alpha_bar / alpha_bar_prev in float32, off by 1.2e-7. Near the end, where beta is 1e-4, that moves
     # sigma by 6e-6 and x_t by 2.4e-5 (z < 4); some fifty such steps add up at random to seven times that.
     np.testing.assert_allclose(*x_t, rtol=0, atol=7 * 2.4e-5)
 

@@ -70,10 +70,10 @@ def torch_losses():
     optimizer = torch.optim.AdamW(parameters, lr=LR)
     for x0, t, eps, ids in batches():
         x0, t, eps = nchw(torch.tensor(x0)), torch.tensor(t), nchw(torch.tensor(eps))
-        abar = alphas_cumprod[t].float()[:, None, None, None]
+        alpha_bar = alphas_cumprod[t].float()[:, None, None, None]
         optimizer.zero_grad()
         heard = text(torch.tensor(ids)).last_hidden_state
-        eps_hat = net(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t, heard).sample
+        eps_hat = net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, t, heard).sample
         loss = torch.nn.functional.mse_loss(eps_hat, eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -46,9 +46,9 @@ def torch_losses():
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
     for x0, t, eps in batches():
         x0, t, eps = nchw(torch.tensor(x0)), torch.tensor(t), nchw(torch.tensor(eps))
-        abar = alphas_cumprod[t].float()[:, None, None, None]
+        alpha_bar = alphas_cumprod[t].float()[:, None, None, None]
         optimizer.zero_grad()
-        eps_hat = net(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t).sample
+        eps_hat = net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, t).sample
         loss = torch.nn.functional.mse_loss(eps_hat, eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -139,14 +139,14 @@ def with_their_tables(schedule, scheduler):
 
 
 def ddpm_twin(schedule, ts):
-    """What diffusers' DDPM step makes of alphas_cumprod, in float32: beta = 1 - abar / abar_prev loses most digits."""
+    """The tables of diffusers' DDPM step, in float32: beta = 1 - alpha_bar / alpha_bar_prev loses most digits."""
     short = respace(schedule, ts)
-    abar = schedule.alphas_cumprod[ts][::-1].astype(np.float32)
-    prev = np.append(np.float32(1), abar[:-1])
-    alphas = abar / prev
+    alpha_bar = schedule.alphas_cumprod[ts][::-1].astype(np.float32)
+    prev = np.append(np.float32(1), alpha_bar[:-1])
+    alphas = alpha_bar / prev
     betas = 1 - alphas
-    posterior = (1 - prev) / (1 - abar) * betas
-    set_table(short, alphas_cumprod=abar, alphas_cumprod_prev=prev, alphas=alphas, betas=betas)
+    posterior = (1 - prev) / (1 - alpha_bar) * betas
+    set_table(short, alphas_cumprod=alpha_bar, alphas_cumprod_prev=prev, alphas=alphas, betas=betas)
     set_table(short, posterior_variance=posterior)
     return short
 
@@ -339,7 +339,7 @@ def test_on_the_cosine_schedule_we_are_closer_to_the_truth(name, steps, spacing,
     schedule, sampler = schedule_from_config(config), sampler_from_config(config)
     theirs, own = their_walk(scheduler, steps, monkeypatch), our_walk(schedule, sampler, steps)
     rng = Noise()
-    start = np.float32(noise_levels.levels(schedule, steps, sampler).start) * rng.standard_normal()
+    start = np.float32(noise_levels.noise_levels(schedule, steps, sampler).start) * rng.standard_normal()
     exact = reverse.sample(toy_model, schedule, SHAPE, rng, steps, sampler, x_T=start.astype(np.float64))
     truth = [x_t for _, x_t, _ in exact]
     assert max(distances(own, truth)) <= min(1e-4, 1.5 * max(distances(theirs, truth)) + 2e-6)

@@ -10,8 +10,8 @@ from small_pipeline import saved
 from small_runs import go_on, new_run, tree
 from small_text import bars, new_text_run
 
-from minidiff.data.captioned_sheet import captioned
-from minidiff.data.imaging import load, sheet, to_float, to_uint8
+from minidiff.data.captioned_sheet import captioned_sheet
+from minidiff.data.imaging import load_image, sheet, to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.sampling import setup
@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     """Runs of 6 steps with three checkpoints, of which the second is the best."""
     folder, losses = tmp_path_factory.mktemp("trained"), iter([0.2, 0.1, 0.3] * 2)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "probe", lambda run, dataset: next(losses))
+        patched.setattr(loop, "validation_loss", lambda run, dataset: next(losses))
         go_on(new_run(folder / "unet", steps=6), 2, keep=3)
         go_on(new_text_run(folder / "text", steps=6), 2, dataset=bars(), keep=3)
     return folder
@@ -108,8 +108,8 @@ def by_class():
 
 @pytest.mark.parametrize("n, counts", [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (12, [4, 4, 4])])
 def test_as_many_images_as_were_asked_for(n, counts, by_class):
-    unet = setup.drawable(Path("classes"), "numpy")
-    labels = setup.asked(Path("classes"), unet, "all", n)
+    unet = setup.load_image_unet(Path("classes"), "numpy")
+    labels = setup.class_labels(Path("classes"), unet, "all", n)
     assert len(labels) == n and (np.diff(labels) >= 0).all()
     np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], counts)
     if n % 3 == 0:
@@ -120,12 +120,12 @@ def test_a_row_for_each_class_also_of_an_uneven_number(images, run, by_class):
     got = images("classes", "--class", "all", "--n", 4, "--out", "sheet.png")
     assert len(got) == 4
     want = sheet(got, columns=2, cells=[0, 1, 2, 4])
-    np.testing.assert_array_equal(load("sheet.png"), np.asarray(want))
+    np.testing.assert_array_equal(load_image("sheet.png"), np.asarray(want))
     for command in (["redraw", "classes", "image.png"], ["fill", "classes", "image.png", "left.png"]):
         assert run(*command, "--class", "all", "--n", 4, "--out", "edits.png", *QUICK)[0] == 0
-        assert load("edits.png").shape == np.asarray(sheet(np.zeros((5, 4, 4, 1), np.uint8))).shape
+        assert load_image("edits.png").shape == np.asarray(sheet(np.zeros((5, 4, 4, 1), np.uint8))).shape
     assert run("between", "classes", "--class", "all", "--n", 4, "--out", "row.png", *QUICK)[0] == 0
-    assert load("row.png").shape == np.asarray(sheet(got, columns=4)).shape
+    assert load_image("row.png").shape == np.asarray(sheet(got, columns=4)).shape
 
 
 def test_long_rows_follow_one_another():
@@ -144,7 +144,7 @@ def test_several_prompts(images):
     assert got.shape == (6, 8, 8, 3)
     np.testing.assert_array_equal(got[:2], images("text", *PROMPT, "--n", 2))
     captions = ["red bar"] * 2 + ["green bar"] * 2 + ["blue bar"] * 2
-    np.testing.assert_array_equal(load("rows.png"), np.asarray(captioned(got, captions, 2)))
+    np.testing.assert_array_equal(load_image("rows.png"), np.asarray(captioned_sheet(got, captions, 2)))
     np.testing.assert_array_equal(images("text", *PROMPT, "--prompt", "green bar", "--n", 2), got[:4])
 
 
@@ -164,7 +164,7 @@ def test_single_files_in_a_folder(images, folder, more):
         sorted(tree(Path("new/images"))) == ["00000.png", "00001.png", "00002.png"] and not Path("sheet.png").exists()
     )
     for i, image in enumerate(got):
-        np.testing.assert_array_equal(load(f"new/images/{i:05d}.png", image.shape[-1]), image)
+        np.testing.assert_array_equal(load_image(f"new/images/{i:05d}.png", image.shape[-1]), image)
     images(folder, *more, "--folder", "other", "--out", "both.png")
     assert Path("both.png").is_file() and Path("other/00000.png").is_file()
 
@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_filled(run, refused, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minidiff.data.imaging.save", full)
+    monkeypatch.setattr("minidiff.data.imaging.save_image", full)
     refused("sample", "unet", "--n", 3, "--folder", "images", *QUICK, match="No space left on device")
 
 
@@ -196,7 +196,7 @@ def sheet_of(*images):
 def test_edits_with_a_prompt(run, latent):
     """The very images of the functions, by DDIM; the original comes first."""
     new_text_run(Path("again"), latent=latent)
-    parts, x0 = load_pipeline("again", "numpy"), to_float(load("image.png")[None])
+    parts, x0 = load_pipeline("again", "numpy"), to_float(load_image("image.png")[None])
     mask = np.arange(8).reshape(1, 8, 1).repeat(8, 0) < 4
     more = ("again", "image.png", "--n", 2, *PROMPT, "--negative-prompt", "blue", "--guidance", 3)
     rest = "blue", 3.0, 4
@@ -206,12 +206,12 @@ def test_edits_with_a_prompt(run, latent):
     quick = ("--steps", 4, *QUICK[2:])
     code, out, err = run("redraw", *more, "--strength", 0.8, *quick)
     assert (code, err) == (0, "") and "6/6" in out
-    np.testing.assert_array_equal(load("sheet.png"), sheet_of(x0, *want))
+    np.testing.assert_array_equal(load_image("sheet.png"), sheet_of(x0, *want))
     rng = np.random.default_rng(0)
     want = [inpaint(parts, ["red bar"], x0, mask, *rest, rng, sampler) for _ in range(2)]
     code, out, err = run("fill", more[0], more[1], "left.png", *more[2:], *quick)
     assert (code, err) == (0, "") and "8/8" in out
-    np.testing.assert_array_equal(load("sheet.png"), sheet_of(x0, *want))
+    np.testing.assert_array_equal(load_image("sheet.png"), sheet_of(x0, *want))
 
 
 def test_a_stable_diffusion_folder_can_be_edited_with(run, tmp_path):

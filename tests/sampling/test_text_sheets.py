@@ -12,26 +12,28 @@ from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.text_unet import Attention, TextUNet
 from minidiff.sampling import text_sheets
 from minidiff.sampling.text_sheets import (
-    Asked,
+    PromptSettings,
     attention_maps,
-    noted,
-    over_guidance,
-    over_time,
-    spans,
-    swaps,
-    word_by_word,
+    guidance_sheet,
+    recorded_attention,
+    token_spans,
+    training_sheet,
+    word_swap_sheet,
+    word_swaps,
 )
 from minidiff.training import state
 from minidiff.training.text_run import TextRun
 
-ASKED = Asked("red bar, lying", 2.0, 2)
+ASKED = PromptSettings("red bar, lying", 2.0, 2)
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """What is put on sheets: pictures and captions."""
     sheets = []
-    monkeypatch.setattr(text_sheets, "captioned", lambda images, captions, columns: sheets.append((images, captions)))
+    monkeypatch.setattr(
+        text_sheets, "captioned_sheet", lambda images, captions, columns: sheets.append((images, captions))
+    )
     return sheets
 
 
@@ -42,27 +44,27 @@ def parts(tmp_path):
 
 
 def test_words_are_swapped_one_by_one():
-    assert swaps("a red bar", "a blue hat") == ["a red bar", "a blue bar", "a blue hat"]
-    assert swaps("same", "same") == ["same"]
-    refused(swaps, "a red bar", "hat", match="--to has 1 words and --prompt 3: give as many")
+    assert word_swaps("a red bar", "a blue hat") == ["a red bar", "a blue bar", "a blue hat"]
+    assert word_swaps("same", "same") == ["same"]
+    refused(word_swaps, "a red bar", "hat", match="--to has 1 words and --prompt 3: give as many")
 
 
 def test_words_have_their_places():
     """red</w> is one token, b a r</w> three, the comma one, li y i ng</w> four; what is beyond the last is nowhere."""
     words = ["red", "bar,", "lying"]
-    assert spans(tokenizer(), words) == [slice(1, 2), slice(2, 6), slice(6, 9)]
+    assert token_spans(tokenizer(), words) == [slice(1, 2), slice(2, 6), slice(6, 9)]
     ids = tokenizer().encode("red bar, lying")
     assert [len(tokenizer().encode(word)) for word in words] == [1, 4, 4] and len(ids) == 9
-    assert spans(tokenizer(), ["lying"] * 4) == [slice(1, 5), slice(5, 9), slice(9, 9), slice(9, 9)]
+    assert token_spans(tokenizer(), ["lying"] * 4) == [slice(1, 5), slice(5, 9), slice(9, 9), slice(9, 9)]
 
 
 def test_every_picture_begins_as_the_same_noise(parts, shown, tmp_path):
-    over_guidance(parts, ASKED)
+    guidance_sheet(parts, ASKED)
     (images, captions), others = shown[0], shown
     assert captions[0] == "guidance 1" and captions[-1] == "guidance 10" and len(images) == 10
     np.testing.assert_array_equal(images[1], ASKED.draw(parts)[0])
     assert (images[9] != images[0]).any()
-    word_by_word(parts, ASKED, "blue bar, lying")
+    word_swap_sheet(parts, ASKED, "blue bar, lying")
     assert others[1][1] == ["red bar, lying", "blue bar, lying"]
     np.testing.assert_array_equal(others[1][0][0], images[1])
     assert (others[1][0][1] != images[1]).any()
@@ -70,7 +72,7 @@ def test_every_picture_begins_as_the_same_noise(parts, shown, tmp_path):
 
 def test_over_time_each_state_draws_as_it_did(parts, shown, tmp_path):
     """The last of them is what the folder draws."""
-    over_time(ASKED, state.open_kept(tmp_path / "run", TextRun))
+    training_sheet(ASKED, state.open_kept(tmp_path / "run", TextRun))
     images, captions = shown[0]
     assert captions == ["step 4", "step 6", "step 8"]
     np.testing.assert_array_equal(images[2], ASKED.draw(parts)[0])
@@ -96,14 +98,14 @@ def test_what_is_noted_is_the_attention(backend):
 def test_notes_are_taken_within_the_block_only(parts):
     """Of each of the four layers at each of two steps; what is drawn is the same."""
     before = ASKED.draw(parts)
-    with noted(parts.unet) as notes:
+    with recorded_attention(parts.unet) as notes:
         np.testing.assert_array_equal(ASKED.draw(parts), before)
     assert len(notes) == 4 * 2 and all(note.shape == (64, 10) for note in notes)
     np.testing.assert_allclose([note.sum(1) for note in notes], 1, rtol=1e-5)
     assert (notes[0] != notes[-1]).any()
     ASKED.draw(parts)
     assert len(notes) == 8
-    with pytest.raises(ZeroDivisionError), noted(parts.unet):
+    with pytest.raises(ZeroDivisionError), recorded_attention(parts.unet):
         1 / 0  # noqa: B018
     assert all(isinstance(block.attn2, Attention) for block in text_sheets._blocks(parts.unet))
     assert (

@@ -15,8 +15,8 @@ from minidiff.errors import MinidiffError
 from minidiff.training import state
 from minidiff.training import validation as probing
 from minidiff.training.checkpoints import best_file, link, read_losses, state_file, step_file
-from minidiff.training.checkpoints import kept as states
-from minidiff.training.validation import probe
+from minidiff.training.checkpoints import kept_states as states
+from minidiff.training.validation import validation_loss
 
 STEPS = 12
 
@@ -121,7 +121,7 @@ def test_a_truncated_state_falls_back_to_the_one_before(stopped, whole, capsys, 
     said = " ".join(capsys.readouterr().out.split())
     assert "training/state.safetensors: damaged or not safetensors" in said
     assert said.endswith(f"Going back to step {step}, state-00000{step}.safetensors.")
-    state.settle(run)
+    state.roll_back(run)
     assert step_of(state_file(stopped)) == step and max(states(stopped)) == step
     assert list(read_losses(stopped)) == list(range(3, step + 1, 3))
     go_on(reopen(stopped), 3)
@@ -181,7 +181,7 @@ def test_the_best_has_the_lowest_loss(whole):
 )  # fmt: skip
 def test_the_best_stays_when_its_step_is_long_gone(tmp_path, monkeypatch, losses, best):
     values = iter(losses)
-    monkeypatch.setattr("minidiff.training.loop.probe", lambda run, dataset: next(values))
+    monkeypatch.setattr("minidiff.training.loop.validation_loss", lambda run, dataset: next(values))
     go_on(new_run(tmp_path, STEPS), 3, keep=1)
     assert step_of(best_file(tmp_path)) == best and list(states(tmp_path)) == [12]
     assert state.open_best(tmp_path).step == best
@@ -199,7 +199,7 @@ def test_the_best_before_is_given_up_last(tmp_path, monkeypatch):
         if source == step_file(tmp_path, 12):
             done.append(source.name)
 
-    monkeypatch.setattr("minidiff.training.loop.probe", lambda run, dataset: next(values))
+    monkeypatch.setattr("minidiff.training.loop.validation_loss", lambda run, dataset: next(values))
     with monkeypatch.context() as patched, pytest.raises(Lost):
         patched.setattr("minidiff.training.checkpoints.link", lost)
         go_on(new_run(tmp_path, STEPS), 3, keep=1)
@@ -238,8 +238,8 @@ def test_the_probe_is_the_loss_of_the_average(tmp_path):
     run = new_run(tmp_path, 4, dropout=0.5)
     go_on(run)
     own, average, dataset = run.optimizer.p.copy(), run.optimizer.ema.copy(), pictures()
-    measured = probe(run, dataset)
-    assert measured == probe(run, dataset) == read_losses(tmp_path)[4]
+    measured = validation_loss(run, dataset)
+    assert measured == validation_loss(run, dataset) == read_losses(tmp_path)[4]
     np.testing.assert_array_equal(run.optimizer.p, own)
 
     twin = unet_of(run.unet.config)
@@ -254,9 +254,9 @@ def test_the_probe_is_the_loss_of_the_average(tmp_path):
 
 
 def test_the_probe_takes_pictures_from_all_of_the_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "PICTURES", 5)
+    monkeypatch.setattr(probing, "IMAGES", 5)
     run, dataset, taken = new_run(tmp_path), pictures(41), []
-    probe(run, dataclasses.replace(dataset, take=lambda i: taken.append(i) or dataset.take(i)))
+    validation_loss(run, dataclasses.replace(dataset, take=lambda i: taken.append(i) or dataset.take(i)))
     assert taken[0].tolist() == [0, 10, 20, 30, 40]
 
 
@@ -272,14 +272,14 @@ def test_the_probe_asks_by_class_and_weighs_as_the_run(tmp_path, monkeypatch):
         return training_loss(model, schedule, x0, t, eps, cond, weight=weight)
 
     monkeypatch.setattr("minidiff.training.unet_run.training_loss", loss)
-    assert math.isfinite(probe(dataclasses.replace(run, config=config), dataset))
+    assert math.isfinite(validation_loss(dataclasses.replace(run, config=config), dataset))
     assert asked[0][0] == [0, 1] * 5
 
 
 def test_the_probe_measures_what_it_is_given(tmp_path):
     other = pictures(shape=(4, 4, 1), n=3)
     go_on(run := new_run(tmp_path, 4), probed=other)
-    assert read_losses(tmp_path)[4] == probe(run, other) != probe(run, pictures())
+    assert read_losses(tmp_path)[4] == validation_loss(run, other) != validation_loss(run, pictures())
 
 
 def test_the_state_says_how_many_steps_were_skipped(stopped):

@@ -71,7 +71,7 @@ def whole(tmp_path_factory):
 
 
 def hold(folder):
-    with state.only_one(folder):
+    with state.lock_run(folder):
         pass
 
 

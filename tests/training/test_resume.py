@@ -15,7 +15,7 @@ from minidiff.formats.networks import save_network
 from minidiff.models.vae import VAE
 from minidiff.training import loop, start, start_text, state, text_run, unet_run, vae_run
 from minidiff.training.loop import stoppable
-from minidiff.training.state import read_metrics
+from minidiff.training.state import read_log
 
 STEPS = 12
 
@@ -182,7 +182,7 @@ def test_skipped_steps_are_skipped_again(tmp_path, bad_gradients, stop):
     go_on(new_run(tmp_path / "run"), stop_at=stop)
     go_on(reopen(tmp_path / "run"))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
-    losses = read_metrics(tmp_path / "run" / "metrics.csv")[1]
+    losses = read_log(tmp_path / "run" / "metrics.csv")[1]
     assert [k for k, loss in enumerate(losses, start=1) if not np.isfinite(loss)] == [5, 6]
 
 

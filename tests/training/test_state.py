@@ -18,7 +18,7 @@ from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
 from minidiff.training import checkpoints, state, unet_run
-from minidiff.training.state import Metrics, cut_metrics, open_run, read_metrics, state_file
+from minidiff.training.state import TrainingLog, open_run, read_log, state_file, truncate_log
 from minidiff.training.state import new_run as start
 from minidiff.training.train import StepStats, TrainConfig
 from minidiff.training.unet_run import UNetRun
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 def run_folder(trained, tmp_path):
     """A copy of it, with no state to fall back on."""
     folder = shutil.copytree(trained, tmp_path / "run")
-    for path in checkpoints.kept(folder).values():
+    for path in checkpoints.kept_states(folder).values():
         path.unlink()
     return folder
 
@@ -128,7 +128,7 @@ def test_opening_changes_nothing(run_folder):
     before = tree(run_folder)
     run = open_run(run_folder)
     assert tree(run_folder) == before
-    state.settle(run)
+    state.roll_back(run)
     assert (run_folder / "model_index.json").exists() and len(rows(run_folder)) == 4
 
 
@@ -308,7 +308,7 @@ def test_a_log_that_cannot_be_written(run_folder, monkeypatch):
     def full(self, stats, lr):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Metrics, "write", full)
+    monkeypatch.setattr(TrainingLog, "write", full)
     with pytest.raises(MinidiffError, match="No space left on device.*the checkpoint of step 4 is kept"):
         go_on(run)
 
@@ -317,18 +317,18 @@ def test_a_log_that_cannot_be_written(run_folder, monkeypatch):
 
 
 def test_numbers_stand_in_full_precision(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.csv")
+    metrics = TrainingLog(tmp_path / "metrics.csv")
     metrics.write(StepStats(1, [lambda: np.float32(1 / 3)], lambda: np.float64(2) ** 0.5), 1e-3 / 7)
     assert (tmp_path / "metrics.csv").read_text().endswith("\n")  # at once, for those who watch
     metrics.close()
     (line,) = rows(tmp_path)
     assert [float(cell) for cell in line.split(",")] == [1, float(np.float32(1 / 3)), 2**0.5, 1e-3 / 7]
-    assert read_metrics(tmp_path / "metrics.csv") == ([1], [float(np.float32(1 / 3))])
+    assert read_log(tmp_path / "metrics.csv") == ([1], [float(np.float32(1 / 3))])
 
 
 def test_the_log_is_continued(tmp_path):
     for step in (1, 2):
-        metrics = Metrics(tmp_path / "metrics.csv")
+        metrics = TrainingLog(tmp_path / "metrics.csv")
         metrics.write(StepStats(step, [lambda: np.float32(0.5)], lambda: 1.0), 0.1)
         metrics.flush()
         metrics.close()
@@ -347,8 +347,8 @@ LINES = [f"{step},0.{step},1.0,0.1\n" for step in range(1, 7)]
 def test_cut(tmp_path, step, tail):
     path = tmp_path / "metrics.csv"
     path.write_text(log(*LINES) + tail, encoding="utf-8")
-    assert read_metrics(path)[0][:6] == [1, 2, 3, 4, 5, 6]
-    cut_metrics(path, step)
+    assert read_log(path)[0][:6] == [1, 2, 3, 4, 5, 6]
+    truncate_log(path, step)
     assert path.read_text() == log(*LINES[:step])
 
 
@@ -357,7 +357,7 @@ def test_a_log_that_had_not_begun(tmp_path, content):
     path = tmp_path / "metrics.csv"
     if content is not None:
         path.write_text(content)
-    cut_metrics(path, 0)
+    truncate_log(path, 0)
     assert path.read_text() == HEADER
 
 
@@ -375,7 +375,7 @@ def test_a_log_with_a_hole_is_refused_and_kept(tmp_path, content):
         path.write_text(content)
     before = tree(tmp_path)
     with pytest.raises(MinidiffError, match="metrics.csv: ends at step [0-2], the state is at 3"):
-        cut_metrics(path, 3)
+        truncate_log(path, 3)
     assert tree(tmp_path) == before
 
 
@@ -384,37 +384,37 @@ def test_a_log_with_a_hole_is_refused_and_kept(tmp_path, content):
 
 def test_the_lock_keeps_what_is_written_in_a_file_of_its_name(tmp_path):
     (tmp_path / ".lock").write_text("of another program")
-    with state.only_one(tmp_path):
+    with state.lock_run(tmp_path):
         pass
     assert tree(tmp_path) == {".lock": b"of another program"}
 
 
 def test_only_one(tmp_path):
-    with state.only_one(tmp_path / "run"):
+    with state.lock_run(tmp_path / "run"):
         with pytest.raises(MinidiffError, match="another process is training here"):
-            with state.only_one(tmp_path / "run"):
+            with state.lock_run(tmp_path / "run"):
                 pass
-        with state.only_one(tmp_path / "other"):
+        with state.lock_run(tmp_path / "other"):
             pass
-    with state.only_one(tmp_path / "run"):
+    with state.lock_run(tmp_path / "run"):
         pass
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path):
     for folder in (tmp_path / "a" / "b" / "c", tmp_path / "here"):
         (tmp_path / "here").mkdir(exist_ok=True)
-        with pytest.raises(MinidiffError, match="no such data"), state.only_one(folder):
+        with pytest.raises(MinidiffError, match="no such data"), state.lock_run(folder):
             raise MinidiffError("no such data")
     assert tree(tmp_path) == {"here": None}
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):
-    with state.only_one(tmp_path / "run"):
+    with state.lock_run(tmp_path / "run"):
         pass
     before = tree(tmp_path)
-    with pytest.raises(MinidiffError), state.only_one(tmp_path / "run"):
+    with pytest.raises(MinidiffError), state.lock_run(tmp_path / "run"):
         raise MinidiffError("no such data")
-    with pytest.raises(MinidiffError), state.only_one(tmp_path / "new" / "run"):
+    with pytest.raises(MinidiffError), state.lock_run(tmp_path / "new" / "run"):
         (tmp_path / "new" / "run" / "metrics.csv").write_text("")
         raise MinidiffError("the loss is nan")
     assert tree(tmp_path) == {**before, "new": None, "new/run": None, "new/run/metrics.csv": b""}
@@ -424,6 +424,6 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(MinidiffError, match="choose a folder that can be written") as caught:
-        with state.only_one(tmp_path / name):
+        with state.lock_run(tmp_path / name):
             raise AssertionError("it was entered")
     assert "\n" not in str(caught.value)

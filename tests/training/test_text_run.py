@@ -12,7 +12,7 @@ from small_runs import contents, go_on, idx_set, new_run, read_safetensors, refu
 from small_text import bars, new_text_run, tokenizer
 
 import minidiff as md
-from minidiff.data.batches import numbers
+from minidiff.data.batches import batch_indices
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.engine.tensor import Tensor
 from minidiff.formats.stable_diffusion import load_pipeline
@@ -26,7 +26,7 @@ from minidiff.sampling.text_to_image import image_to_image, text_to_image
 from minidiff.training import start, start_text, state, text_run
 from minidiff.training.checkpoints import read_losses
 from minidiff.training.text_run import TextRun
-from minidiff.training.validation import probe
+from minidiff.training.validation import validation_loss
 
 KINDS = {
     "pixels": {}, "latents": {"latent": True}, "frozen": {"frozen": True}, "all": {"latent": True, "frozen": True},
@@ -66,7 +66,7 @@ def test_each_picture_has_its_caption_but_for_those_that_are_dropped(tmp_path):
     dropped = 0
     for step in range(1, 101):
         x0, texts = make_batch(step)
-        index = numbers(len(dataset), step, 4, run.config.seed)
+        index = batch_indices(len(dataset), step, 4, run.config.seed)
         np.testing.assert_array_equal(x0, to_float(dataset.take(index)))
         for i, text in zip(index, texts, strict=True):
             assert (text == ids[i]).all() or (text == empty).all()
@@ -98,7 +98,7 @@ def test_the_probe_asks_for_each_picture_s_own_caption(tmp_path):
     run, dataset = new_text_run(tmp_path), bars()
     go_on(run, dataset=dataset)
     turned = dataclasses.replace(dataset, captions=dataset.captions[::-1])
-    assert read_losses(tmp_path)[8] == probe(run, dataset) != probe(run, turned)
+    assert read_losses(tmp_path)[8] == validation_loss(run, dataset) != validation_loss(run, turned)
 
 
 def test_the_folder_draws_what_the_run_draws(tmp_path):
@@ -125,7 +125,7 @@ def test_the_sheet_shows_both_sets(tmp_path, monkeypatch):
     run, shown = new_text_run(tmp_path), []
     other = dataclasses.replace(bars(), captions=("a", "b", *["c"] * 8))
     monkeypatch.setattr(text_run, "PREVIEW", 4)
-    monkeypatch.setattr(text_run, "captioned", lambda images, captions: shown.append((images, captions)))
+    monkeypatch.setattr(text_run, "captioned_sheet", lambda images, captions: shown.append((images, captions)))
     run.sheet(bars(), other)
     (images, captions), dataset = shown[0], bars()
     assert captions == [dataset.captions[0], dataset.captions[9], "a", "c"] and images.shape == (4, 8, 8, 3)

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from small_runs import contents, go_on, idx_set, new_run, pictures, refused, reopen, tree
 
-from minidiff.data.dataset import part_of
+from minidiff.data.dataset import subset
 from minidiff.data.imaging import to_float
 from minidiff.errors import MinidiffError
 from minidiff.formats.stable_diffusion import load_vae
@@ -23,7 +23,7 @@ from minidiff.training.checkpoints import read_losses
 from minidiff.training.train import TrainConfig
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae, psnr, reconstructed, vae_step
-from minidiff.training.validation import probe
+from minidiff.training.validation import validation_loss
 
 STEPS = 8
 NETWORK = VAEConfig(
@@ -88,7 +88,7 @@ def test_diffusers_opens_it_and_gives_the_same_pictures(tmp_path):
 def test_it_learns(tmp_path):
     """Four pictures of noise can be remembered: what is left falls well below their spread."""
     config = TrainConfig("noise", steps=150, batch_size=4, lr=5e-3, warmup=3, ema=0.9, flip=False, backend="numpy")
-    few = part_of(pictures(), np.arange(4))
+    few = subset(pictures(), np.arange(4))
     run = state.new_run(VAERun, tmp_path, config, NETWORK)
     go_on(run, 150, dataset=few)
     assert read_losses(tmp_path)[150] < 0.3 * to_float(few.take(np.arange(4))).var()
@@ -100,8 +100,8 @@ def test_the_probe_is_the_error_of_what_comes_back(tmp_path):
     x = to_float(held_out.take(np.arange(5)))
     with run.optimizer.averaged():
         want = np.square(reconstructed(run.vae, x) - x).mean()
-    assert read_losses(tmp_path)[STEPS] == probe(run, held_out) == pytest.approx(want, rel=1e-5)
-    assert probe(run, pictures(3)) != probe(run, held_out)
+    assert read_losses(tmp_path)[STEPS] == validation_loss(run, held_out) == pytest.approx(want, rel=1e-5)
+    assert validation_loss(run, pictures(3)) != validation_loss(run, held_out)
 
 
 def test_psnr():
