@@ -61,7 +61,8 @@ def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
     sys.stdout, sys.stderr = outlived(sys.stdout), outlived(sys.stderr)
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told of by name, not warned of
+            code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's word for KeyboardInterrupt
             print("minidiff: stopped", file=sys.stderr)
         sys.exit(code)
@@ -161,7 +162,7 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    drawing.check_places(out, gif, npz, folder)
+    drawing.check_places(out, gif, npz, folder, *filter(None, [prompts]))
     choice, texts = drawing.chosen(raw, best, step), [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
         cli_text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
@@ -212,7 +213,7 @@ def _draw(
                 if gif and not drawn:
                     frames.append(pictures.sheet(pictures.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
-            drawn.append(pictures.to_uint8(x_t))
+            drawn.append(drawing.finished(x_t))
 
     with_bar("drawing", steps * len(drawing.batches(n, unet, labels)), draw)
     if gif:

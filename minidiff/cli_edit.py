@@ -168,5 +168,5 @@ def _show(out: Path, first: np.ndarray, walk: Walk, steps: int, columns: int | N
         task = bar.add_task("drawing", total=max(steps, 1), note="")
         for _, x_t, _ in walk:  # noqa: B007  the last one counts
             bar.advance(task)
-    pictures.save(pictures.sheet(pictures.to_uint8(np.concatenate([first, x_t])), columns), out)
+    pictures.save(pictures.sheet(drawing.finished(np.concatenate([first, x_t])), columns), out)
     console.print(f"Wrote {out}")

@@ -89,6 +89,6 @@ def one_after_the_other(prompts: list[str], ticks: int, one: Callable[[str, text
     """The images (N, H, W, C) uint8 that one(prompt, tick) samples in [-1, 1]; it calls tick() `ticks` times."""
 
     def all_of_them(tick: text.Tick) -> np.ndarray:
-        return np.concatenate([pictures.to_uint8(one(prompt, tick)) for prompt in prompts])
+        return np.concatenate([drawing.finished(one(prompt, tick)) for prompt in prompts])
 
     return with_bar("drawing", ticks * len(prompts), all_of_them)

@@ -59,7 +59,9 @@ def key(default: Any, rule: Rule) -> Any:
 
 
 YES_OR_NO = one_of(True, False)
-SIZE = or_none(either(whole(1, 65536), each(whole(1, 65536))))
+SIDE = whole(1, 65536)
+PAIR = Rule(lambda value: each(SIDE).holds(value) and len(value) == 2, "a list of two of them, height and width")
+SIZE = or_none(either(SIDE, PAIR))
 
 
 class FileConfig:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from minidiff.data.pictures import check_place, load, to_float
+from minidiff.data.pictures import check_place, load, to_float, to_uint8, write_whole
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.levels import levels, most_steps, noise_to_signal
 from minidiff.diffusion.preconditioning import as_model
@@ -20,7 +20,7 @@ from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
 from minidiff.outputs import check_file, followed
 from minidiff.runs.checkpoint import load_classes, load_sampler, load_schedule, load_unet
-from minidiff.runs.files import check_new_folder, replace_file
+from minidiff.runs.files import check_new_folder
 from minidiff.runs.folders import check_kind
 from minidiff.runs.pipeline import Pipeline, load_pipeline
 from minidiff.runs.state import open_chosen
@@ -66,14 +66,17 @@ def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
     )
 
 
-def check_places(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None) -> None:
-    """Raises MinidiffError, before anything is drawn, for a place that cannot be written or is asked for twice."""
+def check_places(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
+    """Raises MinidiffError, before anything is drawn, for a place that cannot be written or is asked for twice.
+
+    Or that is one of the inputs.
+    """
     if out:
-        check_place(out)
+        check_place(out, *inputs)
     if gif:
-        check_place(gif, animated=True)
+        check_place(gif, *inputs, animated=True)
     if npz:
-        check_file(npz)
+        check_file(npz, *inputs)
         if npz.suffix.lower() != ".npz":
             raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
     if folder:
@@ -86,14 +89,19 @@ def check_places(out: Path | None, gif: Path | None, npz: Path | None, folder: P
             raise MinidiffError(f"{other}: is to hold two things at once; give each file a name of its own")
 
 
+def finished(x0: np.ndarray) -> np.ndarray:
+    """The images (N, H, W, C) uint8 of what sampling ends with, float32 in [-1, 1].
+
+    Raises MinidiffError for values that are not finite, as come of weights that are too large.
+    """
+    if not np.isfinite(x0).all():
+        raise MinidiffError("the network's images hold values that are not finite; copy its weights, or train it again")
+    return to_uint8(x0)
+
+
 def write_npz(path: Path, images: np.ndarray) -> None:
     """Write pictures (N, H, W, C) uint8 as arr_0 of a NumPy archive, as a whole or not at all."""
-
-    def write(part: Path) -> None:
-        with open(part, "wb") as file:  # a name would be given a suffix
-            np.savez(file, images)
-
-    replace_file(followed(path), write)
+    write_whole(path, lambda file: np.savez(file, images))
 
 
 def framed(picture: Path, shape: tuple[int, int, int]) -> np.ndarray:

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from minidiff.data.captioned import captioned
-from minidiff.data.pictures import to_uint8
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
+from minidiff.runs.drawing import finished
 from minidiff.runs.pipeline import Pipeline
 from minidiff.runs.text import Tick, text_to_image
 from minidiff.runs.text_run import TextRun
@@ -35,7 +35,7 @@ class Asked:
         """The picture (1, H, W, C) uint8, or that of another prompt or guidance."""
         prompt, guidance = self.prompt if prompt is None else prompt, self.guidance if guidance is None else guidance
         rng = np.random.default_rng(self.seed)
-        return to_uint8(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
+        return finished(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
 
 
 def over_time(asked: Asked, runs: Iterable[TextRun]) -> Image.Image:

@@ -12,9 +12,9 @@ import numpy as np
 
 from minidiff.data.dataset import Dataset, blocks
 from minidiff.data.emoji import name_and_tone
-from minidiff.data.pictures import to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.runs import metrics
+from minidiff.runs.drawing import finished
 from minidiff.runs.judge import Judge
 from minidiff.runs.pipeline import Pipeline
 from minidiff.runs.text import Tick, text_to_image
@@ -37,7 +37,7 @@ def draw(
     rng, images = np.random.default_rng(seed), []
     for start in range(0, len(prompts), BATCH):
         some = list(prompts[start : start + BATCH])
-        images.append(to_uint8(text_to_image(pipeline, some, "", guidance, steps, rng, None, sampler, tick)))
+        images.append(finished(text_to_image(pipeline, some, "", guidance, steps, rng, None, sampler, tick)))
     return Drawn(prompts, np.concatenate(images))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from minidiff.data.npz import read_npz
-from minidiff.data.pictures import to_uint8
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import AnySchedule
@@ -89,7 +88,7 @@ def drawn(
             x_t = np.empty(shape)
             for _, x_t, _ in sample(model, schedule, shape, rng, steps, way, cond):  # noqa: B007  the last one counts
                 tick()
-            images.append(to_uint8(x_t))
+            images.append(drawing.finished(x_t))
         return np.concatenate(images)
 
     facts = {
