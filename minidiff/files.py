@@ -81,5 +81,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     with beside as part:
         whole = Path(part, "whole")
         whole.mkdir()
-        yield whole
-        os.rename(whole, place)
+        try:
+            yield whole
+            os.rename(whole, place)
+        except MinidiffError as error:  # of a file in it
+            raise MinidiffError(str(error).replace(str(whole), str(path))) from None
+        except OSError as error:  # another process was there first, say
+            raise MinidiffError(f"{path}: cannot be written ({error.strerror}); choose a new folder") from None

@@ -26,15 +26,18 @@ def use_threads(threads: int | None, backend: str) -> int:
     """Let the kernels run on that many threads, all cores if None; returns how many those are.
 
     BLAS gets them under "numpy", which is made of it, and one under "numba": its threads spin after every
-    small product and would fight the kernels' own. Raises MinidiffError for more threads than there are, and for
-    an unknown backend.
+    small product and would fight the kernels' own. Raises MinidiffError for more threads than there are, for an
+    unknown backend, and for a threading layer that Numba cannot load.
     """
     get_backend(backend)
     most = min(cores(), jit.config.NUMBA_NUM_THREADS)
     threads = most if threads is None else threads
     if not 1 <= threads <= most:
         raise MinidiffError(f"{threads} threads: this machine gives 1 to {most}")
-    numba.set_num_threads(threads)
+    try:
+        numba.set_num_threads(threads)
+    except ValueError as error:  # of NUMBA_THREADING_LAYER: a layer that is unknown, or not installed
+        raise MinidiffError(f"{' '.join(str(error).split())} Or unset NUMBA_THREADING_LAYER.") from None
     threadpoolctl.threadpool_limits(threads if backend == "numpy" else 1)
     return threads
 

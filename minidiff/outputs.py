@@ -9,8 +9,14 @@ from minidiff.errors import MinidiffError
 
 
 def followed(path: str | Path) -> Path:
-    """The absolute path that all symbolic links of a path lead to. Written there, they stay links."""
-    return Path(os.path.realpath(path))
+    """The absolute path that all symbolic links of a path lead to. Written there, they stay links.
+
+    Raises MinidiffError for a relative path where the current folder was removed.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except FileNotFoundError:
+        raise MinidiffError(f"{path}: the current folder was removed; change to one that is there") from None
 
 
 def check_file(path: str | Path, *inputs: str | Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from small_runs import refused, tree
 
+from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder, read_json, replace_file
 
 
@@ -80,6 +81,22 @@ def test_a_new_folder(tmp_path, name):
         (folder / "file").write_text("x")
     assert (tmp_path / name / "file").read_text() == "x"
     assert (tmp_path / "link").is_symlink() and (tmp_path / "dangling").is_symlink()
+
+
+def test_errors_in_a_new_folder_name_it(tmp_path):
+    """By the name that it is to get, not by the one that it has until then."""
+
+    def fill(write):
+        with new_folder(tmp_path / "new") as folder:
+            write(folder)
+
+    def full(folder):
+        raise MinidiffError(f"{folder / 'a'}: no space")
+
+    refused(fill, full, match=f"^{tmp_path / 'new' / 'a'}: no space$")
+    assert tree(tmp_path) == {}
+    refused(fill, lambda _: (tmp_path / "new" / "b").mkdir(parents=True), match="new: cannot be .*choose a new folder")
+    assert tree(tmp_path) == {"new": None, "new/b": None}
 
 
 def test_an_interruption(tmp_path):

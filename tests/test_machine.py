@@ -52,6 +52,15 @@ def test_an_unknown_backend():
         machine.use_threads(1, "tpu")
 
 
+def test_a_threading_layer_that_cannot_be_loaded(monkeypatch):
+    def unknown(threads):
+        raise ValueError("The threading layer requested 'foo' is unknown to Numba.")
+
+    monkeypatch.setattr(numba, "set_num_threads", unknown)
+    with pytest.raises(MinidiffError, match="'foo' is unknown to Numba. Or unset NUMBA_THREADING_LAYER"):
+        machine.use_threads(1, "numba")
+
+
 def test_describe():
     facts = machine.describe()
     assert facts["NumPy"] == __import__("numpy").__version__ and facts["Numba"] == numba.__version__

@@ -75,6 +75,14 @@ def test_a_folder_that_cannot_be_written(monkeypatch):
     refused(check_file, "a", match="cannot write a: Read-only file system; choose another place")
 
 
+def test_the_current_folder_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    refused(check_file, "a", match="a: the current folder was removed; change to one that is there")
+    check_file(tmp_path / "a")
+
+
 def test_followed(tmp_path):
     """Through links of folders and of files, to what there is or will be."""
     Path("folder").mkdir()

@@ -75,7 +75,8 @@ def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
     sys.stdout, sys.stderr = outlived(sys.stdout), outlived(sys.stderr)
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told of by name, not warned of
+            code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's word for KeyboardInterrupt
             print("minidiff: stopped", file=sys.stderr)
         sys.exit(code)
@@ -175,7 +176,7 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    setup.check_outputs(out, gif, npz, folder)
+    setup.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
     choice, texts = setup.chosen(raw, best, step), [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
         text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
@@ -226,7 +227,7 @@ def _draw(
                 if gif and not drawn:
                     frames.append(imaging.sheet(imaging.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
-            drawn.append(imaging.to_uint8(x_t))
+            drawn.append(setup.finished(x_t))
 
     with_progress_bar("drawing", steps * len(setup.batches(n, unet, labels)), draw)
     if gif:

@@ -171,5 +171,5 @@ def _show(out: Path, first: np.ndarray, walk: Trajectory, steps: int, columns: i
         task = bar.add_task("drawing", total=max(steps, 1), note="")
         for _, x_t, _ in walk:  # noqa: B007  the last one counts
             bar.advance(task)
-    imaging.save_image(imaging.sheet(imaging.to_uint8(np.concatenate([first, x_t])), columns), out)
+    imaging.save_image(imaging.sheet(setup.finished(np.concatenate([first, x_t])), columns), out)
     console.print(f"Wrote {out}")

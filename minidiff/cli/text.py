@@ -91,6 +91,6 @@ def one_after_the_other(
     """The images (N, H, W, C) uint8 that one(prompt, tick) samples in [-1, 1]; it calls tick() `ticks` times."""
 
     def all_of_them(tick: text_to_image.Tick) -> np.ndarray:
-        return np.concatenate([imaging.to_uint8(one(prompt, tick)) for prompt in prompts])
+        return np.concatenate([setup.finished(one(prompt, tick)) for prompt in prompts])
 
     return with_progress_bar("drawing", ticks * len(prompts), all_of_them)

@@ -4,6 +4,7 @@ Arrays of pictures are uint8 NHWC here; C is 1 (grey) or 3 (RGB). Files are read
 stranger's file needs, and written so that a reader of the path sees a whole file or none.
 """
 
+import io
 import math
 import os
 import warnings
@@ -96,7 +97,7 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold
     check_image_output(path, animated=True)
     first, *rest = [frame.convert("RGB").quantize(256) for frame in frames]
     durations = [ms] * len(rest) + [hold]
-    _write_whole(
+    write_whole(
         Path(path),
         lambda file: first.save(
             file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False
@@ -110,7 +111,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     Raises MinidiffError for a suffix that Pillow cannot write, and for a place where no file can be written.
     """
     kind = check_image_output(path)
-    _write_whole(Path(path), lambda file: image.save(file, kind))
+    write_whole(Path(path), lambda file: image.save(file, kind))
 
 
 def save_each(images: np.ndarray, folder: Path) -> None:
@@ -122,20 +123,34 @@ def save_each(images: np.ndarray, folder: Path) -> None:
 def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:
     """The format, "PNG" say, that an image at this path will have; to ask before there is anything to write.
 
-    Raises MinidiffError for a suffix that Pillow cannot write, for one that is not .gif if `animated`, and where no
-    file can be written without the loss of one of the inputs (outputs.py).
+    Raises MinidiffError for a suffix that Pillow cannot write colours to, for one that is not .gif if `animated`, and
+    where no file can be written without the loss of one of the inputs (outputs.py).
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if animated and kind != "GIF":
         raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
-    if kind not in Image.SAVE:
+    if not _takes_colours(kind):
         raise MinidiffError(f"{path}: no picture format ends so; give a name that ends in .png or .jpg")
     check_file(path, *inputs)
     return kind
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a file beside `path`, links followed, then gives it that name in one step."""
+def _takes_colours(kind: str) -> bool:
+    """Whether Pillow writes RGB images in that format: some need a library, some hold black and white alone."""
+    if kind not in Image.SAVE:
+        return False
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), kind)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file beside `path`, links followed, then give it that name in one step.
+
+    Raises MinidiffError if that fails, as where an image has more pixels than its format allows.
+    """
     place = followed(path)
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
@@ -150,6 +165,8 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise MinidiffError(f"cannot write {path}: {reason}; choose a folder that exists and is yours") from error
+    except ValueError as error:
+        raise MinidiffError(f"cannot write {path}: {error}; give a name that ends in .png") from error
 
 
 def load_image(path: str | Path, channels: int = 3) -> np.ndarray:

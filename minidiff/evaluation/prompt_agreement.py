@@ -12,12 +12,12 @@ import numpy as np
 
 from minidiff.data.dataset import Dataset, blocks
 from minidiff.data.emoji import name_and_tone
-from minidiff.data.imaging import to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import FeatureClassifier
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
 from minidiff.formats.stable_diffusion import Pipeline
+from minidiff.sampling.setup import finished
 from minidiff.sampling.text_to_image import Tick, text_to_image
 
 BATCH = 32  # pictures at a time
@@ -37,7 +37,7 @@ def sample_prompts(
     rng, images = np.random.default_rng(seed), []
     for start in range(0, len(prompts), BATCH):
         some = list(prompts[start : start + BATCH])
-        images.append(to_uint8(text_to_image(pipeline, some, "", guidance, steps, rng, None, sampler, tick)))
+        images.append(finished(text_to_image(pipeline, some, "", guidance, steps, rng, None, sampler, tick)))
     return PromptSamples(prompts, np.concatenate(images))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.data.imaging import to_uint8
 from minidiff.data.npz import read_npz
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
@@ -91,7 +90,7 @@ def sampled(
             x_t = np.empty(shape)
             for _, x_t, _ in sample(model, schedule, shape, rng, steps, way, cond):  # noqa: B007  the last one counts
                 tick()
-            images.append(to_uint8(x_t))
+            images.append(setup.finished(x_t))
         return np.concatenate(images)
 
     facts = {

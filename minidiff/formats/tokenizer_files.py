@@ -38,7 +38,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         length = LONGEST if type(length) not in (int, float) or length > 1e6 else int(length)
         return Tokenizer(vocab, merges, Special(**names, after_clean=after_clean), length)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the second of an infinite length
         raise MinidiffError(f"{path}: {error}; copy the folder again") from None
 
 

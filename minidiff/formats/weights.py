@@ -119,6 +119,8 @@ def _weight_map(values) -> dict[str, str]:
 def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """Where every array of a file lies, by name, and the file's metadata. Raises MinidiffError if it is damaged."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would be waited for
+            raise ValueError("it is no regular file")
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST_JSON:

@@ -61,7 +61,9 @@ def key(default: Any, rule: Rule) -> Any:
 
 
 BOOLEAN = one_of(True, False)
-SIZE = or_none(either(integer(1, 65536), each(integer(1, 65536))))
+SIDE = integer(1, 65536)
+PAIR = Rule(lambda value: each(SIDE).holds(value) and len(value) == 2, "a list of two of them, height and width")
+SIZE = or_none(either(SIDE, PAIR))
 
 
 class FileConfig:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from minidiff.data.imaging import check_image_output, load_image, to_float
+from minidiff.data.imaging import check_image_output, load_image, to_float, to_uint8, write_whole
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.noise_levels import max_steps, noise_levels, sigmas_of
 from minidiff.diffusion.preconditioning import as_model
@@ -17,7 +17,7 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
-from minidiff.files import check_new_folder, replace_file
+from minidiff.files import check_new_folder
 from minidiff.formats.folders import check_kind
 from minidiff.formats.networks import load_classes, load_sampler, load_schedule, load_unet
 from minidiff.formats.stable_diffusion import Pipeline, load_pipeline
@@ -66,14 +66,17 @@ def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
     )
 
 
-def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None) -> None:
-    """Raises MinidiffError, before anything is drawn, for a place that cannot be written or is asked for twice."""
+def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
+    """Raises MinidiffError, before anything is sampled, for a place that cannot be written or is asked for twice.
+
+    Or that is one of the inputs.
+    """
     if out:
-        check_image_output(out)
+        check_image_output(out, *inputs)
     if gif:
-        check_image_output(gif, animated=True)
+        check_image_output(gif, *inputs, animated=True)
     if npz:
-        check_file(npz)
+        check_file(npz, *inputs)
         if npz.suffix.lower() != ".npz":
             raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
     if folder:
@@ -86,14 +89,19 @@ def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: 
             raise MinidiffError(f"{other}: is to hold two things at once; give each file a name of its own")
 
 
+def finished(x0: np.ndarray) -> np.ndarray:
+    """The images (N, H, W, C) uint8 of what sampling ends with, float32 in [-1, 1].
+
+    Raises MinidiffError for values that are not finite, as come of weights that are too large.
+    """
+    if not np.isfinite(x0).all():
+        raise MinidiffError("the network's images hold values that are not finite; copy its weights, or train it again")
+    return to_uint8(x0)
+
+
 def write_npz(path: Path, images: np.ndarray) -> None:
     """Write pictures (N, H, W, C) uint8 as arr_0 of a NumPy archive, as a whole or not at all."""
-
-    def write(part: Path) -> None:
-        with open(part, "wb") as file:  # a name would be given a suffix
-            np.savez(file, images)
-
-    replace_file(followed(path), write)
+    write_whole(path, lambda file: np.savez(file, images))
 
 
 def load_network_input(picture: Path, shape: tuple[int, int, int]) -> np.ndarray:

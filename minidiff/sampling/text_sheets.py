@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from minidiff.data.captioned_sheet import captioned_sheet
-from minidiff.data.imaging import to_uint8
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
+from minidiff.sampling.setup import finished
 from minidiff.sampling.text_to_image import Tick, text_to_image
 from minidiff.training.text_run import TextRun
 
@@ -35,7 +35,7 @@ class PromptSettings:
         """The picture (1, H, W, C) uint8, or that of another prompt or guidance."""
         prompt, guidance = self.prompt if prompt is None else prompt, self.guidance if guidance is None else guidance
         rng = np.random.default_rng(self.seed)
-        return to_uint8(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
+        return finished(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
 
 
 def training_sheet(asked: PromptSettings, runs: Iterable[TextRun]) -> Image.Image:

@@ -150,7 +150,9 @@ def check_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
     height, width = size
     multiple = pipeline.vae.factor
     if not all(0 < n <= 65536 and n % multiple == 0 for n in (height, width)):
-        raise MinidiffError(f"{height}x{width} pixels do not go: give multiples of {multiple}, such as {8 * multiple}")
+        raise MinidiffError(
+            f"{height}x{width} pixels do not go: give multiples of {multiple} up to 65536, such as {8 * multiple}"
+        )
     return height, width
 
 

@@ -99,7 +99,15 @@ def test_options_that_do_not_go_together(run, refused, folder):
     for more in (["--class", "cat"], ["--gif", "walk.gif"]):
         refused("sample", "sd", "--prompt", "a", *more, match="--class and --gif are for networks without a text")
     for more in (["--height", "34"], ["--width", "0"], ["--width", "-8"], ["--height", "99999996"]):
-        refused("sample", "sd", "--prompt", "a", *more, *QUICK, match="pixels do not go: give multiples of 4")
+        refused(
+            "sample",
+            "sd",
+            "--prompt",
+            "a",
+            *more,
+            *QUICK,
+            match="pixels do not go: give multiples of 4 up to 65536, such",
+        )
     for guidance in ("-1", "nan", "inf"):
         refused("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK, match="guidance must be a number")
         assert "drawing" not in run("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK)[1]
@@ -172,6 +180,9 @@ BAD = {
     "attention_head_dim = 3 is not supported: 3 heads do not divide 8": config_with("unet", attention_head_dim=3),
     "attention_head_dim = (4,) is not supported": config_with("unet", attention_head_dim=[4]),
     "down_block_types = ('DownBlock2D',) is not supported": config_with("unet", down_block_types=["DownBlock2D"]),
+    "sample_size = (8,) is not supported: give a whole number from 1 to 65536, or a list of two of them":
+        config_with("unet", sample_size=[8]),
+    "sample_size = (8, 8, 8) is not supported": config_with("vae", sample_size=[8, 8, 8]),
     "_class_name = 'VQModel' is not supported: only AutoencoderKL": config_with("vae", _class_name="VQModel"),
     "shift_factor = 0.1 is not supported: only None": config_with("vae", shift_factor=0.1),
     "norm_num_groups = 5 is not supported: it must divide every width": config_with("vae", norm_num_groups=5),
@@ -180,6 +191,7 @@ BAD = {
     "hidden_act = 'relu' is not supported: give 'quick_gelu' or 'gelu'": config_with("text_encoder", hidden_act="relu"),
     "num_attention_heads = 3 is not supported: it must divide 16": config_with("text_encoder", num_attention_heads=3),
     "parts do not fit: there are 99 tokens a text": settings_with(model_max_length=99),
+    "tokenizer: cannot convert float infinity to integer; copy": settings_with(model_max_length=-float("inf")),
     "the vocabulary has no '<pad>'": settings_with(pad_token="<pad>"),
     "is not of byte-pair encoding": model_of({"type": "WordPiece"}),
     "must give every token a number": model_of({"type": "BPE", "vocab": {"a": "b"}}),

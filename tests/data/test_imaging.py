@@ -111,10 +111,16 @@ def test_png_is_lossless(tmp_path, rng):
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.asarray(image))
 
 
-@pytest.mark.parametrize("name", ["a", "a.", "a.xyz", "a.txt"])
+@pytest.mark.parametrize("name", ["a", "a.", "a.xyz", "a.txt", "a.blp", "a.xbm", "a.grib"])
 def test_unknown_suffix(tmp_path, name):
     with pytest.raises(MinidiffError, match=r"\.png"):
         save_image(Image.new("RGB", (4, 4)), tmp_path / name)
+    assert files(tmp_path) == []
+
+
+def test_more_pixels_than_the_format_allows(tmp_path):
+    with pytest.raises(MinidiffError, match=r"cannot write .*a.webp: .*16383 pixels; give a name that ends in .png"):
+        save_image(Image.new("RGB", (16384, 1)), tmp_path / "a.webp")
     assert files(tmp_path) == []
 
 

@@ -1,6 +1,7 @@
 """Folders that are damaged, malicious or of another kind: refused in one line that names the file and what to do."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_weights_are_missing(folder):
     refused(load_unet, folder, match=f"{WEIGHTS}: no such file")
     (folder / "unet" / WEIGHTS).mkdir()
     refused(load_unet, folder, match=f"{WEIGHTS}: damaged or not safetensors")
+
+
+def test_weights_from_a_pipe_are_not_waited_for(folder):
+    (folder / "unet" / WEIGHTS).unlink()
+    os.mkfifo(folder / "unet" / WEIGHTS)
+    refused(load_unet, folder, match=f"{WEIGHTS}: damaged or not safetensors .it is no regular file")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

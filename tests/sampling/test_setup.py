@@ -1,11 +1,13 @@
 """What is sampled, by the commands: of which weights, classes and prompts, through which mask, and into which files."""
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from small_pipeline import saved
 from small_runs import go_on, new_run, tree
 from small_text import bars, new_text_run
@@ -14,6 +16,7 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.imaging import load_image, sheet, to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.formats.weights import WEIGHTS
 from minidiff.sampling import setup
 from minidiff.sampling.text_to_image import image_to_image, inpaint
 from minidiff.training import loop, state
@@ -155,6 +158,42 @@ def test_a_line_that_is_no_prompt(refused):
 
 
 # Files
+
+
+def test_a_file_of_prompts_is_not_overwritten(refused):
+    for option, name in (("--out", "prompts.png"), ("--npz", "prompts.npz")):
+        Path(name).write_text("red bar\n")
+        refused("sample", "text", "--prompts", name, option, name, match=f"{name}: it is the input {name}; choose")
+
+
+def test_two_processes_write_one_archive(monkeypatch):
+    """The second begins and ends while the first writes."""
+    first, second, savez = np.zeros((1, 2, 2, 3), np.uint8), np.ones((1, 2, 2, 3), np.uint8), np.savez
+
+    def slow(file, images):
+        monkeypatch.setattr(np, "savez", savez)
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        setup.write_npz(Path("a.npz"), second)
+        savez(file, images)
+
+    monkeypatch.setattr(np, "savez", slow)
+    setup.write_npz(Path("a.npz"), first)
+    with np.load("a.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], first)
+
+
+def test_images_that_are_not_finite_are_not_written(refused):
+    """Of weights that are finite, but too large."""
+    for folder in ("unet", "text"):
+        path = Path(folder, "unet", WEIGHTS)
+        save_file(
+            {name: np.full_like(a, 3e38) if "conv_out" in name else a for name, a in load_file(path).items()}, path
+        )
+    for command in (
+        ("sample", "unet"), ("redraw", "unet", "image.png"), ("between", "unet"), ("sample", "text", *PROMPT),
+        ("redraw", "text", "image.png", *PROMPT), ("explain", "text", *PROMPT),
+    ):  # fmt: skip
+        refused(*command, *QUICK, match="images hold values that are not finite; copy its weights, or train")
 
 
 @pytest.mark.parametrize("folder, more", [("unet", ()), ("text", PROMPT)])
