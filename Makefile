@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := tests/data tests/diffusion tests/engine tests/models tests/test_files.py tests/test_house.py tests/test_terminal.py tests/test_words.py
 
-.PHONY: demo test test-gpu soak docs bench ladder endurance clean
+.PHONY: demo test quick test-gpu soak docs bench ladder endurance clean
 
 demo: .venv/installed
 	$(BIN)/minidiff demo
@@ -13,6 +14,13 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# The inner loop: under a minute once installed. docs/contributing.md says what else to run after which change.
+quick: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest $(QUICK) -m "not slow and not soak"
 
 # On a machine with a GPU of NVIDIA's: the tests of every kernel again, with CuPy itself; out-of-range accesses and races,
 # where CUDA's own tool for them is there.
