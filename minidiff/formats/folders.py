@@ -5,8 +5,8 @@ from pathlib import Path
 
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json
+from minidiff.formats import run_state
 from minidiff.formats.weights import open_safetensors
-from minidiff.training import checkpoints
 
 INDEX = "model_index.json"
 CLASSES = {"UNet2DModel": "unet", "AutoencoderKL": "vae"}  # of config.json, where no index is needed
@@ -43,7 +43,14 @@ def described(folder: Path) -> str:
 
 def is_run(folder: Path) -> bool:
     """Whether it holds a run's state."""
-    return any(path.is_file() for path in checkpoints.states(folder))
+    return any(path.is_file() for path in run_state.states(folder))
+
+
+def check_run(folder: Path) -> None:
+    """Raises MinidiffError unless a run's state is there."""
+    check_there(folder, "give a run of minidiff train")
+    if not is_run(folder):
+        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
 
 
 def kind_of(folder: Path) -> str | None:
@@ -52,7 +59,7 @@ def kind_of(folder: Path) -> str | None:
     A run's state says it, else a pipeline's index, else a network's configuration. Raises MinidiffError for an index
     or a configuration that cannot be read.
     """
-    for path in checkpoints.states(folder):
+    for path in run_state.states(folder):
         try:
             kind = open_safetensors(path)[1].get("kind", "unet")  # older runs were all of that one
             return kind if kind in FOUND else None

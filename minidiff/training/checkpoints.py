@@ -11,43 +11,14 @@ is in its place.
 
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
-from minidiff.formats.weights import open_safetensors
+from minidiff.formats.run_state import best_file, kept_states, saved_step, state_file, step_file
 
 HEADER = "step,loss"
-
-
-def state_file(folder: Path) -> Path:
-    """Where a run keeps its truth."""
-    return folder / "training" / "state.safetensors"
-
-
-def step_file(folder: Path, step: int) -> Path:
-    """Where the state of a step is written."""
-    return folder / "training" / f"state-{step:06d}.safetensors"
-
-
-def best_file(folder: Path) -> Path:
-    """Where the best state is kept."""
-    return folder / "training" / "best.safetensors"
-
-
-def kept_states(folder: Path) -> dict[int, Path]:
-    """Step -> file of the states that are kept by their steps, the oldest first."""
-    found = (
-        (re.fullmatch(r"state-(\d{6,10})\.safetensors", path.name), path) for path in (folder / "training").glob("*")
-    )
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
-
-
-def states(folder: Path) -> list[Path]:
-    """Where a run's states are, or would be: the newest, the others by their steps from the last, the best."""
-    return [state_file(folder), *list(kept_states(folder).values())[::-1], best_file(folder)]
 
 
 def keep_last(folder: Path, step: int, last: int) -> None:
@@ -112,7 +83,7 @@ def _write_losses(folder: Path, losses: dict[int, float]) -> None:
 
 def _keep_best(folder: Path) -> None:
     """Let best.safetensors be the state of the lowest loss, of those that are still there; the first of equals."""
-    losses, states, held = read_losses(folder), kept_states(folder), step_of(best_file(folder))
+    losses, states, held = read_losses(folder), kept_states(folder), saved_step(best_file(folder))
     there = [step for step in losses if step in states or step == held]
     if not there:
         best_file(folder).unlink(missing_ok=True)
@@ -120,14 +91,6 @@ def _keep_best(folder: Path) -> None:
     best = min(there, key=lambda step: (math.isnan(losses[step]), losses[step], step))
     if best != held:
         link(states[best], best_file(folder))
-
-
-def step_of(path: Path) -> int | None:
-    """The step of a state file; None if there is none that is whole."""
-    try:
-        return int(open_safetensors(path)[1]["step"])
-    except (MinidiffError, KeyError, ValueError):
-        return None
 
 
 def link(source: Path, target: Path) -> None:

@@ -4,16 +4,21 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from minidiff.data.batches import prefetch
+import numpy as np
+
+from minidiff.data.batches import evenly_spaced, prefetch
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image, save_loss_plot
+from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.training.checkpoints import record_loss
+from minidiff.training.log import TrainingLog, read_log
 from minidiff.training.run import Run
-from minidiff.training.state import TrainingLog, read_log
 from minidiff.training.state import save as save_state
-from minidiff.training.train import StepStats, check_skipped, steps
-from minidiff.training.validation import validation_loss
+from minidiff.training.step import StepStats, check_skipped, steps
+
+IMAGES = 256  # at most, of which a checkpoint's loss is the mean
+PROBE = 5  # the last word of a generator's seed, after those of data/batches.py
 
 
 def fit(
@@ -73,6 +78,17 @@ def save_progress(run: Run, dataset: Dataset, probed: Dataset) -> None:
     samples.mkdir(exist_ok=True)
     with run.optimizer.averaged():
         save_image(run.sheet(dataset, probed), samples / f"step-{run.step:06d}.png")
+
+
+def validation_loss(run: Run, dataset: Dataset) -> float:
+    """`Run.validation_loss` of the averaged weights on images from the whole set.
+
+    Images, timesteps and noise are always the same, so that two checkpoints differ by their weights alone.
+    """
+    with no_grad(), run.optimizer.averaged():
+        return run.validation_loss(
+            dataset, evenly_spaced(len(dataset), IMAGES), np.random.default_rng([run.config.seed, 0, PROBE])
+        )
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidiff.diffusion.schedule import AnySchedule, linear_schedule
+from minidiff.diffusion.schedule import AnySchedule, cosine_schedule, linear_schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, default_config
-from minidiff.training.train import SCHEDULE
 
+SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of a run without a recipe
 Shape = tuple[int, int, int]  # (H, W, C)
 
 

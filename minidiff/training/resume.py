@@ -9,12 +9,13 @@ from typing import Any
 from minidiff import machine
 from minidiff.data import BUILT_IN, Dataset
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_networks import digests
 from minidiff.training import recipes, state
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run
 from minidiff.training.start import known_by, open_data, place_of
 from minidiff.training.start_text import autoencoder_of, check_captions, text_encoder_of
-from minidiff.training.text_run import TextRun, digests
-from minidiff.training.train import TrainConfig
+from minidiff.training.text_run import TextRun
 from minidiff.training.unet_run import UNetRun
 
 MAY_CHANGE = ("steps", "skip_bad")

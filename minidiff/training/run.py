@@ -19,7 +19,8 @@ from PIL.Image import Image
 from minidiff.data.dataset import Dataset
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW
-from minidiff.training.train import StepStats, TrainConfig
+from minidiff.training.config import TrainConfig
+from minidiff.training.step import StepStats
 
 Weights = Mapping[str, np.ndarray]
 

@@ -14,11 +14,11 @@ from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.terminal import console, progress_bar
 from minidiff.training import recipes, state
+from minidiff.training.config import TrainConfig
+from minidiff.training.loop import IMAGES
 from minidiff.training.run import Run
-from minidiff.training.train import TrainConfig
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae
-from minidiff.training.validation import IMAGES
 
 
 def start_run(

@@ -22,9 +22,10 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.terminal import console
 from minidiff.training import state
+from minidiff.training.config import TrainConfig
+from minidiff.training.recipes import SCHEDULE
 from minidiff.training.start import new_config, schedule_of, sizes_of
 from minidiff.training.text_run import TextRun
-from minidiff.training.train import SCHEDULE, TrainConfig
 
 MERGES = 2000  # of a tokenizer that is learned, at most
 LENGTHS = (32, 77)  # of its texts: at least, so that one's own are not cut, and at most, as CLIP's

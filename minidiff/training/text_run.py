@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,21 +21,15 @@ from minidiff.data.batches import batch, batch_indices, drop_labels, evenly_spac
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import to_float, to_uint8
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import schedule_from_config, schedule_to_config
-from minidiff.engine.nn import Module, Parameter
+from minidiff.diffusion.schedule import schedule_to_config
+from minidiff.engine.nn import Parameter
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.errors import MinidiffError
-from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae, save_parts
-from minidiff.formats.tokenizer_files import load_tokenizer
-from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig
-from minidiff.models.text_encoder import TextEncoder
-from minidiff.models.text_unet import TextUNet
-from minidiff.models.tokenizer import Tokenizer
-from minidiff.models.vae import VAE, Pixels
+from minidiff.formats.run_networks import build_pipeline, digests, text_parts, trained_parameters
+from minidiff.formats.stable_diffusion import Pipeline, save_parts
 from minidiff.sampling.text_to_image import encode, native_size, text_to_image
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
-from minidiff.training.train import StepStats, TrainConfig, make_optimizer, train_step
+from minidiff.training.step import StepStats, make_optimizer, train_step
 from minidiff.training.unet_run import noise_loss
 
 PREVIEW = 16  # pictures on a sheet
@@ -61,30 +54,15 @@ class TextRun(Run):
         """parts: the U-Net's configuration, the schedule, the tokenizer, the autoencoder or Pixels, and the text
         encoder: its configuration, or one that is to stay as it is.
         """
-        network, schedule, tokenizer, vae, heard = parts
-        unet = TextUNet(network, rng, config.backend)
-        encoder = TextEncoder(heard, rng, config.backend) if isinstance(heard, TextEncoderConfig) else heard
-        frozen = digests(tokenizer, vae, heard)
-        sampler = Sampler(offset=1, clip=None if isinstance(vae, VAE) else 1.0)  # offset: as diffusers wants it
-        pipeline = Pipeline(tokenizer, encoder, unet, vae, schedule, sampler)
-        learned = [p for _, p in _learned(pipeline, frozen)]
-        optimizer = make_optimizer(learned, config)
+        _, _, tokenizer, vae, text_encoder = parts
+        frozen = digests(tokenizer, vae, text_encoder)
+        pipeline = build_pipeline(*parts, rng=rng, backend=config.backend)
+        optimizer = make_optimizer([p for _, p in trained_parameters(pipeline, frozen)], config)
         return cls(folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen=frozen)
 
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[Any, ...]:
-        network, frozen = TextUNetConfig.of(json.loads(metadata["unet"])), json.loads(metadata["frozen"])
-        schedule = schedule_from_config(json.loads(metadata["schedule"]))
-        tokenizer, vae = load_tokenizer(folder / "tokenizer"), Pixels(network.in_channels)
-        heard = TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
-        if "vae" in frozen:
-            vae = load_vae(folder / "vae", config.backend)
-        if "text_encoder" in frozen:
-            heard = load_text_encoder(folder / "text_encoder", config.backend)
-        for name, found in digests(tokenizer, vae, heard).items():
-            if frozen.get(name) != found:
-                raise MinidiffError(f"{folder / name}: is not the one that the run was started with; copy it again")
-        return network, schedule, tokenizer, vae, heard
+        return text_parts(folder, metadata, config.backend)
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -113,7 +91,7 @@ class TextRun(Run):
         return self.pipeline.unet(x_t, t, text, rng)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        return _learned(self.pipeline, self.frozen)
+        return trained_parameters(self.pipeline, self.frozen)
 
     def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
         """Pictures, and the tokens of their captions, of which some are those of the empty text."""
@@ -163,24 +141,3 @@ class TextRun(Run):
             averaged.setdefault(part, {})[inner] = a
         others = () if folder == self.folder else self.frozen  # which lie in its own folder already
         save_parts(folder, self.pipeline, [*averaged, *others], averaged)
-
-
-def _learned(pipeline: Pipeline, frozen: Mapping[str, str]) -> Iterator[tuple[str, Parameter]]:
-    for name, network in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
-        if name not in frozen:
-            yield from ((f"{name}.{inner}", p) for inner, p in network.named_parameters())
-
-
-def digests(tokenizer: Tokenizer, vae: VAE | Pixels, heard: TextEncoder | TextEncoderConfig) -> dict[str, str]:
-    """SHA-256 of those that do not learn, by name: of a tokenizer's words, of a network's weights."""
-    special, found = tokenizer.special, sha256()
-    names = [special.bos, special.eos, special.unk, special.pad, sorted(special.after_clean)]
-    found.update(json.dumps([list(tokenizer.vocab.items()), list(tokenizer.ranks), names, tokenizer.length]).encode())
-    digests = {"tokenizer": found.hexdigest()}
-    for name, network in (("vae", vae), ("text_encoder", heard)):
-        if isinstance(network, Module):
-            found = sha256()
-            for p in network.parameters():
-                found.update(p.numpy().tobytes())
-            digests[name] = found.hexdigest()
-    return digests

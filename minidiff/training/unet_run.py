@@ -19,13 +19,15 @@ from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.schedule import AnySchedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.schedule import AnySchedule, schedule_to_config
 from minidiff.engine.nn import Parameter
 from minidiff.formats.networks import save_pipeline, save_unet
-from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
+from minidiff.formats.run_networks import unet_parts
+from minidiff.models.config import UNetConfig, config_to_dict
 from minidiff.models.unet import UNet
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
-from minidiff.training.train import StepStats, TrainConfig, make_optimizer, train_step
+from minidiff.training.step import StepStats, make_optimizer, train_step
 
 PREVIEW = 36  # pictures on a sheet
 
@@ -49,7 +51,7 @@ class UNetRun(Run):
 
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
-        return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+        return unet_parts(metadata)
 
     def metadata(self) -> dict[str, str]:
         return {

@@ -23,8 +23,9 @@ from minidiff.formats.networks import save_network
 from minidiff.models.config import GROUPS, check_width, downsamplings
 from minidiff.models.latent_config import VAEConfig
 from minidiff.models.vae import VAE, vae_loss
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
-from minidiff.training.train import StepStats, TrainConfig, gradient_step, make_optimizer
+from minidiff.training.step import StepStats, gradient_step, make_optimizer
 
 PREVIEW = 24  # pictures on a sheet, each beside what was made of it
 

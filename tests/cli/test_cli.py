@@ -32,7 +32,8 @@ from minidiff.formats import networks
 from minidiff.sampling import setup
 from minidiff.terminal import printable
 from minidiff.training import loop, start, state, unet_run
-from minidiff.training.state import lock_run, state_file
+from minidiff.training.lock import lock_run
+from minidiff.training.state import state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
 SMALL = (*QUICK, "--batch-size", 3)
@@ -714,7 +715,7 @@ def test_a_closed_terminal_saves(data, tmp_path):
         os.close(window)
         send_after(5, child, tmp_path / "run", signal.SIGHUP)
         assert child.wait(100) == 130
-    assert state.saved_step(tmp_path / "run") == len(rows(tmp_path / "run")) >= 5
+    assert state.last_step(tmp_path / "run") == len(rows(tmp_path / "run")) >= 5
 
 
 def test_ctrl_c_twice_breaks_off_at_once(done, data, tmp_path):

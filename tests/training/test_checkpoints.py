@@ -12,11 +12,12 @@ from small_runs import contents, go_on, kept_states, new_run, pictures, read_saf
 
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_state import best_file, state_file, step_file
+from minidiff.formats.run_state import kept_states as states
+from minidiff.training import loop as probing
 from minidiff.training import state
-from minidiff.training import validation as probing
-from minidiff.training.checkpoints import best_file, link, read_losses, state_file, step_file
-from minidiff.training.checkpoints import kept_states as states
-from minidiff.training.validation import validation_loss
+from minidiff.training.checkpoints import link, read_losses
+from minidiff.training.loop import validation_loss
 
 STEPS = 12
 

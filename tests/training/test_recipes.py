@@ -12,9 +12,10 @@ from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.models.unet import UNet
 from minidiff.training import recipes, start, state
-from minidiff.training.recipes import RECIPES, find
+from minidiff.training.config import TrainConfig
+from minidiff.training.recipes import RECIPES, SCHEDULE, find
 from minidiff.training.resume import resume as resumed
-from minidiff.training.train import SCHEDULE, TrainConfig, make_optimizer
+from minidiff.training.step import make_optimizer
 
 CIFAR10 = (32, 32, 3)
 

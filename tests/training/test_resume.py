@@ -14,8 +14,8 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.networks import save_network
 from minidiff.models.vae import VAE
 from minidiff.training import loop, start, start_text, state, text_run, unet_run, vae_run
+from minidiff.training.log import read_log
 from minidiff.training.loop import stoppable
-from minidiff.training.state import read_log
 
 STEPS = 12
 

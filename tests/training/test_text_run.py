@@ -25,8 +25,8 @@ from minidiff.models.vae import Pixels
 from minidiff.sampling.text_to_image import image_to_image, text_to_image
 from minidiff.training import start, start_text, state, text_run
 from minidiff.training.checkpoints import read_losses
+from minidiff.training.loop import validation_loss
 from minidiff.training.text_run import TextRun
-from minidiff.training.validation import validation_loss
 
 KINDS = {
     "pixels": {}, "latents": {"latent": True}, "frozen": {"frozen": True}, "all": {"latent": True, "frozen": True},

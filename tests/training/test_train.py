@@ -14,8 +14,9 @@ from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.engine.optim import AdamW
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
-from minidiff.training import train as training
-from minidiff.training.train import TrainConfig, config_from_dict, train, train_step
+from minidiff.training import config
+from minidiff.training.config import TrainConfig, config_from_dict
+from minidiff.training.step import train, train_step
 
 SCHEDULE = cosine_schedule(20, "v_prediction")
 CONFIG = TrainConfig("noise", steps=6, batch_size=4, lr=0.01, warmup=2, seed=3, backend="numpy")
@@ -265,8 +266,8 @@ GOOD = dataclasses.asdict(CONFIG)
 
 
 def test_an_older_runs_config_has_the_defaults_of_what_came_later():
-    older = {name: value for name, value in GOOD.items() if name not in training.LATER}
-    assert len(older) == len(GOOD) - len(training.LATER) and config_from_dict(older) == CONFIG
+    older = {name: value for name, value in GOOD.items() if name not in config.LATER}
+    assert len(older) == len(GOOD) - len(config.LATER) and config_from_dict(older) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_damaged_config_is_refused(values):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(training.WHOLE))
+@pytest.mark.parametrize("name", sorted(config.WHOLE))
 def test_whole_numbers_have_limits(name):
     with pytest.raises(MinidiffError, match=f"{name} = -1: give a whole number"):
         TrainConfig("noise", **{name: -1})

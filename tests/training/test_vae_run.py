@@ -20,10 +20,10 @@ from minidiff.models.latent_config import VAEConfig
 from minidiff.models.vae import VAE
 from minidiff.training import state, vae_run
 from minidiff.training.checkpoints import read_losses
-from minidiff.training.train import TrainConfig
+from minidiff.training.config import TrainConfig
+from minidiff.training.loop import validation_loss
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae, psnr, reconstructed, vae_step
-from minidiff.training.validation import validation_loss
 
 STEPS = 8
 NETWORK = VAEConfig(
