@@ -1,7 +1,6 @@
 """Recipes: what they say is what a run is, and what stands beside them wins."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,5 +124,5 @@ def test_a_run_of_a_recipe_goes_on_with_it_or_without(tiny, tmp_path):
 def test_a_recipe_that_does_not_fit_names_itself(tmp_path):
     data = str(idx_set(tmp_path / "data"))
     with pytest.raises(MinidiffError, match="--recipe ddpm: its network halves three times, and 4x4 pictures"):
-        start(Path(tmp_path / "run"), data, recipe="ddpm")
+        started(tmp_path / "run", data, recipe="ddpm")
     assert not state.state_file(tmp_path / "run").exists()
