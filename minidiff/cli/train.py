@@ -192,7 +192,7 @@ def train_with_bar(
     """
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    if (needed := state.check_room(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
+    if (needed := state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."

@@ -6,38 +6,39 @@ from typing import Any
 from minidiff.engine.optim import learning_rate
 from minidiff.errors import MinidiffError
 
-DECAY_FROM = {"cosine": 0.5, "none": 1.0}  # the share of a run's steps after which the rate falls
-WHOLE = {
+DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
+INTEGER_RANGES = {
     "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
     "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096),
 }  # fmt: skip
-# Choices that older runs do not name; the defaults are what they did.
-LATER = {
+# Fields that state files of older runs lack; the defaults are what those runs did.
+OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "pictures",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a run is started with, and what its state file remembers.
+    """The configuration of a run, which its state file stores.
 
-    steps         the total, not "more"
-    batch_size    pictures a step; they pass through the network in `accumulate` parts, one after the other
-    lr            the peak; it rises over `warmup` steps, and falls as `decay` says: along half a cosine over the second
-                  half ("cosine"), or not at all ("none")
-    beta2         AdamW's memory of squared gradients
-    ema           decay of the moving average of the weights, which is what samples are drawn from
-    flip          mirror images left to right at random, of a dataset that allows it
-    pad_crop      pixels by which pictures are shifted at random, at most (batches.py)
-    skip_bad      leave pictures out that cannot be read
-    pictures      fingerprint of the set that lies at the path `data` (dataset.py); "" of one that goes by its name
-    seed          of everything: weights, order, noise
-    classes       what it learns to be asked for, by name; none: it never sees a label
-    min_snr       the gamma of min-SNR weighting, which then weighs the loss
-    label_dropout share of pictures whose label or caption it does not see, so that it also learns to do without
-                  (guidance.py)
-    kl            what the divergence of an autoencoder's latents counts (vae.py)
-    Raises MinidiffError that names the first value that makes no sense.
+    data          a built-in dataset's name, or the absolute path of a dataset
+    size          images are resized to size x size pixels, where that is given
+    steps         number of steps in total
+    batch_size    images a step, split into `accumulate` equal parts that pass through the network one after the other
+    lr            peak learning rate, after a linear warm-up of `warmup` steps; `decay` "cosine": along half a cosine
+                  over the second half of the steps; "none": constant
+    beta2         AdamW's decay of the second moments
+    ema           decay of the moving average (EMA) of the weights, with which samples are generated
+    flip          flip images left to right at random, if the dataset allows it
+    pad_crop      maximum random shift in pixels (data/batches.py)
+    skip_bad      leave out images that cannot be read
+    pictures      fingerprint of the dataset at the path `data` (data/dataset.py); "" for a built-in one
+    seed          of initial weights, data order and noise
+    classes       names of the classes of a class-conditional run; none: unconditional
+    min_snr       gamma of the loss's min-SNR weights (diffusion/loss.py); None: unweighted
+    label_dropout probability of replacing a label or caption by the null one, for classifier-free guidance
+    kl            weight of the KL term in an autoencoder's loss (models/vae.py)
+    Raises MinidiffError that names the first value that is out of range.
     """
 
     data: str
@@ -63,7 +64,7 @@ class TrainConfig:
     pictures: str = ""
 
     def __post_init__(self):
-        for name, (low, high) in WHOLE.items():
+        for name, (low, high) in INTEGER_RANGES.items():
             value = getattr(self, name)
             if name == "size" and value is None:
                 continue
@@ -75,8 +76,8 @@ class TrainConfig:
                 raise MinidiffError(f"{name} = {value!r}: give a number above 0 and below 1")
         if self.batch_size % self.accumulate:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
-        if self.decay not in DECAY_FROM:
-            raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_FROM)}")
+        if self.decay not in DECAY_START:
+            raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
         if type(self.skip_bad) is not bool:
             raise MinidiffError(f"skip_bad = {self.skip_bad!r}: give true or false")
         if self.min_snr is not None and not (type(self.min_snr) in (int, float) and 0 < self.min_snr <= 1e6):
@@ -88,13 +89,15 @@ class TrainConfig:
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (1 ... steps)."""
-        return learning_rate(self.lr, step, self.steps, self.warmup, DECAY_FROM[self.decay])
+        return learning_rate(self.lr, step, self.steps, self.warmup, DECAY_START[self.decay])
 
 
 def config_from_dict(values: Any) -> TrainConfig:
-    """The inverse of asdict, for what was read from a file. Raises MinidiffError if it is not one."""
+    """The inverse of asdict, for values from a file. Raises MinidiffError if they are not a configuration."""
     names = {field.name for field in fields(TrainConfig)}
-    whole = isinstance(values, dict) and names - LATER <= set(values) <= names
-    if not whole or not all(isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "pictures")):
+    complete = isinstance(values, dict) and names - OPTIONAL_FIELDS <= set(values) <= names
+    if not complete or not all(
+        isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "pictures")
+    ):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)

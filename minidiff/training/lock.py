@@ -9,16 +9,16 @@ from minidiff.errors import MinidiffError
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Holds a run's folder, so that no second process trains in it; made if there is none.
+    """Lock a run's folder within this block, so that no second process trains in it; the folder is created if missing.
 
-    Raises MinidiffError if one does already, or if the folder cannot be written. Where the block fails, folders
-    that were made for it and are still empty go again.
+    Raises MinidiffError if another process holds the lock, or if the folder cannot be written. If the block fails,
+    folders that were created for it and are still empty are removed.
     """
     lock = folder / ".lock"
     try:
         made = [path for path in (lock, folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "a")  # whatever it holds, it keeps
+        file = open(lock, "a")  # append mode: an existing file keeps its content
     except OSError as error:
         raise MinidiffError(f"{folder}: {error.strerror}; choose a folder that can be written") from None
     with file:

@@ -11,31 +11,31 @@ HEADER = "step,loss,grad_norm,lr\n"
 
 
 class TrainingLog:
-    """The log of a run, one line a step, appended as steps are done."""
+    """Appends one line a step to a run's log."""
 
     def __init__(self, path: Path):
         self.path = path
         new = not path.exists()
-        self.file = open(path, "a", encoding="ascii", buffering=1)  # a line at a time, for those who watch
+        self.file = open(path, "a", encoding="ascii", buffering=1)  # line-buffered: other programs can follow it
         if new:
             self.file.write(HEADER)
 
     def write(self, stats: StepStats, lr: float) -> None:
-        """One step's line; numbers in full precision."""
+        """Append one step's line; floats with repr precision."""
         self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r}\n")
 
     def flush(self) -> None:
-        """Everything written so far is on the disk when this returns: before a state is saved, not after."""
+        """Wait until all lines are on the disk; call it before a state is saved."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close the file."""
         self.file.close()
 
 
 def read_log(path: Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of a log, as far as it is whole."""
+    """Steps and losses of a log, up to the first line that is missing or damaged."""
     steps, losses = [], []
     if path.exists():
         for line in path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)[1:]:
@@ -51,7 +51,10 @@ def read_log(path: Path) -> tuple[list[int], list[float]]:
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop every line behind `step`, a torn last one included. Raises MinidiffError if an earlier one is missing."""
+    """Drop every line after `step`, an incomplete last one included.
+
+    Raises MinidiffError if a line up to `step` is missing.
+    """
     steps, _ = read_log(path)
     if len(steps) < step:
         raise MinidiffError(f"{path}: ends at step {len(steps)}, the state is at {step}; restore it or start a new run")

@@ -1,11 +1,11 @@
-"""A run's folder: the one state file that is the truth of it, its log, and what is exported from them.
+"""Runs on disk: new ones, opening and saving their states, exporting their networks.
 
-RUN/training/state.safetensors   weights, their average, moments; step and configuration: replaced by one rename
-RUN/training, RUN/checkpoints.csv                  the states before it and the best (kept.py)
-RUN/metrics.csv                  step, loss, grad_norm, lr: each step once
-RUN/samples, RUN/loss.png        pictures on the way
+RUN/training/state.safetensors   weights, EMA, moments, step, configuration; replaced by one atomic rename
+RUN/training, RUN/checkpoints.csv                  earlier states and the best (checkpoints.py)
+RUN/metrics.csv                  step, loss, grad_norm, lr of each step (log.py)
+RUN/samples, RUN/loss.png        sheets of samples, the loss curve (loop.py)
 
-Beside them lies what the kind of run exports (run.py): the averaged weights as diffusers opens them.
+Beside them is the export of the kind of run (run.py): the averaged weights in diffusers' format.
 """
 
 import json
@@ -54,13 +54,13 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
     Raises MinidiffError if that would overwrite a run or a pipeline, or if the disk has no room for its checkpoints.
     """
     there = any(os.path.lexists(path) for path in (state_file(folder), best_file(folder)))
-    if there or any(kept_states(folder)):  # a state of step 0 alone is of one that never began
+    if there or any(kept_states(folder)):  # a state of step 0 alone: new_run did not finish
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
     for name in WRITTEN:
         if os.path.lexists(folder / name):
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
-    check_room(run, keep=1)
+    check_disk_space(run, keep=1)
     run.prepare()
     save(run)
     return run
@@ -103,7 +103,7 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
     for name in BUFFERS:
         getattr(optimizer, name)[...] = optimizer.backend.asarray(state.buffers[name].read())
     optimizer.step_count, optimizer.skipped = state.step, state.skipped
-    built = run if state.path == state_file(folder) else replace(run, read_from=state.path)
+    built = run if state.path == state_file(folder) else replace(run, restored_from=state.path)
     assert isinstance(built, kind)
     return built
 
@@ -113,24 +113,24 @@ def _name_of(kind: type[Run]) -> str:
 
 
 def roll_back(run: Run) -> None:
-    """Take log, kept states and export back to the state's step, wherever the last process ended.
+    """Cut log and checkpoints back to the run's step, and write its export again.
 
     Raises MinidiffError if the log does not reach that step.
     """
     truncate_log(run.folder / "metrics.csv", run.step)
-    if run.read_from:
-        checkpoints.link(run.read_from, state_file(run.folder))
+    if run.restored_from:
+        checkpoints.link(run.restored_from, state_file(run.folder))
     checkpoints.drop_later_states(run.folder, run.step)
     export(run)
 
 
 def save(run: Run, keep: int = 2) -> None:
-    """Replace the state by the present one, then export the averaged weights for the world outside.
+    """Save the run's state, then export the averaged weights.
 
-    keep: how many of the last states stay, this one included. Raises MinidiffError if a weight is not finite.
+    keep: number of checkpoints to keep, this one included. Raises MinidiffError if a weight is not finite.
     """
     if not math.isfinite(float(run.optimizer.backend.grad_norm(run.optimizer.p))):
-        raise MinidiffError(f"step {run.step}: the weights are no longer finite numbers; try a smaller --lr")
+        raise MinidiffError(f"step {run.step}: the weights are not finite; start a new run with a smaller --lr")
     to_numpy = run.optimizer.backend.to_numpy
     metadata = {
         "kind": _name_of(type(run)),
@@ -141,19 +141,19 @@ def save(run: Run, keep: int = 2) -> None:
     }
     buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}
     write_safetensors(step_file(run.folder, run.step), buffers, metadata)
-    checkpoints.keep_last(run.folder, run.step, keep)
+    checkpoints.make_newest(run.folder, run.step, keep)
     export(run)
 
 
-def check_room(run: Run, keep: int) -> int:
-    """Bytes of disk that the run's states take. Raises MinidiffError if the disk has no room for them."""
-    return checkpoints.check_room(run.folder, len(BUFFERS) * run.optimizer.p.nbytes, keep)
+def check_disk_space(run: Run, keep: int) -> int:
+    """Bytes of disk that the run's states take. Raises MinidiffError if the disk has not enough space."""
+    return checkpoints.check_disk_space(run.folder, len(BUFFERS) * run.optimizer.p.nbytes, keep)
 
 
 def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:
-    """Make a folder, the run's own if no other is given, one that diffusers opens.
+    """Write the run's networks in diffusers' format into a folder, None: its own.
 
-    The weights are their moving average, or, if raw, those of the last step.
+    Their weights are the moving average, or, if raw, those of the last step.
     """
     names = [name for name, _ in run.named_parameters()]
     to_numpy = run.optimizer.backend.to_numpy

@@ -1,7 +1,7 @@
-"""Training steps: one, and many.
+"""Training steps: one step of DDPM algorithm 1, and the loop over steps.
 
-Randomness goes by step, not by state: step k draws t, eps and dropout from default_rng([seed, k]), and its
-batch follows from (seed, k) too. So a resumed run is the very same run.
+Randomness depends on the step, not on a generator's state: step k draws t, eps and dropout from
+default_rng([seed, k]), and its batch depends on (seed, k) too. So a resumed run equals one without interruption.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +17,20 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.training.config import TrainConfig
 
-MOST_SKIPPED = 10  # steps in a row; the weights are lost for good, or the rate is far too high
+MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or the learning rate is far too high
 
 
 def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
-    """AdamW as every run has it: a short memory (beta2), no weight decay, gradients clipped to a norm of 1."""
+    """AdamW of every run: the configuration's lr, beta2 and EMA decay, no weight decay, gradients clipped to norm 1."""
     return AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=config.ema)
 
 
 class StepStats:
-    """What a step tells of itself: step (from 1), loss, grad_norm before clipping.
+    """The result of a step: step (1, 2, ...), loss, grad_norm before clipping.
 
-    losses: a function that gives a scalar, one for each equal part of the batch; the loss is their mean. So grad_norm.
-    A GPU is waited for when they are called, not before.
+    losses     functions that return a scalar, one for each equal part of the batch; the loss is their mean
+    grad_norm  a function that returns a scalar
+    The functions are called when the values are read, and only then wait for a GPU.
     """
 
     def __init__(self, step: int, losses: Sequence[Callable], grad_norm: Callable):
@@ -58,9 +59,10 @@ def train_step(
 
     x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
     With min_snr, the loss is weighted with that gamma (`min_snr_weight`).
-    accumulate  equal parts in which the batch passes through, so that memory for one suffices. Their gradients' mean is
-                that of the whole batch, up to rounding; but dropout is drawn part by part, and so is another
-    Raises ValueError if the batch cannot be cut into equal parts.
+    accumulate  number of equal parts that the batch is split into (gradient accumulation): memory for one suffices.
+                The mean of their gradients is the whole batch's, up to rounding; dropout masks differ, for they are
+                drawn part by part
+    Raises ValueError if the batch cannot be split into equal parts.
     """
     t = schedule.sample_t(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
@@ -74,12 +76,12 @@ def train_step(
 
 
 def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[slice], Tensor]) -> StepStats:
-    """One step of the optimiser on the mean of loss_of(part) over equal parts of a batch of n, one after the other.
+    """One optimiser step on the mean of loss_of(part) over `accumulate` equal parts, slices of a batch of n.
 
-    Raises ValueError if the batch cannot be cut into that many.
+    Raises ValueError if the batch cannot be split into that many.
     """
     if n % accumulate:
-        raise ValueError(f"a batch of {n} cannot be cut into {accumulate} equal parts")
+        raise ValueError(f"a batch of {n} cannot be split into {accumulate} equal parts")
     optimizer.zero_grad()
     losses, size = [], n // accumulate
     for start in range(0, n, size):
@@ -97,46 +99,46 @@ def train(
     batches: Iterator[tuple[np.ndarray, Any]],
     config: TrainConfig,
 ) -> Iterator[StepStats]:
-    """Every step that is left until config.steps, one StepStats each. A progress bar and a log are loops over it.
+    """One `train_step` for every batch; yields its StepStats. A progress bar and a log are loops over it.
 
-    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. The rest as of `steps`.
+    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. Otherwise as `steps`.
     """
 
-    def learn(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
+    def train_batch(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
         x0, cond = batch
         return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
 
-    return steps(learn, optimizer, batches, config)
+    return steps(train_batch, optimizer, batches, config)
 
 
 def steps(
-    learn: Callable[[Any, np.random.Generator], StepStats],
+    train_batch: Callable[[Any, np.random.Generator], StepStats],
     optimizer: AdamW,
     batches: Iterator[Any],
     config: TrainConfig,
 ) -> Iterator[StepStats]:
-    """learn(batch, rng) for every batch, at the step's learning rate and with the step's own generator.
+    """train_batch(batch, rng) for every batch, with the step's learning rate and its own generator.
 
-    A step whose gradient is not finite is skipped: it changes no weight, and its StepStats tells of it.
-    Raises MinidiffError, with the step, when that was so ten times in a row, and if memory does not suffice.
+    A step whose gradient is not finite changes no weight; its StepStats has the norm that is not finite.
+    Raises MinidiffError, with the step, after MAX_SKIPPED such steps in a row, and if memory does not suffice.
     """
     for batch in batches:
         step = optimizer.step_count + 1
         optimizer.lr = config.rate(step)
         rng = np.random.default_rng([config.seed, step])
         try:
-            stats = learn(batch, rng)
+            stats = train_batch(batch, rng)
         except MemoryError:  # CuPy's, too
             n = config.batch_size
             remedy = f"start a new run with --batch-size {max(n // 2, 1)}"
-            raise MinidiffError(f"step {step}: there is no memory for {n} pictures at a time; {remedy}") from None
-        check_skipped(step - 1, optimizer.skipped_before, optimizer.lr)  # this step need not be waited for
+            raise MinidiffError(f"step {step}: there is no memory for a batch of {n} images; {remedy}") from None
+        check_skipped(step - 1, optimizer.skipped_before, optimizer.lr)  # does not wait for this step
         yield stats
 
 
 def check_skipped(step: int, skipped: int, lr: float) -> None:
-    """Raises MinidiffError if so many steps in a row, up to this one, were skipped that the run is lost."""
-    if skipped >= MOST_SKIPPED:
+    """Raises MinidiffError if at least MAX_SKIPPED steps in a row, up to this one, were skipped."""
+    if skipped >= MAX_SKIPPED:
         raise MinidiffError(
             f"step {step}: the gradient was not finite {skipped} times in a row (the learning rate is {lr:g}); "
             "start a new run with a smaller --lr"

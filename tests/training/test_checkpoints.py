@@ -279,7 +279,7 @@ def test_the_probe_asks_by_class_and_weighs_as_the_run(tmp_path, monkeypatch):
 
 def test_the_probe_measures_what_it_is_given(tmp_path):
     other = pictures(shape=(4, 4, 1), n=3)
-    go_on(run := new_run(tmp_path, 4), probed=other)
+    go_on(run := new_run(tmp_path, 4), validation=other)
     assert read_losses(tmp_path)[4] == validation_loss(run, other) != validation_loss(run, pictures())
 
 
