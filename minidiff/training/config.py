@@ -13,8 +13,11 @@ INTEGER_RANGES = {
 }  # fmt: skip
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
-    "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "pictures",
+    "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
 }  # fmt: skip
+
+
+FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class TrainConfig:
     flip          flip images left to right at random, if the dataset allows it
     pad_crop      maximum random shift in pixels (data/batches.py)
     skip_bad      leave out images that cannot be read
-    pictures      fingerprint of the dataset at the path `data` (data/dataset.py); "" for a built-in one
+    fingerprint   of the dataset at the path `data` (data/dataset.py); "" for a built-in one
     seed          of initial weights, data order and noise
     classes       names of the classes of a class-conditional run; none: unconditional
     min_snr       gamma of the loss's min-SNR weights (diffusion/loss.py); None: unweighted
@@ -61,7 +64,7 @@ class TrainConfig:
     pad_crop: int = 0
     skip_bad: bool = False
     kl: float = 1e-4
-    pictures: str = ""
+    fingerprint: str = ""
 
     def __post_init__(self):
         for name, (low, high) in INTEGER_RANGES.items():
@@ -95,9 +98,11 @@ class TrainConfig:
 def config_from_dict(values: Any) -> TrainConfig:
     """The inverse of asdict, for values from a file. Raises MinidiffError if they are not a configuration."""
     names = {field.name for field in fields(TrainConfig)}
+    if isinstance(values, dict):
+        values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
     complete = isinstance(values, dict) and names - OPTIONAL_FIELDS <= set(values) <= names
     if not complete or not all(
-        isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "pictures")
+        isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "fingerprint")
     ):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)

@@ -41,8 +41,8 @@ def resume(
     config = replace(run.config, data=absolute_path(data), threads=threads, **changes)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset, pictures = _open_run_data(run, data, config)
-    run = replace(run, config=replace(config, pictures=pictures))
+    dataset, fingerprint = _open_run_data(run, data, config)
+    run = replace(run, config=replace(config, fingerprint=fingerprint))
     state.roll_back(run)
     return run, dataset
 
@@ -110,7 +110,7 @@ def _data_path(run: Run, data: str | None) -> str:
             raise MinidiffError(f"{out}: its dataset is no longer at {before}; give its path as DATA")
         return before
     # a dataset with a fingerprint may have moved; older runs have none, and built-in datasets go by name
-    same = data not in BUILT_IN if run.config.pictures else absolute_path(data) == absolute_path(before)
+    same = data not in BUILT_IN if run.config.fingerprint else absolute_path(data) == absolute_path(before)
     if not same:
         raise MinidiffError(f"{out}: was started with {before}, not {data}; give that, or start a new run")
     return data
@@ -122,11 +122,13 @@ def _open_run_data(run: Run, data: str, config: TrainConfig) -> tuple[Dataset, s
     dataset = open_data(data, config.size, config.skip_bad, left_out)
     if dataset.shape != run.shape:
         raise MinidiffError(f"{data}: its images have shape {dataset.shape}, the run's {run.shape}; start a new run")
-    pictures = data_fingerprint(data, dataset)
-    if config.pictures not in ("", pictures) and not left_out:  # a dataset of which images are left out has another
+    fingerprint = data_fingerprint(data, dataset)
+    if (
+        config.fingerprint not in ("", fingerprint) and not left_out
+    ):  # a dataset of which images are left out has another
         raise MinidiffError(f"{data}: is not the set that {run.folder} was started with; give that, or start a new run")
     if config.classes and dataset.classes != config.classes:
         raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(config.classes)}; start a new run")
     if isinstance(run, TextRun):
         check_captions(data, dataset)
-    return dataset, pictures
+    return dataset, fingerprint

@@ -57,7 +57,7 @@ class Run(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of its pictures."""
+        """(H, W, C) of its images."""
 
     @classmethod
     @abstractmethod

@@ -71,7 +71,7 @@ def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the images")
     flip = config.flip and dataset.mirrors
-    return replace(config, flip=flip, threads=threads, pictures=data_fingerprint(data, dataset)), dataset
+    return replace(config, flip=flip, threads=threads, fingerprint=data_fingerprint(data, dataset)), dataset
 
 
 def absolute_path(data: str) -> str:

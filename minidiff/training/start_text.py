@@ -12,7 +12,7 @@ from minidiff.data.imaging import to_float
 from minidiff.diffusion.schedule import Schedule
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
-from minidiff.formats.folders import GIVE, check_kind, check_there
+from minidiff.formats.folders import GIVE, check_exists, check_kind
 from minidiff.formats.stable_diffusion import load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.models.bpe import learn_merges
@@ -101,7 +101,7 @@ def open_autoencoder(folder: Path, backend: str) -> VAE:
 
 def _autoencoder_folder(folder: Path) -> Path:
     """The folder of its config.json: in a run, in a pipeline, or this one. Raises MinidiffError if there is none."""
-    check_there(folder, GIVE["vae"])
+    check_exists(folder, GIVE["vae"])
     place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
     if place is None:
         check_kind(folder, "vae")

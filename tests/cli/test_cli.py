@@ -517,7 +517,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
 def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, trained):
     """It goes by the path, once more."""
     run = state.open_run(Path("run"))
-    state.save(replace(run, config=replace(run.config, data="data", pictures="")))
+    state.save(replace(run, config=replace(run.config, data="data", fingerprint="")))
     shutil.copytree("data", "moved")
     refused("train", "moved", "--out", "run", "--resume", match="run: was started with data, not moved")
     done("train", "./data", "--out", "run", "--resume", "--steps", 4)
@@ -1350,7 +1350,7 @@ def test_damaged_runs(refused, trained):
     (unet / networks.WEIGHTS).write_bytes(weights)
     for changes, match in (
         ({"act_fn": "gelu"}, "act_fn = 'gelu' is not supported"),
-        ({"layers_per_block": 60}, "tells of"),
+        ({"layers_per_block": 60}, "implies at least"),
         ({"sample_size": 10**9}, "sample_size = 1000000000 is not supported"),
         ({"in_channels": 2}, "weights do not fit"),
     ):

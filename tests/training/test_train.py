@@ -265,6 +265,11 @@ def test_config_round_trip():
 GOOD = dataclasses.asdict(CONFIG)
 
 
+def test_a_field_of_an_older_run_is_read_by_its_former_name():
+    older = {"pictures" if name == "fingerprint" else name: value for name, value in GOOD.items()}
+    assert config_from_dict({**older, "pictures": "abc"}).fingerprint == "abc"
+
+
 def test_an_older_runs_config_has_the_defaults_of_what_came_later():
     older = {name: value for name, value in GOOD.items() if name not in config.OPTIONAL_FIELDS}
     assert len(older) == len(GOOD) - len(config.OPTIONAL_FIELDS) and config_from_dict(older) == CONFIG

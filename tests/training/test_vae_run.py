@@ -192,7 +192,7 @@ def test_a_state_that_lies_is_refused(tmp_path):
     """A configuration of a larger network than there are weights, before memory is asked for."""
     run = a_run(tmp_path)
     large = VAEConfig.of(NETWORK.to_dict() | dict(block_out_channels=(4, 16384)))
-    with pytest.raises(MinidiffError, match="tells of .* weights or more"):
+    with pytest.raises(MinidiffError, match="implies at least .* parameters"):
         state._build(VAERun, tmp_path, run.config, (large,), run.optimizer.p.size, tmp_path)
     assert isinstance(state.open_run(tmp_path), VAERun)
     refused(state.open_run, tmp_path, UNetRun, match="is a run of an autoencoder, not of a U-Net")
