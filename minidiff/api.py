@@ -29,7 +29,7 @@ from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.config import UNetConfig, default_config
 from minidiff.models.unet import UNet
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
-from minidiff.training.train import train, train_step
+from minidiff.training.step import train, train_step
 
 __all__ = [
     "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",

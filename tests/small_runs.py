@@ -22,8 +22,10 @@ from minidiff.formats.weights import open_safetensors
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.training import loop, state
+from minidiff.training.config import TrainConfig
+from minidiff.training.lock import lock_run
+from minidiff.training.log import HEADER
 from minidiff.training.run import Run
-from minidiff.training.train import TrainConfig
 from minidiff.training.unet_run import UNetRun
 
 
@@ -108,7 +110,7 @@ def go_on(
 
 def rows(folder: Path) -> list[str]:
     """The lines of a run's log behind the header; none of both if nothing was written yet."""
-    header, *lines = (folder / "metrics.csv").read_text().splitlines() or [state.HEADER.strip()]
+    header, *lines = (folder / "metrics.csv").read_text().splitlines() or [HEADER.strip()]
     assert header == "step,loss,grad_norm,lr"
     return lines
 
@@ -169,7 +171,7 @@ def kill_at(event: int) -> None:
 def main(folder: Path, steps: int, checkpoint_every: int, backend: str, event: int) -> None:
     """Start a run, or continue the one that is there."""
     kill_at(event)
-    with state.lock_run(folder):
+    with lock_run(folder):
         there = state.state_file(folder).exists()
         run = reopen(folder) if there else new_run(folder, steps, backend)
         go_on(run, checkpoint_every, on_step=lambda stats: print("step", stats.step, flush=True))

@@ -47,7 +47,8 @@ from minidiff.terminal import (
     with_progress_bar,
 )
 from minidiff.training import state
-from minidiff.training.train import SCHEDULE
+from minidiff.training.lock import lock_run
+from minidiff.training.recipes import SCHEDULE
 
 app = typer.Typer(
     name="minidiff",
@@ -105,7 +106,7 @@ def demo_command(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 
     --seed needs another --out.
     """
     started = time.monotonic()
-    with state.lock_run(out), state.lock_run(out / "run"):  # which train may be given too
+    with lock_run(out), lock_run(out / "run"):  # which train may be given too
         run, dataset = demo_pages.open_demo(out, machine.use_threads(threads, "numba"), seed)
         go_on = ["minidiff", "demo", "--out", str(out), "--seed", str(seed)]  # another seed is refused
         if run.step < run.config.steps:

@@ -20,7 +20,9 @@ from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
 from minidiff.models.config import UNetConfig, default_config
 from minidiff.training import state
-from minidiff.training.train import SCHEDULE, TrainConfig
+from minidiff.training.config import TrainConfig
+from minidiff.training.log import read_log
+from minidiff.training.recipes import SCHEDULE
 from minidiff.training.unet_run import UNetRun
 
 TRAINING_STEPS = 1400
@@ -122,7 +124,7 @@ def _draw_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], o
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
     save_image(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
     save_image(sheet(dataset.take(np.arange(SAMPLES))), out / "data.png")
-    steps, losses = state.read_log(run.folder / "metrics.csv")
+    steps, losses = read_log(run.folder / "metrics.csv")
     save_loss_plot(steps, losses, out / "loss.png", "What the network still gets wrong")
     _draw_samples(run, out, rng, tick)
 

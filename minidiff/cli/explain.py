@@ -9,6 +9,8 @@ from minidiff import machine
 from minidiff.cli.options import PLACE, Backend, Seed, Threads, valid_text
 from minidiff.data import imaging
 from minidiff.files import check_new_folder, new_folder
+from minidiff.formats.run_networks import kept_pipelines
+from minidiff.formats.run_state import kept_states
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.sampling.text_sheets import (
     GUIDANCE_SCALES,
@@ -20,8 +22,6 @@ from minidiff.sampling.text_sheets import (
     word_swaps,
 )
 from minidiff.terminal import announce_compiling, console, with_progress_bar
-from minidiff.training import checkpoints, state
-from minidiff.training.text_run import TextRun
 
 
 def explain(
@@ -43,7 +43,7 @@ def explain(
     machine.use_threads(threads, backend)
     check_new_folder(out)
     parts = load_pipeline(run, backend)
-    kept_steps = len(checkpoints.kept_states(run))
+    kept_steps = len(kept_states(run))
     walks = len(GUIDANCE_SCALES) + 1 + (len(word_swaps(prompt, to)) if to else 0) + kept_steps
     announce_compiling(backend)
 
@@ -55,7 +55,7 @@ def explain(
             if to:
                 imaging.save_image(word_swap_sheet(parts, asked, to), folder / "words.png")
             if kept_steps:
-                imaging.save_image(training_sheet(asked, state.open_kept(run, TextRun)), folder / "training.png")
+                imaging.save_image(training_sheet(asked, kept_pipelines(run, backend)), folder / "training.png")
 
     with_progress_bar("drawing", walks * steps, draw)
     console.print(f"Wrote {out}")

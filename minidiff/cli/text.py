@@ -11,7 +11,7 @@ from PIL import Image
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.errors import MinidiffError
-from minidiff.formats.folders import described, kind_of
+from minidiff.formats.folders import describe, kind_of
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import setup, text_to_image
@@ -24,7 +24,7 @@ Asked = tuple[list[str], str, float]  # prompts, negative prompt and guidance sc
 def refuse(folder: Path, only_of_texts: dict[str, Any]) -> None:
     """Raises MinidiffError if a folder wants a text and gets none, or if options are given that only a text has."""
     if kind_of(folder) == "text":
-        raise MinidiffError(f"{described(folder)}; give --prompt")
+        raise MinidiffError(f"{describe(folder)}; give --prompt")
     for option, value in only_of_texts.items():
         if value is not None:
             raise MinidiffError(f"--{option} is for texts: give --prompt too, or leave it out")

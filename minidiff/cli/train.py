@@ -15,13 +15,14 @@ from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
 from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
+from minidiff.training.lock import lock_run
 from minidiff.training.loop import fit, stoppable
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
 from minidiff.training.start import start_run, start_vae, validation_set
 from minidiff.training.start_text import start_text
+from minidiff.training.step import StepStats
 from minidiff.training.text_run import TextRun
-from minidiff.training.train import StepStats
 from minidiff.training.vae_run import VAERun
 
 CHECKPOINT_EVERY, KEEP = 500, 2
@@ -81,7 +82,7 @@ def train(
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
         _check_text(text, by_class, recipe, latent, text_encoder)
-    with state.lock_run(out):
+    with lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
         elif text:
@@ -126,7 +127,7 @@ def train_vae(
         depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
         ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
-    with state.lock_run(out):
+    with lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given, threads, VAERun)
         else:
@@ -191,7 +192,7 @@ def train_with_bar(
     """
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    if (needed := state.check_room(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
+    if (needed := state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
     notice = "Stopping after this step; Ctrl-C again breaks off."
@@ -224,7 +225,7 @@ def _told_what_is_lost(run: Run, go_on: list[str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        lost = run.step - (saved := state.saved_step(run.folder))
+        lost = run.step - (saved := state.last_step(run.folder))
         steps = f"{lost} step{'' if lost == 1 else 's'} since the checkpoint of step {saved}"
         stderr_console.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(go_on)}")
         sys.exit(130)

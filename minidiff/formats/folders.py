@@ -1,15 +1,15 @@
-"""What kind of network a folder holds: decided here, for every command."""
+"""The kind of network that a folder holds."""
 
 import os
 from pathlib import Path
 
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json
+from minidiff.formats import run_state
 from minidiff.formats.weights import open_safetensors
-from minidiff.training import checkpoints
 
 INDEX = "model_index.json"
-CLASSES = {"UNet2DModel": "unet", "AutoencoderKL": "vae"}  # of config.json, where no index is needed
+CLASSES = {"UNet2DModel": "unet", "AutoencoderKL": "vae"}  # _class_name of config.json -> kind
 FOUND = {
     "unet": "a U-Net that takes no prompt",
     "text": "a text-conditional U-Net, which needs a prompt",
@@ -22,41 +22,48 @@ GIVE = {
 }
 
 
-def check_there(folder: Path, give: str) -> None:
-    """Raises MinidiffError if nothing is at that path; give: what to give instead."""
+def check_exists(folder: Path, give: str) -> None:
+    """Raises MinidiffError if the folder does not exist; give: the remedy, "give ...", in its message."""
     if not os.path.exists(folder):
         raise MinidiffError(f"{folder}: no such folder; {give}")
 
 
 def check_kind(folder: Path, wanted: str) -> None:
-    """Raises MinidiffError for a folder that is missing, or known to hold another kind of network than `wanted`."""
-    check_there(folder, GIVE[wanted])
+    """Raises MinidiffError for a folder that does not exist, or holds another kind of network than `wanted`."""
+    check_exists(folder, GIVE[wanted])
     if kind_of(folder) not in (wanted, None):
-        raise MinidiffError(f"{described(folder)}; {GIVE[wanted]}")
+        raise MinidiffError(f"{describe(folder)}; {GIVE[wanted]}")
 
 
-def described(folder: Path) -> str:
-    """A folder of a known kind, and what that kind is, as errors begin."""
+def describe(folder: Path) -> str:
+    """The folder and its kind in words, the beginning of an error."""
     held = "is the run of" if is_run(folder) else "holds"
     return f"{folder}: {held} {FOUND[kind_of(folder) or 'unet']}"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether it holds a run's state."""
-    return any(path.is_file() for path in checkpoints.states(folder))
+    """Whether the folder holds a run's state."""
+    return any(path.is_file() for path in run_state.states(folder))
+
+
+def check_run(folder: Path) -> None:
+    """Raises MinidiffError unless a run's state is there."""
+    check_exists(folder, "give a run of minidiff train")
+    if not is_run(folder):
+        raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
 
 
 def kind_of(folder: Path) -> str | None:
-    """What a run or a diffusers folder holds: "unet", "text" or "vae"; None where nothing says so.
+    """The kind of a run or a diffusers folder: "unet", "text" or "vae"; None if it is unknown.
 
-    A run's state says it, else a pipeline's index, else a network's configuration. Raises MinidiffError for an index
-    or a configuration that cannot be read.
+    It is read from a run's state, else from model_index.json, else from config.json. Raises MinidiffError if one of
+    the last two cannot be read.
     """
-    for path in checkpoints.states(folder):
+    for path in run_state.states(folder):
         try:
-            kind = open_safetensors(path)[1].get("kind", "unet")  # older runs were all of that one
+            kind = open_safetensors(path)[1].get("kind", "unet")  # states of older runs lack it
             return kind if kind in FOUND else None
-        except MinidiffError:  # missing, or damaged: others may not be
+        except MinidiffError:  # missing or damaged: try the next
             continue
     if (folder / INDEX).is_file():
         return read_json(folder / INDEX, _kind_of_index)
@@ -71,6 +78,6 @@ def _class_name(config: object) -> str:
 
 
 def _kind_of_index(index: object) -> str | None:
-    """A pipeline of more than one network counts as "text", whatever these are; its loader says more."""
+    """A pipeline with an autoencoder counts as "text"; load_pipeline checks its class."""
     names = index if isinstance(index, dict) else {}
     return "text" if "vae" in names else "unet" if "unet" in names else None

@@ -1,7 +1,7 @@
 """Networks and schedules as diffusers folders: config.json beside safetensors. Nothing is ever unpickled.
 
-In files arrays stand as diffusers has them, NCHW and OIHW; in memory as NHWC and OHWI. Of every array with
-four axes, axis 1 goes last on the way in.
+Convolution weights are OIHW in files, as in diffusers, and OHWI in memory: of every array with four axes, axis 1
+moves last when it is read.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from minidiff.diffusion.schedule import AnySchedule, Schedule, schedule_from_con
 from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json, write_json
-from minidiff.formats.folders import check_kind, check_there
+from minidiff.formats.folders import check_exists, check_kind
 from minidiff.formats.weights import WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.latent_config import FileConfig, TextEncoderConfig
@@ -25,11 +25,11 @@ N = TypeVar("N", bound=Module)
 
 
 def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
-    """The network of a UNet2DModel folder, of a pipeline folder (its `unet/`), or of a run.
+    """The U-Net of a UNet2DModel folder, of a pipeline folder (its `unet/`), or of a run.
 
-    Its weights may be in one file or in several, in float32, float16 or bfloat16; here they are float32. Beside
-    them no second copy is held. Raises MinidiffError for a folder that is missing or none of these, for weights that do
-    not fit their config.json, and for a configuration that is not built here.
+    Its weights may be in one file or several, in float32, float16 or bfloat16; they become float32, one array at a
+    time. Raises MinidiffError for a folder that is missing or none of these, for weights that do not fit config.json,
+    and for an unsupported configuration.
     """
     check_kind(Path(folder), "unet")
     folder = _component(folder, "unet", "config.json")
@@ -42,56 +42,59 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
 def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
     """Read a network's weights from its file, one array after the other.
 
-    Raises MinidiffError if they do not fit, or are no finite numbers.
+    Raises MinidiffError if their names or shapes do not fit, or if they are not finite.
     """
     try:
-        network.check_shapes({name: _shape_inside(a.shape) for name, a in stored.items()})
+        network.check_shapes({name: _memory_shape(a.shape) for name, a in stored.items()})
     except ValueError as error:
         raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
     for name, p in network.named_parameters():
         a = stored[name].read()
         if not np.isfinite(a).all():
-            raise MinidiffError(f"{path}: {name} holds numbers that are not finite; copy or train it again")
+            raise MinidiffError(f"{path}: {name} has values that are not finite; copy or train it again")
         p.data[...] = p.backend.asarray(_from_file(a))
     return network
 
 
 def check_weight_count(config: UNetConfig | FileConfig, weights: int, path: Path) -> None:
-    """Raises MinidiffError if the network would be larger than the weights there are, before memory is asked for."""
-    if (least := _least_weights(config)) > weights:
-        raise MinidiffError(f"{path}: tells of {least} weights or more, but there are {weights}; copy both files again")
+    """Raises MinidiffError if the configuration implies more parameters than `weights`, before they are allocated."""
+    if (least := _min_parameters(config)) > weights:
+        raise MinidiffError(
+            f"{path}: implies at least {least:,} parameters, there are {weights:,}; copy both files again"
+        )
 
 
-def _least_weights(config: Any) -> int:
-    """A part of what there is for certain; of U-Nets and autoencoders, of the way down.
+def _min_parameters(config: Any) -> int:
+    """A lower bound of a network's number of parameters.
 
-    One convolution and one projection of the time for each block; of text encoders, the vocabulary and the layers.
+    U-Nets and autoencoders: one convolution and one time projection for each block of the down path, the time and class
+    embeddings, conv_in and conv_out. Text encoders: token embeddings, attention and feed-forward weights.
     """
     if isinstance(config, TextEncoderConfig):
         D = config.hidden_size
         return config.vocab_size * D + config.num_hidden_layers * (4 * D**2 + 2 * D * config.intermediate_size)
-    widths, temb = config.block_out_channels, getattr(config, "time_embed_dim", 0)  # an autoencoder knows no time
+    widths, temb = config.block_out_channels, getattr(config, "time_embed_dim", 0)  # autoencoders have none
     least = config.layers_per_block * sum(9 * width**2 + temb * width for width in widths)
     least += temb * (temb + (getattr(config, "num_class_embeds", None) or 0))
     return least + 9 * widths[0] * (config.in_channels + config.out_channels)
 
 
 def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | None = None) -> None:
-    """Write the network as a UNet2DModel folder; `weights` in place of its own, such as their moving average."""
+    """Write the network as a UNet2DModel folder; `weights` (such as their moving average) in place of its own."""
     save_network(Path(folder), config_to_dict(unet.config), unet.state_dict() if weights is None else weights)
 
 
 def save_network(folder: Path, config: dict[str, Any], weights: Mapping[str, np.ndarray], file: str = WEIGHTS) -> None:
-    """Write a folder of config.json and weights, by diffusers' names and in its order of axes."""
+    """Write a folder of config.json and weights, with diffusers' names and axes."""
     write_safetensors(folder / file, {k: _to_file(a) for k, a in weights.items()}, {"format": "pt"})
     write_json(folder / "config.json", config)
-    (folder / f"{file}.index.json").unlink(missing_ok=True)  # of a network in several files that was here before
+    (folder / f"{file}.index.json").unlink(missing_ok=True)  # of a sharded network that was here before
 
 
 def load_schedule(folder: str | Path, sampler: Sampler | None = None) -> AnySchedule:
     """The schedule of a pipeline folder or run, or of a folder that holds scheduler_config.json itself.
 
-    With a sampler that is as_diffusers, the schedule that its class in diffusers makes of the file.
+    With a sampler that is as_diffusers: the schedule that the sampler's class in diffusers reads from the file.
     """
     folder = _component(folder, "scheduler", "scheduler_config.json")
     knows = sampler is None or not sampler.as_diffusers or sampler.name not in WITHOUT_ZERO_SNR
@@ -99,18 +102,18 @@ def load_schedule(folder: str | Path, sampler: Sampler | None = None) -> AnySche
 
 
 def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:
-    """The sampler of a pipeline folder or run, with its settings; or another, with those that the two share.
+    """The sampler of a pipeline folder or run with its settings; or the one called `name` with the shared settings.
 
-    Raises MinidiffError for a name that is no sampler's.
+    Raises MinidiffError if there is no sampler of that name.
     """
     if name is not None:
-        Sampler(name)  # says if there is none, which is no fault of the file's
+        Sampler(name)  # raises for an unknown name, without naming the file
     folder = _component(folder, "scheduler", "scheduler_config.json")
     return read_json(folder / "scheduler_config.json", lambda config: sampler_from_config(config, name))
 
 
 def load_classes(folder: str | Path) -> tuple[str, ...]:
-    """The names of the classes that a run's network can be asked for; none if the folder does not tell."""
+    """The class names of a class-conditional run; () if the folder has no classes.json."""
     path = Path(folder) / "classes.json"
     return read_json(path, _names) if path.is_file() else ()
 
@@ -124,10 +127,10 @@ def _names(values: Any) -> tuple[str, ...]:
 def save_pipeline(
     folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None, classes: tuple[str, ...] = ()
 ) -> None:
-    """Write scheduler/ and model_index.json: with `unet/` beside them, what DDPMPipeline.from_pretrained opens.
+    """Write scheduler/ and model_index.json; with `unet/` beside them DDPMPipeline.from_pretrained opens the folder.
 
-    A network of classes has none that draws from it in diffusers: in the place of the index are the classes' names.
-    Nor has one over continuous times, whose scheduler is the one that knows them.
+    No index is written for a class-conditional U-Net, which gets classes.json, and for continuous-time schedules
+    (EDM, flow): DDPMPipeline samples from neither.
     """
     scheduler = save_scheduler(folder, schedule, sampler)
     if classes:
@@ -143,7 +146,7 @@ def save_pipeline(
 
 
 def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None) -> str:
-    """Write scheduler/; its class in diffusers."""
+    """Write scheduler/; returns the name of its class in diffusers."""
     scheduler = schedule_to_config(schedule)
     if isinstance(schedule, Schedule):
         scheduler |= sampler_to_config(sampler or Sampler())
@@ -153,7 +156,7 @@ def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler |
 
 def _component(folder: str | Path, name: str, file: str) -> Path:
     folder = Path(folder)
-    check_there(folder, "give a run or a diffusers folder")
+    check_exists(folder, "give a run or a diffusers folder")
     for place in (folder / name, folder):
         if (place / file).is_file():
             return place
@@ -161,7 +164,7 @@ def _component(folder: str | Path, name: str, file: str) -> Path:
     raise MinidiffError(f"{folder}: no {name}/{file} and no {file} here; give a run or a diffusers folder")
 
 
-def _shape_inside(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _memory_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
 
 

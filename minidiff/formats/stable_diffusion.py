@@ -1,6 +1,6 @@
-"""A Stable Diffusion folder, as diffusers saves it: tokenizer, text encoder, U-Net, autoencoder and scheduler.
+"""Stable Diffusion folders of diffusers: tokenizer, text encoder, U-Net, autoencoder and scheduler.
 
-Each part has a folder of its own, and model_index.json says which class of diffusers or transformers each is of.
+Each part has a folder of its own; model_index.json names their classes in diffusers or transformers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,15 +25,15 @@ from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.models.vae import VAE, Pixels
 
-NONE = [None, None]  # how an index says that a part is not there
+NONE = [None, None]  # the entry of a missing part in model_index.json
 PIPELINE = "StableDiffusionPipeline"
 PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "text_encoder": ("CLIPTextModel",),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-}  # a scheduler's class is a matter of load_sampler
-TEXT_WEIGHTS = "model.safetensors"  # as transformers calls them
+}  # load_sampler checks the scheduler's class
+TEXT_WEIGHTS = "model.safetensors"  # its name in transformers
 NOTHING: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
@@ -43,7 +43,7 @@ C = TypeVar("C", bound=FileConfig)
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """The parts that make a picture of a text, on one backend."""
+    """The parts of a text-to-image pipeline, on one backend."""
 
     tokenizer: Tokenizer
     text_encoder: TextEncoder
@@ -53,29 +53,29 @@ class Pipeline:
     sampler: Sampler
 
     def to(self, backend: str) -> Self:
-        """The same with its networks copied to another backend."""
+        """A pipeline with the networks copied to another backend."""
         return replace(self, **{k: part.to(backend) for k, part in vars(self).items() if isinstance(part, Module)})
 
 
 def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
-    """The parts of a Stable Diffusion 1.x or 2.x folder; weights of 16 bits are widened once, as they are read.
+    """The parts of a Stable Diffusion 1.x or 2.x folder; 16-bit weights become float32 as they are read.
 
-    Where the index says that there is no autoencoder, the U-Net works on the pictures themselves.
+    If the index has no autoencoder, the U-Net works on pixels.
 
-    Raises MinidiffError for a pipeline of another class, a part that is missing or of a class that is not built here,
-    pickled weights, and parts that do not fit together.
+    Raises MinidiffError for a pipeline of another class, a part that is missing or of an unsupported class, pickled
+    weights, and parts that do not fit together.
     """
     folder = Path(folder)
     check_kind(folder, "text")
     if not (folder / INDEX).is_file():
-        raise MinidiffError(f"{folder}: has no {INDEX}, so it draws no texts; give a Stable Diffusion folder")
+        raise MinidiffError(f"{folder}: has no {INDEX}; give a Stable Diffusion folder")
     in_pixels = read_json(folder / INDEX, _check_index)
     pipeline = Pipeline(
         load_tokenizer(folder / "tokenizer"),
         load_text_encoder(folder / "text_encoder", backend),
         unet := load_text_unet(folder / "unet", backend),
         Pixels(unet.config.in_channels) if in_pixels else load_vae(folder / "vae", backend),
-        load_schedule(_there(folder / "scheduler")),
+        load_schedule(_existing(folder / "scheduler")),
         load_sampler(folder / "scheduler"),
     )
     check_fit(folder, pipeline)
@@ -83,40 +83,40 @@ def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
 
 
 def is_pipeline(folder: str | Path) -> bool:
-    """Whether a folder holds a network of prompts, or another pipeline of more than one network."""
+    """Whether a folder holds a text-to-image pipeline, or another one with an autoencoder."""
     return kind_of(Path(folder)) == "text"
 
 
 def load_text_encoder(folder: str | Path, backend: str = "numba") -> TextEncoder:
     """CLIP's text encoder of a folder with config.json and model.safetensors. Raises MinidiffError as load_pipeline."""
-    folder = _there(Path(folder))
+    folder = _existing(Path(folder))
     config = _config(folder, TextEncoderConfig)
     stored = {name.removeprefix("text_model."): a for name, a in find_weights(folder, TEXT_WEIGHTS).items()}
-    return fill_weights(_made(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS)
+    return fill_weights(_build(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS)
 
 
 def load_text_unet(folder: str | Path, backend: str = "numba") -> TextUNet:
     """The U-Net of a UNet2DConditionModel folder. Raises MinidiffError as load_pipeline."""
-    folder = _there(Path(folder))
-    unet = _made(TextUNet, _config(folder, TextUNetConfig), folder, backend)
+    folder = _existing(Path(folder))
+    unet = _build(TextUNet, _config(folder, TextUNetConfig), folder, backend)
     return fill_weights(unet, find_weights(folder), folder / WEIGHTS)
 
 
 def load_vae(folder: str | Path, backend: str = "numba") -> VAE:
     """The autoencoder of an AutoencoderKL folder. Raises MinidiffError as load_pipeline."""
-    folder = _there(Path(folder))
-    vae = _made(VAE, _config(folder, VAEConfig), folder, backend)
+    folder = _existing(Path(folder))
+    vae = _build(VAE, _config(folder, VAEConfig), folder, backend)
     return fill_weights(vae, find_weights(folder), folder / WEIGHTS)
 
 
 def save_parts(
     folder: Path, pipeline: Pipeline, names: Iterable[str], weights: Mapping[str, Mapping[str, np.ndarray]] = NOTHING
 ) -> None:
-    """Write these of PARTS, each into its folder, and what ties them together: scheduler/ and model_index.json.
+    """Write the parts of these names, each into its folder, scheduler/ and model_index.json.
 
-    weights  by a part's name, in place of its own, such as their moving average
-    With all of them the folder is one that diffusers' StableDiffusionPipeline.from_pretrained opens; of pictures
-    without an autoencoder, if it is told vae=None.
+    weights  part -> its weights (such as their moving average), in place of its own
+    With all parts StableDiffusionPipeline.from_pretrained of diffusers opens the folder; without an autoencoder, with
+    vae=None.
     """
     for name in names:
         part = getattr(pipeline, name)
@@ -138,7 +138,7 @@ def save_parts(
     write_json(folder / INDEX, index)
 
 
-def _there(folder: Path) -> Path:
+def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise MinidiffError(f"{folder}: no such folder; the pipeline is not whole, copy it again")
     return folder
@@ -150,16 +150,16 @@ def _config(folder: Path, kind: type[C]) -> C:
     return read_json(folder / "config.json", kind.of)
 
 
-def _made(kind: Callable[[Any, None, str], N], config: FileConfig, folder: Path, backend: str) -> N:
-    """The network of zeros, which take no memory until weights are written over them."""
+def _build(kind: Callable[[Any, None, str], N], config: FileConfig, folder: Path, backend: str) -> N:
+    """The network with weights of zero, which take no memory until others are written over them."""
     try:
         return kind(config, None, backend)
     except MemoryError:
-        raise MinidiffError(f"{folder / 'config.json'}: tells of a network larger than memory; copy it again") from None
+        raise MinidiffError(f"{folder / 'config.json'}: implies a network larger than memory; copy it again") from None
 
 
 def _check_index(index: Any) -> bool:
-    """Whether it is an index without an autoencoder. Raises MinidiffError for those of other pipelines."""
+    """Whether the index has no autoencoder. Raises MinidiffError for another class of pipeline or part."""
     if not isinstance(index, dict):
         raise MinidiffError("must be keys and values")
     name = index.get("_class_name")
@@ -176,16 +176,19 @@ def _check_index(index: Any) -> bool:
 
 
 def check_fit(folder: Path, pipeline: Pipeline) -> None:
-    """Raises MinidiffError unless tokens are known to the text encoder, its words to the U-Net, latents to the VAE."""
+    """Raises MinidiffError unless vocabulary, text length, embedding width and channels fit together."""
     tokenizer, encoder, unet, vae = pipeline.tokenizer, pipeline.text_encoder.config, pipeline.unet.config, pipeline.vae
     largest, channels = max(tokenizer.vocab.values()), vae.config.latent_channels
     for wrong, what in (
-        (largest >= encoder.vocab_size, f"token {largest}, and the text encoder knows {encoder.vocab_size}"),
-        (tokenizer.length > encoder.max_position_embeddings, f"{tokenizer.length} tokens a text, which are too many"),
+        (largest >= encoder.vocab_size, f"token id {largest} for a text encoder of {encoder.vocab_size} tokens"),
+        (
+            tokenizer.length > encoder.max_position_embeddings,
+            f"{tokenizer.length} tokens a text for {encoder.max_position_embeddings} positions",
+        ),
         (encoder.hidden_size != unet.cross_attention_dim, f"embeddings of {encoder.hidden_size} channels"),
         (unet.in_channels != channels or unet.out_channels != channels, f"latents of {channels} channels"),
-        (vae.config.in_channels not in (1, 3), f"pictures of {vae.config.in_channels} channels"),
-        (vae.config.in_channels != vae.config.out_channels, "pictures that lose or win channels"),
+        (vae.config.in_channels not in (1, 3), f"images of {vae.config.in_channels} channels"),
+        (vae.config.in_channels != vae.config.out_channels, "an autoencoder with in_channels other than out_channels"),
     ):
         if wrong:
             raise MinidiffError(f"{folder}: its parts do not fit: there are {what}; copy all of it again")

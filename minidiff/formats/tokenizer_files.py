@@ -9,8 +9,8 @@ from minidiff.errors import MinidiffError
 from minidiff.files import LARGEST_JSON, read_json, replace_file, write_json
 from minidiff.models.tokenizer import BOS, EOS, Special, Tokenizer, vocabulary
 
-MERGES = 49152 - 256 - 2  # of OpenAI's list, which goes on
-LONGEST = 77  # places, where a folder names none, or as transformers' way of saying so, 10^30
+MERGES = 49152 - 256 - 2  # the merges of OpenAI's list that CLIP uses
+LONGEST = 77  # default number of tokens; transformers writes 10^30 for none
 
 Merges = list[tuple[str, str]]
 
@@ -18,7 +18,7 @@ Merges = list[tuple[str, str]]
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a folder, or of the file bpe_simple_vocab_16e6.txt.gz.
 
-    tokenizer_config.json, or special_tokens_map.json, says which tokens begin, end and fill up, if one is there.
+    tokenizer_config.json or special_tokens_map.json, if present, name the begin, end, unknown and padding tokens.
     Raises MinidiffError for files that are missing, damaged, or contradict one another.
     """
     path = Path(path)
@@ -27,7 +27,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer(vocabulary(merges), merges)
     settings = _settings(path)
     if (path / "tokenizer.json").is_file():
-        vocab, merges, after_clean = read_json(path / "tokenizer.json", _of_tokenizer_json)
+        vocab, merges, after_clean = read_json(path / "tokenizer.json", _parse_tokenizer_json)
     elif (path / "vocab.json").is_file():
         vocab, merges = read_json(path / "vocab.json", _vocab), _merges_txt(path / "merges.txt")
         after_clean = frozenset(v["content"] for v in settings.values() if _is_token(v) and v.get("normalized") is True)
@@ -71,7 +71,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _keys_and_values(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise MinidiffError("must be keys and values")
+        raise MinidiffError("must be a JSON object")
     return values
 
 
@@ -85,14 +85,14 @@ def _content(token: Any) -> str:
 
 def _vocab(values: Any) -> dict[str, int]:
     if not isinstance(values, dict) or not values or not all(type(i) is int and i >= 0 for i in values.values()):
-        raise MinidiffError("must give every token a number")
+        raise MinidiffError("must map tokens to ids")
     if len(set(values.values())) < len(values):
-        raise MinidiffError("gives two tokens one number")
+        raise MinidiffError("gives two tokens one id")
     return values
 
 
 def _pairs(values: Any) -> Merges:
-    """Merges as two tokens, or as both in one text with a space between."""
+    """Merges from lists of two tokens, or strings of two tokens with a space between."""
     if not isinstance(values, list):
         raise MinidiffError("must have a list of merges")
     return [_pair(value.split(" ") if isinstance(value, str) else value) for value in values]
@@ -100,14 +100,14 @@ def _pairs(values: Any) -> Merges:
 
 def _pair(value: Any) -> tuple[str, str]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(token, str) and token for token in value):
-        raise MinidiffError(f"has the merge {value!r:.80}, which is not of two tokens")
+        raise MinidiffError(f"has the merge {value!r:.80}, which is not a pair of tokens")
     return value[0], value[1]
 
 
-def _of_tokenizer_json(values: Any) -> tuple[dict[str, int], Merges, frozenset[str]]:
+def _parse_tokenizer_json(values: Any) -> tuple[dict[str, int], Merges, frozenset[str]]:
     model = _keys_and_values(values).get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise MinidiffError("is not of byte-pair encoding, and only CLIP's is read here")
+        raise MinidiffError("is not a byte-pair encoding; only CLIP's tokenizer is supported")
     added = [token for token in values.get("added_tokens", []) if _is_token(token)]
     after_clean = frozenset(token["content"] for token in added if token.get("normalized") is True)
     return _vocab(model.get("vocab")), _pairs(model.get("merges")), after_clean

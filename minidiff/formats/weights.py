@@ -1,6 +1,6 @@
-"""The arrays of a network's folder: one safetensors file, or several with an index. Nothing is ever unpickled.
+"""Safetensors files: one, or several with an index. Nothing is ever unpickled.
 
-A file's own words are not trusted: its header is bounded and checked by the safetensors library, its names are
+File contents are not trusted: a header is bounded and checked by the safetensors library, its names are
 printable, and an index names files beside it. Arrays are read one at a time, so that no second copy of a network
 is held. float16 and bfloat16 are widened to float32, which loses nothing.
 """
@@ -24,26 +24,26 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: it is the upper half of a float32
 
-# What attention's projections were called before 2023.
+# Names of attention's projections before 2023.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An array that lies in a file."""
+    """Where an array lies in a file."""
 
     path: Path
     name: str
-    dtype: str  # in safetensors' words
+    dtype: str  # safetensors' name: a key of DTYPES
     shape: tuple[int, ...]
-    offset: int  # bytes from the file's beginning
+    offset: int  # in bytes from the beginning of the file
 
     @property
     def size(self) -> int:
         return prod(self.shape)
 
     def read(self) -> np.ndarray:
-        """Its numbers as float32, in memory of their own. Raises MinidiffError if the file ends too early."""
+        """The array as float32. Raises MinidiffError if the file ends too early."""
         try:
             a = np.fromfile(self.path, DTYPES[self.dtype], self.size, offset=self.offset).reshape(self.shape)
         except (OSError, ValueError) as error:
@@ -54,9 +54,9 @@ class Stored:
 
 
 def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
-    """Where each parameter of a network's folder lies, by today's names; nothing but headers is read.
+    """Where each parameter of a network's folder lies, by its name in today's diffusers; only headers are read.
 
-    weights: what its file is called; of several, the index has that name and .index.json.
+    weights: the name of the file; of a sharded network's index without .index.json.
     Raises MinidiffError for a folder without safetensors, and for files that are damaged or contradict one another.
     """
     index = folder / f"{weights}.index.json"
@@ -69,13 +69,13 @@ def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
         for other in sorted(folder.glob(f"{Path(weights).stem}.*.safetensors")):
             raise MinidiffError(f"{other}: is a variant of the weights; rename it to {weights}")
         raise MinidiffError(f"{folder / weights}: no such file; copy or train it again")
-    today = {_todays_name(name): stored for name, stored in found.items()}
-    if len(today) < len(found):
+    renamed = {_new_name(name): stored for name, stored in found.items()}
+    if len(renamed) < len(found):
         raise MinidiffError(f"{folder}: has attention weights by old names and by new ones; save it in diffusers again")
-    return today
+    return renamed
 
 
-def _todays_name(name: str) -> str:
+def _new_name(name: str) -> str:
     return re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda old: RENAMED[old[0]], name)
 
 
@@ -90,8 +90,8 @@ def refuse_pickles(path: Path) -> None:
 
 
 def _shards(index: Path) -> dict[str, Stored]:
-    """The arrays of all files that an index names, which must be the ones that it lists for each."""
-    weight_map = {name: shard for name, shard in read_json(index, _weight_map).items() if not _is_count(name)}
+    """The arrays of a sharded network, whose files must hold exactly the arrays that the index lists for each."""
+    weight_map = {name: shard for name, shard in read_json(index, _weight_map).items() if not _is_position_ids(name)}
     shards = {shard: open_safetensors(index.parent / shard)[0] for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
@@ -106,7 +106,7 @@ def _shards(index: Path) -> dict[str, Stored]:
 
 
 def _weight_map(values) -> dict[str, str]:
-    """The names of an index with the file of each: files beside it, nowhere else."""
+    """Array name -> file name, from an index; only files beside the index are allowed."""
     weight_map = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise MinidiffError("has no weight_map; copy it again")
@@ -132,11 +132,13 @@ def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         raise MinidiffError(f"{path}: no such file; copy or train it again") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from None
-    return {name: _stored(path, name, header[name], 8 + length) for name in names if not _is_count(name)}, metadata
+    return {
+        name: _stored(path, name, header[name], 8 + length) for name in names if not _is_position_ids(name)
+    }, metadata
 
 
-def _is_count(name: str) -> bool:
-    """Whether it is 0, 1, 2, ..., which files of text encoders hold that transformers saved before 2023."""
+def _is_position_ids(name: str) -> bool:
+    """Whether the array is 0, 1, 2, ..., in files of text encoders saved before 2023."""
     return name.endswith("position_ids")
 
 
@@ -150,12 +152,14 @@ def _stored(path: Path, name: str, entry: dict, start: int) -> Stored:
 
 
 def damaged(path: Path, error: Exception) -> MinidiffError:
-    """What to say of a file that cannot be read."""
+    """The error of a file that cannot be read."""
     reason = " ".join(str(error).split())[:200]
     return MinidiffError(f"{path}: damaged or not safetensors ({reason}); copy or train it again")
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write arrays and metadata as a whole or not at all."""
-    data = safetensors_bytes(tensors, metadata)  # its save_file would leave a file of its own behind where it is killed
+    """Write arrays and metadata to a file atomically."""
+    data = safetensors_bytes(
+        tensors, metadata
+    )  # save_file would leave a temporary file behind if the process is killed
     replace_file(path, lambda part: part.write_bytes(data))

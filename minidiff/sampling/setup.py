@@ -20,20 +20,18 @@ from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder
 from minidiff.formats.folders import check_kind
 from minidiff.formats.networks import load_classes, load_sampler, load_schedule, load_unet
+from minidiff.formats.run_networks import load_run_pipeline, load_run_unet
 from minidiff.formats.stable_diffusion import Pipeline, load_pipeline
 from minidiff.models.unet import UNet
 from minidiff.outputs import check_file, followed
 from minidiff.terminal import stderr_console
-from minidiff.training.state import open_chosen
-from minidiff.training.text_run import TextRun
-from minidiff.training.unet_run import UNetRun
 
 BATCH = 64  # pictures at a time
 LARGE_SIGMA = 1000  # sigma from which Heun's first steps lead astray; cosine schedules begin beyond it
 ENOUGH = 100  # steps that are short enough even there
 
 
-Choice = str | int | None  # of a run's weights, as of `state.open_chosen`; None: those that the folder exports
+Choice = str | int | None  # of a run's weights, as of `load_run_unet`; None: those that the folder exports
 
 
 def chosen(raw: bool, best: bool, step: int | None) -> Choice:
@@ -48,7 +46,7 @@ def chosen(raw: bool, best: bool, step: int | None) -> Choice:
 def load_image_unet(folder: Path, backend: str, choice: Choice = None) -> UNet:
     """The network, if its images can be sampled."""
     check_kind(folder, "unet")
-    unet = load_unet(folder, backend) if choice is None else open_chosen(folder, choice, UNetRun).unet.to(backend)
+    unet = load_unet(folder, backend) if choice is None else load_run_unet(folder, choice, backend)
     height, width, channels = unet.image_shape
     downsamples = len(unet.config.block_out_channels) - 1
     if channels not in (1, 3):
@@ -61,9 +59,7 @@ def load_image_unet(folder: Path, backend: str, choice: Choice = None) -> UNet:
 def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
     """All that samples images of prompts."""
     check_kind(folder, "text")
-    return (
-        load_pipeline(folder, backend) if choice is None else open_chosen(folder, choice, TextRun).pipeline.to(backend)
-    )
+    return load_pipeline(folder, backend) if choice is None else load_run_pipeline(folder, choice, backend)
 
 
 def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:

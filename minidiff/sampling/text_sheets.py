@@ -15,7 +15,6 @@ from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
 from minidiff.sampling.setup import finished
 from minidiff.sampling.text_to_image import Tick, text_to_image
-from minidiff.training.text_run import TextRun
 
 GUIDANCE_SCALES = range(1, 11)
 DIM = 0.15  # how much is left of a picture where a word was not heard
@@ -38,13 +37,12 @@ class PromptSettings:
         return finished(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
 
 
-def training_sheet(asked: PromptSettings, runs: Iterable[TextRun]) -> Image.Image:
-    """The same prompt, by a run as it was at one step after another."""
+def training_sheet(asked: PromptSettings, checkpoints: Iterable[tuple[int, Pipeline]]) -> Image.Image:
+    """The same prompt, by the pipelines of a run's checkpoints (step, pipeline)."""
     images, steps = [], []
-    for run in runs:  # one at a time in memory
-        with run.optimizer.averaged():
-            images.append(asked.draw(run.pipeline))
-        steps.append(f"step {run.step}")
+    for step, pipeline in checkpoints:  # one at a time in memory
+        images.append(asked.draw(pipeline))
+        steps.append(f"step {step}")
     return captioned_sheet(np.concatenate(images), steps, columns=min(len(steps), 8))
 
 

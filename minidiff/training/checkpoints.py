@@ -1,99 +1,66 @@
-"""Which states of a run are kept: the newest, the last few before it, and the best.
+"""The checkpoints that a run keeps: the last few states, the newest among them, and the best.
 
-RUN/training/state.safetensors          the newest, the truth of the run
-RUN/training/state-000500.safetensors   the last few, the newest among them: the same file by a second name
-RUN/training/best.safetensors           likewise, that of the lowest loss in checkpoints.csv
-RUN/checkpoints.csv                     step, loss: of each checkpoint's averaged weights (probe.py)
-
-A state is written once, by its step's name, and gets the others by links, so that at every moment one that is whole
-is in its place.
+Their files are described in formats/run_state.py. RUN/checkpoints.csv has step and validation loss of every checkpoint.
+A state is written once, under its step's name; hard links give it the others, so that state.safetensors is complete at
+any moment.
 """
 
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
-from minidiff.formats.weights import open_safetensors
+from minidiff.formats.run_state import best_file, kept_states, saved_step, state_file, step_file
 
 HEADER = "step,loss"
 
 
-def state_file(folder: Path) -> Path:
-    """Where a run keeps its truth."""
-    return folder / "training" / "state.safetensors"
-
-
-def step_file(folder: Path, step: int) -> Path:
-    """Where the state of a step is written."""
-    return folder / "training" / f"state-{step:06d}.safetensors"
-
-
-def best_file(folder: Path) -> Path:
-    """Where the best state is kept."""
-    return folder / "training" / "best.safetensors"
-
-
-def kept_states(folder: Path) -> dict[int, Path]:
-    """Step -> file of the states that are kept by their steps, the oldest first."""
-    found = (
-        (re.fullmatch(r"state-(\d{6,10})\.safetensors", path.name), path) for path in (folder / "training").glob("*")
-    )
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
-
-
-def states(folder: Path) -> list[Path]:
-    """Where a run's states are, or would be: the newest, the others by their steps from the last, the best."""
-    return [state_file(folder), *list(kept_states(folder).values())[::-1], best_file(folder)]
-
-
-def keep_last(folder: Path, step: int, last: int) -> None:
-    """Make the state of `step`, just written by that name, the newest; of all, the `last` ones and the best stay."""
+def make_newest(folder: Path, step: int, keep: int) -> None:
+    """Make the state of `step` the newest; keep the last `keep` states and the best, delete the others."""
     link(step_file(folder, step), state_file(folder))
-    _keep_best(folder)
-    for path in list(kept_states(folder).values())[:-last]:
+    _update_best(folder)
+    for path in list(kept_states(folder).values())[:-keep]:
         path.unlink()
 
 
-def check_room(folder: Path, size: int, last: int) -> int:
-    """Bytes of disk that states of `size` bytes take: the `last` ones, the best, and the next while it is written.
+def check_disk_space(folder: Path, size: int, keep: int) -> int:
+    """Bytes of disk that states of `size` bytes take: the last `keep`, the best, and the next while it is written.
 
-    Raises MinidiffError if that is more than those that are there take and the disk has free.
+    Raises MinidiffError if that exceeds the free space and the size of the states that exist.
     """
-    needed = size * (last + 2)
-    there = {
+    needed = size * (keep + 2)
+    existing = {
         file.st_ino: file.st_size for file in (path.stat() for path in (folder / "training").glob("*.safetensors"))
     }
     total, _, free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
-    if needed > free + sum(there.values()) and total:  # of 0 bytes are file systems that cannot tell
+    if needed > free + sum(existing.values()) and total:  # a total of 0: the file system does not report its size
         raise MinidiffError(
             f"{folder}: its checkpoints take {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free; "
-            "make room, choose another --out, or give a smaller --keep"
+            "free space, choose another --out, or give a smaller --keep"
         )
     return needed
 
 
 def drop_later_states(folder: Path, step: int) -> None:
-    """Make what is kept end at a step, as when its state had just been written."""
+    """Delete states and losses of later steps than `step`, as if its state had just been written."""
     for newer, path in kept_states(folder).items():
         if newer > step:
             path.unlink()
     losses = read_losses(folder)
     if any(newer > step for newer in losses):
         _write_losses(folder, {k: loss for k, loss in losses.items() if k <= step})
-    _keep_best(folder)
+    _update_best(folder)
 
 
 def record_loss(folder: Path, step: int, loss: float) -> None:
-    """Add a checkpoint's line to checkpoints.csv: before its state is written, so that each state has one."""
+    """Add a checkpoint's line to checkpoints.csv; called before its state is written, so that each state has one."""
     _write_losses(folder, {**read_losses(folder), step: loss})
 
 
 def read_losses(folder: Path) -> dict[int, float]:
-    """Step -> loss of the checkpoints, as far as checkpoints.csv is whole."""
+    """Step -> validation loss of the checkpoints, up to the first damaged line of checkpoints.csv."""
     path, losses = folder / "checkpoints.csv", {}
     if path.is_file():
         for line in path.read_text(encoding="ascii", errors="replace").splitlines()[1:]:
@@ -110,28 +77,21 @@ def _write_losses(folder: Path, losses: dict[int, float]) -> None:
     replace_file(folder / "checkpoints.csv", lambda part: part.write_text("\n".join(lines) + "\n", encoding="ascii"))
 
 
-def _keep_best(folder: Path) -> None:
-    """Let best.safetensors be the state of the lowest loss, of those that are still there; the first of equals."""
-    losses, states, held = read_losses(folder), kept_states(folder), step_of(best_file(folder))
-    there = [step for step in losses if step in states or step == held]
-    if not there:
+def _update_best(folder: Path) -> None:
+    """Link best.safetensors to the state with the lowest loss of those that exist; of equals, to the earliest."""
+    losses, states = read_losses(folder), kept_states(folder)
+    previous = saved_step(best_file(folder))
+    candidates = [step for step in losses if step in states or step == previous]
+    if not candidates:
         best_file(folder).unlink(missing_ok=True)
         return
-    best = min(there, key=lambda step: (math.isnan(losses[step]), losses[step], step))
-    if best != held:
+    best = min(candidates, key=lambda step: (math.isnan(losses[step]), losses[step], step))
+    if best != previous:
         link(states[best], best_file(folder))
 
 
-def step_of(path: Path) -> int | None:
-    """The step of a state file; None if there is none that is whole."""
-    try:
-        return int(open_safetensors(path)[1]["step"])
-    except (MinidiffError, KeyError, ValueError):
-        return None
-
-
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name in the place of what has it now; a copy where the file system has no links."""
+    """Hard-link `target` to `source`, replacing it atomically; a copy where the file system has no hard links."""
 
     def write(part: Path) -> None:
         part.unlink(missing_ok=True)
@@ -140,5 +100,5 @@ def link(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(source, part)
 
-    if not (target.exists() and target.samefile(source)):  # to rename one name of a file to another does nothing
+    if not (target.exists() and target.samefile(source)):  # rename does nothing between two names of one file
         replace_file(target, write)

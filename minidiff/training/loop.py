@@ -1,19 +1,24 @@
-"""A run from where it is to its last step: batches, log, checkpoints, pictures on the way."""
+"""The training loop of a run, from its current step to the last: batches, log, checkpoints, validation, samples."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
-from minidiff.data.batches import prefetch
+import numpy as np
+
+from minidiff.data.batches import evenly_spaced, prefetch
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image, save_loss_plot
+from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.training.checkpoints import record_loss
+from minidiff.training.log import TrainingLog, read_log
 from minidiff.training.run import Run
-from minidiff.training.state import TrainingLog, read_log
 from minidiff.training.state import save as save_state
-from minidiff.training.train import StepStats, check_skipped, steps
-from minidiff.training.validation import validation_loss
+from minidiff.training.step import StepStats, check_skipped, steps
+
+IMAGES = 256  # maximum number of images in a validation loss
+VALIDATION_STREAM = 5  # last word of the generator's seed; data/batches.py uses smaller ones
 
 
 def fit(
@@ -24,19 +29,20 @@ def fit(
     on_checkpoint: Callable[[int, float], object],
     stop: Callable[[], bool],
     keep: int = 2,
-    probed: Dataset | None = None,
+    validation: Dataset | None = None,
 ) -> None:
-    """Train to run.config.steps, or until `stop()` after a step; then the state is saved at once, and no more is done.
+    """Train to run.config.steps, or until `stop()` returns True after a step: then save the state and return.
 
-    on_step is told of every step, on_checkpoint of every checkpoint's step and of what `probe` says of it, on the set
-    `probed` or else the one that it learns from. The last `keep` checkpoints stay. Pictures come with each.
+    on_step(stats) is called for every step, on_checkpoint(step, loss) for every checkpoint with its `validation_loss`
+    on the dataset `validation`, or else on the training set. The last `keep` checkpoints are kept; each comes with a
+    sheet of samples.
     Raises MinidiffError if too many gradients in a row are not finite; the last checkpoint stays as it is.
     """
     config, saved = run.config, run.step
-    probed = dataset if probed is None else probed
-    last: tuple[StepStats, float] | None = None  # told of a step late: a GPU, busy with the next, need not wait
+    validation = dataset if validation is None else validation
+    last: tuple[StepStats, float] | None = None  # reported one step late, so that a GPU already runs the next
 
-    def tell(stats: StepStats, lr: float) -> None:
+    def report(stats: StepStats, lr: float) -> None:
         metrics.write(stats, lr)
         on_step(stats)
 
@@ -45,58 +51,69 @@ def fit(
         with closing(TrainingLog(run.folder / "metrics.csv")) as metrics, closing(batches):
             for stats in steps(run.train_batch, run.optimizer, batches, config):
                 if last is not None:
-                    tell(*last)
+                    report(*last)
                 last, stopping = (stats, run.optimizer.lr), stop()
                 if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
-                    tell(*last)
+                    report(*last)
                     last = None
                     metrics.flush()
                     check_skipped(run.step, run.optimizer.skipped, run.optimizer.lr)  # before it is saved
                 if stopping:
                     return save_state(run, keep)
                 if last is None:
-                    measured = validation_loss(run, probed)
+                    measured = validation_loss(run, validation)
                     record_loss(run.folder, run.step, measured)
                     save_state(run, keep)
                     saved = stats.step
-                    save_progress(run, dataset, probed)
+                    save_progress(run, dataset, validation)
                     on_checkpoint(saved, measured)
     except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full
         raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
 
 
-def save_progress(run: Run, dataset: Dataset, probed: Dataset) -> None:
-    """The loss so far, and a sheet of what the averaged weights can do, always from the same noise."""
+def save_progress(run: Run, dataset: Dataset, validation: Dataset) -> None:
+    """Write loss.png, and a sheet of samples with the averaged weights, always from the same noise."""
     done, losses = read_log(run.folder / "metrics.csv")
-    save_loss_plot(done, losses, run.folder / "loss.png", "What the network still gets wrong")
+    save_loss_plot(done, losses, run.folder / "loss.png", "Training loss")
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
     with run.optimizer.averaged():
-        save_image(run.sheet(dataset, probed), samples / f"step-{run.step:06d}.png")
+        save_image(run.sheet(dataset, validation), samples / f"step-{run.step:06d}.png")
+
+
+def validation_loss(run: Run, dataset: Dataset) -> float:
+    """`Run.validation_loss` of the averaged weights on images from the whole set.
+
+    Images, timesteps and noise are always the same, so that two checkpoints differ by their weights alone.
+    """
+    with no_grad(), run.optimizer.averaged():
+        return run.validation_loss(
+            dataset, evenly_spaced(len(dataset), IMAGES), np.random.default_rng([run.config.seed, 0, VALIDATION_STREAM])
+        )
 
 
 @contextmanager
 def stoppable(notice: Callable[[], object]) -> Iterator[Callable[[], bool]]:
-    """Within this block Ctrl-C, SIGTERM and SIGHUP ask instead of breaking off: yields a function that tells of it.
+    """Within this block Ctrl-C, SIGTERM and SIGHUP request a stop: yields a function that returns whether one did.
 
-    A second one breaks off at once, as KeyboardInterrupt. `notice` is called at the first. A SIGHUP that is ignored, as
-    by nohup, stays so.
+    The first signal calls `notice`; a second one raises KeyboardInterrupt. A SIGHUP that is ignored, as by nohup,
+    stays ignored.
     """
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
         numbers.append(signal.SIGHUP)
-    asked = False
+    requested = False
 
-    def ask(number, frame):
-        nonlocal asked
-        if asked:
+    def request_stop(number, frame):
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
         notice()
 
-    before = {number: signal.signal(number, ask) for number in numbers}
+    before = {number: signal.signal(number, request_stop) for number in numbers}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

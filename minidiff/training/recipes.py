@@ -1,4 +1,4 @@
-"""Recipes: a network, a schedule and the choices of a training that belong together, by name.
+"""Recipes: a network, a schedule and a training configuration that belong together, by name.
 
 Times are for CIFAR-10, batch and steps as they stand. One is measured: small-cpu, checkpoints included, took 157
 minutes of processor time on two cores of an AMD EPYC (Zen 4, 234 GFLOP/s), so 79 where both are free. All others follow
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidiff.diffusion.schedule import AnySchedule, linear_schedule
+from minidiff.diffusion.schedule import AnySchedule, cosine_schedule, linear_schedule
 from minidiff.errors import MinidiffError
 from minidiff.models.config import UNetConfig, default_config
-from minidiff.training.train import SCHEDULE
 
+SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of a run without a recipe
 Shape = tuple[int, int, int]  # (H, W, C)
 
 
@@ -27,7 +27,9 @@ def _four_levels(widths: tuple[int, int, int, int], **more: Any) -> Callable[[Sh
     def network(shape: Shape, num_class_embeds: int | None) -> UNetConfig:
         H, W, C = shape
         if H % 8 or W % 8:
-            raise MinidiffError(f"its network halves three times, and {W}x{H} pictures cannot be; choose small-cpu")
+            raise MinidiffError(
+                f"its network downsamples three times, so H and W must be multiples of 8, not {W}x{H}; choose small-cpu"
+            )
         return UNetConfig(
             sample_size=H if H == W else (H, W),
             in_channels=C,
@@ -46,13 +48,13 @@ def _four_levels(widths: tuple[int, int, int, int], **more: Any) -> Callable[[Sh
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is started with; the defaults are those of a run without a recipe.
+    """The configuration of a new run; the defaults are those of a run without a recipe.
 
-    choices   fields of TrainConfig that are other than its defaults
-    network   (H, W, C) and the rows of a label table, None for no labels -> the network's configuration; the default
-              takes width and depth too
-    by_class  whether it learns classes, where the pictures have any
-    time      how long it takes, on what, and whether that was measured
+    choices   fields of TrainConfig that differ from its defaults
+    network   (H, W, C) and the number of class embeddings, None if unconditional -> the network's configuration;
+              the default takes width and depth too
+    by_class  whether the run is class-conditional, if the dataset has classes
+    time      training time, on which hardware, measured or extrapolated
     """
 
     choices: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +91,7 @@ RECIPES = {
 
 
 def find(name: str | None) -> Recipe:
-    """The recipe of that name; without one, that of a run which is told nothing. Raises MinidiffError for another."""
+    """The recipe of that name; None: the default one. Raises MinidiffError if there is none of that name."""
     if name is not None and name not in RECIPES:
         raise MinidiffError(f"--recipe {name}: choose from {', '.join(RECIPES)}")
     return Recipe() if name is None else RECIPES[name]

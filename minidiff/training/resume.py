@@ -1,4 +1,4 @@
-"""How a run is resumed: what its folder remembers decides, and what is given on the command line must agree."""
+"""Resuming a run: its state decides, and options of the command line must agree with it."""
 
 import math
 import os
@@ -9,12 +9,13 @@ from typing import Any
 from minidiff import machine
 from minidiff.data import BUILT_IN, Dataset
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_networks import digests
 from minidiff.training import recipes, state
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run
-from minidiff.training.start import known_by, open_data, place_of
-from minidiff.training.start_text import autoencoder_of, check_captions, text_encoder_of
-from minidiff.training.text_run import TextRun, digests
-from minidiff.training.train import TrainConfig
+from minidiff.training.start import absolute_path, data_fingerprint, open_data
+from minidiff.training.start_text import check_captions, open_autoencoder, open_text_encoder
+from minidiff.training.text_run import TextRun
 from minidiff.training.unet_run import UNetRun
 
 MAY_CHANGE = ("steps", "skip_bad")
@@ -25,45 +26,45 @@ def resume(
 ) -> tuple[Run, Dataset]:
     """The run of a folder at its last checkpoint, and its training set.
 
-    data   where the training set lies, None for where it lay before
+    data   path of the training set; None: the path in the run's configuration
     given  options of `train` or `train-vae` -> values; steps and skip_bad may change, all others must be the run's
-    kind   of the run; Run: whichever it is
+    kind   the class of the run; Run: any
 
     Raises MinidiffError for a run of another kind, an option that differs from the run's, and another dataset.
     """
     run = state.open_run(out, kind)
     _check_given(run, given)
-    data = _data_of(run, data)
+    data = _data_path(run, data)
     threads = min(run.config.threads, machine.cores()) if threads is None else threads
     threads = machine.use_threads(threads, run.config.backend)
     changes = {name: given[name] for name in MAY_CHANGE if name in given}
-    config = replace(run.config, data=place_of(data), threads=threads, **changes)
+    config = replace(run.config, data=absolute_path(data), threads=threads, **changes)
     if config.steps < run.step:
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
-    dataset, pictures = _same_data(run, data, config)
-    run = replace(run, config=replace(config, pictures=pictures))
+    dataset, fingerprint = _open_run_data(run, data, config)
+    run = replace(run, config=replace(config, fingerprint=fingerprint))
     state.roll_back(run)
     return run, dataset
 
 
 def _check_given(run: Run, given: dict[str, Any]) -> None:
-    """Raises MinidiffError, with both values, for an option that is not as the run was started with."""
+    """Raises MinidiffError, with both values, for an option that differs from the run's."""
     out, given = run.folder, dict(given)
     if (recipe := given.pop("recipe", None)) is not None:
         choices = recipes.find(recipe).choices
         if not isinstance(run, UNetRun):
-            raise MinidiffError(f"{out}: {_differs('recipe', None, recipe)}")
+            raise MinidiffError(f"{out}: {_difference('recipe', None, recipe)}")
         given = {name: value for name, value in choices.items() if name != "steps"} | given
     for option in ("latent", "text_encoder"):
         if (folder := given.pop(option, None)) is not None:
             _check_part(run, option, folder)
     for name, value in given.items():
-        if name not in MAY_CHANGE and value != (was := _was(run, name)):
-            raise MinidiffError(f"{out}: {_differs(name, was, value)}")
+        if name not in MAY_CHANGE and value != (was := _started_with(run, name)):
+            raise MinidiffError(f"{out}: {_difference(name, was, value)}")
 
 
-def _was(run: Run, name: str) -> Any:
-    """The value of an option that the run was started with; None or False: without it."""
+def _started_with(run: Run, name: str) -> Any:
+    """The value of an option when the run was started; None or False: it was not given."""
     if name == "text":
         return isinstance(run, TextRun)
     if name == "by_class":
@@ -76,22 +77,22 @@ def _was(run: Run, name: str) -> Any:
 
 
 def _check_part(run: Run, option: str, folder: Path) -> None:
-    """Raises MinidiffError if the part of that folder is not the one of which the run holds a copy."""
+    """Raises MinidiffError if the frozen part in that folder differs from the run's copy."""
     part = {"latent": "vae", "text_encoder": "text_encoder"}[option]
     if not isinstance(run, TextRun) or part not in run.frozen:
-        raise MinidiffError(f"{run.folder}: {_differs(option, None, folder)}")
+        raise MinidiffError(f"{run.folder}: {_difference(option, None, folder)}")
     vae, tokenizer, encoder = run.pipeline.vae, run.pipeline.tokenizer, run.pipeline.text_encoder
     if part == "vae":
-        vae = autoencoder_of(folder, run.config.backend)
+        vae = open_autoencoder(folder, run.config.backend)
     else:
-        tokenizer, encoder = text_encoder_of(folder, run.config.backend)
+        tokenizer, encoder = open_text_encoder(folder, run.config.backend)
     found = digests(tokenizer, vae, encoder)
     if any(found[name] != digest for name, digest in run.frozen.items()):
-        raise MinidiffError(f"{run.folder}: {_differs(option, run.folder / part, folder)}")
+        raise MinidiffError(f"{run.folder}: {_difference(option, run.folder / part, folder)}")
 
 
-def _differs(name: str, was: Any, value: Any) -> str:
-    """How an option of the command line was chosen, not as now, and the remedy."""
+def _difference(name: str, was: Any, value: Any) -> str:
+    """The error of an option that differs from the run's: its value at the start, and the remedy."""
     option = "--no-flip" if name == "flip" else f"--{name.replace('_', '-')}"
     if name == "flip":
         was = None  # --no-flip can only be given
@@ -101,31 +102,33 @@ def _differs(name: str, was: Any, value: Any) -> str:
     return f"was started {chosen}; leave it out, or start a new run"
 
 
-def _data_of(run: Run, data: str | None) -> str:
-    """Where the training set lies. Raises MinidiffError if it is to be told, or may not be the run's."""
+def _data_path(run: Run, data: str | None) -> str:
+    """The path of the training set. Raises MinidiffError if it has moved and is not given, or is not the run's."""
     before, out = run.config.data, run.folder
     if data is None:
         if before not in BUILT_IN and not os.path.exists(before):
-            raise MinidiffError(f"{out}: its data were at {before}, and are not there; give DATA, where they are now")
+            raise MinidiffError(f"{out}: its dataset is no longer at {before}; give its path as DATA")
         return before
-    # one that is known by its images may lie anywhere; older runs go by the path, as built-in sets do by their names
-    same = data not in BUILT_IN if run.config.pictures else place_of(data) == place_of(before)
+    # a dataset with a fingerprint may have moved; older runs have none, and built-in datasets go by name
+    same = data not in BUILT_IN if run.config.fingerprint else absolute_path(data) == absolute_path(before)
     if not same:
         raise MinidiffError(f"{out}: was started with {before}, not {data}; give that, or start a new run")
     return data
 
 
-def _same_data(run: Run, data: str, config: TrainConfig) -> tuple[Dataset, str]:
+def _open_run_data(run: Run, data: str, config: TrainConfig) -> tuple[Dataset, str]:
     """The training set and its fingerprint. Raises MinidiffError if it is not the run's."""
     left_out: list[MinidiffError] = []
     dataset = open_data(data, config.size, config.skip_bad, left_out)
     if dataset.shape != run.shape:
-        raise MinidiffError(f"{data}: its pictures are not the run's, {run.shape} before; start a new run")
-    pictures = known_by(data, dataset)
-    if config.pictures not in ("", pictures) and not left_out:  # what is left of a set is another one
+        raise MinidiffError(f"{data}: its images have shape {dataset.shape}, the run's {run.shape}; start a new run")
+    fingerprint = data_fingerprint(data, dataset)
+    if (
+        config.fingerprint not in ("", fingerprint) and not left_out
+    ):  # a dataset of which images are left out has another
         raise MinidiffError(f"{data}: is not the set that {run.folder} was started with; give that, or start a new run")
     if config.classes and dataset.classes != config.classes:
         raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(config.classes)}; start a new run")
     if isinstance(run, TextRun):
         check_captions(data, dataset)
-    return dataset, pictures
+    return dataset, fingerprint

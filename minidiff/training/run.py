@@ -1,10 +1,10 @@
-"""A run: a network in training, with all that belongs to it. What differs between networks is told by its kinds.
+"""A run: a network in training with its configuration and optimiser. Each kind of network has a subclass.
 
-    UNetRun    a noise predictor, by class or not     (unet_run.py)
-    VAERun     an autoencoder                         (vae_run.py)
-    TextRun    a noise predictor that hears a text    (text_run.py)
+    UNetRun    a U-Net, unconditional or class-conditional    (unet_run.py)
+    VAERun     an autoencoder                                 (vae_run.py)
+    TextRun    a text-conditional U-Net                       (text_run.py)
 
-The loop (fit.py), the state on disk (state.py) and the bar are the same for all.
+The loop (loop.py), the state on disk (state.py) and the progress bar are the same for all.
 """
 
 from abc import ABC, abstractmethod
@@ -19,24 +19,25 @@ from PIL.Image import Image
 from minidiff.data.dataset import Dataset
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW
-from minidiff.training.train import StepStats, TrainConfig
+from minidiff.training.config import TrainConfig
+from minidiff.training.step import StepStats
 
 Weights = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(ABC):
-    """What every run has, and what each kind has to tell.
+    """What all runs have, and what each kind implements.
 
-    read_from  the state that it was opened from, where that is not the newest
+    restored_from  the state file that it was opened from, if that is not the newest
     """
 
-    NAME: ClassVar[str]  # of what is trained
+    NAME: ClassVar[str]  # of the trained network, for messages
 
     folder: Path
     config: TrainConfig
     optimizer: AdamW
-    read_from: Path | None = None
+    restored_from: Path | None = None
 
     @property
     def step(self) -> int:
@@ -45,7 +46,7 @@ class Run(ABC):
 
     @property
     def objective(self) -> str | None:
-        """The prediction type of what it trains; None for what does not predict from noise."""
+        """The prediction type of what it trains; None for an autoencoder."""
         return None
 
     @property
@@ -56,7 +57,7 @@ class Run(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of its pictures."""
+        """(H, W, C) of its images."""
 
     @classmethod
     @abstractmethod
@@ -66,7 +67,7 @@ class Run(ABC):
     @classmethod
     @abstractmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[Any, ...]:
-        """What `build` is to be given, out of a state's metadata. Raises KeyError, ValueError or MinidiffError."""
+        """The parts that `build` takes, from a state's metadata. Raises KeyError, ValueError or MinidiffError."""
 
     @abstractmethod
     def metadata(self) -> dict[str, str]:
@@ -74,34 +75,34 @@ class Run(ABC):
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All that is learned, by name, in the optimiser's order."""
+        """The trained parameters by name, in the optimiser's order."""
 
     @abstractmethod
     def batches(self, dataset: Dataset) -> Callable[[int], Any]:
-        """A function from a step (1, 2, ...) to what is learned in it; it is called in another thread."""
+        """A function from a step (1, 2, ...) to its batch; it is called in another thread."""
 
     @abstractmethod
     def train_batch(self, batch: Any, rng: np.random.Generator) -> StepStats:
-        """One step of the optimiser."""
+        """One optimiser step on a batch; rng draws all of the step's noise."""
 
     @abstractmethod
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
-        """How wrong the network, as it stands, is on the pictures of these numbers (n,); less is better."""
+        """The loss with the current weights on the images of these indices (n,); lower is better."""
 
-    def describe_validation(self, measured: float) -> str:
-        """What `probe` said, in words."""
-        return f"loss of the averaged weights on fixed images {measured:.4f}"
+    def describe_validation(self, loss: float) -> str:
+        """A validation loss in words, for the console."""
+        return f"loss of the averaged weights on fixed images {loss:.4f}"
 
     @abstractmethod
-    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
-        """Pictures that show what the network can do by now, always of the same noise.
+    def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
+        """A sheet of images that shows the network's current quality, always from the same noise.
 
-        seen is what it learns from, held_out what it is measured on; they may be the same.
+        held_out is the validation set, which may be the training set.
         """
 
-    def prepare(self) -> None:  # noqa: B027  most kinds have nothing
-        """Write into the folder what will be read from there ever after; before the first state."""
+    def prepare(self) -> None:  # noqa: B027  most kinds write nothing
+        """Write the frozen parts into the folder, before the first state; later they are read from there."""
 
     @abstractmethod
     def export(self, folder: Path, weights: Weights) -> None:
-        """Write networks with these weights, by the names of `named_parameters`, for the world outside."""
+        """Write the networks with these weights, by the names of `named_parameters`, as diffusers reads them."""

@@ -1,4 +1,4 @@
-"""How a run begins: from what was asked for, and what the data are."""
+"""New runs: the configuration from the command line's options and the dataset."""
 
 import os
 from contextlib import ExitStack
@@ -14,21 +14,21 @@ from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.terminal import console, progress_bar
 from minidiff.training import recipes, state
+from minidiff.training.config import TrainConfig
+from minidiff.training.loop import IMAGES
 from minidiff.training.run import Run
-from minidiff.training.train import TrainConfig
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae
-from minidiff.training.validation import IMAGES
 
 
 def start_run(
     out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None
 ) -> tuple[UNetRun, Dataset]:
-    """A new run of the given choices, every other as the recipe has it, or at its default."""
+    """A new run of a U-Net: the options in `given`, then the recipe's values, then the defaults."""
     recipe = recipes.find(name := given.pop("recipe", None))
     if (sizes := sizes_of(given)) and name:
-        raise MinidiffError(f"--{next(iter(sizes))} is for networks without a recipe: leave it or --recipe {name} out")
-    schedule = schedule_of(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
+        raise MinidiffError(f"--{next(iter(sizes))} does not go with a recipe: leave it or --recipe {name} out")
+    schedule = schedule_for(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
     config, dataset = new_config(out, data, recipe.choices | given, threads)
     classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
     if by_class and len(classes) < 2:
@@ -47,58 +47,61 @@ def start_run(
 
 
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
-    """A new run of an autoencoder."""
+    """A new run of an autoencoder with the options in `given`."""
     sizes = sizes_of(given)
     config, dataset = new_config(out, data, given, threads)
     return state.new_run(VAERun, out, config, default_vae(dataset.shape, **sizes)), dataset
 
 
 def sizes_of(given: dict[str, Any]) -> dict[str, int]:
-    """Take the network's width and depth from what is given, as far as they are."""
+    """Remove the network's width and depth from the options and return them, as far as given."""
     return {name: given.pop(name) for name in ("width", "depth") if name in given}
 
 
 def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
-    """The choices of a new run, which finds its data again from any folder, and the set.
+    """The configuration of a new run and its dataset, whose path in it is absolute.
 
-    Raises MinidiffError for a run amid its pictures.
+    Raises MinidiffError if the run's folder is inside its dataset's.
     """
-    config = TrainConfig(place_of(data), **given)
+    config = TrainConfig(absolute_path(data), **given)
     if is_image_folder(data) and out.resolve().is_relative_to(Path(data).resolve()):
-        raise MinidiffError(f"{out}: lies among the pictures of {data}; choose another --out")
+        raise MinidiffError(f"{out}: lies among the images of {data}; choose another --out")
     threads = machine.use_threads(threads, config.backend)
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
-        raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
+        raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the images")
     flip = config.flip and dataset.mirrors
-    return replace(config, flip=flip, threads=threads, pictures=known_by(data, dataset)), dataset
+    return replace(config, flip=flip, threads=threads, fingerprint=data_fingerprint(data, dataset)), dataset
 
 
-def place_of(data: str) -> str:
-    """Where a dataset lies, from whatever folder it is looked for; a built-in one by its name."""
+def absolute_path(data: str) -> str:
+    """The absolute path of a dataset; the name of a built-in one."""
     return data if data in BUILT_IN or not data else os.path.abspath(data)
 
 
-def known_by(data: str, dataset: Dataset) -> str:
-    """The fingerprint of a set that lies at a path; "" of a built-in one."""
+def data_fingerprint(data: str, dataset: Dataset) -> str:
+    """The fingerprint of a dataset at a path; "" for a built-in one."""
     return "" if data in BUILT_IN else fingerprint(dataset)
 
 
 def validation_set(run: Run, dataset: Dataset) -> Dataset:
-    """What checkpoints are measured on: the set's test split, or, where it has none, what the run learns from."""
+    """The dataset of validation losses: the test split, or, where there is none, the training set."""
     try:
         test = open_dataset(run.config.data, run.config.size, "test")
     except NoSplit:
         test = dataset
     if test.shape != dataset.shape:
-        raise MinidiffError(f"{run.config.data}: its test pictures are {test.shape}, the others {dataset.shape}")
-    which = "its own pictures" if test is dataset else "the test split"
+        raise MinidiffError(f"{run.config.data}: its test images are {test.shape}, the others {dataset.shape}")
+    which = "the training images" if test is dataset else "the test split"
     console.print(f"Checkpoints are measured on {min(IMAGES, len(test))} of {which}.")
     return test
 
 
-def schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
-    """The noise that goes with what is to be predicted: the one that is meant, where any will do."""
+def schedule_for(objective: str, schedule: AnySchedule) -> AnySchedule:
+    """The schedule of a prediction type: EDM or Flow for theirs, else `schedule` with that type.
+
+    Raises MinidiffError for another prediction type.
+    """
     continuous = {schedule.prediction_type: schedule for schedule in (EDM(), Flow())}
     if objective not in (*PREDICTION_TYPES, *continuous):
         known = ", ".join((*PREDICTION_TYPES, *continuous))
@@ -109,7 +112,7 @@ def schedule_of(objective: str, schedule: AnySchedule) -> AnySchedule:
 def open_data(
     data: str, size: int | None, skip_bad: bool = False, left_out: list[MinidiffError] | None = None
 ) -> Dataset:
-    """The set, with a bar if it has to be downloaded; pictures that are left out are named, and added to `left_out`."""
+    """The dataset, with a progress bar if it is downloaded; images left out are reported, and added to `left_out`."""
     with ExitStack() as shown:
         bar = progress_bar(transient=True)
         task = bar.add_task("downloading, bytes", total=None, note="")
@@ -129,6 +132,6 @@ def open_data(
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
-    said = ", with captions" if dataset.captions else ""
-    console.print(f"{dataset.name}: {len(dataset)} pictures, {width}x{height} {colour}, {classes}{said}")
+    captions = ", with captions" if dataset.captions else ""
+    console.print(f"{dataset.name}: {len(dataset)} images, {width}x{height} {colour}, {classes}{captions}")
     return dataset

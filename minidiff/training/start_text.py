@@ -1,4 +1,4 @@
-"""How a run on captioned pictures begins: as begin.py, with a tokenizer, a text encoder, an autoencoder."""
+"""New text-conditional runs: the configuration (start.py), a tokenizer, a text encoder and an autoencoder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from minidiff.data.imaging import to_float
 from minidiff.diffusion.schedule import Schedule
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
-from minidiff.formats.folders import GIVE, check_kind, check_there
+from minidiff.formats.folders import GIVE, check_exists, check_kind
 from minidiff.formats.stable_diffusion import load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.models.bpe import learn_merges
@@ -22,77 +22,86 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.terminal import console
 from minidiff.training import state
+from minidiff.training.config import TrainConfig
+from minidiff.training.recipes import SCHEDULE
 from minidiff.training.start import new_config, schedule_of, sizes_of
 from minidiff.training.text_run import TextRun
-from minidiff.training.train import SCHEDULE, TrainConfig
 
-MERGES = 2000  # of a tokenizer that is learned, at most
-LENGTHS = (32, 77)  # of its texts: at least, so that one's own are not cut, and at most, as CLIP's
-SCALED_BY = 1024  # pictures whose latents say how large they are
+MERGES = 2000  # maximum number of a learned tokenizer's merges
+LENGTHS = (32, 77)  # minimum and maximum tokens of a text: room for longer prompts than the captions; CLIP's
+SCALE_IMAGES = 1024  # images whose latents determine scaling_factor
 
 
 def start_text(
-    out: Path, data: str, given: dict[str, Any], latent: Path | None, hears: Path | None, threads: int | None
+    out: Path, data: str, given: dict[str, Any], latent: Path | None, text_encoder: Path | None, threads: int | None
 ) -> tuple[TextRun, Dataset]:
-    """A new run on the captions of a set.
+    """A new run on the captioned images of a dataset.
 
-    latent  the folder of an autoencoder, or of its run; None: it learns the pixels themselves
-    hears   a folder of text_encoder/ and tokenizer/, which stay as they are; None: both are learned
+    latent        the folder of an autoencoder or of its run; None: it diffuses pixels
+    text_encoder  a folder with text_encoder/ and tokenizer/, which stay frozen; None: both are learned
     """
     schedule = schedule_of(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
     if not isinstance(schedule, Schedule):
-        raise MinidiffError(f"--objective {schedule.prediction_type}: of texts choose epsilon, sample or v_prediction")
+        raise MinidiffError(
+            f"--objective {schedule.prediction_type}: with --text choose epsilon, sample or v_prediction"
+        )
     sizes = sizes_of(given)
-    if hears is not None:
-        check_kind(hears, "text")
-    place = None if latent is None else _place_of_autoencoder(latent)
+    if text_encoder is not None:
+        check_kind(text_encoder, "text")
+    place = None if latent is None else _autoencoder_folder(latent)
     config, dataset = new_config(out, data, given, threads)
     check_captions(data, dataset)
     vae = Pixels(dataset.shape[2]) if place is None else _autoencoder(place, dataset, config)
-    tokenizer, encoder = _of_captions(dataset.captions) if hears is None else text_encoder_of(hears, config.backend)
-    heard = encoder.config if isinstance(encoder, TextEncoder) else encoder
+    if text_encoder is None:
+        tokenizer, encoder = _new_text_encoder(dataset.captions)
+    else:
+        tokenizer, encoder = open_text_encoder(text_encoder, config.backend)
+    text_config = encoder.config if isinstance(encoder, TextEncoder) else encoder
     (H, W, _), channels = dataset.shape, vae.config.latent_channels
-    network = default_text_unet((H // vae.factor, W // vae.factor, channels), heard.hidden_size, **sizes)
+    network = default_text_unet((H // vae.factor, W // vae.factor, channels), text_config.hidden_size, **sizes)
     return state.new_run(TextRun, out, config, network, schedule, tokenizer, vae, encoder), dataset
 
 
 def check_captions(data: str, dataset: Dataset) -> None:
-    """Raises MinidiffError for pictures without captions."""
+    """Raises MinidiffError for a dataset without captions."""
     if not dataset.captions:
-        raise MinidiffError(f"{data}: its pictures have no captions; leave --text out, or add a captions.csv")
+        raise MinidiffError(f"{data}: its images have no captions; leave --text out, or add a captions.csv")
 
 
-def _of_captions(captions: tuple[str, ...]) -> tuple[Tokenizer, TextEncoderConfig]:
-    """A tokenizer that is learned of all captions at once, and a text encoder that is yet to learn."""
+def _new_text_encoder(captions: tuple[str, ...]) -> tuple[Tokenizer, TextEncoderConfig]:
+    """A tokenizer learned from the captions, and the configuration of a text encoder to train."""
     merges = learn_merges(captions, MERGES)
     vocab = vocabulary(merges)
     longest = max(len(Tokenizer(vocab, merges).encode(caption)) for caption in captions) + 2
     shortest, most = LENGTHS
     length = min(max(longest, shortest), most)
-    console.print(f"Tokenizer: {len(vocab)} tokens, learned of the captions; {length} places a text")
+    console.print(f"Tokenizer: {len(vocab)} tokens, learned from the captions; {length} tokens a text")
     return Tokenizer(vocab, merges, length=length), default_text_encoder(len(vocab), length)
 
 
-def text_encoder_of(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]:
-    """Those of a pipeline's folder, or of one that holds the files of both."""
+def open_text_encoder(folder: Path, backend: str) -> tuple[Tokenizer, TextEncoder]:
+    """The tokenizer and text encoder of a pipeline's folder, or of a folder that holds the files of both.
+
+    Raises MinidiffError if they do not fit together.
+    """
     tokens, weights = (folder / name if (folder / name).is_dir() else folder for name in ("tokenizer", "text_encoder"))
     tokenizer, encoder = load_tokenizer(tokens), load_text_encoder(weights, backend)
     unknown = max(tokenizer.vocab.values()) >= encoder.config.vocab_size
     if unknown or tokenizer.length > encoder.config.max_position_embeddings:
         raise MinidiffError(
-            f"{folder}: its text encoder does not know all that its tokenizer says; give a fitting pair"
+            f"{folder}: its tokenizer has more tokens, or longer texts, than its text encoder; give a fitting pair"
         )
     return tokenizer, encoder
 
 
-def autoencoder_of(folder: Path, backend: str) -> VAE:
+def open_autoencoder(folder: Path, backend: str) -> VAE:
     """The autoencoder of a run, of a pipeline, or of a folder of its own."""
-    return load_vae(_place_of_autoencoder(folder), backend)
+    return load_vae(_autoencoder_folder(folder), backend)
 
 
-def _place_of_autoencoder(folder: Path) -> Path:
+def _autoencoder_folder(folder: Path) -> Path:
     """The folder of its config.json: in a run, in a pipeline, or this one. Raises MinidiffError if there is none."""
-    check_there(folder, GIVE["vae"])
+    check_exists(folder, GIVE["vae"])
     place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
     if place is None:
         check_kind(folder, "vae")
@@ -105,10 +114,12 @@ def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
     vae = load_vae(folder, config.backend)
     height, width, channels = dataset.shape
     if vae.config.in_channels != channels:
-        raise MinidiffError(f"{folder}: is for pictures of {vae.config.in_channels} channels, these have {channels}")
+        raise MinidiffError(f"{folder}: is for images of {vae.config.in_channels} channels, these have {channels}")
     if height % vae.factor or width % vae.factor:
-        raise MinidiffError(f"{folder}: makes pictures {vae.factor} times smaller, and {width}x{height} cannot be")
-    index = evenly_spaced(len(dataset), SCALED_BY)
+        raise MinidiffError(
+            f"{folder}: downsamples by {vae.factor}, and {width}x{height} is no multiple of it; choose another --size"
+        )
+    index = evenly_spaced(len(dataset), SCALE_IMAGES)
     rng, size = np.random.default_rng([config.seed, 0]), config.batch_size // config.accumulate
     with no_grad():
         parts = (to_float(dataset.take(index[start : start + size])) for start in range(0, len(index), size))

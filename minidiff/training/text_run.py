@@ -1,17 +1,16 @@
-"""Runs of a noise predictor that hears a text, which learns captioned pictures, or their latents.
+"""Runs of a text-conditional U-Net on captioned images, or on their latents.
 
 RUN/tokenizer, RUN/text_encoder, RUN/unet, RUN/vae, RUN/scheduler, RUN/model_index.json
-    a folder of Stable Diffusion's, with the averaged weights; without vae/ if it learns the pixels themselves
+    a Stable Diffusion folder with the averaged weights; without vae/ if it diffuses pixels
 
-What does not learn, the tokenizer, the autoencoder, and a text encoder that was trained elsewhere, is copied into the
-folder before the first step and read from there ever after.
+The frozen parts (tokenizer, autoencoder, a text encoder that was trained elsewhere) are copied into the folder before
+the first step and read from there when the run is opened.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,33 +21,27 @@ from minidiff.data.batches import batch, batch_indices, drop_labels, evenly_spac
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import to_float, to_uint8
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import schedule_from_config, schedule_to_config
-from minidiff.engine.nn import Module, Parameter
+from minidiff.diffusion.schedule import schedule_to_config
+from minidiff.engine.nn import Parameter
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.errors import MinidiffError
-from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae, save_parts
-from minidiff.formats.tokenizer_files import load_tokenizer
-from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig
-from minidiff.models.text_encoder import TextEncoder
-from minidiff.models.text_unet import TextUNet
-from minidiff.models.tokenizer import Tokenizer
-from minidiff.models.vae import VAE, Pixels
+from minidiff.formats.run_networks import build_pipeline, digests, text_parts, trained_parameters
+from minidiff.formats.stable_diffusion import Pipeline, save_parts
 from minidiff.sampling.text_to_image import encode, native_size, text_to_image
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
-from minidiff.training.train import StepStats, TrainConfig, make_optimizer, train_step
+from minidiff.training.step import StepStats, make_optimizer, train_step
 from minidiff.training.unet_run import noise_loss
 
-PREVIEW = 16  # pictures on a sheet
-GUIDANCE, WALK = 4.0, 25  # how much they insist, and the steps that they take
+SHEET_IMAGES, SHEET_STEPS = 16, 25  # of a sheet of samples: images, sampling steps
+SHEET_GUIDANCE = 4.0  # guidance scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRun(Run):
-    """A noise predictor in training, and mostly its text encoder too.
+    """A text-conditional U-Net in training, with its text encoder unless that is frozen.
 
-    pipeline  all that draws a picture of a text, with the weights as they are now
-    frozen    of the parts that do not learn, a digest of each, lest they are other ones when the run goes on
+    pipeline  all parts, with the current weights
+    frozen    name -> SHA-256 of the frozen parts, checked when the run is opened
     """
 
     NAME: ClassVar[str] = "text U-Net"
@@ -58,33 +51,18 @@ class TextRun(Run):
 
     @classmethod
     def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: Any) -> Self:
-        """parts: the U-Net's configuration, the schedule, the tokenizer, the autoencoder or Pixels, and the text
-        encoder: its configuration, or one that is to stay as it is.
+        """parts: the U-Net's configuration, schedule, tokenizer, autoencoder or Pixels, and text encoder: the
+        configuration of one to train, or a frozen one.
         """
-        network, schedule, tokenizer, vae, heard = parts
-        unet = TextUNet(network, rng, config.backend)
-        encoder = TextEncoder(heard, rng, config.backend) if isinstance(heard, TextEncoderConfig) else heard
-        frozen = digests(tokenizer, vae, heard)
-        sampler = Sampler(offset=1, clip=None if isinstance(vae, VAE) else 1.0)  # offset: as diffusers wants it
-        pipeline = Pipeline(tokenizer, encoder, unet, vae, schedule, sampler)
-        learned = [p for _, p in _learned(pipeline, frozen)]
-        optimizer = make_optimizer(learned, config)
+        _, _, tokenizer, vae, text_encoder = parts
+        frozen = digests(tokenizer, vae, text_encoder)
+        pipeline = build_pipeline(*parts, rng=rng, backend=config.backend)
+        optimizer = make_optimizer([p for _, p in trained_parameters(pipeline, frozen)], config)
         return cls(folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen=frozen)
 
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[Any, ...]:
-        network, frozen = TextUNetConfig.of(json.loads(metadata["unet"])), json.loads(metadata["frozen"])
-        schedule = schedule_from_config(json.loads(metadata["schedule"]))
-        tokenizer, vae = load_tokenizer(folder / "tokenizer"), Pixels(network.in_channels)
-        heard = TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
-        if "vae" in frozen:
-            vae = load_vae(folder / "vae", config.backend)
-        if "text_encoder" in frozen:
-            heard = load_text_encoder(folder / "text_encoder", config.backend)
-        for name, found in digests(tokenizer, vae, heard).items():
-            if frozen.get(name) != found:
-                raise MinidiffError(f"{folder / name}: is not the one that the run was started with; copy it again")
-        return network, schedule, tokenizer, vae, heard
+        return text_parts(folder, metadata, config.backend)
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -107,16 +85,16 @@ class TextRun(Run):
         return *native_size(self.pipeline), self.pipeline.vae.config.in_channels
 
     def model(self, x_t: Any, t: np.ndarray, cond: np.ndarray, rng: Any = None) -> Tensor:
-        """The networks as one: what is to be predicted at x_t (N, h, w, C) and t (N,) of the tokens cond (N, T)."""
+        """Text encoder and U-Net as one model: the prediction at x_t (N, h, w, C), t (N,) and token ids cond (N, T)."""
         with no_grad() if "text_encoder" in self.frozen else nullcontext():
             text = self.pipeline.text_encoder(cond)
         return self.pipeline.unet(x_t, t, text, rng)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        return _learned(self.pipeline, self.frozen)
+        return trained_parameters(self.pipeline, self.frozen)
 
     def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-        """Pictures, and the tokens of their captions, of which some are those of the empty text."""
+        """Images and the token ids of their captions, some replaced by the empty text's."""
         config, tokenizer = self.config, self.pipeline.tokenizer
         ids, (empty,) = tokenizer(list(dataset.captions)), tokenizer([""])  # (N, T), (T,)
 
@@ -133,24 +111,26 @@ class TextRun(Run):
         return train_step(self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate)
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
-        """The training loss (`noise_loss`), each picture under its caption."""
+        """The training loss (`noise_loss`), each image with its caption."""
         ids = self.pipeline.tokenizer([dataset.captions[i] for i in index])
         latents = self._latents(to_float(dataset.take(index)), rng)
         return noise_loss(self.model, self.pipeline.schedule, latents, ids, rng, self.config)
 
     def _latents(self, x0: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Those of pictures x0 (N, H, W, C), drawn from their posterior and scaled, part by part of a batch."""
+        """Scaled latents of images x0 (N, H, W, C), drawn from the encoder's distribution; encoded part by part."""
         size = self.config.batch_size // self.config.accumulate
         parts = (x0[start : start + size] for start in range(0, len(x0), size))
         return np.concatenate([encode(self.pipeline, part, rng) for part in parts])  # (N, h, w, latent_channels)
 
-    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
-        """Pictures of captions, with these: half of them were learned, half were held out."""
+    def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
+        """Samples for captions, half of the training set and half held out, with the captions."""
         prompts = [
-            texts[i] for texts in (seen.captions, held_out.captions) for i in evenly_spaced(len(texts), PREVIEW // 2)
+            texts[i]
+            for texts in (train_set.captions, held_out.captions)
+            for i in evenly_spaced(len(texts), SHEET_IMAGES // 2)
         ]
         rng = np.random.default_rng([self.config.seed, 0])
-        images = text_to_image(self.pipeline, prompts, guidance=GUIDANCE, steps=WALK, rng=rng)
+        images = text_to_image(self.pipeline, prompts, guidance=SHEET_GUIDANCE, steps=SHEET_STEPS, rng=rng)
         return captioned_sheet(to_uint8(images), prompts)
 
     def prepare(self) -> None:
@@ -161,26 +141,5 @@ class TextRun(Run):
         for name, a in weights.items():
             part, _, inner = name.partition(".")
             averaged.setdefault(part, {})[inner] = a
-        others = () if folder == self.folder else self.frozen  # which lie in its own folder already
+        others = () if folder == self.folder else self.frozen  # its own folder has the frozen parts already
         save_parts(folder, self.pipeline, [*averaged, *others], averaged)
-
-
-def _learned(pipeline: Pipeline, frozen: Mapping[str, str]) -> Iterator[tuple[str, Parameter]]:
-    for name, network in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
-        if name not in frozen:
-            yield from ((f"{name}.{inner}", p) for inner, p in network.named_parameters())
-
-
-def digests(tokenizer: Tokenizer, vae: VAE | Pixels, heard: TextEncoder | TextEncoderConfig) -> dict[str, str]:
-    """SHA-256 of those that do not learn, by name: of a tokenizer's words, of a network's weights."""
-    special, found = tokenizer.special, sha256()
-    names = [special.bos, special.eos, special.unk, special.pad, sorted(special.after_clean)]
-    found.update(json.dumps([list(tokenizer.vocab.items()), list(tokenizer.ranks), names, tokenizer.length]).encode())
-    digests = {"tokenizer": found.hexdigest()}
-    for name, network in (("vae", vae), ("text_encoder", heard)):
-        if isinstance(network, Module):
-            found = sha256()
-            for p in network.parameters():
-                found.update(p.numpy().tobytes())
-            digests[name] = found.hexdigest()
-    return digests

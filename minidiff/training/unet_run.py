@@ -1,7 +1,7 @@
-"""Runs of a noise predictor, which learns pictures alone, or pictures by class.
+"""Runs of a U-Net on images, unconditional or class-conditional.
 
 RUN/unet, RUN/scheduler, RUN/model_index.json      the averaged weights as a diffusers pipeline
-RUN/classes.json                 in the place of model_index.json if it was trained by class
+RUN/classes.json                 in place of model_index.json if it is class-conditional
 """
 
 import json
@@ -19,20 +19,22 @@ from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.schedule import AnySchedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.schedule import AnySchedule, schedule_to_config
 from minidiff.engine.nn import Parameter
 from minidiff.formats.networks import save_pipeline, save_unet
-from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
+from minidiff.formats.run_networks import unet_parts
+from minidiff.models.config import UNetConfig, config_to_dict
 from minidiff.models.unet import UNet
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
-from minidiff.training.train import StepStats, TrainConfig, make_optimizer, train_step
+from minidiff.training.step import StepStats, make_optimizer, train_step
 
-PREVIEW = 36  # pictures on a sheet
+SHEET_IMAGES, SHEET_STEPS = 36, 25  # of a sheet of samples: images, DDIM steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetRun(Run):
-    """A noise predictor in training."""
+    """A U-Net in training."""
 
     NAME: ClassVar[str] = "U-Net"
 
@@ -49,7 +51,7 @@ class UNetRun(Run):
 
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
-        return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+        return unet_parts(metadata)
 
     def metadata(self) -> dict[str, str]:
         return {
@@ -78,7 +80,7 @@ class UNetRun(Run):
         return self.unet.named_parameters()
 
     def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
-        """Pictures, and labels if it learns them, of which some are dropped."""
+        """Images, and labels if it is class-conditional, some of which are dropped."""
         config = self.config
 
         def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -98,11 +100,11 @@ class UNetRun(Run):
         labels = dataset.labels[index] if self.config.classes else None
         return noise_loss(self.model, self.schedule, to_float(dataset.take(index)), labels, rng, self.config)
 
-    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
-        return sheet(self.draw(PREVIEW, steps=25))
+    def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
+        return sheet(self.sample_images(SHEET_IMAGES, SHEET_STEPS))
 
-    def draw(self, n: int, steps: int) -> np.ndarray:
-        """n pictures (n, H, W, C) uint8 by DDIM, class after class, from noise that the run's seed alone decides."""
+    def sample_images(self, n: int, steps: int) -> np.ndarray:
+        """n samples (n, H, W, C) uint8 by DDIM, class after class; the noise depends on the run's seed alone."""
         rng = np.random.default_rng([self.config.seed, 0])
         labels = np.arange(n) * len(self.config.classes) // n if self.config.classes else None
         shape = (n, *self.unet.image_shape)
@@ -122,9 +124,9 @@ def noise_loss(
     rng: np.random.Generator,
     config: TrainConfig,
 ) -> float:
-    """The training loss (DDPM eq. 14, weighted as the run's) over pictures x0 (n, H, W, C), without dropout.
+    """The training loss (DDPM eq. 14, weighted as the run's) of images x0 (n, H, W, C), without dropout.
 
-    They pass in parts no larger than those of a training step, which memory suffices for. rng draws t, then eps.
+    They pass through the network in parts of at most a training step's size, to bound memory. rng draws t, then eps.
     """
     n = len(x0)
     t, eps = schedule.sample_t(rng, n), rng.standard_normal(x0.shape, dtype=np.float32)

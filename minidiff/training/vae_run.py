@@ -1,4 +1,4 @@
-"""Runs of an autoencoder, which learns to make pictures small and large again.
+"""Runs of an autoencoder of images.
 
 RUN/vae                          the averaged weights, which diffusers' AutoencoderKL opens
 """
@@ -23,10 +23,11 @@ from minidiff.formats.networks import save_network
 from minidiff.models.config import GROUPS, check_width, downsamplings
 from minidiff.models.latent_config import VAEConfig
 from minidiff.models.vae import VAE, vae_loss
+from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
-from minidiff.training.train import StepStats, TrainConfig, gradient_step, make_optimizer
+from minidiff.training.step import StepStats, gradient_step, make_optimizer
 
-PREVIEW = 24  # pictures on a sheet, each beside what was made of it
+SHEET_IMAGES = 24  # images on a sheet, each beside its reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class VAERun(Run):
         return self.vae.named_parameters()
 
     def batches(self, dataset: Dataset) -> Callable[[int], np.ndarray]:
-        """Pictures."""
+        """Images (N, H, W, C)."""
         config = self.config
         return lambda step: batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)[0]
 
@@ -73,20 +74,20 @@ class VAERun(Run):
         return vae_step(self.vae, self.optimizer, batch, rng, self.config.kl, self.config.accumulate)
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
-        """The mean squared error of the pictures that come back, of the latents' means."""
+        """Mean squared error of the reconstructions from the latents' means."""
         x0, size = to_float(dataset.take(index)), self.config.batch_size // self.config.accumulate
         parts = (x0[start : start + size] for start in range(0, len(x0), size))
-        return sum(float(np.square(reconstructed(self.vae, x) - x, dtype=np.float64).sum()) for x in parts) / x0.size
+        return sum(float(np.square(reconstruct(self.vae, x) - x, dtype=np.float64).sum()) for x in parts) / x0.size
 
-    def describe_validation(self, measured: float) -> str:
-        return f"PSNR of the averaged weights on fixed images {psnr(measured):.2f} dB"
+    def describe_validation(self, loss: float) -> str:
+        return f"PSNR of the averaged weights on fixed images {psnr(loss):.2f} dB"
 
-    def sheet(self, seen: Dataset, held_out: Dataset) -> Image:
-        """Pictures of the held-out set, each beside what comes back."""
-        images = held_out.take(evenly_spaced(len(held_out), PREVIEW))  # (n, H, W, C)
+    def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
+        """Images of the held-out set, each beside its reconstruction."""
+        images = held_out.take(evenly_spaced(len(held_out), SHEET_IMAGES))  # (n, H, W, C)
         with no_grad():
-            back = to_uint8(reconstructed(self.vae, to_float(images)))
-        pairs = np.stack([images, back], 1).reshape(-1, *images.shape[1:])  # (2 n, H, W, C)
+            outputs = to_uint8(reconstruct(self.vae, to_float(images)))
+        pairs = np.stack([images, outputs], 1).reshape(-1, *images.shape[1:])  # (2 n, H, W, C)
         return sheet(pairs, columns=8)
 
     def export(self, folder: Path, weights: Weights) -> None:
@@ -94,35 +95,34 @@ class VAERun(Run):
 
 
 def vae_step(vae: VAE, optimizer: Any, x: np.ndarray, rng: Any, kl: float = 1e-4, accumulate: int = 1) -> StepStats:
-    """One step on `vae_loss` of pictures x float32 (N, H, W, C) in [-1, 1]; rng draws the noise in their latents.
+    """One step on `vae_loss` of images x float32 (N, H, W, C) in [-1, 1]; rng draws the noise of their latents.
 
-    accumulate as of `train_step`.
+    kl is the weight of the KL term; accumulate as in `train_step`.
     """
     eps = rng.standard_normal(vae.latent_shape(x.shape), dtype=np.float32)
     return gradient_step(optimizer, len(x), accumulate, lambda part: vae_loss(vae, x[part], eps[part], kl))
 
 
-def reconstructed(vae: VAE, x: np.ndarray) -> np.ndarray:
-    """What comes back of pictures x (N, H, W, C) in [-1, 1] by their latents' means, clipped."""
+def reconstruct(vae: VAE, x: np.ndarray) -> np.ndarray:
+    """Reconstructions of images x (N, H, W, C) in [-1, 1] from their latents' means, clipped to [-1, 1]."""
     return vae.decode(vae.encode(x).mean).numpy().clip(-1, 1)
 
 
 def psnr(error: float) -> float:
-    """The peak signal-to-noise ratio, in dB, at a mean squared error of numbers in [-1, 1], whose peak is 2 high."""
+    """Peak signal-to-noise ratio in dB, 10 log10(2^2 / error), of a mean squared error of values in [-1, 1]."""
     return math.inf if error == 0 else 10 * math.log10(4 / error)
 
 
 def default_vae(shape: tuple[int, int, int], width: int = 32, depth: int | None = None) -> VAEConfig:
-    """An autoencoder for images (H, W, C), whose latents have a quarter of their channels times pixels.
+    """An autoencoder for images (H, W, C), whose latents have a quarter of the images' elements: 32x32x3 -> 8x8x12.
 
-    Widths 1, 2, 2, ... times `width`. It has `depth` levels, or, where that is None, halves twice, or once where two
-    do not go; what is lost in height and width, but for that quarter, goes into channels: 32x32x3 becomes 8x8x12.
-    Raises MinidiffError for images that cannot be halved, a width that is no multiple of 8, and a depth that does not
-    go with H and W.
+    Its levels are `width`, 2 `width`, 2 `width`, ... channels wide. There are `depth` of them, each but the last
+    downsampling by 2; None: 3, or 2 where H or W is no multiple of 4.
+    Raises MinidiffError if H or W is odd, if `width` is no multiple of 8, and if `depth` does not fit H and W.
     """
     H, W, C = shape
     if H % 2 or W % 2:
-        raise MinidiffError(f"{W}x{H} pictures cannot be halved, as the autoencoder must; cut them with --size")
+        raise MinidiffError(f"{W}x{H} images: the autoencoder needs an even height and width; resize them with --size")
     check_width(width, GROUPS)
     usual = 2 if H % 4 == 0 and W % 4 == 0 else 1
     downsamples = usual if depth is None else downsamplings(H, W, depth, fewest=2, most=6)

@@ -32,7 +32,8 @@ from minidiff.formats import networks
 from minidiff.sampling import setup
 from minidiff.terminal import printable
 from minidiff.training import loop, start, state, unet_run
-from minidiff.training.state import lock_run, state_file
+from minidiff.training.lock import lock_run
+from minidiff.training.state import state_file
 
 QUICK = ("--backend", "numpy", "--threads", 1)
 SMALL = (*QUICK, "--batch-size", 3)
@@ -67,7 +68,7 @@ def refused(run, tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch):
-    monkeypatch.setattr(unet_run, "PREVIEW", 2)
+    monkeypatch.setattr(unet_run, "SHEET_IMAGES", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def _trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as caught:
         patched.chdir(folder)
         patched.setattr(sys, "argv", ["minidiff", *arguments])
-        patched.setattr(unet_run, "PREVIEW", 2)
+        patched.setattr(unet_run, "SHEET_IMAGES", 2)
         app.main()
     assert caught.value.code == 0
     return folder
@@ -271,7 +272,7 @@ def test_damaged_pictures(refused, tmp_path):
 def test_train(done, data, tmp_path):
     out = done("train", "data", "--out", "deep/er/run", "--steps", 4, "--checkpoint-every", 2, "--seed", 3, *SMALL)
     folder = tmp_path / "deep" / "er" / "run"
-    assert "data: 10 pictures, 4x4 grey, 10 classes" in out
+    assert "data: 10 images, 4x4 grey, 10 classes" in out
     assert "step 2: loss " in out and "step 4: loss " in out
     assert out.splitlines()[-1].endswith("minidiff sample deep/er/run")
     assert [row.split(",")[0] for row in rows(folder)] == ["1", "2", "3", "4"]
@@ -314,7 +315,7 @@ def test_a_folder_of_pictures(done, tmp_path):
     (tmp_path / "pets" / "cats" / "no\x1bte").touch()
     out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
     assert "pets: 2 other files passed over: a.psd, cats/no\\x1bte\n" in out
-    assert "pets: 6 pictures, 8x8 RGB, 2 classes" in out
+    assert "pets: 6 images, 8x8 RGB, 2 classes" in out
     assert md.load_unet("run", "numpy").image_shape == (8, 8, 3)
 
 
@@ -374,7 +375,12 @@ def test_a_network_of_another_width_and_depth(done, refused, data):
     refused(*new, "--width", 12, match="^minidiff: width 12: give a multiple of 8")
     refused(*new, "--depth", 4, match="^minidiff: depth 4: does not go with 4x4 pixels; give 1 to 3 levels")
     refused(
-        *new, "--depth", 1, "--recipe", "small-cpu", match="--depth is for networks without a recipe: leave it or --r"
+        *new,
+        "--depth",
+        1,
+        "--recipe",
+        "small-cpu",
+        match="--depth does not go with a recipe: leave it or --r",
     )
 
 
@@ -385,7 +391,7 @@ def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
     refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as a picture")
     refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as a picture")
     out = done("train", "pets", "--out", "new", "--steps", 2, "--skip-bad", *SMALL)
-    assert "left out: pets/2.png: cannot be read as a picture" in out and "pets: 3 pictures" in out
+    assert "left out: pets/2.png: cannot be read as a picture" in out and "pets: 3 images" in out
     assert "left out: pets/2.png" in done("train", "pets", "--out", "new", "--resume", "--steps", 3)  # remembered
     out = done("train", "pets", "--out", "run", "--resume", "--steps", 3, "--skip-bad")
     assert out.count("left out") == 1 and "Done: step 3" in out
@@ -394,7 +400,7 @@ def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
 
 
 def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_path):
-    assert "measured on 10 of its own pictures" in done("train", "data", "--out", "one", "--steps", 1, *SMALL)
+    assert "measured on 10 of the training images" in done("train", "data", "--out", "one", "--steps", 1, *SMALL)
     idx_set(tmp_path / "test", n=7)
     for kind in ("images-idx3", "labels-idx1"):
         (tmp_path / "test" / f"train-{kind}-ubyte").rename(data / f"t10k-{kind}-ubyte")
@@ -492,7 +498,7 @@ def test_other_data(refused, trained):
     shutil.rmtree("data")
     refused("train", "data", "--out", "run", "--resume", match="data: no such folder or file")
     idx_set(trained / "data", height=8)
-    refused("train", "data", "--out", "run", "--resume", match=r"data: its pictures are not the run's, \(4, 4, 1\)")
+    refused("train", "data", "--out", "run", "--resume", match=r"data: its images have shape .*, the run's \(4, 4, 1\)")
 
 
 def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monkeypatch):
@@ -511,7 +517,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
 def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, trained):
     """It goes by the path, once more."""
     run = state.open_run(Path("run"))
-    state.save(replace(run, config=replace(run.config, data="data", pictures="")))
+    state.save(replace(run, config=replace(run.config, data="data", fingerprint="")))
     shutil.copytree("data", "moved")
     refused("train", "moved", "--out", "run", "--resume", match="run: was started with data, not moved")
     done("train", "./data", "--out", "run", "--resume", "--steps", 4)
@@ -539,7 +545,7 @@ def test_a_folder_may_be_renamed(done, refused, tmp_path):
 @pytest.mark.parametrize("out", ["pets", "pets/run", "pets/a/run", "pets/../pets/run"])
 def test_a_run_among_its_pictures(done, refused, tmp_path, out):
     noises(tmp_path / "pets")
-    match = f"{out}: lies among the pictures of pets; choose another --out"
+    match = f"{out}: lies among the images of pets; choose another --out"
     refused("train", "pets", "--out", out, *SMALL, match=match)
 
 
@@ -659,7 +665,7 @@ def test_odd_names(done, refused, tmp_path, name):
     idx_set(tmp_path / "data").rename(tmp_path / name)
     given = f"./{name}"
     out = done("train", given, "--out", f"./run {name}", "--steps", 1, *SMALL)
-    assert f"{printable(name)}: 10 pictures" in out
+    assert f"{printable(name)}: 10 images" in out
     out = done("sample", f"./run {name}", "--out", f"./{name}.png", "--n", 1, "--steps", 2, *QUICK)
     assert f"Wrote {printable(name)}.png\n" in out
     refused("sample", f"./no {name}", match=re.escape(printable(f"no {name}: ")))
@@ -714,7 +720,7 @@ def test_a_closed_terminal_saves(data, tmp_path):
         os.close(window)
         send_after(5, child, tmp_path / "run", signal.SIGHUP)
         assert child.wait(100) == 130
-    assert state.saved_step(tmp_path / "run") == len(rows(tmp_path / "run")) >= 5
+    assert state.last_step(tmp_path / "run") == len(rows(tmp_path / "run")) >= 5
 
 
 def test_ctrl_c_twice_breaks_off_at_once(done, data, tmp_path):
@@ -771,7 +777,7 @@ start.open_dataset = slow
 def test_training_outlives_its_reader(data, tmp_path):
     """As under `| head -1`; what it would have printed is dropped."""
     child = process("train", "data", "--out", "run", "--steps", 30, *SMALL)
-    assert child.stdout.readline() == "data: 10 pictures, 4x4 grey, 10 classes\n"
+    assert child.stdout.readline() == "data: 10 images, 4x4 grey, 10 classes\n"
     with child:
         child.stdout.close()
         assert (child.stderr.read(), child.wait(100)) == ("", 0)
@@ -1344,7 +1350,7 @@ def test_damaged_runs(refused, trained):
     (unet / networks.WEIGHTS).write_bytes(weights)
     for changes, match in (
         ({"act_fn": "gelu"}, "act_fn = 'gelu' is not supported"),
-        ({"layers_per_block": 60}, "tells of"),
+        ({"layers_per_block": 60}, "implies at least"),
         ({"sample_size": 10**9}, "sample_size = 1000000000 is not supported"),
         ({"in_channels": 2}, "weights do not fit"),
     ):

@@ -165,7 +165,7 @@ BAD = {
     "text_encoder is ['transformers', 'T5EncoderModel'], and only CLIPTextModel":
         index_with(text_encoder=["transformers", "T5EncoderModel"]),
     "model_index.json: must be keys and values": lambda folder: (folder / "model_index.json").write_text("[]"),
-    "has no model_index.json, so it draws no texts": without("model_index.json"),
+    "has no model_index.json; give a Stable Diffusion folder": without("model_index.json"),
     "vae: no such folder; the pipeline is not whole": without("vae"),
     "text_encoder: no such folder": without("text_encoder"),
     "scheduler: no such folder": without("scheduler"),
@@ -193,9 +193,9 @@ BAD = {
     "parts do not fit: there are 99 tokens a text": settings_with(model_max_length=99),
     "tokenizer: cannot convert float infinity to integer; copy": settings_with(model_max_length=-float("inf")),
     "the vocabulary has no '<pad>'": settings_with(pad_token="<pad>"),
-    "is not of byte-pair encoding": model_of({"type": "WordPiece"}),
-    "must give every token a number": model_of({"type": "BPE", "vocab": {"a": "b"}}),
-    "has the merge ['a'], which is not of two tokens":
+    "is not a byte-pair encoding": model_of({"type": "WordPiece"}),
+    "must map tokens to ids": model_of({"type": "BPE", "vocab": {"a": "b"}}),
+    "has the merge ['a'], which is not a pair of tokens":
         model_of({"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}),
 }  # fmt: skip
 

@@ -8,9 +8,9 @@ from small_runs import idx_set, new_run, tree
 from small_text import AUTOENCODER, new_text_run
 
 from minidiff.formats.folders import kind_of
+from minidiff.formats.run_state import state_file
 from minidiff.training import state
-from minidiff.training.checkpoints import state_file
-from minidiff.training.train import TrainConfig
+from minidiff.training.config import TrainConfig
 from minidiff.training.vae_run import VAERun
 
 

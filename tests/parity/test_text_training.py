@@ -24,7 +24,7 @@ from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.sampling.text_to_image import text_to_image
-from minidiff.training.train import train_step
+from minidiff.training.step import train_step
 
 STEPS, SHAPE, LR, NETWORK = 20, (4, 8, 8, 3), 1e-3, network(8)
 

@@ -15,6 +15,7 @@ from small_text import bars, new_text_run
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.imaging import load_image, sheet, to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
+from minidiff.formats.run_state import kept_states, read_state
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.weights import WEIGHTS
 from minidiff.sampling import setup
@@ -77,7 +78,7 @@ def refused(run):
 @pytest.mark.parametrize("folder, more", [("unet", ()), ("text", PROMPT)])
 def test_images_of_other_weights(images, folder, more):
     """Those of a folder to which the same weights are exported."""
-    kept = {run.step: run for run in state.open_kept(Path(folder))}
+    kept = {step: state.build_run(read_state(path)) for step, path in kept_states(Path(folder)).items()}
     chosen = {"--raw": (kept[6], True), "--best": (kept[4], False), "--step 2": (kept[2], False)}
     seen = {images(folder, *more).tobytes()}
     for i, (options, (run, raw)) in enumerate(chosen.items()):

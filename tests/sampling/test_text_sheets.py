@@ -8,6 +8,7 @@ from small_runs import go_on, refused, tree
 from small_text import bars, new_text_run, tokenizer
 
 from minidiff.engine.tensor import Tensor
+from minidiff.formats.run_networks import kept_pipelines
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.text_unet import Attention, TextUNet
 from minidiff.sampling import text_sheets
@@ -21,8 +22,6 @@ from minidiff.sampling.text_sheets import (
     word_swap_sheet,
     word_swaps,
 )
-from minidiff.training import state
-from minidiff.training.text_run import TextRun
 
 ASKED = PromptSettings("red bar, lying", 2.0, 2)
 
@@ -72,7 +71,7 @@ def test_every_picture_begins_as_the_same_noise(parts, shown, tmp_path):
 
 def test_over_time_each_state_draws_as_it_did(parts, shown, tmp_path):
     """The last of them is what the folder draws."""
-    training_sheet(ASKED, state.open_kept(tmp_path / "run", TextRun))
+    training_sheet(ASKED, kept_pipelines(tmp_path / "run"))
     images, captions = shown[0]
     assert captions == ["step 4", "step 6", "step 8"]
     np.testing.assert_array_equal(images[2], ASKED.draw(parts)[0])

@@ -12,11 +12,12 @@ from small_runs import contents, go_on, kept_states, new_run, pictures, read_saf
 
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_state import best_file, state_file, step_file
+from minidiff.formats.run_state import kept_states as states
+from minidiff.training import loop as probing
 from minidiff.training import state
-from minidiff.training import validation as probing
-from minidiff.training.checkpoints import best_file, link, read_losses, state_file, step_file
-from minidiff.training.checkpoints import kept_states as states
-from minidiff.training.validation import validation_loss
+from minidiff.training.checkpoints import link, read_losses
+from minidiff.training.loop import validation_loss
 
 STEPS = 12
 
@@ -278,7 +279,7 @@ def test_the_probe_asks_by_class_and_weighs_as_the_run(tmp_path, monkeypatch):
 
 def test_the_probe_measures_what_it_is_given(tmp_path):
     other = pictures(shape=(4, 4, 1), n=3)
-    go_on(run := new_run(tmp_path, 4), probed=other)
+    go_on(run := new_run(tmp_path, 4), validation=other)
     assert read_losses(tmp_path)[4] == validation_loss(run, other) != validation_loss(run, pictures())
 
 

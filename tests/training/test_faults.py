@@ -22,6 +22,7 @@ from minidiff.data import open_dataset
 from minidiff.errors import MinidiffError
 from minidiff.formats.weights import open_safetensors
 from minidiff.training import state
+from minidiff.training.lock import lock_run
 
 STEPS, EVERY = 12, 3
 
@@ -71,7 +72,7 @@ def whole(tmp_path_factory):
 
 
 def hold(folder):
-    with state.lock_run(folder):
+    with lock_run(folder):
         pass
 
 

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 STEPS, EVERY = 12, 3
 STATE = ["fsync", "replace"] * 2  # by its step's name, and by that of the newest
 EXPORT = ["fsync", "replace"] * 4  # weights, config.json, scheduler_config.json, model_index.json
-PROBED, BEST = ["fsync", "replace"], ["fsync", "replace"]  # checkpoints.csv; each of these checkpoints is the best yet
-CHECKPOINT = ["fsync metrics", *PROBED, *STATE, *BEST, *EXPORT]
+LOSSES, BEST = ["fsync", "replace"], ["fsync", "replace"]  # checkpoints.csv; each of these checkpoints is the best yet
+CHECKPOINT = ["fsync metrics", *LOSSES, *STATE, *BEST, *EXPORT]
 EVENTS = STATE + EXPORT + CHECKPOINT * (STEPS // EVERY)
 FIRST, LAST = len(STATE + EXPORT), len(EVENTS) - len(CHECKPOINT)
 

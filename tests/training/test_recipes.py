@@ -1,7 +1,6 @@
 """Recipes: what they say is what a run is, and what stands beside them wins."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ from minidiff.errors import MinidiffError
 from minidiff.models.config import default_config
 from minidiff.models.unet import UNet
 from minidiff.training import recipes, start, state
-from minidiff.training.recipes import RECIPES, find
+from minidiff.training.config import TrainConfig
+from minidiff.training.recipes import RECIPES, SCHEDULE, find
 from minidiff.training.resume import resume as resumed
-from minidiff.training.train import SCHEDULE, TrainConfig, make_optimizer
+from minidiff.training.step import make_optimizer
 
 CIFAR10 = (32, 32, 3)
 
@@ -60,7 +60,9 @@ def test_times_say_where_they_come_from(name):
 @pytest.mark.parametrize("name", ["small-gpu", "ddpm"])
 def test_pictures_of_other_shapes(name):
     assert RECIPES[name].network((64, 32, 1), 3).sample_size == (64, 32)
-    with pytest.raises(MinidiffError, match="halves three times, and 28x36 pictures cannot be; choose small-cpu"):
+    with pytest.raises(
+        MinidiffError, match="downsamples three times, so H and W must be multiples of 8, not 28x36; choose small-cpu"
+    ):
         RECIPES[name].network((36, 28, 1), None)
 
 
@@ -123,6 +125,9 @@ def test_a_run_of_a_recipe_goes_on_with_it_or_without(tiny, tmp_path):
 
 def test_a_recipe_that_does_not_fit_names_itself(tmp_path):
     data = str(idx_set(tmp_path / "data"))
-    with pytest.raises(MinidiffError, match="--recipe ddpm: its network halves three times, and 4x4 pictures"):
-        start(Path(tmp_path / "run"), data, recipe="ddpm")
+    with pytest.raises(
+        MinidiffError,
+        match="--recipe ddpm: its network downsamples three times, so H and W must be multiples of 8, not 4x4",
+    ):
+        started(tmp_path / "run", data, recipe="ddpm")
     assert not state.state_file(tmp_path / "run").exists()

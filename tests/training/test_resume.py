@@ -14,8 +14,8 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.networks import save_network
 from minidiff.models.vae import VAE
 from minidiff.training import loop, start, start_text, state, text_run, unet_run, vae_run
+from minidiff.training.log import read_log
 from minidiff.training.loop import stoppable
-from minidiff.training.state import read_log
 
 STEPS = 12
 
@@ -119,7 +119,7 @@ def test_pictures_change_nothing(tmp_path):
 def test_sheets_show_the_same_noise(tmp_path):
     """Two sheets of the same weights are the same, so what changes between sheets is the network."""
     run = new_run(tmp_path)
-    first, second = (run.draw(3, steps=2) for _ in range(2))
+    first, second = (run.sample_images(3, steps=2) for _ in range(2))
     assert first.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(first, second)
 
@@ -136,7 +136,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, checkpoint_every):
     """The state is that of the last checkpoint, whether the next one or ten bad gradients come first."""
     run = new_run(tmp_path / "run", 40)
     kept = 4 if checkpoint_every == 2 else 0
-    said = "step 6: the weights are no longer finite" if kept else "step 16: .* not finite 10 times in a row"
+    said = "step 6: the weights are not finite" if kept else "step 16: .* not finite 10 times in a row"
 
     def poison(stats):
         if stats.step == 5:
@@ -230,7 +230,7 @@ STARTS = {
 def started(request, run, tmp_path, monkeypatch):
     """How a run of each kind was started, in the folder run, on captioned images at the path data."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"MERGES": 5, "PREVIEW": 2, "WALK": 2}.items():
+    for name, value in {"MERGES": 5, "SHEET_IMAGES": 2, "SHEET_STEPS": 2}.items():
         for module in (start_text, text_run, unet_run, vae_run):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
@@ -258,7 +258,7 @@ def test_every_kind_of_run_is_resumed_from_its_folder_alone(started, run, tmp_pa
         assert run(*arguments, "--out", "run", "--resume")[::2] == (0, "")
     (tmp_path / "data").rename("moved")
     code, _, err = run("train", "--out", "run", "--resume", "--steps", 3)
-    assert code == 2 and f"its data were at {tmp_path / 'data'}, and are not there; give DATA" in err
+    assert code == 2 and f"its dataset is no longer at {tmp_path / 'data'}; give its path as DATA" in err
     code, out, _ = run("train", "moved", "--out", "run", "--resume", "--steps", 3)
     assert code == 0 and "Done: step 3." in out
     code, out, _ = run("train", "--out", "run", "--resume", "--steps", 4)

@@ -18,9 +18,12 @@ from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
 from minidiff.training import checkpoints, state, unet_run
-from minidiff.training.state import TrainingLog, open_run, read_log, state_file, truncate_log
+from minidiff.training.config import TrainConfig
+from minidiff.training.lock import lock_run
+from minidiff.training.log import TrainingLog, read_log, truncate_log
 from minidiff.training.state import new_run as start
-from minidiff.training.train import StepStats, TrainConfig
+from minidiff.training.state import open_run, state_file
+from minidiff.training.step import StepStats
 from minidiff.training.unet_run import UNetRun
 
 HEADER = "step,loss,grad_norm,lr\n"
@@ -220,7 +223,7 @@ def test_arrays_of_another_shape(run_folder, name):
     good = read_safetensors(state_file(run_folder))[0][name]
     for wrong in (good[:-1].copy(), np.append(good, np.float32(0)), good[None], None):
         rewrite(run_folder, {name: wrong})
-        refused(run_folder, f"{name} does not fit|tells of .* weights or more")
+        refused(run_folder, f"{name} does not fit|implies at least .* parameters")
     rewrite(run_folder, {name: good.astype(np.float64)})
     refused(run_folder, f"{name} is F64, and only F32, F16, BF16 are read")
 
@@ -231,7 +234,7 @@ def test_arrays_of_another_shape(run_folder, name):
 )
 def test_damaged_metadata(run_folder, key, value):
     rewrite(run_folder, **{key: value})
-    refused(run_folder, "damaged|makes no sense|expected an object|must be keys|not supported")
+    refused(run_folder, "damaged|must be 0 <= skipped|expected an object|must be keys|not supported")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,7 @@ def test_a_network_beyond_the_file_is_not_built(run_folder, changes, monkeypatch
     _, metadata = read_safetensors(state_file(run_folder))
     rewrite(run_folder, unet=json.dumps({**json.loads(metadata["unet"]), **changes}))
     monkeypatch.setattr(unet_run, "UNet", None)
-    refused(run_folder, "tells of [0-9]+ weights or more")
+    refused(run_folder, "implies at least [0-9,]+ parameters")
 
 
 @pytest.mark.parametrize(
@@ -384,37 +387,37 @@ def test_a_log_with_a_hole_is_refused_and_kept(tmp_path, content):
 
 def test_the_lock_keeps_what_is_written_in_a_file_of_its_name(tmp_path):
     (tmp_path / ".lock").write_text("of another program")
-    with state.lock_run(tmp_path):
+    with lock_run(tmp_path):
         pass
     assert tree(tmp_path) == {".lock": b"of another program"}
 
 
 def test_only_one(tmp_path):
-    with state.lock_run(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         with pytest.raises(MinidiffError, match="another process is training here"):
-            with state.lock_run(tmp_path / "run"):
+            with lock_run(tmp_path / "run"):
                 pass
-        with state.lock_run(tmp_path / "other"):
+        with lock_run(tmp_path / "other"):
             pass
-    with state.lock_run(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         pass
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path):
     for folder in (tmp_path / "a" / "b" / "c", tmp_path / "here"):
         (tmp_path / "here").mkdir(exist_ok=True)
-        with pytest.raises(MinidiffError, match="no such data"), state.lock_run(folder):
+        with pytest.raises(MinidiffError, match="no such data"), lock_run(folder):
             raise MinidiffError("no such data")
     assert tree(tmp_path) == {"here": None}
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):
-    with state.lock_run(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         pass
     before = tree(tmp_path)
-    with pytest.raises(MinidiffError), state.lock_run(tmp_path / "run"):
+    with pytest.raises(MinidiffError), lock_run(tmp_path / "run"):
         raise MinidiffError("no such data")
-    with pytest.raises(MinidiffError), state.lock_run(tmp_path / "new" / "run"):
+    with pytest.raises(MinidiffError), lock_run(tmp_path / "new" / "run"):
         (tmp_path / "new" / "run" / "metrics.csv").write_text("")
         raise MinidiffError("the loss is nan")
     assert tree(tmp_path) == {**before, "new": None, "new/run": None, "new/run/metrics.csv": b""}
@@ -424,6 +427,6 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(MinidiffError, match="choose a folder that can be written") as caught:
-        with state.lock_run(tmp_path / name):
+        with lock_run(tmp_path / name):
             raise AssertionError("it was entered")
     assert "\n" not in str(caught.value)

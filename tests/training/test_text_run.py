@@ -25,8 +25,8 @@ from minidiff.models.vae import Pixels
 from minidiff.sampling.text_to_image import image_to_image, text_to_image
 from minidiff.training import start, start_text, state, text_run
 from minidiff.training.checkpoints import read_losses
+from minidiff.training.loop import validation_loss
 from minidiff.training.text_run import TextRun
-from minidiff.training.validation import validation_loss
 
 KINDS = {
     "pixels": {}, "latents": {"latent": True}, "frozen": {"frozen": True}, "all": {"latent": True, "frozen": True},
@@ -124,7 +124,7 @@ def test_what_draws_pixels_redraws_too(tmp_path):
 def test_the_sheet_shows_both_sets(tmp_path, monkeypatch):
     run, shown = new_text_run(tmp_path), []
     other = dataclasses.replace(bars(), captions=("a", "b", *["c"] * 8))
-    monkeypatch.setattr(text_run, "PREVIEW", 4)
+    monkeypatch.setattr(text_run, "SHEET_IMAGES", 4)
     monkeypatch.setattr(text_run, "captioned_sheet", lambda images, captions: shown.append((images, captions)))
     run.sheet(bars(), other)
     (images, captions), dataset = shown[0], bars()
@@ -198,8 +198,8 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setattr(start, "open_dataset", open_dataset)
     monkeypatch.setattr(start_text, "MERGES", 5)
-    monkeypatch.setattr(text_run, "PREVIEW", 2)
-    monkeypatch.setattr(text_run, "WALK", 2)
+    monkeypatch.setattr(text_run, "SHEET_IMAGES", 2)
+    monkeypatch.setattr(text_run, "SHEET_STEPS", 2)
 
 
 def test_from_nothing_to_a_picture(run, small, tmp_path):
@@ -257,7 +257,7 @@ def test_a_text_encoder_that_does_not_know_its_tokenizer(run, small, tmp_path, c
     other = Tokenizer(vocabulary(merges), merges, length=changes.get("length", 10))
     save_tokenizer(other, tmp_path / "there" / "tokenizer")
     code, _, err = run("train", "bars", "--text", "--text-encoder", "there", "--out", "new", *QUICK)
-    assert code == 2 and "there: its text encoder does not know all that its tokenizer says" in err
+    assert code == 2 and "there: its tokenizer has more tokens, or longer texts, than its text encoder" in err
 
 
 def test_grey_pictures(run, small, monkeypatch):
@@ -277,7 +277,7 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
         (("data", "--text"), "data: its pictures have no captions; leave --text out"),
         (("bars", "--text", "--by-class"), "--by-class is for networks without a text"),
         (("bars", "--text", "--recipe", "ddpm"), "--recipe is for networks without a text"),
-        (("bars", "--text", "--objective", "flow"), "--objective flow: of texts choose epsilon, sample or v_pred"),
+        (("bars", "--text", "--objective", "flow"), "--objective flow: with --text choose epsilon, sample or v_pred"),
         (("bars", "--text", "--latent", "nowhere"), "nowhere: no such folder; give a run of minidiff train-vae"),
         (
             ("bars", "--text", "--latent", "unet"),
@@ -308,7 +308,7 @@ def test_an_autoencoder_for_other_pictures(run, small, tmp_path, monkeypatch):
     new_text_run(tmp_path / "there", latent=True)
     monkeypatch.setattr(start, "open_dataset", lambda data, *rest, **more: bars(channels=1))
     code, _, err = run("train", "bars", "--text", "--latent", "there", "--out", "new", *QUICK)
-    assert code == 2 and "is for pictures of 3 channels, these have 1" in err
+    assert code == 2 and "is for images of 3 channels, these have 1" in err
 
 
 def test_the_model_hears_what_it_is_given(tmp_path):

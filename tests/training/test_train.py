@@ -14,8 +14,9 @@ from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.engine.optim import AdamW
 from minidiff.errors import MinidiffError
 from minidiff.models.unet import UNet
-from minidiff.training import train as training
-from minidiff.training.train import TrainConfig, config_from_dict, train, train_step
+from minidiff.training import config
+from minidiff.training.config import TrainConfig, config_from_dict
+from minidiff.training.step import train, train_step
 
 SCHEDULE = cosine_schedule(20, "v_prediction")
 CONFIG = TrainConfig("noise", steps=6, batch_size=4, lr=0.01, warmup=2, seed=3, backend="numpy")
@@ -161,7 +162,7 @@ def test_memory_that_does_not_suffice_is_told():
     def model(x_t, t, rng=None):
         raise MemoryError("out of memory")
 
-    with pytest.raises(MinidiffError, match=r"step 1: there is no memory for 4 pictures .*--batch-size 2"):
+    with pytest.raises(MinidiffError, match=r"step 1: there is no memory for a batch of 4 images.*--batch-size 2"):
         next(train(model, SCHEDULE, fresh()[1], batches(range(1, 2)), CONFIG))
 
 
@@ -244,7 +245,7 @@ def test_parts_take_less_memory():
 
 
 def test_a_batch_is_cut_into_equal_parts():
-    with pytest.raises(ValueError, match="a batch of 12 cannot be cut into 5 equal parts"):
+    with pytest.raises(ValueError, match="a batch of 12 cannot be split into 5 equal parts"):
         of_a_step(5)
     with pytest.raises(MinidiffError, match="accumulate = 5: must divide batch_size = 12"):
         TrainConfig("noise", batch_size=12, accumulate=5)
@@ -264,9 +265,14 @@ def test_config_round_trip():
 GOOD = dataclasses.asdict(CONFIG)
 
 
+def test_a_field_of_an_older_run_is_read_by_its_former_name():
+    older = {"pictures" if name == "fingerprint" else name: value for name, value in GOOD.items()}
+    assert config_from_dict({**older, "pictures": "abc"}).fingerprint == "abc"
+
+
 def test_an_older_runs_config_has_the_defaults_of_what_came_later():
-    older = {name: value for name, value in GOOD.items() if name not in training.LATER}
-    assert len(older) == len(GOOD) - len(training.LATER) and config_from_dict(older) == CONFIG
+    older = {name: value for name, value in GOOD.items() if name not in config.OPTIONAL_FIELDS}
+    assert len(older) == len(GOOD) - len(config.OPTIONAL_FIELDS) and config_from_dict(older) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -284,7 +290,7 @@ def test_a_damaged_config_is_refused(values):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(training.WHOLE))
+@pytest.mark.parametrize("name", sorted(config.INTEGER_RANGES))
 def test_whole_numbers_have_limits(name):
     with pytest.raises(MinidiffError, match=f"{name} = -1: give a whole number"):
         TrainConfig("noise", **{name: -1})

@@ -20,10 +20,10 @@ from minidiff.models.latent_config import VAEConfig
 from minidiff.models.vae import VAE
 from minidiff.training import state, vae_run
 from minidiff.training.checkpoints import read_losses
-from minidiff.training.train import TrainConfig
+from minidiff.training.config import TrainConfig
+from minidiff.training.loop import validation_loss
 from minidiff.training.unet_run import UNetRun
-from minidiff.training.vae_run import VAERun, default_vae, psnr, reconstructed, vae_step
-from minidiff.training.validation import validation_loss
+from minidiff.training.vae_run import VAERun, default_vae, psnr, reconstruct, vae_step
 
 STEPS = 8
 NETWORK = VAEConfig(
@@ -96,10 +96,10 @@ def test_it_learns(tmp_path):
 
 def test_the_probe_is_the_error_of_what_comes_back(tmp_path):
     run, held_out = a_run(tmp_path), pictures(5)
-    go_on(run, probed=held_out)
+    go_on(run, validation=held_out)
     x = to_float(held_out.take(np.arange(5)))
     with run.optimizer.averaged():
-        want = np.square(reconstructed(run.vae, x) - x).mean()
+        want = np.square(reconstruct(run.vae, x) - x).mean()
     assert read_losses(tmp_path)[STEPS] == validation_loss(run, held_out) == pytest.approx(want, rel=1e-5)
     assert validation_loss(run, pictures(3)) != validation_loss(run, held_out)
 
@@ -113,7 +113,7 @@ def test_psnr():
 def test_the_sheet_shows_pairs(tmp_path, monkeypatch):
     """The pictures themselves on every other place."""
     run = a_run(tmp_path)
-    monkeypatch.setattr(vae_run, "PREVIEW", 4)
+    monkeypatch.setattr(vae_run, "SHEET_IMAGES", 4)
     shown = []
     monkeypatch.setattr(vae_run, "sheet", lambda images, columns: shown.append(images) or Image.new("RGB", (1, 1)))
     run.sheet(pictures(7), pictures(4))
@@ -131,7 +131,7 @@ def test_latents_are_a_quarter_of_the_pictures(shape, latents):
 
 
 def test_pictures_that_cannot_be_halved():
-    refused(default_vae, (5, 8, 3), match="8x5 pictures cannot be halved.*--size")
+    refused(default_vae, (5, 8, 3), match="8x5 images: the autoencoder needs an even height and width.*--size")
 
 
 def test_an_autoencoder_of_another_width_and_depth():
@@ -192,7 +192,7 @@ def test_a_state_that_lies_is_refused(tmp_path):
     """A configuration of a larger network than there are weights, before memory is asked for."""
     run = a_run(tmp_path)
     large = VAEConfig.of(NETWORK.to_dict() | dict(block_out_channels=(4, 16384)))
-    with pytest.raises(MinidiffError, match="tells of .* weights or more"):
+    with pytest.raises(MinidiffError, match="implies at least .* parameters"):
         state._build(VAERun, tmp_path, run.config, (large,), run.optimizer.p.size, tmp_path)
     assert isinstance(state.open_run(tmp_path), VAERun)
     refused(state.open_run, tmp_path, UNetRun, match="is a run of an autoencoder, not of a U-Net")

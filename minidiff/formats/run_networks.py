@@ -1,0 +1,208 @@
+"""The networks of a run with the weights of one of its states, to sample from: no optimiser is built.
+
+The kinds of run (training/) build their networks from the same metadata by the same functions.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import AnySchedule, schedule_from_config
+from minidiff.engine.nn import Module, Parameter
+from minidiff.errors import MinidiffError
+from minidiff.formats.folders import check_run
+from minidiff.formats.networks import check_weight_count
+from minidiff.formats.run_state import (
+    RunState,
+    best_file,
+    damaged_metadata,
+    kept_states,
+    read_newest,
+    read_state,
+)
+from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae
+from minidiff.formats.tokenizer_files import load_tokenizer
+from minidiff.formats.weights import DTYPES
+from minidiff.models.config import UNetConfig, config_from_dict
+from minidiff.models.latent_config import FileConfig, TextEncoderConfig, TextUNetConfig
+from minidiff.models.text_encoder import TextEncoder
+from minidiff.models.text_unet import TextUNet
+from minidiff.models.tokenizer import Tokenizer
+from minidiff.models.unet import UNet
+from minidiff.models.vae import VAE, Pixels
+
+T = TypeVar("T")
+P = TypeVar("P", bound=tuple)
+TextParts = tuple[TextUNetConfig, AnySchedule, Tokenizer, VAE | Pixels, TextEncoder | TextEncoderConfig]
+
+
+def load_run_unet(folder: Path, weights: str | int, backend: str = "numba") -> UNet:
+    """The U-Net of a run with the weights that are chosen.
+
+    weights  "raw": the weights of the last step; "best": the moving average at the best checkpoint; or a step: the
+             moving average at its checkpoint
+    Raises MinidiffError for a folder without a run, a run of another kind, and a checkpoint that it does not keep.
+    """
+    name = "p" if weights == "raw" else "ema"
+    return _chosen(folder, weights, lambda state: read_unet(state, name, backend))
+
+
+def load_run_pipeline(folder: Path, weights: str | int, backend: str = "numba") -> Pipeline:
+    """The pipeline of a text-conditional run with the weights that are chosen, as `load_run_unet`."""
+    name = "p" if weights == "raw" else "ema"
+    return _chosen(folder, weights, lambda state: read_pipeline(state, name, backend))
+
+
+def kept_pipelines(folder: Path, backend: str = "numba") -> Iterator[tuple[int, Pipeline]]:
+    """Step and pipeline, with the moving average, of every checkpoint that a run keeps, the oldest first."""
+    for step, path in kept_states(folder).items():
+        yield step, read_pipeline(read_state(path), "ema", backend)
+
+
+def _chosen(folder: Path, weights: str | int, read: Callable[[RunState], T]) -> T:
+    check_run(folder)
+    if weights == "raw":
+        return read_newest(folder, read)
+    return read(read_state(best_state(folder) if weights == "best" else kept_state(folder, int(weights))))
+
+
+def best_state(folder: Path) -> Path:
+    """The path of a run's best state. Raises MinidiffError if there is none."""
+    check_run(folder)
+    if not best_file(folder).is_file():
+        raise MinidiffError(f"{folder}: holds no training/best.safetensors, which comes with the next checkpoint")
+    return best_file(folder)
+
+
+def kept_state(folder: Path, step: int) -> Path:
+    """The path of a run's state at a step. Raises MinidiffError if it does not keep that checkpoint."""
+    check_run(folder)
+    states = kept_states(folder)
+    if step not in states:
+        there = ", ".join(map(str, states)) or "none"
+        raise MinidiffError(f"{folder}: keeps no checkpoint of step {step}; choose one that is there: {there}")
+    return states[step]
+
+
+def read_unet(state: RunState, name: str, backend: str = "numba") -> UNet:
+    """The U-Net of a state, its weights from the buffer "p" or "ema"."""
+    state.check_kind("unet")
+    network, _ = read_parts(state, lambda: unet_parts(state.metadata))
+    unet = UNet(network, None, backend)
+    fill_from_buffer(unet.parameters(), state, name)
+    return unet
+
+
+def read_pipeline(state: RunState, name: str, backend: str = "numba") -> Pipeline:
+    """The pipeline of a state, its trained weights from the buffer "p" or "ema"."""
+    state.check_kind("text")
+    parts = read_parts(state, lambda: text_parts(state.path.parent.parent, state.metadata, backend))
+    pipeline = build_pipeline(*parts, rng=None, backend=backend)
+    frozen = json.loads(state.metadata["frozen"])
+    fill_from_buffer([p for _, p in trained_parameters(pipeline, frozen)], state, name)
+    return pipeline
+
+
+def read_parts(state: RunState, parse: Callable[[], P]) -> P:
+    """What `parse` builds of a state's metadata, such as `unet_parts`.
+
+    Raises MinidiffError if that fails, and if a network would have more weights than the state.
+    """
+    try:
+        parts = parse()
+    except (KeyError, ValueError, RecursionError):
+        raise damaged_metadata(state.path) from None
+    for part in parts:
+        if isinstance(part, UNetConfig | FileConfig):
+            check_weight_count(part, state.size, state.path)
+    return parts
+
+
+def unet_parts(metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
+    """The configuration of the U-Net and the schedule, from a state's metadata.
+
+    Raises KeyError, ValueError or MinidiffError if they are damaged.
+    """
+    return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+
+
+def text_parts(folder: Path, metadata: Mapping[str, str], backend: str) -> TextParts:
+    """The parts of a text-conditional run: of the trained networks their configurations, the frozen ones read.
+
+    Raises KeyError, ValueError or MinidiffError if they are damaged, and MinidiffError if a frozen part is not the one
+    that the run was started with.
+    """
+    network, frozen = TextUNetConfig.of(json.loads(metadata["unet"])), json.loads(metadata["frozen"])
+    schedule = schedule_from_config(json.loads(metadata["schedule"]))
+    tokenizer, vae = load_tokenizer(folder / "tokenizer"), Pixels(network.in_channels)
+    encoder = TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
+    if "vae" in frozen:
+        vae = load_vae(folder / "vae", backend)
+    if "text_encoder" in frozen:
+        encoder = load_text_encoder(folder / "text_encoder", backend)
+    for name, digest in digests(tokenizer, vae, encoder).items():
+        if frozen.get(name) != digest:
+            raise MinidiffError(f"{folder / name}: is not the one that the run was started with; copy it again")
+    return network, schedule, tokenizer, vae, encoder
+
+
+def build_pipeline(
+    network: TextUNetConfig,
+    schedule: AnySchedule,
+    tokenizer: Tokenizer,
+    vae: VAE | Pixels,
+    text_encoder: TextEncoder | TextEncoderConfig,
+    rng: Any,
+    backend: str,
+) -> Pipeline:
+    """The pipeline of a text-conditional run; rng initialises the weights of what is trained, None: zeros.
+
+    text_encoder  the configuration of one to train, or one that stays frozen
+    """
+    unet = TextUNet(network, rng, backend)
+    if isinstance(text_encoder, TextEncoderConfig):
+        text_encoder = TextEncoder(text_encoder, rng, backend)
+    sampler = Sampler(offset=1, clip=None if isinstance(vae, VAE) else 1.0)  # offset: as diffusers wants it
+    return Pipeline(tokenizer, text_encoder, unet, vae, schedule, sampler)
+
+
+def trained_parameters(pipeline: Pipeline, frozen: Iterable[str]) -> Iterator[tuple[str, Parameter]]:
+    """The parameters that a text-conditional run trains, by name, in the order of its optimiser."""
+    for name, network in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
+        if name not in frozen:
+            yield from ((f"{name}.{inner}", p) for inner, p in network.named_parameters())
+
+
+def digests(tokenizer: Tokenizer, vae: VAE | Pixels, text_encoder: TextEncoder | TextEncoderConfig) -> dict[str, str]:
+    """SHA-256 of the frozen parts, by name: of a tokenizer's vocabulary and merges, of a network's weights."""
+    special, digest = tokenizer.special, sha256()
+    tokens = [special.bos, special.eos, special.unk, special.pad, sorted(special.after_clean)]
+    digest.update(json.dumps([list(tokenizer.vocab.items()), list(tokenizer.ranks), tokens, tokenizer.length]).encode())
+    digests = {"tokenizer": digest.hexdigest()}
+    for name, network in (("vae", vae), ("text_encoder", text_encoder)):
+        if isinstance(network, Module):
+            digest = sha256()
+            for p in network.parameters():
+                digest.update(p.numpy().tobytes())
+            digests[name] = digest.hexdigest()
+    return digests
+
+
+def fill_from_buffer(parameters: list[Parameter], state: RunState, name: str) -> None:
+    """Read the weights of parameters from a flat buffer of a state, one after the other in its order.
+
+    Raises MinidiffError if the buffers have another size.
+    """
+    state.check_buffers(sum(prod(p.shape) for p in parameters))
+    buffer = state.buffers[name]
+    offset, itemsize = buffer.offset, np.dtype(DTYPES[buffer.dtype]).itemsize
+    for p in parameters:
+        p.data[...] = p.backend.asarray(replace(buffer, shape=p.shape, offset=offset).read())
+        offset += itemsize * prod(p.shape)

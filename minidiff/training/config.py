@@ -1,0 +1,108 @@
+"""The configuration of a training run."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from minidiff.engine.optim import learning_rate
+from minidiff.errors import MinidiffError
+
+DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
+INTEGER_RANGES = {
+    "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
+    "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096),
+}  # fmt: skip
+# Fields that state files of older runs lack; the defaults are what those runs did.
+OPTIONAL_FIELDS = {
+    "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
+}  # fmt: skip
+
+
+FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The configuration of a run, which its state file stores.
+
+    data          a built-in dataset's name, or the absolute path of a dataset
+    size          images are resized to size x size pixels, where that is given
+    steps         number of steps in total
+    batch_size    images a step, split into `accumulate` equal parts that pass through the network one after the other
+    lr            peak learning rate, after a linear warm-up of `warmup` steps; `decay` "cosine": along half a cosine
+                  over the second half of the steps; "none": constant
+    beta2         AdamW's decay of the second moments
+    ema           decay of the moving average (EMA) of the weights, with which samples are generated
+    flip          flip images left to right at random, if the dataset allows it
+    pad_crop      maximum random shift in pixels (data/batches.py)
+    skip_bad      leave out images that cannot be read
+    fingerprint   of the dataset at the path `data` (data/dataset.py); "" for a built-in one
+    seed          of initial weights, data order and noise
+    classes       names of the classes of a class-conditional run; none: unconditional
+    min_snr       gamma of the loss's min-SNR weights (diffusion/loss.py); None: unweighted
+    label_dropout probability of replacing a label or caption by the null one, for classifier-free guidance
+    kl            weight of the KL term in an autoencoder's loss (models/vae.py)
+    Raises MinidiffError that names the first value that is out of range.
+    """
+
+    data: str
+    size: int | None = None
+    steps: int = 2000
+    batch_size: int = 32
+    lr: float = 1e-3
+    warmup: int = 50
+    ema: float = 0.995
+    flip: bool = True
+    seed: int = 0
+    backend: str = "numba"
+    threads: int = 1
+    classes: tuple[str, ...] = ()
+    label_dropout: float = 0.1
+    min_snr: float | None = None
+    accumulate: int = 1
+    decay: str = "cosine"
+    beta2: float = 0.99
+    pad_crop: int = 0
+    skip_bad: bool = False
+    kl: float = 1e-4
+    fingerprint: str = ""
+
+    def __post_init__(self):
+        for name, (low, high) in INTEGER_RANGES.items():
+            value = getattr(self, name)
+            if name == "size" and value is None:
+                continue
+            if type(value) is not int or not low <= value <= high:
+                raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")
+        for name in ("lr", "ema", "label_dropout", "beta2", "kl"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < 1:
+                raise MinidiffError(f"{name} = {value!r}: give a number above 0 and below 1")
+        if self.batch_size % self.accumulate:
+            raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
+        if self.decay not in DECAY_START:
+            raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
+        if type(self.skip_bad) is not bool:
+            raise MinidiffError(f"skip_bad = {self.skip_bad!r}: give true or false")
+        if self.min_snr is not None and not (type(self.min_snr) in (int, float) and 0 < self.min_snr <= 1e6):
+            raise MinidiffError(f"min_snr = {self.min_snr!r}: give a number above 0, such as 5")
+        names = self.classes
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise MinidiffError(f"classes = {names!r:.80}: give a list of names")
+        object.__setattr__(self, "classes", tuple(names))  # JSON has lists
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step (1 ... steps)."""
+        return learning_rate(self.lr, step, self.steps, self.warmup, DECAY_START[self.decay])
+
+
+def config_from_dict(values: Any) -> TrainConfig:
+    """The inverse of asdict, for values from a file. Raises MinidiffError if they are not a configuration."""
+    names = {field.name for field in fields(TrainConfig)}
+    if isinstance(values, dict):
+        values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    complete = isinstance(values, dict) and names - OPTIONAL_FIELDS <= set(values) <= names
+    if not complete or not all(
+        isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "fingerprint")
+    ):
+        raise MinidiffError("the run's configuration is damaged: start a new run")
+    return TrainConfig(**values)

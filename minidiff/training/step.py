@@ -1,0 +1,145 @@
+"""Training steps: one step of DDPM algorithm 1, and the loop over steps.
+
+Randomness depends on the step, not on a generator's state: step k draws t, eps and dropout from
+default_rng([seed, k]), and its batch depends on (seed, k) too. So a resumed run equals one without interruption.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.nn import Parameter
+from minidiff.engine.optim import AdamW
+from minidiff.engine.tensor import Tensor
+from minidiff.errors import MinidiffError
+from minidiff.training.config import TrainConfig
+
+MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or the learning rate is far too high
+
+
+def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
+    """AdamW of every run: the configuration's lr, beta2 and EMA decay, no weight decay, gradients clipped to norm 1."""
+    return AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=config.ema)
+
+
+class StepStats:
+    """The result of a step: step (1, 2, ...), loss, grad_norm before clipping.
+
+    losses     functions that return a scalar, one for each equal part of the batch; the loss is their mean
+    grad_norm  a function that returns a scalar
+    The functions are called when the values are read, and only then wait for a GPU.
+    """
+
+    def __init__(self, step: int, losses: Sequence[Callable], grad_norm: Callable):
+        self.step, self._losses, self._grad_norm = step, losses, grad_norm
+
+    @property
+    def loss(self) -> float:
+        return sum(float(loss()) for loss in self._losses) / len(self._losses)
+
+    @property
+    def grad_norm(self) -> float:
+        return float(self._grad_norm())
+
+
+def train_step(
+    model: Callable[..., Any],
+    schedule: AnySchedule,
+    optimizer: AdamW,
+    x0: np.ndarray,
+    rng: Any,
+    cond: Any = None,
+    min_snr: float | None = None,
+    accumulate: int = 1,
+) -> StepStats:
+    """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
+
+    x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
+    With min_snr, the loss is weighted with that gamma (`min_snr_weight`).
+    accumulate  number of equal parts that the batch is split into (gradient accumulation): memory for one suffices.
+                The mean of their gradients is the whole batch's, up to rounding; dropout masks differ, for they are
+                drawn part by part
+    Raises ValueError if the batch cannot be split into equal parts.
+    """
+    t = schedule.sample_t(rng, len(x0))  # (N,)
+    eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
+    weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
+
+    def loss_of(part: slice) -> Tensor:
+        labels, weights = (None if a is None else a[part] for a in (cond, weight))
+        return training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
+
+    return gradient_step(optimizer, len(x0), accumulate, loss_of)
+
+
+def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[slice], Tensor]) -> StepStats:
+    """One optimiser step on the mean of loss_of(part) over `accumulate` equal parts, slices of a batch of n.
+
+    Raises ValueError if the batch cannot be split into that many.
+    """
+    if n % accumulate:
+        raise ValueError(f"a batch of {n} cannot be split into {accumulate} equal parts")
+    optimizer.zero_grad()
+    losses, size = [], n // accumulate
+    for start in range(0, n, size):
+        loss = loss_of(slice(start, start + size))
+        loss.backward(np.float32(1 / accumulate))
+        losses.append(loss.backend.later(loss.data))
+    norm = optimizer.step()
+    return StepStats(optimizer.step_count, losses, optimizer.backend.later(norm))
+
+
+def train(
+    model: Callable[..., Any],
+    schedule: AnySchedule,
+    optimizer: AdamW,
+    batches: Iterator[tuple[np.ndarray, Any]],
+    config: TrainConfig,
+) -> Iterator[StepStats]:
+    """One `train_step` for every batch; yields its StepStats. A progress bar and a log are loops over it.
+
+    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. Otherwise as `steps`.
+    """
+
+    def train_batch(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
+        x0, cond = batch
+        return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+
+    return steps(train_batch, optimizer, batches, config)
+
+
+def steps(
+    train_batch: Callable[[Any, np.random.Generator], StepStats],
+    optimizer: AdamW,
+    batches: Iterator[Any],
+    config: TrainConfig,
+) -> Iterator[StepStats]:
+    """train_batch(batch, rng) for every batch, with the step's learning rate and its own generator.
+
+    A step whose gradient is not finite changes no weight; its StepStats has the norm that is not finite.
+    Raises MinidiffError, with the step, after MAX_SKIPPED such steps in a row, and if memory does not suffice.
+    """
+    for batch in batches:
+        step = optimizer.step_count + 1
+        optimizer.lr = config.rate(step)
+        rng = np.random.default_rng([config.seed, step])
+        try:
+            stats = train_batch(batch, rng)
+        except MemoryError:  # CuPy's, too
+            n = config.batch_size
+            remedy = f"start a new run with --batch-size {max(n // 2, 1)}"
+            raise MinidiffError(f"step {step}: there is no memory for a batch of {n} images; {remedy}") from None
+        check_skipped(step - 1, optimizer.skipped_before, optimizer.lr)  # does not wait for this step
+        yield stats
+
+
+def check_skipped(step: int, skipped: int, lr: float) -> None:
+    """Raises MinidiffError if at least MAX_SKIPPED steps in a row, up to this one, were skipped."""
+    if skipped >= MAX_SKIPPED:
+        raise MinidiffError(
+            f"step {step}: the gradient was not finite {skipped} times in a row (the learning rate is {lr:g}); "
+            "start a new run with a smaller --lr"
+        )
