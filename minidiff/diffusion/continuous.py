@@ -94,34 +94,3 @@ def _within(t: Any, low: float, high: float) -> np.ndarray:
     if not np.all((t >= low) & (t <= high)):  # NaN is not
         raise MinidiffError(f"t must be from {low:g} to {high:g}, not {t.ravel()[:8].tolist()}")
     return t
-
-
-# diffusers' scheduler classes, and the only values of their keys that are built here.
-EDM_KEYS = {
-    "num_train_timesteps": 1000, "sigma_data": SIGMA_DATA, "rho": float(RHO), "prediction_type": "epsilon",
-    "sigma_schedule": "karras", "final_sigmas_type": "zero",
-}  # fmt: skip
-FLOW_KEYS = {
-    "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "invert_sigmas": False,
-    "shift_terminal": None, "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
-    "stochastic_sampling": False,
-}  # fmt: skip
-KEYS = {"EDMEulerScheduler": EDM_KEYS, "FlowMatchEulerDiscreteScheduler": FLOW_KEYS}
-
-
-def continuous_to_config(schedule: EDM | Flow) -> dict[str, Any]:
-    """The schedule as diffusers' scheduler_config.json, of the class that walks it by Euler's method."""
-    if isinstance(schedule, Flow):
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **FLOW_KEYS}
-    sigmas = {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
-    return {"_class_name": "EDMEulerScheduler", **EDM_KEYS, **sigmas}
-
-
-def continuous_from_config(config: dict[str, Any]) -> EDM | Flow:
-    """The inverse, for a `_class_name` of KEYS. Raises MinidiffError that names a value that is not built here."""
-    for key, value in KEYS[config["_class_name"]].items():
-        if config.get(key, value) != value:
-            raise MinidiffError(f"{key} = {config[key]!r:.80} is not supported: use {value!r}")
-    if config["_class_name"] == "FlowMatchEulerDiscreteScheduler":
-        return Flow()
-    return EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))

@@ -3,7 +3,6 @@
 Every table is (T,) float64, one entry a step, and cannot be written to.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import EDM, KEYS, Flow, continuous_from_config, continuous_to_config
+from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.errors import MinidiffError
 
 MAX_STEPS = 1_000_000
@@ -42,7 +41,7 @@ class Schedule:
         object.__setattr__(self, "betas", _read_only(self.betas))
         _check_betas(self.betas)
         _check_alphas_cumprod(self.alphas_cumprod)
-        _check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
+        check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
         # zero to the pictures' precision
         if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
             raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")
@@ -162,79 +161,10 @@ def lookup(table: np.ndarray, t: int | np.ndarray) -> np.ndarray:
     return table[t]
 
 
-RULES: dict[str, Callable[..., Schedule]] = {
-    "linear": linear_schedule,
-    "scaled_linear": scaled_linear_schedule,
-    "squaredcos_cap_v2": cosine_schedule,
-    "sigmoid": sigmoid_schedule,
-}
-
-
-def schedule_to_config(schedule: AnySchedule) -> dict[str, Any]:
-    """The schedule in the words of diffusers' scheduler_config.json.
-
-    A rule that all its schedulers know is written as its name and numbers, other betas in full.
-    """
-    if not isinstance(schedule, Schedule):
-        return continuous_to_config(schedule)
-    rule = {"beta_schedule": schedule.name, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
-    if schedule.name not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        rule = {"trained_betas": schedule.betas.tolist()}
-    return {
-        "num_train_timesteps": len(schedule),
-        **{key: value for key, value in rule.items() if value is not None},
-        "rescale_betas_zero_snr": False,
-        "prediction_type": schedule.prediction_type,
-    }
-
-
-# What diffusers' classes take for a key that is absent.
-DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-HEUN_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
-
-
-def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) -> AnySchedule:
-    """The schedule that a diffusers scheduler_config.json describes; how to sample is `sampler_from_config`'s matter.
-
-    rescale_betas_zero_snr has no effect unless knows_zero_snr: not every class of diffusers knows it.
-    Raises MinidiffError for a value that is out of range or not supported, by its name.
-    """
-    if not isinstance(config, dict):
-        raise MinidiffError(f"a scheduler configuration must be keys and values, not {config!r:.80}")
-    if config.get("_class_name") in tuple(KEYS):
-        return continuous_from_config(config)
-    if "_class_name" in config:  # of diffusers; our own are written in full
-        config = (HEUN_DEFAULTS if config["_class_name"] == "HeunDiscreteScheduler" else DEFAULTS) | config
-    prediction_type = config.get("prediction_type", "epsilon")
-    _check_prediction_type(prediction_type, PREDICTION_TYPES)
-    rescale = config.get("rescale_betas_zero_snr", False)
-    if not isinstance(rescale, bool):
-        raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
-    if str(config.get("variance_type")).startswith("learned"):
-        raise MinidiffError(f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small")
-    if config.get("trained_betas") is not None:
-        schedule = Schedule(_trained_betas(config), prediction_type)
-    else:
-        schedule = _from_rule(config, prediction_type)
-    return rescale_zero_terminal_snr(schedule) if rescale and knows_zero_snr else schedule
-
-
-def _from_rule(config: dict[str, Any], prediction_type: str) -> Schedule:
-    name = config.get("beta_schedule")
-    if name not in tuple(RULES):  # not in RULES itself: JSON may hold a list here, which has no hash
-        raise MinidiffError(f"beta_schedule {name!r:.80} is not supported: use one of {', '.join(RULES)}")
-    keys = () if name == "squaredcos_cap_v2" else ("beta_start", "beta_end")
-    numbers = {key: config.get(key) for key in keys}
-    return RULES[name](config.get("num_train_timesteps"), **numbers, prediction_type=prediction_type)
-
-
-def _trained_betas(config: dict[str, Any]) -> np.ndarray:
-    betas, T = config["trained_betas"], config.get("num_train_timesteps")
-    if not isinstance(betas, list) or not all(type(beta) in (int, float) and 0 < beta <= 1 for beta in betas):
-        raise MinidiffError("trained_betas must be a list of numbers between 0 and 1")
-    if len(betas) != T:
-        raise MinidiffError(f"trained_betas has {len(betas)} entries, but num_train_timesteps is {T!r:.80}")
-    return np.array(betas)
+def check_prediction_type(prediction_type: str, known: tuple[str, ...]) -> None:
+    """Raises MinidiffError for a prediction type that is not among the known ones."""
+    if prediction_type not in known:
+        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {', '.join(known)}")
 
 
 def _read_only(values: Any) -> np.ndarray:
@@ -262,8 +192,3 @@ def _check_alphas_cumprod(alpha_bar: np.ndarray) -> None:
     stuck = np.flatnonzero(np.diff(alpha_bar, prepend=1.0) >= 0)  # beta too small to count, or nothing left
     if len(stuck):
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")
-
-
-def _check_prediction_type(prediction_type: str, known: tuple[str, ...]) -> None:
-    if prediction_type not in known:
-        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {', '.join(known)}")

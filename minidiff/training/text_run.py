@@ -23,10 +23,10 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import schedule_from_config, schedule_to_config
 from minidiff.engine.nn import Module, Parameter
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import MinidiffError
+from minidiff.formats.schedulers import schedule_from_config, schedule_to_config
 from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae, save_parts
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig

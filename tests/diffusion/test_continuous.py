@@ -9,7 +9,7 @@ from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
-from minidiff.diffusion.schedule import cosine_schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 
 SHAPE = (3, 2, 4, 2)
@@ -116,27 +116,6 @@ def test_every_sampler_draws_what_the_data_are(schedule, name):
     *_, (t, x_0, _) = walk
     assert t == -1
     assert abs(x_0.mean() - 0.3) < 0.025 + 0.02 and abs(x_0.std() - 0.4) < 0.018 + 0.02
-
-
-@BOTH
-def test_the_configuration_and_back(schedule):
-    assert schedule_from_config(schedule_to_config(schedule)) == schedule
-    assert schedule_from_config({"_class_name": schedule_to_config(schedule)["_class_name"]}) == schedule
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"_class_name": "EDMEulerScheduler", "sigma_data": 1.0}, "sigma_data = 1.0 is not supported: use 0.5"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": "0"}, "sigma_min, sigma_max"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, "0 < sigma_min < sigma_max"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "shift = 3.0 is not supported: use 1.0"),
-        ({"prediction_type": "flow", "beta_schedule": "linear"}, "prediction_type 'flow' is not supported"),
-    ],
-)
-def test_configurations_that_are_refused(config, message):
-    with pytest.raises(MinidiffError, match=message):
-        schedule_from_config(config)
 
 
 @BOTH

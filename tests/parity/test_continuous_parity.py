@@ -7,12 +7,13 @@ import torch
 
 import minidiff as md
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.sampler import Sampler, sampler_from_config
-from minidiff.diffusion.schedule import linear_schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import linear_schedule
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import mul
 from minidiff.engine.tensor import Tensor
 from minidiff.formats.networks import save_pipeline
+from minidiff.formats.schedulers import sampler_from_config, schedule_from_config, schedule_to_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 SHAPE = (2, 6, 6, 3)

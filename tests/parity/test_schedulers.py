@@ -22,11 +22,10 @@ from minidiff.diffusion.schedule import (
     rescale_zero_terminal_snr,
     respace,
     scaled_linear_schedule,
-    schedule_from_config,
-    schedule_to_config,
     sigmoid_schedule,
 )
 from minidiff.diffusion.steps import ddim_step, p_sample
+from minidiff.formats.schedulers import schedule_from_config, schedule_to_config
 
 ULP = 2.0**-24  # half a unit in the last place of float32, relative
 SHAPE = (2, 3, 5, 1)

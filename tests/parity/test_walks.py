@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from minidiff.diffusion import noise_levels, reverse
-from minidiff.diffusion.sampler import SAMPLERS, sampler_from_config
-from minidiff.diffusion.schedule import respace, schedule_from_config
+from minidiff.diffusion.sampler import SAMPLERS
+from minidiff.diffusion.schedule import respace
 from minidiff.formats.networks import load_sampler, load_schedule
+from minidiff.formats.schedulers import sampler_from_config, schedule_from_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 SHAPE = (2, 6, 6, 3)
