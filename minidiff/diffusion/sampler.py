@@ -1,4 +1,4 @@
-"""How to walk back from noise to a picture: a sampler and its settings, also those of a scheduler_config.json."""
+"""The settings of a sampler."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +13,19 @@ KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m")
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way of walking back.
+    """A sampler and its settings.
 
-    name       one of SAMPLERS; what each does stands in `reverse.py`
-    spacing    how the steps are spread over the schedule's T: see `levels.timesteps`
-    offset     is added to every timestep of "leading"
-    eta        ddim's share of fresh noise: 0 none, 1 as much as in DDPM
+    name       one of SAMPLERS, the sampling loops of `reverse.py`
+    spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`
+    offset     added to every timestep of "leading"
+    eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 has DDPM's
     variance   of ddpm's fresh noise: "fixed_small" (beta tilde) or "fixed_large" (beta), both DDPM section 3.2
-    clip       x0_hat is kept within [-clip, clip]; None lets it be, as latents need
-    clean_end  whether the last step leads to no noise at all, or to as much as the schedule has at t = 0
-    karras     whether the noise falls as Karras et al. (2022, eq. 5) have it, not evenly in t
-    as_diffusers  whether to follow diffusers 0.42.1 also where it leaves the papers: the timestep that ddim and pndm
+    clip       x0_hat is clipped to [-clip, clip]; None does not clip, as latents require
+    clean_end  whether the last step ends without noise (alpha_bar = 1), or at the schedule's alpha_bar of t = 0
+    karras     noise levels by Karras et al. (2022, eq. 5) instead of evenly spaced timesteps
+    as_diffusers  follow diffusers 0.42.1 also where it differs from the papers: the timestep that ddim and pndm
                step to, the noise of the last step, the single step of "linspace" (docs/samplers.md)
-    Raises MinidiffError for a value that is unknown or that its sampler does not know.
+    Raises MinidiffError for an unknown value, or one that this sampler does not support.
     """
 
     name: str = "ddim"
@@ -54,7 +54,7 @@ class Sampler:
         if self.eta != 0 and self.name != "ddim":
             raise MinidiffError(f"eta = {self.eta} is for the ddim sampler: {self.name} has none")
         if self.karras and self.name not in KARRAS_SAMPLERS:
-            raise MinidiffError(f"karras is for {', '.join(KARRAS_SAMPLERS)}: {self.name} walks over whole timesteps")
+            raise MinidiffError(f"karras is for {', '.join(KARRAS_SAMPLERS)}: {self.name} samples at whole timesteps")
 
 
 def check_eta(eta: Any) -> None:
