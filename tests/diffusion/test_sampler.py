@@ -1,4 +1,4 @@
-"""A sampler and its settings: what is refused, and how a scheduler_config.json is read and written."""
+"""A sampler and its settings: which values are refused."""
 
 import math
 
@@ -33,6 +33,6 @@ from minidiff.errors import MinidiffError
         ({"karras": True, "name": "pndm"}, "karras is for euler, heun, dpmpp_2m"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(change, message):
+def test_invalid_settings_are_refused_by_name(change, message):
     with pytest.raises(MinidiffError, match=message):
         Sampler(**change)

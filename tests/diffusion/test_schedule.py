@@ -1,4 +1,4 @@
-"""Beta schedules: the formulas, the tables, and the way to a diffusers configuration and back."""
+"""Beta schedules: the formulas and the tables."""
 
 import math
 
@@ -70,7 +70,7 @@ def test_sigmoid_is_geodiffs():
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_zero_terminal_snr_keeps_the_first_and_empties_the_last(make):
+def test_zero_terminal_snr_keeps_the_first_alpha_bar_and_zeroes_the_last(make):
     before = make(100, prediction_type="v_prediction")
     after = s.rescale_zero_terminal_snr(before)
     assert after.alphas_cumprod[-1] == 0 and s.snr(after, 99) == 0
@@ -90,7 +90,7 @@ def test_zero_terminal_snr_refuses_epsilon():
         s.rescale_zero_terminal_snr(s.linear_schedule(1, prediction_type="sample"))
 
 
-def test_respace_keeps_the_noise_of_the_timesteps_it_visits():
+def test_respace_keeps_alpha_bar_of_its_timesteps():
     schedule = s.cosine_schedule(1000, "v_prediction")
     short = s.respace(schedule, np.array([999, 500, 20, 0]))
     # 1 - beta is known to 1.1e-16 absolute, and is 1e-9 at the last.
@@ -108,21 +108,21 @@ def test_snr_of_ints_and_arrays():
 
 
 @pytest.mark.parametrize("t", [-1, 10, np.array([0, 10]), np.array([3, -1]), 0.5, np.array([1.0]), True])
-def test_a_t_that_is_no_step_is_refused(t):
+def test_a_t_out_of_range_is_refused(t):
     with pytest.raises(MinidiffError, match="t must be integers from 0 to 9"):
         s.snr(s.linear_schedule(10), t)
 
 
 @pytest.mark.parametrize("T", [0, -1, 1.5, True, "1000", None, math.nan, 10**12, 10**400])
 @pytest.mark.parametrize("make", ALL)
-def test_an_absurd_number_of_steps_is_refused(make, T):
+def test_an_invalid_number_of_timesteps_is_refused(make, T):
     with pytest.raises(MinidiffError, match="num_train_timesteps"):
         make(T)
 
 
 @pytest.mark.parametrize("beta", [0, 1, -0.1, math.nan, math.inf, "0.1", None, True, 10**400])
 @pytest.mark.parametrize("make", [s.linear_schedule, s.scaled_linear_schedule, s.sigmoid_schedule])
-def test_an_absurd_beta_is_refused(make, beta):
+def test_an_invalid_beta_is_refused(make, beta):
     with pytest.raises(MinidiffError, match="beta_start and beta_end"):
         make(10, beta, 0.02)
     with pytest.raises(MinidiffError, match="beta_start and beta_end"):
@@ -145,7 +145,7 @@ def test_an_absurd_beta_is_refused(make, beta):
         ([0.99] * 200, "does not fall at t = 16"),  # 0.01^162 is below the smallest float64
     ],
 )
-def test_betas_that_make_no_schedule_are_refused(betas, message):
+def test_invalid_betas_are_refused(betas, message):
     with pytest.raises(MinidiffError, match=message):
         s.Schedule(np.array(betas), "sample")
 

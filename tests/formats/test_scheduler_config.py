@@ -31,7 +31,7 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: f"{schedule.name}-{len(schedule)}")
-def test_a_configuration_gives_the_very_schedule_back(schedule):
+def test_a_schedule_is_written_and_read_back(schedule):
     config = json.loads(json.dumps(schedule_to_config(schedule)))
     again = schedule_from_config(config)
     for field in dataclasses.fields(s.Schedule):
@@ -39,15 +39,15 @@ def test_a_configuration_gives_the_very_schedule_back(schedule):
     assert ("trained_betas" in config) == (schedule.name == "trained")
 
 
-def test_a_rule_that_only_one_scheduler_knows_is_written_in_full():
+def test_a_beta_schedule_of_few_classes_is_written_as_trained_betas():
     schedule = s.sigmoid_schedule(50, 0.01, 0.2)
     again = schedule_from_config(json.loads(json.dumps(schedule_to_config(schedule))))
     assert again.name == "trained"
     np.testing.assert_array_equal(again.betas, schedule.betas)
 
 
-def test_what_diffusers_takes_for_keys_that_are_absent():
-    """Of our own configurations, which name no class, nothing may be absent."""
+def test_default_schedules_of_diffusers_classes():
+    """A configuration without a class name has no defaults."""
     schedule = schedule_from_config({"_class_name": "DDIMScheduler"})
     np.testing.assert_array_equal(schedule.betas, s.linear_schedule().betas)
     schedule = schedule_from_config({"_class_name": "HeunDiscreteScheduler"})
@@ -56,13 +56,13 @@ def test_what_diffusers_takes_for_keys_that_are_absent():
         schedule_from_config({})
 
 
-def test_a_configuration_may_ask_for_zero_terminal_snr():
+def test_rescale_betas_zero_snr():
     config = schedule_to_config(s.linear_schedule(20, prediction_type="v_prediction"))
     schedule = schedule_from_config(config | {"rescale_betas_zero_snr": True})
     assert schedule.alphas_cumprod[-1] == 0 and schedule.name == "trained"
 
 
-def test_an_old_configuration_without_prediction_type_means_epsilon():
+def test_without_prediction_type_it_is_epsilon():
     config = {"num_train_timesteps": 5, "beta_schedule": "linear", "beta_start": 0.1, "beta_end": 0.2}
     assert schedule_from_config(config).prediction_type == "epsilon"
 
@@ -98,7 +98,7 @@ def test_an_old_configuration_without_prediction_type_means_epsilon():
         ({"trained_betas": []}, "0 entries"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused_in_one_line(change, message):
+def test_an_invalid_schedule_is_refused_in_one_line(change, message):
     config = schedule_to_config(s.linear_schedule(10)) | change
     with pytest.raises(MinidiffError, match=message) as error:
         schedule_from_config(config)
@@ -106,13 +106,13 @@ def test_a_configuration_that_cannot_be_is_refused_in_one_line(change, message):
 
 
 @pytest.mark.parametrize("config", [None, [], "linear", 3])
-def test_a_configuration_must_be_an_object(config):
+def test_a_schedule_configuration_must_be_an_object(config):
     with pytest.raises(MinidiffError, match="keys and values"):
         schedule_from_config(config)
 
 
 @CONTINUOUS
-def test_the_configuration_and_back(schedule):
+def test_a_continuous_schedule_is_written_and_read_back(schedule):
     assert schedule_from_config(schedule_to_config(schedule)) == schedule
     assert schedule_from_config({"_class_name": schedule_to_config(schedule)["_class_name"]}) == schedule
 
@@ -127,13 +127,13 @@ def test_the_configuration_and_back(schedule):
         ({"prediction_type": "flow", "beta_schedule": "linear"}, "prediction_type 'flow' is not supported"),
     ],
 )
-def test_configurations_that_are_refused(config, message):
+def test_unsupported_continuous_schedules_are_refused(config, message):
     with pytest.raises(MinidiffError, match=message):
         schedule_from_config(config)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_written_and_read_again(name):
+def test_a_sampler_is_written_and_read_back(name):
     sampler = Sampler(name, spacing="leading", offset=1, clip=None)
     assert sampler_from_config(json.loads(json.dumps(sampler_to_config(sampler)))) == sampler
 
@@ -149,12 +149,12 @@ def test_written_and_read_again(name):
         Sampler("dpmpp_2m", clip=None, karras=True),
     ],
 )
-def test_settings_survive(sampler):
+def test_settings_are_written_and_read_back(sampler):
     assert sampler_from_config(sampler_to_config(sampler)) == sampler
 
 
 @pytest.mark.parametrize("sampler", [Sampler("pndm"), Sampler("euler"), Sampler("heun", clean_end=False)])
-def test_settings_that_the_class_in_diffusers_has_not_are_not_written(sampler):
+def test_settings_that_the_class_in_diffusers_lacks_are_refused(sampler):
     with pytest.raises(MinidiffError, match="has no such settings"):
         sampler_to_config(sampler)
 
@@ -167,9 +167,9 @@ def test_only_the_keys_of_the_class_are_written():
     assert sampler_to_config(Sampler(eta=0.5, as_diffusers=True)) == sampler_to_config(Sampler())
 
 
-def test_what_a_class_takes_for_keys_that_are_absent():
-    def read(kind, **config):
-        return sampler_from_config({"_class_name": kind, **config})
+def test_default_settings_of_diffusers_classes():
+    def read(class_name, **config):
+        return sampler_from_config({"_class_name": class_name, **config})
 
     assert read("DDPMScheduler") == Sampler("ddpm", "leading")
     assert read("DDIMScheduler") == Sampler("ddim", "leading")
@@ -180,14 +180,14 @@ def test_what_a_class_takes_for_keys_that_are_absent():
     assert read("DPMSolverMultistepScheduler") == Sampler("dpmpp_2m", "linspace", clip=None)
 
 
-def test_another_sampler_takes_what_it_knows():
+def test_another_sampler_keeps_the_settings_it_shares():
     """As diffusers' from_config does."""
     config = {"_class_name": "PNDMScheduler", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
     assert sampler_from_config(config, "ddim") == Sampler("ddim", "leading", 1, clip=None, clean_end=False)
     assert sampler_from_config(config, "euler") == Sampler("euler", "linspace", 1, clip=None)
     third = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "timestep_spacing": "trailing"}
     assert sampler_from_config(third, "ddim") == Sampler("ddim", "trailing")  # which has no order
-    assert sampler_from_config(config, "pndm").name == "pndm"  # which needs no skip_prk_steps when asked for by name
+    assert sampler_from_config(config, "pndm").name == "pndm"  # which needs no skip_prk_steps if named
     with pytest.raises(MinidiffError, match="sampler 'unipc' is unknown"):
         sampler_from_config(config, "unipc")
 
@@ -214,16 +214,16 @@ def test_another_sampler_takes_what_it_knows():
         ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "use_beta_sigmas = True is not supported"),
     ],
 )
-def test_a_configuration_that_is_not_built_here_is_refused_by_name(change, message):
+def test_an_unsupported_sampler_is_refused_by_name(change, message):
     with pytest.raises(MinidiffError, match=message):
         sampler_from_config({"_class_name": "DDPMScheduler"} | change)
 
 
 @pytest.mark.parametrize("config", [None, [], "DDPMScheduler"])
-def test_a_configuration_that_is_none(config):
+def test_a_sampler_configuration_must_be_an_object(config):
     with pytest.raises(MinidiffError, match="must be keys and values"):
         sampler_from_config(config)
 
 
 def test_every_sampler_has_its_class():
-    assert list(dict.fromkeys(kind.sampler for kind in SCHEDULERS.values())) == list(SAMPLERS)
+    assert list(dict.fromkeys(scheduler.sampler for scheduler in SCHEDULERS.values())) == list(SAMPLERS)
