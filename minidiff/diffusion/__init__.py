@@ -5,7 +5,7 @@ prediction targets, `loss` trains a model, `steps` are single reverse steps, `re
 `sampler` over `noise_levels`. `guidance` is classifier-free guidance, `editing` image-to-image and inpainting, `bound`
 the variational bound in bits per dimension, `preconditioning` the network's input, and `torch_generator` draws torch's
 random numbers.
-Every t is 0-based: at t = 0 there is almost no noise, at t = T - 1 almost nothing else, and the papers' t is ours + 1.
+Every t is 0-based: x_0 is almost the image, x_{T-1} almost pure noise, and the papers' t is ours + 1.
 Equation numbers refer to
 
 - DDPM: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020 (arXiv 2006.11239)

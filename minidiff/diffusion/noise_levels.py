@@ -122,7 +122,7 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     """(steps,) falling integer timesteps of T, by one of three timestep spacings (Lin et al. 2024, table 2).
 
     trailing  every (T / steps)-th, counted down from T - 1
-    leading   every (T // steps)-th, counted up from 0, or from `offset`; leaves out the highest noise levels
+    leading   every (T // steps)-th, counted up from 0, or from `offset`; in general without T - 1
     linspace  evenly from T - 1 to 0; a single step is at T - 1
 
     Raises MinidiffError unless 1 <= steps <= T, for another spacing, and for an offset that exceeds the schedule.
