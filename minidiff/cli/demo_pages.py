@@ -15,9 +15,10 @@ from minidiff.data.imaging import save_gif, save_image, save_loss_plot, sheet, s
 from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.schedule import Schedule, schedule_to_config
+from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
+from minidiff.formats.schedulers import schedule_to_config
 from minidiff.models.config import UNetConfig, default_config
 from minidiff.training import state
 from minidiff.training.config import TrainConfig

@@ -1,9 +1,9 @@
 """Continuous-time schedules: EDM and rectified flow, whose t is a real number.
 
-Both papers write the noisy image with other coefficients than DDPM. Divided by the root of the sum of their squares
-these are sqrt(alpha_bar) and sqrt(1 - alpha_bar), DDPM's eq. 4. So x_t means the same everywhere, every sampler works
-with every prediction type, and each of the two defines only alpha_bar(t), the timestep distribution of training, the
-network's input and the noise levels of sampling. The prediction target is in forward.py.
+Both papers write the noisy image x with other coefficients of x0 and eps than DDPM. Divided by the root of the sum of
+their squares these are sqrt(alpha_bar) and sqrt(1 - alpha_bar), DDPM's eq. 4. So x_t means the same everywhere, every
+sampler works with every prediction type, and each of the two defines only alpha_bar(t), the timestep distribution of
+training, the network's input and the noise levels of sampling. The prediction target is in forward.py.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ import numpy as np
 
 from minidiff.errors import MinidiffError
 
-RHO = 7  # Karras et al. (2022), section 3: how much of a walk is spent near the picture
-SIGMA_DATA = 0.5  # the standard deviation of pictures in [-1, 1], about (ibid., table 1)
+RHO = 7  # Karras et al. (2022), section 3: larger values put more of the noise levels near sigma_min
+SIGMA_DATA = 0.5  # the standard deviation of images in [-1, 1], about (ibid., table 1)
 
 
 @dataclass(frozen=True)
 class EDM:
-    """Karras et al. 2022 (arXiv 2206.00364), table 1: t is sigma, the noise in x = x0 + sigma eps.
+    """Karras et al. 2022 (arXiv 2206.00364), table 1: t is sigma, the standard deviation of the noise.
 
-    x is x_t / sqrt(alpha_bar). A walk goes from sigma_max to sigma_min and then to 0.
+    x = x0 + sigma eps, which is x_t / sqrt(alpha_bar). Sampling goes from sigma_max to sigma_min and then to 0.
     Raises MinidiffError unless 0 < sigma_min < sigma_max <= 10000.
     """
 
@@ -30,51 +30,55 @@ class EDM:
     prediction_type: ClassVar[str] = "edm"
 
     def __post_init__(self) -> None:
-        numbers = (self.sigma_min, self.sigma_max)
-        if not all(type(s) in (int, float) for s in numbers) or not 0 < self.sigma_min < self.sigma_max <= 10_000:
-            raise MinidiffError(f"sigma_min, sigma_max = {numbers}: give 0 < sigma_min < sigma_max <= 10000")
+        sigmas = (self.sigma_min, self.sigma_max)
+        if not all(type(s) in (int, float) for s in sigmas) or not 0 < self.sigma_min < self.sigma_max <= 10_000:
+            raise MinidiffError(f"sigma_min, sigma_max = {sigmas}: give 0 < sigma_min < sigma_max <= 10000")
 
     def alpha_bar(self, t: Any) -> np.ndarray:
-        """What is left of x0's variance in x_t."""
+        """1 / (1 + sigma^2), in t's shape."""
         return 1 / (1 + np.square(_within(t, 1e-9, 1e9)))
 
     def sample_t(self, rng: Any, n: int) -> np.ndarray:
-        """The times (n,) of a training step: ln sigma is normal, with mean -1.2 and deviation 1.2."""
+        """Noise levels (n,) for a training step: ln sigma is normal with mean -1.2 and standard deviation 1.2."""
         return np.exp(1.2 * rng.standard_normal(n) - 1.2)
 
     def sampling_times(self, steps: int) -> np.ndarray:
-        """Where a walk asks, (steps,) falling (eq. 5)."""
+        """The noise levels of sampling, (steps,) from sigma_max down to sigma_min (eq. 5)."""
         return karras(self.sigma_max, self.sigma_min, steps)
 
     def network_input(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
-        """c_in x and c_noise: x_t with a standard deviation of 1, and ln(sigma) / 4."""
-        return x_t / x_t_std(signal, noise), np.log(t) / 4
+        """c_in x, which has unit variance, and c_noise (table 1): (N, H, W, C) and (N,)."""
+        c_in_x = x_t / x_t_std(signal, noise)
+        c_noise = np.log(t) / 4
+        return c_in_x, c_noise
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - t) x0 + t eps, on a straight line from 0 to 1.
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - t) x0 + t eps for t from 0 to 1.
 
-    x is x_t / (sqrt(alpha_bar) + sqrt(1 - alpha_bar)). A walk goes from 1 to 0.
+    Here t = 0 is the image and t = 1 the noise, as in diffusers; the paper's time runs the other way. x is
+    x_t / (sqrt(alpha_bar) + sqrt(1 - alpha_bar)). Given x0 and eps the path is a straight line; the flow that the model
+    learns averages over all of them, and its paths are curved.
     """
 
     prediction_type: ClassVar[str] = "flow"
 
     def alpha_bar(self, t: Any) -> np.ndarray:
-        """What is left of x0's variance in x_t."""
+        """(1 - t)^2 / ((1 - t)^2 + t^2), in t's shape."""
         t = _within(t, 0.0, 1.0)
         return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
 
     def sample_t(self, rng: Any, n: int) -> np.ndarray:
-        """The times (n,) of a training step: all alike."""
+        """Times (n,) for a training step, uniform in [0, 1)."""
         return rng.random(n)
 
     def sampling_times(self, steps: int) -> np.ndarray:
-        """Where a walk asks, (steps,) falling; from the last, 0.001, it goes to 0."""
+        """The times of sampling, (steps,) evenly from 1 down to 0.001; the last step goes from there to 0."""
         return np.linspace(1, 0.001, steps)
 
     def network_input(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
-        """x and t, from 0 to 1000 as embeddings of time have it."""
+        """x and 1000 t, the range of DDPM's timesteps: (N, H, W, C) and (N,)."""
         return x_t / (signal + noise), 1000 * np.asarray(t)
 
 
@@ -94,34 +98,3 @@ def _within(t: Any, low: float, high: float) -> np.ndarray:
     if not np.all((t >= low) & (t <= high)):  # NaN is not
         raise MinidiffError(f"t must be from {low:g} to {high:g}, not {t.ravel()[:8].tolist()}")
     return t
-
-
-# diffusers' scheduler classes, and the only values of their keys that are built here.
-EDM_KEYS = {
-    "num_train_timesteps": 1000, "sigma_data": SIGMA_DATA, "rho": float(RHO), "prediction_type": "epsilon",
-    "sigma_schedule": "karras", "final_sigmas_type": "zero",
-}  # fmt: skip
-FLOW_KEYS = {
-    "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "invert_sigmas": False,
-    "shift_terminal": None, "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
-    "stochastic_sampling": False,
-}  # fmt: skip
-KEYS = {"EDMEulerScheduler": EDM_KEYS, "FlowMatchEulerDiscreteScheduler": FLOW_KEYS}
-
-
-def continuous_to_config(schedule: EDM | Flow) -> dict[str, Any]:
-    """The schedule as diffusers' scheduler_config.json, of the class that walks it by Euler's method."""
-    if isinstance(schedule, Flow):
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **FLOW_KEYS}
-    sigmas = {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
-    return {"_class_name": "EDMEulerScheduler", **EDM_KEYS, **sigmas}
-
-
-def continuous_from_config(config: dict[str, Any]) -> EDM | Flow:
-    """The inverse, for a `_class_name` of KEYS. Raises MinidiffError that names a value that is not built here."""
-    for key, value in KEYS[config["_class_name"]].items():
-        if config.get(key, value) != value:
-            raise MinidiffError(f"{key} = {config[key]!r:.80} is not supported: use {value!r}")
-    if config["_class_name"] == "FlowMatchEulerDiscreteScheduler":
-        return Flow()
-    return EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))

@@ -1,6 +1,6 @@
-"""What a trained model is good for besides drawing from nothing: changing, filling in, going between.
+"""Editing with a trained model: image-to-image (SDEdit), inpainting, and spherical interpolation of noise.
 
-None of these needs training. Pictures x0 are float32 (N, H, W, C) in [-1, 1].
+None of these needs training. Images x0 are float32 (N, H, W, C) in [-1, 1].
 """
 
 from collections.abc import Callable
@@ -26,19 +26,19 @@ def redraw(
     sampler: str | Sampler = "ddim",
     cond: Any = None,
 ) -> Trajectory:
-    """Half-drown pictures in noise and walk back from there: SDEdit (Meng et al. 2022, arXiv 2108.01073).
+    """Image-to-image: add noise to images and sample from there (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
-    strength is the share of the walk that is walked: near 0 little changes, 1 leaves nothing of x0. Yields what
-    `sample` yields. Raises MinidiffError for a strength that is not from 0 to 1.
+    strength is the fraction of the steps that are taken, the last ones: near 0 little changes, at 1 (almost) nothing
+    of x0 remains. Yields what `sample` yields. Raises MinidiffError for a strength that is not from 0 to 1.
     """
     check_strength(strength)
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
-    walked = round(strength * steps)
-    if walked == 0:
+    taken = round(strength * steps)
+    if taken == 0:
         return iter([(-1, x0, x0)])
     eps = rng.standard_normal(x0.shape, dtype=np.float32)
-    x_t = q_sample(noise_levels(schedule, steps, sampler).schedule, x0, walked - 1, eps)
-    return sample(model, schedule, x0.shape, rng, steps, sampler, cond, x_T=x_t, begin=steps - walked)
+    x_t = q_sample(noise_levels(schedule, steps, sampler).schedule, x0, taken - 1, eps)
+    return sample(model, schedule, x0.shape, rng, steps, sampler, cond, x_T=x_t, begin=steps - taken)
 
 
 def check_strength(strength: float) -> None:
@@ -50,11 +50,12 @@ def check_strength(strength: float) -> None:
 def inpainting(
     model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray
 ) -> Callable[..., Any]:
-    """A model for inpainting: where the mask is False it knows the picture, where it is True it asks `model`.
+    """A model for inpainting: `model` where the mask is True, the exact prediction for x0 where it is False.
 
-    In the known part there is nothing to guess: what x_t is besides x0 is the noise. So every sampler leads it to
-    x0, by the very path that x0 and that noise make, and the model sees the right surroundings at every level.
-    mask is bool (N, H, W, 1), or (H, W, 1) for all. Ask at whole timesteps of the schedule: ddpm, ddim, pndm.
+    In the known region the noise is what x_t holds besides x0, so every sampler ends at x0 there, and at every noise
+    level `model` sees the known region with the noise of that level.
+    mask is bool (N, H, W, 1), or (H, W, 1) for all images. t must be a timestep of the schedule: sample with ddpm, ddim
+    or pndm.
     """
 
     def predict(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> np.ndarray:
@@ -67,31 +68,31 @@ def inpainting(
 
 
 def blended(
-    model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray, eps: np.ndarray, first: float
+    model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray, eps: np.ndarray, first_t: float
 ) -> Callable[..., Any]:
-    """A model for inpainting that is shown the known part as it would be: x0 with the noise eps, as noisy as t has it.
+    """A model for inpainting whose known region is replaced by x0 with the noise eps at the level of t.
 
-    So latent diffusion fills in (Avrahami et al. 2023, arXiv 2206.02779). At the first t it is shown the walk's start
-    as it is. What the walk leaves in the known part means nothing: take x0 there. mask and t as of `filling_in`.
+    Blended latent diffusion (Avrahami et al. 2023, arXiv 2206.02779). At first_t, the first t of sampling, x_t is left
+    as it is. The samples are not valid in the known region: take x0 there. mask and t as in `inpainting`.
     """
 
     def predict(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
-        shown = x_t if t[0] == first else np.where(mask, x_t, q_sample(schedule, x0, t, eps))
-        return model(shown, t, **extras)
+        blend = x_t if t[0] == first_t else np.where(mask, x_t, q_sample(schedule, x0, t, eps))
+        return model(blend, t, **extras)
 
     return predict
 
 
-def slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    """Between two noises of one shape, share of the way from a to b, along a great circle (Shoemake 1985).
+def slerp(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
+    """Spherical linear interpolation of two noises (N, H, W, C) of each image (Shoemake 1985): 0 is a, 1 is b.
 
-    So the length stays what noise has, which a straight line would cut short: a model knows noise of that length alone.
+    Keeps the norm that Gaussian noise has, the only one that the model was trained on; linear interpolation shrinks it.
     """
     a_flat, b_flat = a.reshape(len(a), -1), b.reshape(len(b), -1)  # (N, HWC)
     cosine = (a_flat * b_flat).sum(1) / (np.linalg.norm(a_flat, axis=1) * np.linalg.norm(b_flat, axis=1))
     angle = np.arccos(cosine.clip(-1, 1)).reshape(-1, 1, 1, 1)  # (N, 1, 1, 1)
-    straight = np.sin(angle) < 1e-6  # the same noise, or its opposite: no one circle leads there
-    safe = np.where(straight, 1, np.sin(angle))
-    of_a = np.where(straight, 1 - share, np.sin((1 - share) * angle) / safe)
-    of_b = np.where(straight, share, np.sin(share * angle) / safe)
-    return (of_a * a + of_b * b).astype(a.dtype)
+    parallel = np.sin(angle) < 1e-6  # the same noise, or its negative: no unique great circle; interpolate linearly
+    sine = np.where(parallel, 1, np.sin(angle))
+    weight_a = np.where(parallel, 1 - fraction, np.sin((1 - fraction) * angle) / sine)
+    weight_b = np.where(parallel, fraction, np.sin(fraction * angle) / sine)
+    return (weight_a * a + weight_b * b).astype(a.dtype)

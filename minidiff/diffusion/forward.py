@@ -1,9 +1,9 @@
-"""Forward diffusion: from a picture into noise, and what x0, the noise and v say about one another.
+"""Forward diffusion: adding noise to images, and conversions between x0, eps, v and the other prediction targets.
 
 x0, x_t, eps and v are float arrays (N, H, W, C) of any array module; t is a 0-based int or ints (N,) in host
-memory, or real numbers where the schedule is continuous (continuous.py). x_t is x0 and eps in a mixture whose squared
-weights are alphas_cumprod and 1 - alphas_cumprod, so any two of x0, x_t, eps and v give the others. Each function
-raises MinidiffError when a t is not of the schedule.
+memory, or real numbers where the schedule is continuous (continuous.py). x_t = sqrt(alpha_bar) x0 +
+sqrt(1 - alpha_bar) eps, so any two of x0, x_t, eps and v determine the others. Each function raises MinidiffError for
+a t out of the schedule's range.
 """
 
 import sys
@@ -19,7 +19,7 @@ Time = int | float | np.ndarray
 
 
 def q_sample(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> np.ndarray:
-    """x_t, t + 1 steps of noise at once (DDPM eq. 4)."""
+    """x_t ~ q(x_t | x0), the noise of steps 0 ... t added at once (DDPM eq. 4)."""
     signal, noise = signal_and_noise(schedule, t, x0)
     return signal * x0 + noise * eps
 
@@ -27,12 +27,12 @@ def q_sample(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) ->
 def q_posterior(
     schedule: Schedule, x0: np.ndarray, x_t: np.ndarray, t: int | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where x_{t-1} was, given x0 and x_t: mean (N, H, W, C) and variance (N, 1, 1, 1) (DDPM eq. 6 and 7)."""
+    """q(x_{t-1} | x_t, x0): its mean (N, H, W, C) and variance beta tilde (N, 1, 1, 1) (DDPM eq. 6 and 7)."""
     alphas, betas, alpha_bar_prev = schedule.alphas, schedule.betas, schedule.alphas_cumprod_prev
-    of_x0 = np.sqrt(alpha_bar_prev) * betas / (1 - schedule.alphas_cumprod)
-    of_x_t = np.sqrt(alphas) * (1 - alpha_bar_prev) / (1 - schedule.alphas_cumprod)
-    mean = at(of_x0, t, x0) * x0 + at(of_x_t, t, x0) * x_t
-    return mean, at(schedule.posterior_variance, t, x0)
+    coef_x0 = np.sqrt(alpha_bar_prev) * betas / (1 - schedule.alphas_cumprod)
+    coef_x_t = np.sqrt(alphas) * (1 - alpha_bar_prev) / (1 - schedule.alphas_cumprod)
+    mean = extract(coef_x0, t, x0) * x0 + extract(coef_x_t, t, x0) * x_t
+    return mean, extract(schedule.posterior_variance, t, x0)
 
 
 def x0_from_eps(schedule: AnySchedule, eps: np.ndarray, x_t: np.ndarray, t: Time) -> np.ndarray:
@@ -66,11 +66,11 @@ def eps_from_v(schedule: AnySchedule, v: np.ndarray, x_t: np.ndarray, t: Time) -
 
 
 def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> np.ndarray:
-    """What the model is trained to predict at x_t, by the schedule's prediction type.
+    """The prediction target at x_t, by the schedule's prediction type.
 
-    epsilon: eps. sample: x0. v_prediction: v. flow: eps - x0, the way from picture to noise (Liu et al. 2022, eq. 1).
-    edm: (x0 - c_skip x) / c_out, whose variance is 1 at every t (Karras et al. 2022, eq. 8), here as the mixture
-    of x0 and eps that it is.
+    epsilon: eps. sample: x0. v_prediction: v. flow: eps - x0, the velocity dx/dt (Liu et al. 2022, eq. 1, where time
+    runs the other way and the sign is opposite). edm: (x0 - c_skip x) / c_out (Karras et al. 2022, eq. 8), here written
+    in x0 and eps; its variance is 1 at every t if x0's standard deviation is SIGMA_DATA.
     """
     if schedule.prediction_type == "epsilon":
         return eps
@@ -87,7 +87,7 @@ def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> n
 def x0_and_eps(
     schedule: AnySchedule, prediction: np.ndarray, x_t: np.ndarray, t: Time
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x0_hat and eps_hat, both, from what the model predicts at x_t: the inverse of `target`."""
+    """x0_hat and eps_hat from the model's prediction at x_t: the inverse of `target`."""
     if schedule.prediction_type == "epsilon":
         return x0_from_eps(schedule, prediction, x_t, t), prediction
     if schedule.prediction_type == "sample":
@@ -97,25 +97,28 @@ def x0_and_eps(
     signal, noise = signal_and_noise(schedule, t, x_t)
     if schedule.prediction_type == "flow":
         return (x_t - noise * prediction) / (signal + noise), (x_t + signal * prediction) / (signal + noise)
-    r = x_t_std(signal, noise)
-    x, F = x_t / r**2, SIGMA_DATA * prediction / r
-    return SIGMA_DATA**2 * signal * x + noise * F, noise * x - signal * F
+    std = x_t_std(signal, noise)
+    scaled_x_t = x_t / std**2
+    scaled_prediction = SIGMA_DATA * prediction / std
+    x0_hat = SIGMA_DATA**2 * signal * scaled_x_t + noise * scaled_prediction  # c_skip x + c_out F (EDM table 1)
+    eps_hat = noise * scaled_x_t - signal * scaled_prediction
+    return x0_hat, eps_hat
 
 
 def signal_and_noise(schedule: AnySchedule, t: Time, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), the weights of x0 and eps in x_t: (N, 1, 1, 1) each, in x's dtype."""
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar), the coefficients of x0 and eps in x_t: (N, 1, 1, 1), in x's dtype."""
     alpha_bar = schedule.alpha_bar(t)
-    return shaped(np.sqrt(alpha_bar), x), shaped(np.sqrt(1 - alpha_bar), x)
+    return _broadcast(np.sqrt(alpha_bar), x), _broadcast(np.sqrt(1 - alpha_bar), x)
 
 
-def at(table: np.ndarray, t: int | np.ndarray, x: Any) -> Any:
-    """table[t] as `shaped` makes it."""
-    return shaped(lookup(table, t), x)
+def extract(table: np.ndarray, t: int | np.ndarray, x: Any) -> Any:
+    """table[t] in the dtype and array module of x, in a shape that broadcasts with it: (N or 1, 1, 1, 1)."""
+    return _broadcast(lookup(table, t), x)
 
 
-def shaped(values: np.ndarray, x: Any) -> Any:
-    """One number or N of them in the dtype and array module of x, shaped to multiply it: (N or 1, 1, 1, 1)."""
+def _broadcast(values: np.ndarray, x: Any) -> Any:
+    """A scalar or (N,) in the dtype and array module of x, in a shape that broadcasts with it: (N or 1, 1, 1, 1)."""
     if "float" not in str(x.dtype):
-        raise MinidiffError(f"diffusion needs pictures in floats from -1 to 1, not {x.dtype}")
+        raise MinidiffError(f"images must be floats from -1 to 1, not {x.dtype}")
     xp = sys.modules[type(x).__module__.partition(".")[0]]  # numpy or cupy, without importing either
     return xp.asarray(values.reshape(-1, *[1] * (x.ndim - 1)), dtype=x.dtype)

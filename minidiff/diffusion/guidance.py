@@ -1,8 +1,8 @@
-"""Classifier-free guidance: a wrapper that makes a model say more of what it is asked for.
+"""Classifier-free guidance: a wrapper around a conditional model.
 
-Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022 (arXiv 2207.12598). A model that was trained with its
-label left out now and then, the null class in its place, can be asked twice: with the label and without. The
-difference is what the label adds, and guidance adds more of it.
+Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022 (arXiv 2207.12598). A model that was trained with its labels
+replaced by the null class now and then makes both a conditional and an unconditional prediction; guidance
+extrapolates from the unconditional one beyond the conditional one.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ def guided(
     interval: tuple[float, float] = (0, float("inf")),
     negative: int | None = None,
 ) -> Callable[..., np.ndarray]:
-    """A model that predicts p_null + scale (p_cond - p_null): `model` is asked once, for a batch twice as large.
+    """A model that predicts p_null + scale (p_cond - p_null), by one evaluation of `model` on a batch twice as large.
 
-    null      the class that stands for no label; of texts, the embeddings of none, or of one to lead away from
-    scale     1 is the model as it is, 0 leaves the label out, more says more of it (w + 1 in the paper)
-    rescale   how far the prediction's standard deviation is brought back to p_cond's, 0 to 1 (Lin et al. eq. 15, 16)
-    interval  the timesteps lowest <= t <= highest that are guided (Kynkäänniemi et al. 2024, arXiv 2404.07724);
-              elsewhere the model is asked as it is
-    negative  a class to lead away from, in the place of null
+    null      the null class; for text, the embeddings of the empty prompt, or of a negative prompt
+    scale     guidance scale: 1 is the conditional prediction, 0 the unconditional one (w + 1 in the paper)
+    rescale   how far the prediction's standard deviation is moved to p_cond's, 0 to 1 (phi in Lin et al. eq. 15, 16)
+    interval  guidance is applied at timesteps lowest <= t <= highest (Kynkäänniemi et al. 2024, arXiv 2404.07724);
+              elsewhere the prediction is the conditional one
+    negative  a class in the place of null, from which guidance leads away
 
     cond is labels (N,) int, or embeddings (N, S, D). The result is in host memory.
     """
@@ -35,8 +35,8 @@ def guided(
     def predict(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray) -> np.ndarray:
         if scale == 1 or not lowest <= t[0] <= highest:
             return _array(model(x_t, t, cond=cond))
-        away = np.full_like(cond, null if negative is None else negative)
-        both = _array(model(np.concatenate([x_t, x_t]), np.concatenate([t, t]), cond=np.concatenate([cond, away])))
+        null_cond = np.full_like(cond, null if negative is None else negative)
+        both = _array(model(np.concatenate([x_t, x_t]), np.concatenate([t, t]), cond=np.concatenate([cond, null_cond])))
         p_cond, p_null = np.split(both, 2)  # (N, H, W, C) each
         prediction = p_null + np.float32(scale) * (p_cond - p_null)
         return _rescaled(prediction, p_cond, rescale) if rescale else prediction
@@ -44,11 +44,11 @@ def guided(
     return predict
 
 
-def _rescaled(prediction: np.ndarray, like: np.ndarray, share: float) -> np.ndarray:
-    """Each picture's prediction with its standard deviation moved toward that of `like`."""
+def _rescaled(prediction: np.ndarray, p_cond: np.ndarray, rescale: float) -> np.ndarray:
+    """Each image's prediction with its standard deviation moved towards that of p_cond."""
     axes = (1, 2, 3)
-    ratio = like.std(axes, keepdims=True) / prediction.std(axes, keepdims=True)  # (N, 1, 1, 1)
-    return (np.float32(share) * ratio + np.float32(1 - share)) * prediction
+    ratio = p_cond.std(axes, keepdims=True) / prediction.std(axes, keepdims=True)  # (N, 1, 1, 1)
+    return (np.float32(rescale) * ratio + np.float32(1 - rescale)) * prediction
 
 
 def _array(prediction: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The training loss: how well the model tells what was mixed into the picture."""
+"""The training loss, and its min-SNR weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +24,9 @@ def training_loss(
 ) -> Tensor:
     """Mean squared error of the model's prediction at x_t, a scalar (DDPM algorithm 1 and eq. 14).
 
-    x0 and eps are float (N, H, W, C), t is (N,), of the schedule. model(x_t, t) predicts what the schedule's prediction
-    type says; cond=cond and rng=rng (for dropout) are passed if there are any. weight (N,) is what each picture counts.
-    Raises MinidiffError for a t that is not of the schedule.
+    x0 and eps are float (N, H, W, C), t is (N,). model(x_t, t) predicts the target of the schedule's prediction type;
+    cond=cond and rng=rng (for dropout) are passed unless None. weight (N,) multiplies each image's squared error.
+    Raises MinidiffError for a t out of the schedule's range.
     """
     x_t = q_sample(schedule, x0, t, eps)
     extras = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
@@ -36,19 +36,20 @@ def training_loss(
 
 
 def min_snr_weight(schedule: AnySchedule, t: np.ndarray, gamma: float = 5.0) -> np.ndarray:
-    """What each picture's loss is to count, (N,), so that no noise level outweighs the others (min-SNR-gamma).
+    """min-SNR-gamma loss weights, (N,) (Hang et al. 2023, arXiv 2303.09556).
 
-    Hang et al. 2023 (arXiv 2303.09556): the error of x0_hat counts min(SNR, gamma). A wrong prediction is wrong in
-    x0_hat by a factor that goes with the noise level, and counts by the square of it.
+    They give the squared error of x0_hat the weight min(SNR, gamma), whatever the prediction type. An unweighted loss
+    gives it SNR if eps is predicted, so that only low noise levels lose weight, and SNR + 1 if v is predicted, so that
+    high noise levels lose weight too: there min(SNR, gamma) tends to 0, SNR + 1 to 1.
     """
-    per_x0 = np.minimum(snr(schedule, t), gamma)
-    if schedule.prediction_type == "epsilon":  # where there is no zero terminal SNR
-        return per_x0 / snr(schedule, t)
+    x0_weight = np.minimum(snr(schedule, t), gamma)
+    if schedule.prediction_type == "epsilon":  # never with zero terminal SNR
+        return x0_weight / snr(schedule, t)
     if schedule.prediction_type == "sample":
-        return per_x0
+        return x0_weight
     alpha_bar = schedule.alpha_bar(t)
     if schedule.prediction_type == "v_prediction":
-        return per_x0 * (1 - alpha_bar)
+        return x0_weight * (1 - alpha_bar)
     if schedule.prediction_type == "flow":
-        return per_x0 * (1 - alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar)) ** 2
-    return per_x0 * SIGMA_DATA**2 * (1 - alpha_bar) / (1 - alpha_bar + SIGMA_DATA**2 * alpha_bar)  # edm's c_out squared
+        return x0_weight * (1 - alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar)) ** 2
+    return x0_weight * SIGMA_DATA**2 * (1 - alpha_bar) / (1 - alpha_bar + SIGMA_DATA**2 * alpha_bar)  # c_out^2

@@ -1,4 +1,4 @@
-"""What a network is shown, where that is not x_t and t themselves."""
+"""Preconditioning of the network's input: EDM's c_in and c_noise, rectified flow's x and t."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from minidiff.diffusion.schedule import AnySchedule, Schedule
 
 
 def as_model(network: Callable[..., Any], schedule: AnySchedule) -> Callable[..., Any]:
-    """The model that a network is: a function of x_t and t, which `training_loss` and `sample` take.
+    """The network as a function of x_t and t, which `training_loss` and `sample` take.
 
-    EDM's network is shown c_in x and c_noise, rectified flow's x and 1000 t (continuous.py); any other x_t and t.
+    EDM's network takes c_in x and c_noise, rectified flow's x and 1000 t (continuous.py), any other x_t and t.
     """
     if isinstance(schedule, Schedule):
         return network

@@ -1,9 +1,9 @@
-"""Reverse diffusion: the whole walk from noise to a picture, by any of seven samplers.
+"""Reverse diffusion: the sampling loops from noise to images, of seven samplers.
 
-Every walk is a loop over noise levels (levels.py): ask the model, guess x0 and the noise, step toward less of it
-(steps.py). They differ in the guess. ask(x_t, t) is what the model predicts; guess(prediction, x_t, i) makes x0_hat
-and eps_hat of that, at step i of the walk's schedule; draw() is fresh noise. Each yields (t, x_t, x0_hat) after
-every step: where it has led, the state there, and the guess at the picture that led there.
+Each is a loop over noise levels (noise_levels.py): predict, estimate x0 and eps, step to the next level (steps.py).
+They differ in the estimates. predict(x_t, t) is the model's prediction; estimate(prediction, x_t, i) converts it to
+x0_hat and eps_hat at timestep i of levels.schedule; fresh_noise() is standard normal. Each yields (t, x_t, x0_hat)
+after every step: the timestep reached, the state there, and the estimate of x0 that the step was taken with.
 """
 
 import math
@@ -38,120 +38,146 @@ def sample(
     x_T: np.ndarray | None = None,
     begin: int = 0,
 ) -> Trajectory:
-    """Walk from noise to pictures of shape (N, H, W, C); yields (t, x_t, x0_hat) after each of the steps.
+    """The sampling loop from noise to images (N, H, W, C); yields (t, x_t, x0_hat) after each of the steps.
 
-    t is where the step has led and x_t the state there; x0_hat is the guess at the pictures that led there.
-    The last t is -1, the end, and its x_t the finished pictures. The walk starts from x_T, or from noise
-    drawn when `sample` is called; samplers with fresh noise then draw it in every step but the last, and
-    as_diffusers in that, too. It may leave out its first `begin` steps; then x_T is the state after them.
+    t is the timestep that the step has reached and x_t the state there; x0_hat is the estimate of x0 that it was taken
+    with. The last t is -1 and its x_t the sample. Sampling starts from x_T, or from noise drawn when `sample` is
+    called; stochastic samplers then draw fresh noise in every step but the last, and as_diffusers in that, too.
+    The first `begin` steps are skipped; then x_T is the state at the noise level after them.
     sampler is a Sampler, or the name of one with its other settings at their defaults.
-    model(x_t, t), t (N,), is asked without gradients, and with cond=cond if there is one.
+    model(x_t, t), t (N,), is evaluated without gradients, with cond=cond unless that is None.
 
-    Raises MinidiffError at once for a shape, steps, sampler or begin that makes no sense.
+    Raises MinidiffError, before the first step, for a shape, steps, sampler or begin that is not valid.
     """
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     _check_shapes(shape, x_T)
-    way = noise_levels(schedule, steps, sampler).after(begin)
+    levels = noise_levels(schedule, steps, sampler).from_step(begin)
 
-    def ask(x_t: np.ndarray, t: float) -> np.ndarray:
+    def predict(x_t: np.ndarray, t: float) -> np.ndarray:
         return _predict(model, x_t, t, cond)
 
-    def guess(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        x0_hat, eps_hat = x0_and_eps(way.schedule, prediction, x_t, i)
+    def estimate(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
+        x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
         x0_hat = clipped(x0_hat, sampler.clip)
-        if sampler.clip is not None and sampler.name != "ddim":  # which leaves the noise as the model has it
-            eps_hat = eps_given_x0(x_t, x0_hat, way.schedule.alphas_cumprod[i])
+        if sampler.clip is not None and sampler.name != "ddim":  # which keeps the model's eps_hat
+            eps_hat = eps_given_x0(x_t, x0_hat, levels.schedule.alphas_cumprod[i])
         return x0_hat, eps_hat
 
-    def draw() -> np.ndarray:
+    def fresh_noise() -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    start = np.float32(way.start) * draw() if x_T is None else x_T
-    return SAMPLING_LOOPS[sampler.name](ask, guess, draw, way, sampler, start)
+    start = np.float32(levels.start) * fresh_noise() if x_T is None else x_T
+    return SAMPLING_LOOPS[sampler.name](predict, estimate, fresh_noise, levels, sampler, start)
 
 
 def ddpm(
-    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+    predict: Predict,
+    estimate: Estimate,
+    fresh_noise: FreshNoise,
+    levels: NoiseLevels,
+    sampler: Sampler,
+    x_t: np.ndarray,
 ) -> Trajectory:
-    """DDPM algorithm 2. The last step is without noise; in diffusers, only if it is from t = 0."""
-    for i, t, t_prev, *_ in way.level_steps():
-        prediction = ask(x_t, t)
-        x0_hat, _ = guess(prediction, x_t, i)
-        z = draw() if i > 0 or (sampler.as_diffusers and t > 0) else 0.0
-        x_t = p_sample(way.schedule, prediction, x_t, i, z, sampler.variance, sampler.clip)
+    """DDPM algorithm 2. The last step adds no noise; in diffusers, only if it is from t = 0."""
+    for i, t, t_prev, *_ in levels.sampler_steps():
+        prediction = predict(x_t, t)
+        x0_hat, _ = estimate(prediction, x_t, i)
+        z = fresh_noise() if i > 0 or (sampler.as_diffusers and t > 0) else 0.0
+        x_t = p_sample(levels.schedule, prediction, x_t, i, z, sampler.variance, sampler.clip)
         if i == 0 and sampler.as_diffusers and sampler.variance == "fixed_large":
-            x_t = x_t + math.sqrt(way.schedule.betas[0]) * z
+            x_t = x_t + math.sqrt(levels.schedule.betas[0]) * z
         yield t_prev, x_t, x0_hat
 
 
 def ddim(
-    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+    predict: Predict,
+    estimate: Estimate,
+    fresh_noise: FreshNoise,
+    levels: NoiseLevels,
+    sampler: Sampler,
+    x_t: np.ndarray,
 ) -> Trajectory:
-    """DDIM (Song et al. 2021), and over levels of sigma Euler's method."""
+    """DDIM (Song et al. 2021), which at the noise levels of euler is Euler's method in sigma (eq. 13)."""
     eta = sampler.eta
-    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
-        x0_hat, eps_hat = guess(ask(x_t, t), x_t, i)
-        z = draw() if eta > 0 and (alpha_bar_prev < 1 or sampler.as_diffusers) else 0.0
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
+        x0_hat, eps_hat = estimate(predict(x_t, t), x_t, i)
+        z = fresh_noise() if eta > 0 and (alpha_bar_prev < 1 or sampler.as_diffusers) else 0.0
         x_t = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev, eta, z)
         yield t_prev, x_t, x0_hat
 
 
 def euler_ancestral(
-    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+    predict: Predict,
+    estimate: Estimate,
+    fresh_noise: FreshNoise,
+    levels: NoiseLevels,
+    sampler: Sampler,
+    x_t: np.ndarray,
 ) -> Trajectory:
-    """Euler's method too far down and noise back up to the level (k-diffusion): DDIM's step with eta = 1."""
-    return ddim(ask, guess, draw, way, Sampler("ddim", eta=1.0, as_diffusers=sampler.as_diffusers), x_t)
+    """Euler's step to below the next noise level, then fresh noise up to it (k-diffusion): DDIM's step with eta = 1."""
+    as_ddim = Sampler("ddim", eta=1.0, as_diffusers=sampler.as_diffusers)
+    return ddim(predict, estimate, fresh_noise, levels, as_ddim, x_t)
 
 
 def heun(
-    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+    predict: Predict,
+    estimate: Estimate,
+    fresh_noise: FreshNoise,
+    levels: NoiseLevels,
+    sampler: Sampler,
+    x_t: np.ndarray,
 ) -> Trajectory:
-    """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, taken again with the mean slope of both its ends.
+    """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, repeated with the mean slope of its two ends.
 
-    eps_hat is the slope of x_t / sqrt(alpha_bar) over sigma; what rectified flow predicts is that of its x over t.
+    eps_hat is the derivative of x_t / sqrt(alpha_bar) by sigma; the prediction of rectified flow is that of x by t.
     The last step is Euler's.
     """
-    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
-        prediction = ask(x_t, t)
-        x0_hat, eps_hat = guess(prediction, x_t, i)
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
+        prediction = predict(x_t, t)
+        x0_hat, eps_hat = estimate(prediction, x_t, i)
         x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
-        if i > 0 and way.schedule.prediction_type == "flow":
-            x0_hat, mean = guess((prediction + ask(x_prev, t_prev)) / 2, x_t, i)
+        if i > 0 and levels.schedule.prediction_type == "flow":
+            x0_hat, mean = estimate((prediction + predict(x_prev, t_prev)) / 2, x_t, i)
             x_prev = ddim_update(x0_hat, mean, alpha_bar, alpha_bar_prev)
         elif i > 0:
-            x0_hat, eps_there = guess(ask(x_prev, t_prev), x_prev, i - 1)
-            mean = (eps_hat + eps_there) / 2
+            x0_hat, eps_end = estimate(predict(x_prev, t_prev), x_prev, i - 1)
+            mean = (eps_hat + eps_end) / 2
             x_prev = ddim_update(x0_given_eps(x_t, mean, alpha_bar), mean, alpha_bar, alpha_bar_prev)
         x_t = x_prev
         yield t_prev, x_t, x0_hat
 
 
 def pndm(
-    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+    predict: Predict,
+    estimate: Estimate,
+    fresh_noise: FreshNoise,
+    levels: NoiseLevels,
+    sampler: Sampler,
+    x_t: np.ndarray,
 ) -> Trajectory:
-    """PLMS (Liu et al. 2022, eq. 12): DDIM with a prediction made of the last four, as Adams and Bashforth do.
+    """PLMS (Liu et al. 2022, eq. 12): DDIM with the Adams-Bashforth combination of the last four predictions.
 
-    The first step has no past: it is tried, and then taken with the mean of the predictions at both its ends; in
-    diffusers as if it had begun a stride before the second timestep, which need not be the first one.
+    The first step has no history: it is repeated with the mean of the predictions at its two ends. diffusers repeats
+    it from one stride before the second timestep, which need not be the first timestep.
     """
-    past: list[np.ndarray] = []  # the newest first
-    stride = way.stride
-    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
-        past = [ask(x_t, t), *past[:3]]
-        prediction = np.tensordot(np.float32(ADAMS_BASHFORTH[len(past)]), np.stack(past), 1)
-        if len(past) == 1 and i > 0:
-            x_prev = ddim_update(*guess(past[0], x_t, i), alpha_bar, alpha_bar_prev)
-            prediction = (past[0] + ask(x_prev, t_prev)) / 2
-        x0_hat, eps_hat = guess(prediction, x_t, i)
-        if len(past) == 1 and i > 0 and stride:
-            begun = int(t_prev) + stride.length
-            x0_hat, eps_hat = x0_and_eps(stride.schedule, prediction, x_t, begun)
-            alpha_bar_prev = stride.alpha_bar_prev(begun, way.end)
+    history: list[np.ndarray] = []  # the newest first
+    stride = levels.stride
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
+        history = [predict(x_t, t), *history[:3]]
+        prediction = np.tensordot(np.float32(ADAMS_BASHFORTH[len(history)]), np.stack(history), 1)
+        if len(history) == 1 and i > 0:
+            x_prev = ddim_update(*estimate(history[0], x_t, i), alpha_bar, alpha_bar_prev)
+            prediction = (history[0] + predict(x_prev, t_prev)) / 2
+        x0_hat, eps_hat = estimate(prediction, x_t, i)
+        if len(history) == 1 and i > 0 and stride:
+            t_start = int(t_prev) + stride.length
+            x0_hat, eps_hat = x0_and_eps(stride.schedule, prediction, x_t, t_start)
+            alpha_bar_prev = stride.alpha_bar_prev(t_start, levels.end)
         x_t = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
         yield t_prev, x_t, x0_hat
 
 
-# What each of the last predictions counts, by how many there are.
+# The coefficients of the last predictions, the newest first, by their number.
 ADAMS_BASHFORTH = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -161,22 +187,27 @@ ADAMS_BASHFORTH = {
 
 
 def dpmpp_2m(
-    ask: Predict, guess: Estimate, draw: FreshNoise, way: NoiseLevels, sampler: Sampler, x_t: np.ndarray
+    predict: Predict,
+    estimate: Estimate,
+    fresh_noise: FreshNoise,
+    levels: NoiseLevels,
+    sampler: Sampler,
+    x_t: np.ndarray,
 ) -> Trajectory:
-    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x0_hat carried on in a straight line from the last two.
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x0_hat extrapolated linearly from the last two.
 
-    The line is over lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), read in the middle of the step. The last keeps
-    x0_hat as it is, since lambda is infinite at the clean end, and since it is steadier in walks of less than 15 steps.
+    Linearly in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), to the middle of the step. The last step is of
+    first order, with x0_hat itself, if lambda is infinite at its end, or, for stability, in fewer than 15 steps.
     """
-    steady = sampler.clean_end or len(way.ts) < 15  # diffusers' number, too
+    first_order_end = sampler.clean_end or len(levels.ts) < 15  # as in diffusers
     x0_last, h_last = None, 0.0
-    for i, t, t_prev, alpha_bar, alpha_bar_prev in way.level_steps():
-        x0_hat, _ = guess(ask(x_t, t), x_t, i)
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
+        x0_hat, _ = estimate(predict(x_t, t), x_t, i)
         h = log_snr(alpha_bar_prev) - log_snr(alpha_bar)
-        carried = x0_hat
-        if x0_last is not None and not (i == 0 and steady):
-            carried = x0_hat + (h / h_last / 2) * (x0_hat - x0_last)
-        x_t = ddim_update(carried, eps_given_x0(x_t, carried, alpha_bar), alpha_bar, alpha_bar_prev)
+        extrapolated = x0_hat
+        if x0_last is not None and not (i == 0 and first_order_end):
+            extrapolated = x0_hat + (h / h_last / 2) * (x0_hat - x0_last)
+        x_t = ddim_update(extrapolated, eps_given_x0(x_t, extrapolated, alpha_bar), alpha_bar, alpha_bar_prev)
         x0_last, h_last = x0_hat, h
         yield t_prev, x_t, x0_hat
 
@@ -193,13 +224,13 @@ SAMPLING_LOOPS = {
 
 
 def _predict(model: Callable[..., Any], x_t: np.ndarray, t: float, cond: Any) -> np.ndarray:
-    """What the model says of x_t, as an array in host memory."""
+    """The model's prediction at x_t, as an array in host memory."""
     extras = {} if cond is None else {"cond": cond}
     with no_grad():
         prediction = model(x_t, np.full(len(x_t), t), **extras)  # (N, H, W, C)
     prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
     if prediction.shape != x_t.shape:
-        raise MinidiffError(f"the model makes {prediction.shape} of x_t {x_t.shape}: both shapes must be equal")
+        raise MinidiffError(f"the model predicts {prediction.shape} for x_t {x_t.shape}: both shapes must be equal")
     return prediction
 
 
@@ -207,4 +238,4 @@ def _check_shapes(shape: tuple[int, ...], x_T: np.ndarray | None) -> None:
     if len(shape) != 4 or not all(isinstance(size, Integral) and size > 0 for size in shape):
         raise MinidiffError(f"shape must be four positive integers (N, H, W, C), not {shape!r:.80}")
     if x_T is not None and x_T.shape != tuple(shape):
-        raise MinidiffError(f"x_T has shape {x_T.shape}, not the {tuple(shape)} that was asked for")
+        raise MinidiffError(f"x_T has shape {x_T.shape}, not the requested {tuple(shape)}")

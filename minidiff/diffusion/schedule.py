@@ -1,9 +1,8 @@
-"""How much noise each step carries: beta schedules, and what follows from them.
+"""Noise schedules: the betas, and the tables that follow from them.
 
-Every table is (T,) float64, one entry a step, and cannot be written to.
+Every table is (T,) float64, one entry a timestep, and read-only.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -11,25 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import EDM, KEYS, Flow, continuous_from_config, continuous_to_config
+from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.errors import MinidiffError
 
-MAX_STEPS = 1_000_000
+MAX_TIMESTEPS = 1_000_000
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of schedules over whole timesteps
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The noise of T steps, and what the model is asked to tell of it.
+    """The noise of T timesteps, and the prediction type of the model.
 
     betas            (T,) the variance that step t adds (DDPM eq. 2): 0 < beta < 1, and the last may be 1
-    prediction_type  what the model predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (v); where the
-                     steps are those of a walk over EDM's or rectified flow's times, "edm" or "flow"
-    name             the rule that made the betas, by diffusers' name; "trained" if none did
-    beta_start, beta_end   the rule's two numbers, if it has them
+    prediction_type  what the model predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (v); for the
+                     noise levels of EDM's or rectified flow's sampling, "edm" or "flow"
+    name             diffusers' beta_schedule; "trained" for betas given as numbers
+    beta_start, beta_end   the two parameters of the beta schedule, if it has them
 
     Raises MinidiffError for other betas, for an unknown prediction type, and for "epsilon" with zero terminal
-    SNR (a last beta of 1): where x_t is nothing but noise, the noise tells nothing of x0.
+    SNR (a last beta of 1): x_t is pure noise there, so eps does not determine x0.
     """
 
     betas: np.ndarray
@@ -42,8 +41,8 @@ class Schedule:
         object.__setattr__(self, "betas", _read_only(self.betas))
         _check_betas(self.betas)
         _check_alphas_cumprod(self.alphas_cumprod)
-        _check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
-        # zero to the pictures' precision
+        check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
+        # zero in float32, the precision of images
         if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
             raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")
 
@@ -52,11 +51,11 @@ class Schedule:
         return len(self.betas)
 
     def alpha_bar(self, t: Any) -> np.ndarray:
-        """alphas_cumprod at int t, one or many, in t's shape. MinidiffError for a t that is not of the schedule."""
+        """alphas_cumprod[t] in t's shape. Raises MinidiffError unless t is integers from 0 to T - 1."""
         return lookup(self.alphas_cumprod, t)
 
     def sample_t(self, rng: Any, n: int) -> np.ndarray:
-        """The times (n,) of a training step: all alike (DDPM algorithm 1)."""
+        """Timesteps (n,) for a training step, uniform (DDPM algorithm 1)."""
         return rng.integers(0, len(self), n)
 
     @cached_property
@@ -66,27 +65,27 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
-        """The product of the alphas up to t: what is left of x0's variance in x_t (DDPM eq. 4)."""
+        """alpha_bar_t, the product of the alphas up to t: the squared coefficient of x0 in x_t (DDPM eq. 4)."""
         return _read_only(np.cumprod(self.alphas))
 
     @cached_property
     def alphas_cumprod_prev(self) -> np.ndarray:
-        """alphas_cumprod one step earlier, 1 (no noise at all) before the first."""
+        """alphas_cumprod one timestep earlier; 1 (no noise) before the first."""
         return _read_only(np.append(1.0, self.alphas_cumprod[:-1]))
 
     @cached_property
     def posterior_variance(self) -> np.ndarray:
-        """The variance of x_{t-1} when x_t and x0 are known, DDPM's beta tilde (eq. 7): 0 at t = 0."""
+        """The variance of q(x_{t-1} | x_t, x0), DDPM's beta tilde (eq. 7): 0 at t = 0."""
         return _read_only((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod) * self.betas)
 
 
-AnySchedule = Schedule | EDM | Flow  # each has alpha_bar(t), draw(rng, n) and a prediction_type
+AnySchedule = Schedule | EDM | Flow  # each has alpha_bar(t), sample_t(rng, n) and a prediction_type
 
 
 def linear_schedule(
     T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction_type: str = "epsilon"
 ) -> Schedule:
-    """Betas on a straight line (DDPM section 4)."""
+    """Betas linear in t (DDPM section 4)."""
     _check_rule(T, beta_start, beta_end)
     betas = np.linspace(beta_start, beta_end, T)
     return Schedule(betas, prediction_type, "linear", beta_start, beta_end)
@@ -95,14 +94,14 @@ def linear_schedule(
 def scaled_linear_schedule(
     T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, prediction_type: str = "epsilon"
 ) -> Schedule:
-    """Square roots of the betas on a straight line (latent diffusion, with Stable Diffusion's numbers)."""
+    """Square roots of the betas linear in t (latent diffusion; the defaults are Stable Diffusion's)."""
     _check_rule(T, beta_start, beta_end)
     betas = np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
     return Schedule(betas, prediction_type, "scaled_linear", beta_start, beta_end)
 
 
 def cosine_schedule(T: int = 1000, prediction_type: str = "epsilon") -> Schedule:
-    """alphas_cumprod down a squared cosine (Nichol & Dhariwal eq. 17, s = 0.008), betas clipped at 0.999."""
+    """alphas_cumprod a squared cosine (Nichol & Dhariwal eq. 17, s = 0.008), betas clipped at 0.999."""
     _check_rule(T)
     u = np.arange(T + 1) / T
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -113,9 +112,9 @@ def cosine_schedule(T: int = 1000, prediction_type: str = "epsilon") -> Schedule
 def sigmoid_schedule(
     T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, prediction_type: str = "epsilon"
 ) -> Schedule:
-    """Betas up a sigmoid from -6 to 6: the schedule of GeoDiff (Xu et al., 2022), diffusers' "sigmoid".
+    """Betas a sigmoid over -6 to 6: the schedule of GeoDiff (Xu et al., 2022), diffusers' "sigmoid".
 
-    Not the one of Jabri et al. (2022), where it is alphas_cumprod that goes down a sigmoid.
+    Not the one of Jabri et al. (2022), where alphas_cumprod is the sigmoid.
     """
     _check_rule(T, beta_start, beta_end)
     u = np.linspace(-6, 6, T)
@@ -124,27 +123,27 @@ def sigmoid_schedule(
 
 
 def rescale_zero_terminal_snr(schedule: Schedule) -> Schedule:
-    """The schedule stretched until x_{T-1} is nothing but noise (Lin et al., algorithm 1).
+    """The schedule rescaled to zero terminal SNR: x_{T-1} is pure noise (Lin et al. 2024, algorithm 1).
 
     Raises MinidiffError for prediction type "epsilon" (see Schedule) and for a single step.
     """
     if len(schedule) == 1:
         raise MinidiffError("a schedule of 1 step cannot be rescaled to zero terminal SNR: use 2 or more")
     root = np.sqrt(schedule.alphas_cumprod)
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # the first stays, the last becomes 0
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # the first is kept, the last becomes 0
     return from_alphas_cumprod(root**2, schedule.prediction_type)
 
 
 def respace(schedule: Schedule, ts: np.ndarray) -> Schedule:
-    """The schedule of a walk over the timesteps ts alone, strictly descending (Nichol & Dhariwal eq. 19).
+    """The schedule of sampling at the timesteps ts alone, strictly descending (Nichol & Dhariwal eq. 19).
 
-    Step i of the result is the i-th smallest of ts: as noisy as before, with a beta that spans the gap below.
+    Timestep i of the result is the i-th smallest of ts: the same alpha_bar, with the beta from the next smaller one.
     """
     return from_alphas_cumprod(lookup(schedule.alphas_cumprod, ts)[::-1], schedule.prediction_type)
 
 
 def from_alphas_cumprod(alpha_bar: np.ndarray, prediction_type: str = "epsilon") -> Schedule:
-    """The schedule of which only alphas_cumprod is known: (T,), falling."""
+    """The schedule with these alphas_cumprod: (T,), falling."""
     return Schedule(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), prediction_type)
 
 
@@ -155,86 +154,17 @@ def snr(schedule: AnySchedule, t: int | np.ndarray) -> np.ndarray:
 
 
 def lookup(table: np.ndarray, t: int | np.ndarray) -> np.ndarray:
-    """table[t] for t an int or an array of them; MinidiffError unless 0 <= t < T."""
+    """table[t] for an int or an array of ints. Raises MinidiffError unless 0 <= t < T."""
     t = np.asarray(t)
     if t.dtype.kind not in "iu" or np.any((t < 0) | (t >= len(table))):
         raise MinidiffError(f"t must be integers from 0 to {len(table) - 1}, not {t.ravel()[:8].tolist()}")
     return table[t]
 
 
-RULES: dict[str, Callable[..., Schedule]] = {
-    "linear": linear_schedule,
-    "scaled_linear": scaled_linear_schedule,
-    "squaredcos_cap_v2": cosine_schedule,
-    "sigmoid": sigmoid_schedule,
-}
-
-
-def schedule_to_config(schedule: AnySchedule) -> dict[str, Any]:
-    """The schedule in the words of diffusers' scheduler_config.json.
-
-    A rule that all its schedulers know is written as its name and numbers, other betas in full.
-    """
-    if not isinstance(schedule, Schedule):
-        return continuous_to_config(schedule)
-    rule = {"beta_schedule": schedule.name, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
-    if schedule.name not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-        rule = {"trained_betas": schedule.betas.tolist()}
-    return {
-        "num_train_timesteps": len(schedule),
-        **{key: value for key, value in rule.items() if value is not None},
-        "rescale_betas_zero_snr": False,
-        "prediction_type": schedule.prediction_type,
-    }
-
-
-# What diffusers' classes take for a key that is absent.
-DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-HEUN_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
-
-
-def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) -> AnySchedule:
-    """The schedule that a diffusers scheduler_config.json describes; how to sample is `sampler_from_config`'s matter.
-
-    rescale_betas_zero_snr has no effect unless knows_zero_snr: not every class of diffusers knows it.
-    Raises MinidiffError for a value that is out of range or not supported, by its name.
-    """
-    if not isinstance(config, dict):
-        raise MinidiffError(f"a scheduler configuration must be keys and values, not {config!r:.80}")
-    if config.get("_class_name") in tuple(KEYS):
-        return continuous_from_config(config)
-    if "_class_name" in config:  # of diffusers; our own are written in full
-        config = (HEUN_DEFAULTS if config["_class_name"] == "HeunDiscreteScheduler" else DEFAULTS) | config
-    prediction_type = config.get("prediction_type", "epsilon")
-    _check_prediction_type(prediction_type, PREDICTION_TYPES)
-    rescale = config.get("rescale_betas_zero_snr", False)
-    if not isinstance(rescale, bool):
-        raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
-    if str(config.get("variance_type")).startswith("learned"):
-        raise MinidiffError(f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small")
-    if config.get("trained_betas") is not None:
-        schedule = Schedule(_trained_betas(config), prediction_type)
-    else:
-        schedule = _from_rule(config, prediction_type)
-    return rescale_zero_terminal_snr(schedule) if rescale and knows_zero_snr else schedule
-
-
-def _from_rule(config: dict[str, Any], prediction_type: str) -> Schedule:
-    name = config.get("beta_schedule")
-    if name not in tuple(RULES):  # not in RULES itself: JSON may hold a list here, which has no hash
-        raise MinidiffError(f"beta_schedule {name!r:.80} is not supported: use one of {', '.join(RULES)}")
-    keys = () if name == "squaredcos_cap_v2" else ("beta_start", "beta_end")
-    numbers = {key: config.get(key) for key in keys}
-    return RULES[name](config.get("num_train_timesteps"), **numbers, prediction_type=prediction_type)
-
-
-def _trained_betas(config: dict[str, Any]) -> np.ndarray:
-    betas, T = config["trained_betas"], config.get("num_train_timesteps")
-    if not isinstance(betas, list) or not all(type(beta) in (int, float) and 0 < beta <= 1 for beta in betas):
-        raise MinidiffError("trained_betas must be a list of numbers between 0 and 1")
-    if len(betas) != T:
-        raise MinidiffError(f"trained_betas has {len(betas)} entries, but num_train_timesteps is {T!r:.80}")
-    return np.array(betas)
+def check_prediction_type(prediction_type: str, known: tuple[str, ...]) -> None:
+    """Raises MinidiffError for a prediction type that is not among the known ones."""
+    if prediction_type not in known:
+        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {', '.join(known)}")
 
 
 def _read_only(values: Any) -> np.ndarray:
@@ -244,26 +174,23 @@ def _read_only(values: Any) -> np.ndarray:
 
 
 def _check_rule(T: int, *betas: float) -> None:
-    if not isinstance(T, Integral) or isinstance(T, bool) or not 1 <= T <= MAX_STEPS:
-        raise MinidiffError(f"num_train_timesteps must be an integer from 1 to {MAX_STEPS}, not {T!r:.80}")
+    if not isinstance(T, Integral) or isinstance(T, bool) or not 1 <= T <= MAX_TIMESTEPS:
+        raise MinidiffError(f"num_train_timesteps must be an integer from 1 to {MAX_TIMESTEPS}, not {T!r:.80}")
     for beta in betas:
         if not isinstance(beta, float | int) or not 0 < beta < 1:
             raise MinidiffError(f"beta_start and beta_end must be floats between 0 and 1, not {beta!r:.80}")
 
 
 def _check_betas(betas: np.ndarray) -> None:
-    if betas.ndim != 1 or not 1 <= len(betas) <= MAX_STEPS:
-        raise MinidiffError(f"betas must have shape (T,) with T from 1 to {MAX_STEPS}, not {betas.shape}")
+    if betas.ndim != 1 or not 1 <= len(betas) <= MAX_TIMESTEPS:
+        raise MinidiffError(f"betas must have shape (T,) with T from 1 to {MAX_TIMESTEPS}, not {betas.shape}")
     if not np.all((betas > 0) & (betas <= 1)):  # NaN is neither
         raise MinidiffError(f"betas must be between 0 and 1, not {betas.min()} to {betas.max()}")
 
 
 def _check_alphas_cumprod(alpha_bar: np.ndarray) -> None:
-    stuck = np.flatnonzero(np.diff(alpha_bar, prepend=1.0) >= 0)  # beta too small to count, or nothing left
+    stuck = np.flatnonzero(
+        np.diff(alpha_bar, prepend=1.0) >= 0
+    )  # a beta below float64's precision, or alpha_bar already 0
     if len(stuck):
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")
-
-
-def _check_prediction_type(prediction_type: str, known: tuple[str, ...]) -> None:
-    if prediction_type not in known:
-        raise MinidiffError(f"prediction_type {prediction_type!r:.80} is not supported: use one of {', '.join(known)}")

@@ -1,8 +1,8 @@
-"""torch's random numbers without torch, so that a walk here can start from the noise of a walk there.
+"""torch's random numbers without torch, so that sampling starts from the noise of a diffusers pipeline.
 
-Behind torch's CPU generator stands the Mersenne Twister (Matsumoto & Nishimura 1998), and the same one behind
-NumPy's RandomState, whose stream is frozen for good. What is left is how its words of 32 random bits become
-numbers. Uniform numbers are words over a power of two. Normal ones come in pairs (Box & Muller 1958):
+torch's CPU generator is the Mersenne Twister (Matsumoto & Nishimura 1998), as is NumPy's RandomState, whose stream
+never changes. This module converts its 32-bit words to numbers as torch does. Uniform numbers are words over a power
+of two. Normal ones come in pairs (Box & Muller 1958):
 
     radius = sqrt(-2 ln u1)    theta = 2 pi u2    z1 = radius cos theta    z2 = radius sin theta
 
@@ -21,9 +21,9 @@ import numpy as np
 
 from minidiff.errors import MinidiffError
 
-BITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}  # of a uniform number: all that its type can hold
-LONG_SPAN = 2**28  # from here on an integer takes two words: one would favour some remainders by 1/16 or more
-LONG_SHUFFLE = 2**32 // 20  # from here on torch permutes by another rule
+BITS = {np.dtype(np.float32): 24, np.dtype(np.float64): 53}  # of a uniform number: the significand's
+LONG_SPAN = 2**28  # from here on an integer takes two words: modulo one word favours some values by 1/16 or more
+LONG_SHUFFLE = 2**32 // 20  # from here on torch uses another algorithm
 
 
 def torch_generator(seed: int) -> "TorchGenerator":
@@ -38,16 +38,16 @@ def torch_generator(seed: int) -> "TorchGenerator":
 
 
 class TorchGenerator:
-    """Draws as torch's CPU generator does, each call from where the last one ended; made by `torch_generator`.
+    """torch's CPU generator; each call continues the stream. Made by `torch_generator`.
 
-    rand, randint and randperm are torch's to the last bit. randn is within 5e-7 of torch's where torch has AVX2;
-    without it torch rounds the angle theta in another way, and the distance is 5e-6 at most.
+    rand, randint and randperm are bit-identical to torch's. randn is within 5e-7 of torch's where torch has AVX2;
+    without it torch rounds the angle theta in another way, and the difference is 5e-6 at most.
     With standard_normal and integers it is an rng such as `sample` and `train_step` take.
     """
 
     def __init__(self, twister: np.random.RandomState):
         self._twister = twister
-        self._few = self._one_by_one()
+        self._scalar_normals = self._normals_in_pairs()
 
     def rand(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """Uniform numbers from [0, 1): float32 is the low 24 bits of a word, float64 the low 53 of a long word.
@@ -61,13 +61,13 @@ class TorchGenerator:
     def randn(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """Standard normal numbers, float32 or float64. Raises MinidiffError for another dtype.
 
-        Sixteen or more are made in blocks of 16. If the last block is not whole, the last 16 are made again, of 16
-        fresh uniform numbers. Fewer than 16 are made one by one in float64.
+        Sixteen or more are computed in blocks of 16; if the last block is not whole, the last 16 are replaced, from 16
+        fresh uniform numbers. Fewer than 16 are computed one at a time in float64.
         """
         z = np.empty(shape, _checked(dtype))
         flat, whole = z.reshape(-1), z.size - z.size % 16
         if z.size < 16:
-            flat[:] = list(islice(self._few, z.size))
+            flat[:] = list(islice(self._scalar_normals, z.size))
             return z
         u = self.rand(z.size, dtype)
         flat[:whole] = _box_muller(u[:whole])
@@ -76,7 +76,7 @@ class TorchGenerator:
         return z
 
     def randint(self, low: int, high: int, shape: int | tuple[int, ...]) -> np.ndarray:
-        """Integers from low to high - 1, int64: a word, or a long word if the span is 2^28 or more, modulo the span.
+        """Integers from low to high - 1, int64: a word, or two if the span is 2^28 or more, modulo the span.
 
         Raises MinidiffError unless -2^63 <= low < high < 2^63.
         """
@@ -87,7 +87,7 @@ class TorchGenerator:
         return (words % (high - low) + low % 2**64).view(np.int64).reshape(shape)  # low < 0: the sum wraps around
 
     def randperm(self, n: int) -> np.ndarray:
-        """A permutation of 0 ... n - 1, int64 (n,): place after place swaps with itself or a later one, a word each.
+        """A permutation of 0 ... n - 1, int64 (n,): Fisher-Yates, a word for each swap.
 
         Raises MinidiffError unless 0 <= n < 2^32 / 20.
         """
@@ -100,7 +100,7 @@ class TorchGenerator:
         return np.array(order, np.int64)
 
     def standard_normal(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-        """randn; (N, H, W, C) is drawn as (N, C, H, W), the order of torch's pictures, then its axis 1 goes last."""
+        """randn; (N, H, W, C) is drawn as (N, C, H, W), torch's layout of images, then axis 1 is moved last."""
         if len(shape) != 4:
             return self.randn(shape, dtype)
         N, H, W, C = shape
@@ -117,10 +117,10 @@ class TorchGenerator:
         high, low = self._words(2 * count).reshape(count, 2).T.astype(np.uint64)
         return high << 32 | low
 
-    def _one_by_one(self) -> Iterator[float]:
-        """Normal numbers in float64. The second of a pair waits here, whatever else is drawn in the meantime."""
+    def _normals_in_pairs(self) -> Iterator[float]:
+        """Normal numbers in float64. The second of a pair is kept for later, whatever else is drawn in between."""
         while True:
-            u2, u1 = self.rand(2, np.float64).tolist()  # the angle's is drawn first
+            u2, u1 = self.rand(2, np.float64).tolist()  # u2, of the angle, is drawn first
             radius, theta = math.sqrt(-2 * math.log1p(-u1)), 2 * math.pi * u2
             yield radius * math.cos(theta)
             yield radius * math.sin(theta)
@@ -136,5 +136,5 @@ def _box_muller(u: np.ndarray) -> np.ndarray:
     """Uniform (16 n,) -> normal, float64 (16 n,). Of each block of 16, the first 8 are u1 and give z1, the rest u2."""
     u1, u2 = 1 - u.reshape(-1, 2, 8)[:, 0], u.reshape(-1, 2, 8)[:, 1]  # (n, 8); u1 in (0, 1], for the logarithm
     radius = np.sqrt(-2 * np.log(u1, dtype=np.float64))
-    theta = (2 * np.pi * u2).astype(np.float64)  # the product is rounded to u's type, as torch does it
+    theta = (2 * np.pi * u2).astype(np.float64)  # the product is rounded to u's dtype, as in torch
     return np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=1).ravel()

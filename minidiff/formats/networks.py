@@ -10,12 +10,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidiff.diffusion.sampler import WITHOUT_ZERO_SNR, Sampler, sampler_from_config, sampler_to_config
-from minidiff.diffusion.schedule import AnySchedule, Schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json, write_json
 from minidiff.formats.folders import check_exists, check_kind
+from minidiff.formats.schedulers import (
+    WITHOUT_ZERO_SNR,
+    sampler_from_config,
+    sampler_to_config,
+    schedule_from_config,
+    schedule_to_config,
+)
 from minidiff.formats.weights import WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
 from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
 from minidiff.models.latent_config import FileConfig, TextEncoderConfig

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import AnySchedule, schedule_from_config
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module, Parameter
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import check_run
@@ -27,6 +27,7 @@ from minidiff.formats.run_state import (
     read_newest,
     read_state,
 )
+from minidiff.formats.schedulers import schedule_from_config
 from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.formats.weights import DTYPES

@@ -21,10 +21,10 @@ from minidiff.data.batches import batch, batch_indices, drop_labels, evenly_spac
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import to_float, to_uint8
-from minidiff.diffusion.schedule import schedule_to_config
 from minidiff.engine.nn import Parameter
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.formats.run_networks import build_pipeline, digests, text_parts, trained_parameters
+from minidiff.formats.schedulers import schedule_to_config
 from minidiff.formats.stable_diffusion import Pipeline, save_parts
 from minidiff.sampling.text_to_image import encode, native_size, text_to_image
 from minidiff.training.config import TrainConfig

@@ -19,10 +19,11 @@ from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.schedule import AnySchedule, schedule_to_config
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Parameter
 from minidiff.formats.networks import save_pipeline, save_unet
 from minidiff.formats.run_networks import unet_parts
+from minidiff.formats.schedulers import schedule_to_config
 from minidiff.models.config import UNetConfig, config_to_dict
 from minidiff.models.unet import UNet
 from minidiff.training.config import TrainConfig

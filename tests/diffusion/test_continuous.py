@@ -1,4 +1,4 @@
-"""EDM and rectified flow: their numbers, and walks that must end where the differential equation does."""
+"""EDM and rectified flow: their formulas, and sampling against the solution of the differential equation."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
-from minidiff.diffusion.schedule import cosine_schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 
 SHAPE = (3, 2, 4, 2)
@@ -18,12 +18,12 @@ BOTH = pytest.mark.parametrize("schedule", [EDM(), Flow()], ids=["edm", "flow"])
 
 
 def papers_x(schedule, x_t, t):
-    """x as the paper of the schedule has it: x0 + sigma eps, or (1 - t) x0 + t eps."""
+    """The schedule's own x: x0 + sigma eps, or (1 - t) x0 + t eps."""
     t = np.reshape(t, (-1, 1, 1, 1))
     return x_t * (np.sqrt(1 + t**2) if isinstance(schedule, EDM) else np.sqrt((1 - t) ** 2 + t**2))
 
 
-def test_x_t_is_the_papers_mixture_scaled():
+def test_x_t_is_the_papers_x_scaled():
     sigma, t = np.array([0.002, 1.0, 80.0]), np.array([0.0, 0.3, 1.0])
     s = sigma.reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(papers_x(EDM(), q_sample(EDM(), X0, sigma, EPS), sigma), X0 + s * EPS, rtol=1e-12)
@@ -33,14 +33,14 @@ def test_x_t_is_the_papers_mixture_scaled():
 
 
 def test_edm_is_table_1_of_karras():
-    """c_in, c_noise, c_skip and c_out, and that D(x; sigma) is x0 if the network says the target."""
+    """c_in, c_noise, c_skip and c_out, and D(x; sigma) from the network's prediction."""
     sigma = np.array([0.05, 0.7, 20.0])
     s = sigma.reshape(-1, 1, 1, 1)
     x_t = q_sample(EDM(), X0, sigma, EPS)
-    seen = {}
-    as_model(lambda x, t: seen.update(x=x, t=t), EDM())(x_t, sigma)
-    np.testing.assert_allclose(seen["x"], (X0 + s * EPS) / np.sqrt(s**2 + SIGMA_DATA**2), rtol=1e-12)
-    np.testing.assert_allclose(seen["t"], np.log(sigma) / 4)
+    inputs = {}
+    as_model(lambda x, t: inputs.update(x=x, t=t), EDM())(x_t, sigma)
+    np.testing.assert_allclose(inputs["x"], (X0 + s * EPS) / np.sqrt(s**2 + SIGMA_DATA**2), rtol=1e-12)
+    np.testing.assert_allclose(inputs["t"], np.log(sigma) / 4)
     c_skip, c_out = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2), s * SIGMA_DATA / np.sqrt(s**2 + SIGMA_DATA**2)
     F = np.random.default_rng(2).standard_normal(SHAPE)
     x0_hat, eps_hat = x0_and_eps(EDM(), F, x_t, sigma)
@@ -48,13 +48,13 @@ def test_edm_is_table_1_of_karras():
     np.testing.assert_allclose(x0_hat + s * eps_hat, X0 + s * EPS, rtol=1e-9, atol=1e-12)
 
 
-def test_flow_is_the_straight_way():
+def test_flow_interpolates_linearly():
     t = np.array([0.0, 0.25, 1.0])
-    seen = {}
+    inputs = {}
     x_t = q_sample(Flow(), X0, t, EPS)
-    as_model(lambda x, t: seen.update(x=x, t=t), Flow())(x_t, t)
-    np.testing.assert_allclose(seen["x"], papers_x(Flow(), x_t, t), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(seen["t"], 1000 * t)
+    as_model(lambda x, t: inputs.update(x=x, t=t), Flow())(x_t, t)
+    np.testing.assert_allclose(inputs["x"], papers_x(Flow(), x_t, t), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(inputs["t"], 1000 * t)
     np.testing.assert_array_equal(target(Flow(), X0, t, EPS), EPS - X0)
 
 
@@ -67,8 +67,8 @@ def test_x0_and_eps_undo_the_target(schedule):
     np.testing.assert_allclose(eps_hat, EPS, rtol=1e-10, atol=1e-12)
 
 
-def test_the_times_that_training_draws():
-    """Of 40,000 draws: a mean is within four standard errors, 4 / 200 of a deviation; a deviation within 2 %."""
+def test_timestep_distribution_of_training():
+    """Of 40,000 numbers: the mean within four standard errors, 4 / 200 of a standard deviation; that within 2 %."""
     rng, n = np.random.default_rng(0), 40_000
     log_sigma, t = np.log(EDM().sample_t(rng, n)), Flow().sample_t(rng, n)
     assert abs(log_sigma.mean() + 1.2) < 0.024 and abs(log_sigma.std() / 1.2 - 1) < 0.02
@@ -76,7 +76,7 @@ def test_the_times_that_training_draws():
 
 
 def gaussian(schedule, mean, deviation):
-    """What the best model predicts if every number of x0 is normal: from E[x0 | x_t], through the paper's formula."""
+    """The optimal model for x0 of independent normal values: E[x0 | x_t], as the schedule's prediction type."""
 
     def model(x_t, t):
         alpha_bar = schedule.alpha_bar(t).reshape(-1, 1, 1, 1)
@@ -87,8 +87,8 @@ def gaussian(schedule, mean, deviation):
     return model
 
 
-def error_of_a_walk(schedule, name, steps):
-    """How far from the probability flow's solution, which keeps each number at the quantile where it began."""
+def sampling_error(schedule, name, steps):
+    """The distance from the exact solution of the probability flow, which keeps the quantile of each value."""
     mean, deviation = 0.3, 0.4
     x_T = np.random.default_rng(0).standard_normal((4, 8, 8, 1))
     sampler = Sampler(name, clip=None)
@@ -100,47 +100,26 @@ def error_of_a_walk(schedule, name, steps):
 
 @BOTH
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
-def test_walks_reach_the_solution_for_a_gaussian(schedule, name, order):
-    """To 1e-3 by solvers of second order; and twice the steps leave at most about a half or a quarter of the error."""
-    few, many = error_of_a_walk(schedule, name, 200), error_of_a_walk(schedule, name, 400)
+def test_order_of_convergence_for_a_gaussian(schedule, name, order):
+    """To 1e-3 by solvers of second order; twice the steps divide the error by about 2^order."""
+    few, many = sampling_error(schedule, name, 200), sampling_error(schedule, name, 400)
     assert many < (1e-3 if order == 2 else 1e-2)
     assert np.log2(few / many) > 0.9 * order
 
 
 @BOTH
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_what_the_data_are(schedule, name):
-    """4,096 numbers that should have mean 0.3 and deviation 0.4: four standard errors, and 0.02 of few steps."""
+def test_every_sampler_samples_the_distribution_of_the_data(schedule, name):
+    """4,096 values of mean 0.3 and standard deviation 0.4: to four standard errors, and 0.02 for so few steps."""
     shape, rng = (16, 16, 16, 1), np.random.default_rng(1)
-    walk = sample(gaussian(schedule, 0.3, 0.4), schedule, shape, rng, 100, Sampler(name, clip=None))
-    *_, (t, x_0, _) = walk
+    trajectory = sample(gaussian(schedule, 0.3, 0.4), schedule, shape, rng, 100, Sampler(name, clip=None))
+    *_, (t, x_0, _) = trajectory
     assert t == -1
     assert abs(x_0.mean() - 0.3) < 0.025 + 0.02 and abs(x_0.std() - 0.4) < 0.018 + 0.02
 
 
 @BOTH
-def test_the_configuration_and_back(schedule):
-    assert schedule_from_config(schedule_to_config(schedule)) == schedule
-    assert schedule_from_config({"_class_name": schedule_to_config(schedule)["_class_name"]}) == schedule
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"_class_name": "EDMEulerScheduler", "sigma_data": 1.0}, "sigma_data = 1.0 is not supported: use 0.5"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": "0"}, "sigma_min, sigma_max"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_min": 90.0}, "0 < sigma_min < sigma_max"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "shift = 3.0 is not supported: use 1.0"),
-        ({"prediction_type": "flow", "beta_schedule": "linear"}, "prediction_type 'flow' is not supported"),
-    ],
-)
-def test_configurations_that_are_refused(config, message):
-    with pytest.raises(MinidiffError, match=message):
-        schedule_from_config(config)
-
-
-@BOTH
-def test_what_makes_no_sense(schedule):
+def test_invalid_arguments_are_refused(schedule):
     with pytest.raises(MinidiffError, match="steps must be an integer from 1 to 1000"):
         noise_levels(schedule, 1001, Sampler())
     with pytest.raises(MinidiffError, match="karras is for schedules over whole timesteps"):

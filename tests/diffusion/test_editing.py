@@ -1,4 +1,4 @@
-"""Changing, filling in and going between: what stays, what changes, and where it leads."""
+"""Image-to-image, inpainting and spherical interpolation: what is kept, what changes, and the result."""
 
 import numpy as np
 import pytest
@@ -23,29 +23,29 @@ def toy_model(x_t, t, cond=None):
     return np.sin(x_t) * (0.5 + t.reshape(-1, 1, 1, 1) / 2000).astype(np.float32)
 
 
-def finish(walk):
-    *_, (t, x_0, _) = walk
+def last_sample(trajectory):
+    *_, (t, x_0, _) = trajectory
     assert t == -1
     return x_0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_redrawing_is_the_end_of_a_walk(sampler):
-    """From the state that q_sample makes at the level where it begins, the same as a whole walk from there."""
+def test_redraw_is_the_last_part_of_a_trajectory(sampler):
+    """The same as `sample` from x_t of q_sample, at the noise level where the part begins."""
     x0 = normal(0).clip(-1, 1)
-    walk = list(redraw(toy_model, LINEAR, x0, 0.3, np.random.default_rng(1), 20, sampler))
-    way = noise_levels(LINEAR, 20, Sampler(sampler))
-    assert [t for t, *_ in walk] == [*way.ts[15:].tolist(), -1]
+    trajectory = list(redraw(toy_model, LINEAR, x0, 0.3, np.random.default_rng(1), 20, sampler))
+    levels = noise_levels(LINEAR, 20, Sampler(sampler))
+    assert [t for t, *_ in trajectory] == [*levels.ts[15:].tolist(), -1]
     rng = np.random.default_rng(1)
-    x_t = forward.q_sample(way.schedule, x0, 5, rng.standard_normal(SHAPE, dtype=np.float32))
+    x_t = forward.q_sample(levels.schedule, x0, 5, rng.standard_normal(SHAPE, dtype=np.float32))
     again = list(sample(toy_model, LINEAR, SHAPE, rng, 20, sampler, x_T=x_t, begin=14))
-    for ours, theirs in zip(walk, again, strict=True):
+    for ours, theirs in zip(trajectory, again, strict=True):
         np.testing.assert_array_equal(ours[1], theirs[1])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.2, 0.5, 0.8])
-def test_as_much_stays_as_the_level_has_left(strength):
-    """Of pictures that are noise themselves the best model leaves every x_t as it is: sqrt(alpha_bar) of x0 remains."""
+def test_how_much_of_x0_a_strength_keeps(strength):
+    """If x0 is N(0, I) the optimal model leaves every x_t as it is: sqrt(alpha_bar) x0 remains."""
     shape = (4, 32, 32, 1)
     x0 = normal(0, shape)
     schedule = linear_schedule(prediction_type="sample")
@@ -53,43 +53,43 @@ def test_as_much_stays_as_the_level_has_left(strength):
     def best(x_t, t):
         return np.sqrt(schedule.alphas_cumprod[t]).astype(np.float32).reshape(-1, 1, 1, 1) * x_t
 
-    way = Sampler(clip=None)
-    x_0 = finish(redraw(best, schedule, x0, strength, np.random.default_rng(1), 50, way))
+    sampler = Sampler(clip=None)
+    x_0 = last_sample(redraw(best, schedule, x0, strength, np.random.default_rng(1), 50, sampler))
     kept = np.mean(x0 * x_0) / np.mean(x0**2)
-    begin = noise_levels(schedule, 50, way).schedule.alphas_cumprod[round(50 * strength) - 1] if strength else 1.0
-    assert kept == pytest.approx(np.sqrt(begin), abs=4 / 64)  # four standard errors of a mean of 4096 numbers
+    begin = noise_levels(schedule, 50, sampler).schedule.alphas_cumprod[round(50 * strength) - 1] if strength else 1.0
+    assert kept == pytest.approx(np.sqrt(begin), abs=4 / 64)  # four standard errors of a mean of 4096 values
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_a_strength_that_is_none(strength):
+def test_a_strength_out_of_range_is_refused(strength):
     with pytest.raises(MinidiffError, match="strength must be from 0 to 1"):
         redraw(toy_model, LINEAR, normal(0), strength, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_filling_in_keeps_what_is_known(sampler, prediction_type):
+def test_inpainting_keeps_the_known_region(sampler, prediction_type):
     schedule = cosine_schedule(1000, prediction_type)
     x0 = normal(0).clip(-1, 1)
     mask = np.zeros((4, 6, 1), bool)
     mask[:, 3:] = True
-    seen = []
+    calls = []
 
     def model(x_t, t, cond):
-        seen.append((x_t.copy(), t, cond))
+        calls.append((x_t.copy(), t, cond))
         return toy_model(x_t, t)
 
     rng, labels = np.random.default_rng(1), np.array([1, 0])
-    walk = list(sample(inpainting(model, schedule, x0, mask), schedule, SHAPE, rng, 50, sampler, cond=labels))
-    x_0 = walk[-1][1]
+    trajectory = list(sample(inpainting(model, schedule, x0, mask), schedule, SHAPE, rng, 50, sampler, cond=labels))
+    x_0 = trajectory[-1][1]
     # x0_hat is off by the rounding of x_t over sqrt(alpha_bar), and the last x_t is x0_hat: at t = 19 that root is 1
     np.testing.assert_allclose(x_0[:, :, :3], x0[:, :, :3], rtol=0, atol=1e-5)
     assert np.abs(x_0[:, :, 3:] - x0[:, :, 3:]).mean() > 0.1
-    assert len(seen) == 50 and all(cond is labels for *_, cond in seen)
-    # at every level the known part is as noisy as the rest: its noise has the variance 1 of noise
-    for x_t, t, _ in seen[::7]:
+    assert len(calls) == 50 and all(cond is labels for *_, cond in calls)
+    # at every noise level the known region is as noisy as the rest: its eps has unit variance
+    for x_t, t, _ in calls[::7]:
         eps = forward.eps_from_x0(schedule, x0, x_t, t)[:, :, :3]
-        assert 0.4 < eps.std() < 1.8  # of 24 numbers
+        assert 0.4 < eps.std() < 1.8  # of 24 values
 
 
 def test_slerp():
@@ -99,7 +99,7 @@ def test_slerp():
     middle = slerp(a, b, 0.5)
     assert middle.dtype == np.float32
     norms = [np.linalg.norm(x.reshape(3, -1), axis=1) for x in (a, middle, b)]
-    assert np.all(np.abs(norms[1] / ((norms[0] + norms[2]) / 2) - 1) < 0.02)  # a straight line would have 0.71
+    assert np.all(np.abs(norms[1] / ((norms[0] + norms[2]) / 2) - 1) < 0.02)  # linear interpolation would give 0.71
     # halfway along the circle through two unit vectors at a right angle lies (1, 1) / sqrt 2
     one, two = np.zeros((1, 1, 1, 2), np.float32), np.zeros((1, 1, 1, 2), np.float32)
     one[..., 0], two[..., 1] = 1, 1
@@ -107,7 +107,7 @@ def test_slerp():
     np.testing.assert_allclose(slerp(one, two, 1 / 3).ravel(), [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)
 
 
-def test_slerp_between_the_same_and_the_opposite_stays_finite():
+def test_slerp_of_parallel_noise_is_finite():
     a = normal(0)
     np.testing.assert_allclose(slerp(a, a, 0.3), a, rtol=0, atol=1e-6)
     assert np.all(np.isfinite(slerp(a, -a, 0.3)))

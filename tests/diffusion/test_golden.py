@@ -1,7 +1,7 @@
-"""The figures that diffusers' own test-suite asks of its schedulers, reached here without torch.
+"""The expected values of diffusers' own tests of its schedulers, without torch.
 
-Its model says x t / (t + 1), its first picture is a ramp, and its noise is torch's of seed 0. What it asks is the sum
-of the absolute values of the last x_t, to 0.01, and their mean, to 0.001.
+The model is x t / (t + 1), x_T is a ramp, and the noise is torch's of seed 0. The expected values are the sum of the
+absolute values of the last x_t, to 0.01, and their mean, to 0.001.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ SHAPE = (4, 8, 8, 3)
 def ramp():
     """0 ... 1 over (C, H, W, N), then turned to (N, H, W, C)."""
     N, H, W, C = SHAPE
-    numbers = np.arange(N * H * W * C, dtype=np.float32).reshape(C, H, W, N) / np.float32(N * H * W * C)
-    return np.ascontiguousarray(numbers.transpose(3, 1, 2, 0))
+    values = np.arange(N * H * W * C, dtype=np.float32).reshape(C, H, W, N) / np.float32(N * H * W * C)
+    return np.ascontiguousarray(values.transpose(3, 1, 2, 0))
 
 
 def model(x_t, t):

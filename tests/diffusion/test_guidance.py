@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the formula, what it leaves alone, and where it leads."""
+"""Classifier-free guidance: the formula, where it is not applied, and its effect on samples."""
 
 import numpy as np
 import pytest
@@ -11,17 +11,17 @@ from minidiff.engine.tensor import Tensor
 
 NULL = 3
 SHAPE = (4, 2, 2, 3)
-MEANS = np.array([-0.5, 0.0, 0.5, 0.1], np.float32)  # of what each class looks like; the last is the null class
+MEANS = np.array([-0.5, 0.0, 0.5, 0.1], np.float32)  # of each class's images; the last is the null class
 
 
 class Model:
-    """Predicts its class's number plus a bit of x_t; remembers how it was asked."""
+    """Predicts its class's mean plus a quarter of x_t; records the calls."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def __call__(self, x_t, t, cond):
-        self.asked.append((len(x_t), t.tolist(), cond.tolist()))
+        self.calls.append((len(x_t), t.tolist(), cond.tolist()))
         return x_t * np.float32(0.25) + MEANS[cond].reshape(-1, 1, 1, 1)
 
 
@@ -30,61 +30,63 @@ def x_t():
     return np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
 
 
-def ask(model, x_t, t=500):
+def predict(model, x_t, t=500):
     return model(x_t, np.full(len(x_t), t), cond=np.array([0, 1, 2, 0]))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_the_formula_in_one_call(scale, x_t):
     model = Model()
-    got = ask(guided(model, NULL, scale), x_t)
-    p_cond, p_null = ask(Model(), x_t), x_t * np.float32(0.25) + MEANS[NULL]
-    np.testing.assert_allclose(got, p_null + scale * (p_cond - p_null), rtol=0, atol=1e-6)  # numbers below 4
-    assert model.asked == [(8, [500] * 8, [0, 1, 2, 0] + [NULL] * 4)]
+    got = predict(guided(model, NULL, scale), x_t)
+    p_cond, p_null = predict(Model(), x_t), x_t * np.float32(0.25) + MEANS[NULL]
+    np.testing.assert_allclose(got, p_null + scale * (p_cond - p_null), rtol=0, atol=1e-6)  # of values below 4
+    assert model.calls == [(8, [500] * 8, [0, 1, 2, 0] + [NULL] * 4)]
 
 
 @pytest.mark.parametrize(
     ("settings", "t"), [((1.0,), 500), ((3.0, 0.0, (100, 400)), 99), ((3.0, 0.0, (100, 400)), 401)]
 )
-def test_elsewhere_the_model_is_asked_as_it_is(settings, t, x_t):
+def test_without_guidance_the_conditional_prediction(settings, t, x_t):
     model = Model()
-    np.testing.assert_array_equal(ask(guided(model, NULL, *settings), x_t, t), ask(Model(), x_t, t))
-    assert [n for n, *_ in model.asked] == [4]
+    np.testing.assert_array_equal(predict(guided(model, NULL, *settings), x_t, t), predict(Model(), x_t, t))
+    assert [n for n, *_ in model.calls] == [4]
 
 
 @pytest.mark.parametrize("t", [100, 400])
-def test_within_the_interval_it_is_guided(t, x_t):
-    assert np.abs(ask(guided(Model(), NULL, 3.0, interval=(100, 400)), x_t, t) - ask(Model(), x_t, t)).max() > 0.1
+def test_guidance_within_the_interval(t, x_t):
+    assert (
+        np.abs(predict(guided(Model(), NULL, 3.0, interval=(100, 400)), x_t, t) - predict(Model(), x_t, t)).max() > 0.1
+    )
 
 
-def test_away_from_a_class(x_t):
-    got = ask(guided(Model(), NULL, 2.0, negative=1), x_t)
-    own = ask(Model(), x_t)
+def test_negative_class(x_t):
+    got = predict(guided(Model(), NULL, 2.0, negative=1), x_t)
+    own = predict(Model(), x_t)
     np.testing.assert_allclose(got, own + (own - x_t * np.float32(0.25) - MEANS[1]), rtol=0, atol=1e-6)
 
 
-def test_rescaled_to_the_spread_of_the_plain_prediction(x_t):
+def test_rescaled_to_the_conditional_predictions_standard_deviation(x_t):
     """Lin et al. eq. 15 and 16."""
 
-    def spread(rescale):
+    def rescaled(rescale):
         return guided(lambda x, t, cond: Model()(x, t, cond) * (1 + cond.reshape(-1, 1, 1, 1)), NULL, 3.5, rescale)
 
-    plain = ask(spread(0), x_t)
-    own = ask(lambda x, t, cond: Model()(x, t, cond) * (1 + cond.reshape(-1, 1, 1, 1)), x_t)
+    unrescaled = predict(rescaled(0), x_t)
+    own = predict(lambda x, t, cond: Model()(x, t, cond) * (1 + cond.reshape(-1, 1, 1, 1)), x_t)
     axes = (1, 2, 3)
-    full = ask(spread(1.0), x_t)
+    full = predict(rescaled(1.0), x_t)
     np.testing.assert_allclose(full.std(axes), own.std(axes), rtol=1e-5)  # a handful of float32 roundings
-    np.testing.assert_allclose(ask(spread(0.7), x_t), 0.7 * full + 0.3 * plain, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(predict(rescaled(0.7), x_t), 0.7 * full + 0.3 * unrescaled, rtol=0, atol=1e-5)
 
 
-def test_tensors_and_arrays_are_taken_alike(x_t):
+def test_models_of_tensors_and_of_arrays(x_t):
     backend = get_backend("numpy")
     tensors = guided(lambda *a, **k: Tensor(Model()(*a, **k), backend), NULL, 3.0)
-    np.testing.assert_array_equal(ask(tensors, x_t), ask(guided(Model(), NULL, 3.0), x_t))
+    np.testing.assert_array_equal(predict(tensors, x_t), predict(guided(Model(), NULL, 3.0), x_t))
 
 
-def test_guidance_leads_further_to_the_class():
-    """Of a model that knows its class's mean alone, pictures go beyond it, as far as the scale says."""
+def test_samples_exceed_the_class_mean_by_the_guidance_scale():
+    """With a model that predicts x0 = its class's mean, samples are null + scale (mean - null)."""
     schedule = linear_schedule(prediction_type="sample")
     labels = np.array([0, 2])
 

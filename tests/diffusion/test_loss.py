@@ -1,4 +1,4 @@
-"""training_loss: the formula with each target, what the model is handed, and the way of the gradient."""
+"""training_loss: the formula with each prediction target, the model's arguments, and the gradient."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ X0, EPS = (np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32) 
 
 
 def scale_model(w):
-    """x_t times one number w, the simplest model that can learn."""
+    """x_t times a scalar w, the simplest model that can learn."""
     return lambda x_t, t: mul(Tensor(x_t, BACKEND), w)
 
 
@@ -35,13 +35,13 @@ def test_the_loss_and_its_gradient_are_the_formulas(prediction_type):
     x_t = np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps
     v = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0
     residual = 0.7 * x_t - {"epsilon": eps, "sample": x0, "v_prediction": v}[prediction_type]
-    # float32: some six roundings (6e-8) of every number, and at worst as many again in sums of 48.
+    # float32: some six roundings (6e-8) of every value, and at worst as many again in sums of 48.
     np.testing.assert_allclose(loss.numpy(), np.mean(residual**2), rtol=1e-6)
     np.testing.assert_allclose(w.grad, [np.mean(2 * residual * x_t)], rtol=0, atol=2e-6)  # of terms below 4
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_weights_weigh_each_picture(prediction_type):
+def test_a_weight_for_each_image(prediction_type):
     schedule = linear_schedule(10, 0.01, 0.4, prediction_type)
     weight = np.array([0.5, 2.0, 0.0])
     w = Tensor(np.array([0.7], dtype=np.float32), BACKEND)
@@ -54,8 +54,8 @@ def test_weights_weigh_each_picture(prediction_type):
     np.testing.assert_allclose(loss.numpy(), np.mean([0.5 * alone(0), 2 * alone(1), 0]), rtol=1e-6)
 
 
-def test_min_snr_weighs_the_error_of_x0_alike_for_all_objectives():
-    """Hang et al.: a wrong x0_hat costs min(SNR, 5) times its square, whatever the model was asked for."""
+def test_min_snr_weights_the_error_of_x0_alike_for_all_prediction_types():
+    """Hang et al.: the squared error of x0_hat has the weight min(SNR, 5), whatever the prediction type."""
     t = np.arange(10)
     alpha_bar = linear_schedule(10, 0.01, 0.4).alphas_cumprod
     ratio = alpha_bar / (1 - alpha_bar)
@@ -68,7 +68,7 @@ def test_min_snr_weighs_the_error_of_x0_alike_for_all_objectives():
 
 @pytest.mark.parametrize("schedule", [EDM(), Flow()], ids=["edm", "flow"])
 def test_min_snr_of_continuous_times(schedule):
-    """As above: a prediction wrong by d makes x0_hat wrong by some factor of d; both squares weigh the same."""
+    """As above: an error d of the prediction is one of some factor times d in x0_hat."""
     t = np.array([0.02, 0.3, 0.9])
     x0, eps = X0.astype(np.float64), EPS.astype(np.float64)
     x_t, prediction = q_sample(schedule, x0, t, eps), target(schedule, x0, t, eps)
@@ -83,12 +83,12 @@ def test_min_snr_at_zero_terminal_snr():
     assert weight[-1] == 0 and np.all(weight[:-1] > 0)
 
 
-def test_a_model_that_knows_the_noise_loses_nothing():
+def test_the_exact_prediction_has_loss_zero():
     loss = training_loss(lambda x_t, t: Tensor(EPS, BACKEND), linear_schedule(10), X0, T_3, EPS)
     assert loss.numpy() == 0 and loss.shape == ()
 
 
-def test_the_model_sees_x_t_and_t():
+def test_the_model_receives_x_t_and_t():
     def model(x_t, t):
         np.testing.assert_allclose(x_t, 0.8 * X0 + 0.6 * EPS, rtol=0, atol=1e-6)
         np.testing.assert_array_equal(t, np.zeros(3, int))
@@ -97,17 +97,17 @@ def test_the_model_sees_x_t_and_t():
     training_loss(model, Schedule(np.array([0.36])), X0, np.zeros(3, int), EPS)
 
 
-def test_cond_and_rng_are_handed_on_only_if_given():
-    seen = []
+def test_cond_and_rng_are_passed_only_if_given():
+    received = []
 
     def model(x_t, t, **extras):
-        seen.append(extras)
+        received.append(extras)
         return Tensor(x_t, BACKEND)
 
     labels, rng = np.array([1, 0, 2]), np.random.default_rng(0)
     for extras in ({}, {"cond": labels}, {"rng": rng}, {"cond": labels, "rng": rng}):
         training_loss(model, linear_schedule(10), X0, T_3, EPS, **extras)
-        assert seen.pop() == extras
+        assert received.pop() == extras
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
@@ -117,7 +117,7 @@ def test_zero_terminal_snr_has_a_finite_loss(prediction_type):
     assert np.isfinite(loss.numpy())
 
 
-def test_zero_terminal_snr_with_epsilon_never_gets_this_far():
+def test_zero_terminal_snr_with_epsilon_is_refused():
     with pytest.raises(MinidiffError, match="zero terminal SNR"):
         rescale_zero_terminal_snr(linear_schedule(10))
 

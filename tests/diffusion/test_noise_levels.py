@@ -1,4 +1,4 @@
-"""The noise levels of a walk: timesteps in three spacings, and sigmas between them."""
+"""The noise levels of sampling: timesteps in three spacings, and sigmas between them."""
 
 import numpy as np
 import pytest
@@ -37,13 +37,13 @@ def test_the_timesteps_of_table_2():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, "10", None])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_an_absurd_number_of_steps_is_refused(steps, spacing):
+def test_an_invalid_number_of_steps_is_refused(steps, spacing):
     with pytest.raises(MinidiffError, match="steps must be an integer from 1 to the schedule's 1000"):
         timesteps(1000, steps, spacing)
 
 
 def test_an_offset_out_of_the_schedule_is_refused():
-    with pytest.raises(MinidiffError, match="steps_offset 1 leads beyond the schedule's 1000 steps"):
+    with pytest.raises(MinidiffError, match="steps_offset 1 exceeds the schedule's 1000 steps"):
         timesteps(1000, 1000, "leading", 1)
 
 
@@ -61,44 +61,44 @@ def test_dpm_solver_needs_a_timestep_more_than_steps(steps):
 @pytest.mark.parametrize("schedule", [LINEAR, cosine_schedule()])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_walk_goes_from_leg_to_leg_to_the_clean_end(name, spacing, schedule):
-    way = noise_levels(schedule, 9, Sampler(name, spacing))
-    legs = list(way.level_steps())
-    assert [leg.i for leg in legs] == list(range(9))[::-1]
-    assert [leg.t for leg in legs] == way.ts.tolist()
-    assert legs[-1].t_prev == -1 and legs[-1].alpha_bar_prev == 1
-    for leg, following in zip(legs, legs[1:], strict=False):
-        assert (leg.t_prev, leg.alpha_bar_prev) == (following.t, following.alpha_bar)
-    assert all(leg.alpha_bar < leg.alpha_bar_prev for leg in legs)
+def test_each_step_starts_where_the_last_one_ended(name, spacing, schedule):
+    levels = noise_levels(schedule, 9, Sampler(name, spacing))
+    sampler_steps = list(levels.sampler_steps())
+    assert [step.i for step in sampler_steps] == list(range(9))[::-1]
+    assert [step.t for step in sampler_steps] == levels.ts.tolist()
+    assert sampler_steps[-1].t_prev == -1 and sampler_steps[-1].alpha_bar_prev == 1
+    for step, following in zip(sampler_steps, sampler_steps[1:], strict=False):
+        assert (step.t_prev, step.alpha_bar_prev) == (following.t, following.alpha_bar)
+    assert all(step.alpha_bar < step.alpha_bar_prev for step in sampler_steps)
     # where a level lies at a whole timestep it is the schedule's; cumprod and its inverse cost a few roundings
-    for leg in legs:
-        if leg.t == round(leg.t):
-            np.testing.assert_allclose(leg.alpha_bar, schedule.alphas_cumprod[round(leg.t)], rtol=1e-9)
+    for step in sampler_steps:
+        if step.t == round(step.t):
+            np.testing.assert_allclose(step.alpha_bar, schedule.alphas_cumprod[round(step.t)], rtol=1e-9)
 
 
-def test_without_a_clean_end_a_walk_ends_at_the_schedules_first_level():
-    way = noise_levels(LINEAR, 5, Sampler("ddim", clean_end=False))
-    *_, last = way.level_steps()
+def test_without_clean_end_the_last_level_is_the_schedules_first():
+    levels = noise_levels(LINEAR, 5, Sampler("ddim", clean_end=False))
+    *_, last = levels.sampler_steps()
     assert last.alpha_bar_prev == LINEAR.alphas_cumprod[0] < 1
 
 
 def test_karras_levels():
-    """Karras et al. 2022, eq. 5: an even walk in the seventh root, from sigma_max to sigma_min."""
+    """Karras et al. 2022, eq. 5: evenly spaced seventh roots, from sigma_max to sigma_min."""
     sigmas = karras(80.0, 0.002, 18)
     np.testing.assert_allclose(sigmas[[0, -1]], [80, 0.002], rtol=1e-12)
     np.testing.assert_allclose(np.diff(np.diff(sigmas ** (1 / 7))), 0, atol=1e-14)
-    way = noise_levels(LINEAR, 18, Sampler("euler", "linspace", karras=True))
-    alpha_bar = way.schedule.alphas_cumprod[::-1]
+    levels = noise_levels(LINEAR, 18, Sampler("euler", "linspace", karras=True))
+    alpha_bar = levels.schedule.alphas_cumprod[::-1]
     np.testing.assert_allclose(np.sqrt((1 - alpha_bar) / alpha_bar), karras(*sigmas_of(LINEAR)[[-1, 0]], 18), rtol=1e-9)
     # and t is where the schedule has that sigma
-    at = np.exp(np.interp(way.ts, np.arange(1000), np.log(sigmas_of(LINEAR))))
-    np.testing.assert_allclose(at, karras(*sigmas_of(LINEAR)[[-1, 0]], 18), rtol=1e-9)
+    sigma = np.exp(np.interp(levels.ts, np.arange(1000), np.log(sigmas_of(LINEAR))))
+    np.testing.assert_allclose(sigma, karras(*sigmas_of(LINEAR)[[-1, 0]], 18), rtol=1e-9)
 
 
 def test_sigma_stays_finite_at_zero_terminal_snr():
     schedule = rescale_zero_terminal_snr(linear_schedule(prediction_type="v_prediction"))
-    way = noise_levels(schedule, 3, Sampler("euler"))
-    assert np.sqrt(1 / way.schedule.alphas_cumprod[-1] - 1) == pytest.approx(4096, rel=1e-6)
+    levels = noise_levels(schedule, 3, Sampler("euler"))
+    assert np.sqrt(1 / levels.schedule.alphas_cumprod[-1] - 1) == pytest.approx(4096, rel=1e-6)
 
 
 def test_the_start_is_as_noisy_as_the_first_level():

@@ -1,4 +1,4 @@
-"""Reverse diffusion: the walks that `sample` takes, and what it refuses."""
+"""Reverse diffusion: the trajectories of `sample`, and what it refuses."""
 
 from itertools import pairwise
 
@@ -32,7 +32,7 @@ def zeros(x_t, t, cond=None):
 
 
 def oracle(schedule, x0):
-    """A model that knows x0: it tells exactly what is in x_t besides."""
+    """A model that knows x0 and so predicts the target exactly."""
 
     def model(x_t, t):
         eps = forward.eps_from_x0(schedule, x0, x_t, t)
@@ -41,23 +41,23 @@ def oracle(schedule, x0):
     return model
 
 
-# pndm is not among them: it adds up what an oracle says at several times.
-LED_BACK = [*((name, 0.0) for name in SAMPLERS if name != "pndm"), ("ddim", 1.0)]
+# without pndm, which combines an oracle's predictions at several timesteps
+EXACT_WITH_AN_ORACLE = [*((name, 0.0) for name in SAMPLERS if name != "pndm"), ("ddim", 1.0)]
 
 
-def finish(walk):
-    *_, (t, x_t, _) = walk
+def last_sample(trajectory):
+    *_, (t, x_t, _) = trajectory
     assert t == -1
     return x_t
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
-@pytest.mark.parametrize(("sampler", "eta"), LED_BACK)
+@pytest.mark.parametrize(("sampler", "eta"), EXACT_WITH_AN_ORACLE)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_an_oracle_is_led_back_to_the_very_picture(prediction_type, sampler, eta, steps):
+def test_with_an_oracle_sampling_ends_at_x0(prediction_type, sampler, eta, steps):
     schedule = linear_schedule(prediction_type=prediction_type)
     x0 = normal(0).clip(-1, 1)
-    walk = reverse.sample(
+    trajectory = reverse.sample(
         oracle(schedule, x0),
         schedule,
         SHAPE,
@@ -67,32 +67,32 @@ def test_an_oracle_is_led_back_to_the_very_picture(prediction_type, sampler, eta
     )
     # The last x_t is x0_hat, off by the rounding of x_t (2.4e-7) over sqrt(alpha_bar): 0.006 at the first step.
     atol = 5e-7 / np.sqrt(schedule.alphas_cumprod[-1]) if steps == 1 else 1e-6
-    np.testing.assert_allclose(finish(walk), x0, rtol=0, atol=atol)
+    np.testing.assert_allclose(last_sample(trajectory), x0, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("steps", [1, 20, 1000])
-@pytest.mark.parametrize(("sampler", "eta"), LED_BACK)
+@pytest.mark.parametrize(("sampler", "eta"), EXACT_WITH_AN_ORACLE)
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-def test_an_oracle_is_led_back_from_pure_noise(prediction_type, sampler, eta, steps):
+def test_with_an_oracle_sampling_from_pure_noise_ends_at_x0(prediction_type, sampler, eta, steps):
     schedule = rescale_zero_terminal_snr(cosine_schedule(1000, prediction_type))
     x0 = normal(0).clip(-1, 1)
     rng = np.random.default_rng(1)
-    walk = reverse.sample(oracle(schedule, x0), schedule, SHAPE, rng, steps, Sampler(sampler, eta=eta))
+    trajectory = reverse.sample(oracle(schedule, x0), schedule, SHAPE, rng, steps, Sampler(sampler, eta=eta))
     over_sigma = sampler not in ("ddpm", "ddim")  # which starts with 2^-24 in the place of alphas_cumprod = 0
     atol = 2.0**-12 * 5 if over_sigma and steps == 1 else 1e-6
-    np.testing.assert_allclose(finish(walk), x0, rtol=0, atol=atol)
+    np.testing.assert_allclose(last_sample(trajectory), x0, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5)])
 def test_sample_is_the_loop_over_single_steps(sampler, eta):
-    """The order of draws, x_T and then a z a step, and the meaning of what is yielded, spelt out."""
+    """The order of random numbers, x_T and then a z for each step, and the values yielded."""
 
     def model(x_t, t):
         assert t.shape == (2,) and t.dtype == np.int64
         return np.tanh(x_t) * (t[:, None, None, None] / 1000).astype(np.float32)
 
-    walks_rng, rng = np.random.default_rng(0), np.random.default_rng(0)
-    walk = list(reverse.sample(model, LINEAR, SHAPE, walks_rng, 7, Sampler(sampler, eta=eta)))
+    sample_rng, rng = np.random.default_rng(0), np.random.default_rng(0)
+    trajectory = list(reverse.sample(model, LINEAR, SHAPE, sample_rng, 7, Sampler(sampler, eta=eta)))
     ts = timesteps(1000, 7)
     x = rng.standard_normal(SHAPE, dtype=np.float32)
     for i, (t, t_prev) in enumerate(pairwise([*ts, -1])):
@@ -103,20 +103,20 @@ def test_sample_is_the_loop_over_single_steps(sampler, eta):
             x = p_sample(respace(LINEAR, ts), eps_hat, x, 6 - i, z, clip=1.0)
         else:
             x = ddim_step(LINEAR, eps_hat, x, t, t_prev, eta, z, clip=1.0)
-        reached, x_t, guess = walk[i]
-        assert reached == t_prev
-        # respace moves alphas_cumprod by 1e-13, so that now and then a weight rounds to its other neighbour.
+        t_reached, x_t, estimate = trajectory[i]
+        assert t_reached == t_prev
+        # respace moves alphas_cumprod by 1e-13, so that some coefficients round differently in float32.
         np.testing.assert_allclose(x_t, x, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(guess, x0_hat, rtol=0, atol=1e-5 / np.sqrt(LINEAR.alphas_cumprod[t]))
-    np.testing.assert_array_equal(walk[-1][1], walk[-1][2])  # the finished pictures are the last guess
-    assert walks_rng.bit_generator.state == rng.bit_generator.state  # and nothing more was drawn
+        np.testing.assert_allclose(estimate, x0_hat, rtol=0, atol=1e-5 / np.sqrt(LINEAR.alphas_cumprod[t]))
+    np.testing.assert_array_equal(trajectory[-1][1], trajectory[-1][2])  # the sample is the last x0_hat
+    assert sample_rng.bit_generator.state == rng.bit_generator.state  # and no other number was drawn
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 7, 1), (2, 5, 4, 3)])
-def test_any_shape_and_the_same_seed_the_same_pictures(sampler, shape):
+def test_any_shape_and_the_same_seed_the_same_images(sampler, shape):
     first, again, other = (
-        finish(reverse.sample(zeros, LINEAR, shape, np.random.default_rng(seed), 5, Sampler(sampler, clip=None)))
+        last_sample(reverse.sample(zeros, LINEAR, shape, np.random.default_rng(seed), 5, Sampler(sampler, clip=None)))
         for seed in (0, 0, 1)
     )
     assert first.shape == shape and first.dtype == np.float32
@@ -124,25 +124,27 @@ def test_any_shape_and_the_same_seed_the_same_pictures(sampler, shape):
     assert np.all(first != other)
 
 
-def test_a_walk_may_start_from_given_noise():
+def test_sampling_from_given_noise():
     x_T = normal(0)
-    given_ = finish(reverse.sample(zeros, LINEAR, SHAPE, np.random.default_rng(9), 5, x_T=x_T))
-    drawn = finish(reverse.sample(zeros, LINEAR, SHAPE, np.random.default_rng(0), 5))
+    given_ = last_sample(reverse.sample(zeros, LINEAR, SHAPE, np.random.default_rng(9), 5, x_T=x_T))
+    drawn = last_sample(reverse.sample(zeros, LINEAR, SHAPE, np.random.default_rng(0), 5))
     np.testing.assert_array_equal(given_, drawn)
 
 
-def test_pictures_end_in_range_unless_told_otherwise():
+def test_samples_are_clipped_by_default():
     rng = np.random.default_rng(0)
-    assert np.abs(finish(reverse.sample(zeros, LINEAR, SHAPE, rng, 5))).max() <= 1
-    assert np.abs(finish(reverse.sample(zeros, LINEAR, SHAPE, rng, 5, Sampler(clip=None)))).max() > 1
+    assert np.abs(last_sample(reverse.sample(zeros, LINEAR, SHAPE, rng, 5))).max() <= 1
+    assert np.abs(last_sample(reverse.sample(zeros, LINEAR, SHAPE, rng, 5, Sampler(clip=None)))).max() > 1
 
 
 def test_cond_reaches_the_model_only_if_there_is_one():
-    seen = []
+    received = []
     rng = np.random.default_rng(0)
-    finish(reverse.sample(lambda x_t, t: zeros(x_t, t), LINEAR, SHAPE, rng, 2))
-    finish(reverse.sample(lambda x_t, t, cond: seen.append(cond) or zeros(x_t, t), LINEAR, SHAPE, rng, 2, cond="cat"))
-    assert seen == ["cat", "cat"]
+    last_sample(reverse.sample(lambda x_t, t: zeros(x_t, t), LINEAR, SHAPE, rng, 2))
+    last_sample(
+        reverse.sample(lambda x_t, t, cond: received.append(cond) or zeros(x_t, t), LINEAR, SHAPE, rng, 2, cond="cat")
+    )
+    assert received == ["cat", "cat"]
 
 
 def test_a_model_may_return_tensors_and_leaves_no_tape():
@@ -152,11 +154,11 @@ def test_a_model_may_return_tensors_and_leaves_no_tape():
         assert not tensor._recording
         return tensor.Tensor(zeros(x_t, t), backend)
 
-    walk = reverse.sample(model, LINEAR, SHAPE, np.random.default_rng(0), 3)
-    next(walk)
+    trajectory = reverse.sample(model, LINEAR, SHAPE, np.random.default_rng(0), 3)
+    next(trajectory)
     assert tensor._recording  # between steps the caller may train
-    plain = finish(reverse.sample(zeros, LINEAR, SHAPE, np.random.default_rng(0), 3))
-    np.testing.assert_array_equal(finish(walk), plain)
+    plain = last_sample(reverse.sample(zeros, LINEAR, SHAPE, np.random.default_rng(0), 3))
+    np.testing.assert_array_equal(last_sample(trajectory), plain)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
-"""Beta schedules: the formulas, the tables, and the way to a diffusers configuration and back."""
+"""Beta schedules: the formulas and the tables."""
 
-import dataclasses
-import json
 import math
 
 import numpy as np
@@ -72,7 +70,7 @@ def test_sigmoid_is_geodiffs():
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_zero_terminal_snr_keeps_the_first_and_empties_the_last(make):
+def test_zero_terminal_snr_keeps_the_first_alpha_bar_and_zeroes_the_last(make):
     before = make(100, prediction_type="v_prediction")
     after = s.rescale_zero_terminal_snr(before)
     assert after.alphas_cumprod[-1] == 0 and s.snr(after, 99) == 0
@@ -92,7 +90,7 @@ def test_zero_terminal_snr_refuses_epsilon():
         s.rescale_zero_terminal_snr(s.linear_schedule(1, prediction_type="sample"))
 
 
-def test_respace_keeps_the_noise_of_the_timesteps_it_visits():
+def test_respace_keeps_alpha_bar_of_its_timesteps():
     schedule = s.cosine_schedule(1000, "v_prediction")
     short = s.respace(schedule, np.array([999, 500, 20, 0]))
     # 1 - beta is known to 1.1e-16 absolute, and is 1e-9 at the last.
@@ -110,21 +108,21 @@ def test_snr_of_ints_and_arrays():
 
 
 @pytest.mark.parametrize("t", [-1, 10, np.array([0, 10]), np.array([3, -1]), 0.5, np.array([1.0]), True])
-def test_a_t_that_is_no_step_is_refused(t):
+def test_a_t_out_of_range_is_refused(t):
     with pytest.raises(MinidiffError, match="t must be integers from 0 to 9"):
         s.snr(s.linear_schedule(10), t)
 
 
 @pytest.mark.parametrize("T", [0, -1, 1.5, True, "1000", None, math.nan, 10**12, 10**400])
 @pytest.mark.parametrize("make", ALL)
-def test_an_absurd_number_of_steps_is_refused(make, T):
+def test_an_invalid_number_of_timesteps_is_refused(make, T):
     with pytest.raises(MinidiffError, match="num_train_timesteps"):
         make(T)
 
 
 @pytest.mark.parametrize("beta", [0, 1, -0.1, math.nan, math.inf, "0.1", None, True, 10**400])
 @pytest.mark.parametrize("make", [s.linear_schedule, s.scaled_linear_schedule, s.sigmoid_schedule])
-def test_an_absurd_beta_is_refused(make, beta):
+def test_an_invalid_beta_is_refused(make, beta):
     with pytest.raises(MinidiffError, match="beta_start and beta_end"):
         make(10, beta, 0.02)
     with pytest.raises(MinidiffError, match="beta_start and beta_end"):
@@ -147,7 +145,7 @@ def test_an_absurd_beta_is_refused(make, beta):
         ([0.99] * 200, "does not fall at t = 16"),  # 0.01^162 is below the smallest float64
     ],
 )
-def test_betas_that_make_no_schedule_are_refused(betas, message):
+def test_invalid_betas_are_refused(betas, message):
     with pytest.raises(MinidiffError, match=message):
         s.Schedule(np.array(betas), "sample")
 
@@ -156,94 +154,3 @@ def test_betas_that_make_no_schedule_are_refused(betas, message):
 def test_an_unknown_prediction_type_is_refused(prediction_type):
     with pytest.raises(MinidiffError, match="prediction_type .* epsilon, sample, v_prediction"):
         s.linear_schedule(10, prediction_type=prediction_type)
-
-
-SCHEDULES = [
-    s.linear_schedule(),
-    s.linear_schedule(7, 0.001, 0.3, "sample"),
-    s.scaled_linear_schedule(prediction_type="v_prediction"),
-    s.cosine_schedule(50),
-    s.Schedule(np.array([0.1, 0.25, 0.123456789])),
-    s.rescale_zero_terminal_snr(s.scaled_linear_schedule(100, prediction_type="v_prediction")),
-]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: f"{schedule.name}-{len(schedule)}")
-def test_a_configuration_gives_the_very_schedule_back(schedule):
-    config = json.loads(json.dumps(s.schedule_to_config(schedule)))
-    again = s.schedule_from_config(config)
-    for field in dataclasses.fields(s.Schedule):
-        np.testing.assert_array_equal(getattr(again, field.name), getattr(schedule, field.name))
-    assert ("trained_betas" in config) == (schedule.name == "trained")
-
-
-def test_a_rule_that_only_one_scheduler_knows_is_written_in_full():
-    schedule = s.sigmoid_schedule(50, 0.01, 0.2)
-    again = s.schedule_from_config(json.loads(json.dumps(s.schedule_to_config(schedule))))
-    assert again.name == "trained"
-    np.testing.assert_array_equal(again.betas, schedule.betas)
-
-
-def test_what_diffusers_takes_for_keys_that_are_absent():
-    """Of our own configurations, which name no class, nothing may be absent."""
-    schedule = s.schedule_from_config({"_class_name": "DDIMScheduler"})
-    np.testing.assert_array_equal(schedule.betas, s.linear_schedule().betas)
-    schedule = s.schedule_from_config({"_class_name": "HeunDiscreteScheduler"})
-    np.testing.assert_array_equal(schedule.betas, s.linear_schedule(1000, 0.00085, 0.012).betas)
-    with pytest.raises(MinidiffError, match="beta_schedule None"):
-        s.schedule_from_config({})
-
-
-def test_a_configuration_may_ask_for_zero_terminal_snr():
-    config = s.schedule_to_config(s.linear_schedule(20, prediction_type="v_prediction"))
-    schedule = s.schedule_from_config(config | {"rescale_betas_zero_snr": True})
-    assert schedule.alphas_cumprod[-1] == 0 and schedule.name == "trained"
-
-
-def test_an_old_configuration_without_prediction_type_means_epsilon():
-    config = {"num_train_timesteps": 5, "beta_schedule": "linear", "beta_start": 0.1, "beta_end": 0.2}
-    assert s.schedule_from_config(config).prediction_type == "epsilon"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'.*squaredcos_cap_v2"),
-        ({"beta_schedule": "trained"}, "beta_schedule 'trained'"),
-        ({"beta_schedule": None}, "beta_schedule None"),
-        ({"beta_schedule": ["linear"]}, "beta_schedule"),
-        ({"num_train_timesteps": "1000"}, "num_train_timesteps"),
-        ({"num_train_timesteps": 1e3}, "num_train_timesteps"),
-        ({"num_train_timesteps": 10**15}, "num_train_timesteps"),
-        ({"num_train_timesteps": [10]}, "num_train_timesteps"),
-        ({"beta_start": None}, "beta_start"),
-        ({"beta_end": "0.02"}, "beta_end"),
-        ({"beta_end": math.nan}, "beta_end"),
-        ({"beta_start": [0.1]}, "beta_start"),
-        ({"prediction_type": "flow"}, "prediction_type 'flow'"),
-        ({"prediction_type": None}, "prediction_type None"),
-        ({"variance_type": "learned_range"}, "variance_type 'learned_range'"),
-        ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr"),
-        ({"rescale_betas_zero_snr": True}, "'epsilon'"),
-        ({"trained_betas": "0.1"}, "trained_betas"),
-        ({"trained_betas": {}}, "trained_betas"),
-        ({"trained_betas": [0.1, "0.2"]}, "trained_betas"),
-        ({"trained_betas": [0.1, [0.2]]}, "trained_betas"),
-        ({"trained_betas": [0.1, True]}, "trained_betas"),
-        ({"trained_betas": [0.1, math.nan]}, "trained_betas"),
-        ({"trained_betas": [0.1, 10**400]}, "trained_betas"),
-        ({"trained_betas": [0.1, 0.2]}, "2 entries, but num_train_timesteps is 10"),
-        ({"trained_betas": []}, "0 entries"),
-    ],
-)
-def test_a_configuration_that_cannot_be_is_refused_in_one_line(change, message):
-    config = s.schedule_to_config(s.linear_schedule(10)) | change
-    with pytest.raises(MinidiffError, match=message) as error:
-        s.schedule_from_config(config)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 250
-
-
-@pytest.mark.parametrize("config", [None, [], "linear", 3])
-def test_a_configuration_must_be_an_object(config):
-    with pytest.raises(MinidiffError, match="keys and values"):
-        s.schedule_from_config(config)

@@ -16,7 +16,7 @@ def normal(seed, shape=SHAPE):
 
 
 @pytest.mark.parametrize("t", [1, 500, 999])
-def test_p_sample_draws_from_the_posterior_when_the_noise_is_known(t):
+def test_p_sample_with_the_exact_noise_samples_the_posterior(t):
     x0, eps, z = normal(0).clip(-1, 1), normal(1), normal(2)
     x_t = forward.q_sample(LINEAR, x0, t, eps)
     mean, variance = forward.q_posterior(LINEAR, x0, x_t, t)
@@ -36,7 +36,7 @@ def test_p_sample_is_equation_11():
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_the_last_steps_take_no_noise(variance):
+def test_the_last_step_adds_no_noise(variance):
     eps_hat, x_t = normal(0), normal(1)
     noisy, plain = (steps.p_sample(LINEAR, eps_hat, x_t, 0, z, variance) for z in (normal(2), 0.0))
     np.testing.assert_array_equal(noisy, plain)
@@ -45,8 +45,8 @@ def test_the_last_steps_take_no_noise(variance):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_step_goes_anywhere_earlier_and_keeps_the_noise_level(eta):
-    """From x0 and eps known, x at t_prev is a mixture whose noise, old and fresh, has variance 1 - alpha_bar."""
+def test_ddim_step_to_any_earlier_t_has_its_noise_level(eta):
+    """With the exact eps, the noise in x at t_prev, from eps and z, has variance 1 - alpha_bar."""
     x0, eps, z = normal(0), normal(1), normal(2)
     for t, t_prev in [(999, 998), (999, 0), (999, -1), (500, 123), (1, 0), (0, -1)]:
         x_t = forward.q_sample(LINEAR, x0, t, eps)
@@ -61,12 +61,12 @@ def test_ddim_step_goes_anywhere_earlier_and_keeps_the_noise_level(eta):
 
 
 @pytest.mark.parametrize("T", [2, 3, 10, 100])
-def test_from_pure_noise_all_noise_becomes_fresh(T):
-    """With eta 1 at zero terminal SNR nothing of eps stays: 1 - alpha_bar_prev - sigma^2 is 0, or just below."""
+def test_from_pure_noise_with_eta_1_all_noise_is_fresh(T):
+    """With eta 1 at zero terminal SNR the coefficient of eps is 0: 1 - alpha_bar_prev - sigma^2 is 0, or just below."""
     schedule = rescale_zero_terminal_snr(linear_schedule(T, prediction_type="sample"))
     x0, z = normal(0), normal(2)
     x_prev = steps.ddim_step(schedule, x0, normal(1), T - 1, T - 2, 1.0, z)
-    # What stays of eps is the root of a rounding error: 1e-8.
+    # That coefficient is the root of a rounding error: 1e-8.
     np.testing.assert_allclose(x_prev, forward.q_sample(schedule, x0, T - 2, z), rtol=0, atol=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_steps_stay_float32():
     assert steps.ddim_step(*args, 400, np.float64(0.5), normal(2)).dtype == np.float32
 
 
-def test_what_a_step_refuses():
+def test_invalid_arguments_are_refused():
     args = LINEAR, normal(0), normal(1)
     with pytest.raises(MinidiffError, match="variance 'learned'"):
         steps.p_sample(*args, 5, 0.0, "learned")

@@ -103,8 +103,8 @@ def test_drawing_nothing_draws_nothing():
 
 # --- as an rng of this library
 
-# randn_tensor((2, 3, 4, 4)) of diffusers, from seed 0: what it says at the first picture's top left corner, at
-# the second's pixel (3, 2), and there again in the next draw
+# randn_tensor((2, 3, 4, 4)) of diffusers, from seed 0: the first image's top left corner, the second image's pixel
+# (3, 2), and that pixel again in the next call
 CORNER, PIXEL, NEXT_PIXEL = (
     [-1.12583983, -1.35265374, -0.613583088],
     [1.81972528, -0.140671432, 0.0335318595],
@@ -112,7 +112,7 @@ CORNER, PIXEL, NEXT_PIXEL = (
 )
 
 
-def test_pictures_are_drawn_as_diffusers_draws_them():
+def test_images_are_those_of_randn_tensor():
     generator = torch_generator(0)
     noise, next_noise = (generator.standard_normal((2, 4, 4, 3), dtype=np.float32) for _ in range(2))
     assert noise.dtype == np.float32 and noise.shape == (2, 4, 4, 3) and noise.flags.c_contiguous
@@ -121,20 +121,20 @@ def test_pictures_are_drawn_as_diffusers_draws_them():
     np.testing.assert_allclose(next_noise[1, 3, 2], NEXT_PIXEL, **RANDN)
 
 
-def test_what_is_no_picture_is_drawn_in_plain_order():
+def test_other_shapes_are_drawn_in_memory_order():
     np.testing.assert_allclose(torch_generator(0).standard_normal((1, 2, 8)).ravel(), BLOCK, **RANDN)
 
 
-def test_a_walk_starts_from_the_noise_of_diffusers():
-    seen = []
+def test_sampling_starts_from_the_noise_of_diffusers():
+    inputs = []
 
     def model(x_t, t):
-        seen.append(x_t)
+        inputs.append(x_t)
         return np.zeros_like(x_t)
 
     next(md.sample(model, md.linear_schedule(), (2, 4, 4, 3), torch_generator(0)))
-    np.testing.assert_allclose(seen[0][0, 0, 0], CORNER, **RANDN)
-    np.testing.assert_allclose(seen[0][1, 3, 2], PIXEL, **RANDN)
+    np.testing.assert_allclose(inputs[0][0, 0, 0], CORNER, **RANDN)
+    np.testing.assert_allclose(inputs[0][1, 3, 2], PIXEL, **RANDN)
 
 
 # --- what is refused

@@ -1,4 +1,4 @@
-"""EDM and rectified flow against diffusers' schedulers and torch: walks, losses, and a run's folder."""
+"""EDM and rectified flow against diffusers' schedulers and torch: trajectories, losses, and a run's folder."""
 
 import diffusers
 import numpy as np
@@ -7,12 +7,13 @@ import torch
 
 import minidiff as md
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.sampler import Sampler, sampler_from_config
-from minidiff.diffusion.schedule import linear_schedule, schedule_from_config, schedule_to_config
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import linear_schedule
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import mul
 from minidiff.engine.tensor import Tensor
 from minidiff.formats.networks import save_pipeline
+from minidiff.formats.schedulers import sampler_from_config, schedule_from_config, schedule_to_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 SHAPE = (2, 6, 6, 3)
@@ -20,39 +21,39 @@ CLASSES = {"EDMEulerScheduler": md.EDM(), "FlowMatchEulerDiscreteScheduler": md.
 
 
 def network(x, t):
-    """Any function of what a network is shown."""
+    """Any function of a network's input."""
     return (np.sin(3 * x) * (0.5 + np.asarray(t, np.float32).reshape(-1, 1, 1, 1) / 2000)).astype(np.float32)
 
 
-def walk_of_diffusers(scheduler, ask, noise, steps):
+def sample_of_diffusers(scheduler, predict, noise, steps):
     """The loop of diffusers' documentation, NCHW."""
     scheduler.set_timesteps(steps)
     x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
-        shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(ask(shown, t), t, x).prev_sample
+        network_input = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(predict(network_input, t), t, x).prev_sample
     return x
 
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("steps", [1, 7, 30])
-def test_walks_are_diffusers(name, steps):
-    """Both in float32. Theirs rounds x, which in EDM begins with numbers of 4 x 80: 2e-5, and then the steps' own."""
+def test_samples_are_diffusers(name, steps):
+    """Both in float32. Theirs rounds x, which in EDM begins with values of 4 x 80: 2e-5, and then the steps' own."""
     schedule = CLASSES[name]
     scheduler = getattr(diffusers, name).from_config(schedule_to_config(schedule))
     noise = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
-    way = sampler_from_config(schedule_to_config(schedule))
-    *_, (_, x_0, _) = sample(md.as_model(network, schedule), schedule, SHAPE, None, steps, way, x_T=noise)
+    sampler = sampler_from_config(schedule_to_config(schedule))
+    *_, (_, x_0, _) = sample(md.as_model(network, schedule), schedule, SHAPE, None, steps, sampler, x_T=noise)
 
-    def ask(x, t):
+    def predict(x, t):
         return torch.from_numpy(network(x.numpy(), np.full(len(x), t.item())))
 
-    theirs = walk_of_diffusers(scheduler, ask, torch.from_numpy(noise), steps).numpy()
+    theirs = sample_of_diffusers(scheduler, predict, torch.from_numpy(noise), steps).numpy()
     np.testing.assert_allclose(x_0, theirs, rtol=0, atol={"EDMEulerScheduler": 6e-5}.get(name, 6e-6))
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_folder_is_walked_alike(name, tmp_path):
+def test_a_folder_is_sampled_alike(name, tmp_path):
     schedule = CLASSES[name]
     unet = md.UNet(md.default_config((8, 8, 3), width=8), np.random.default_rng(0), "numpy")
     md.save_unet(unet, tmp_path / "unet")
@@ -61,13 +62,13 @@ def test_a_folder_is_walked_alike(name, tmp_path):
     scheduler = getattr(diffusers, name).from_pretrained(tmp_path, subfolder="scheduler")
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 3), dtype=np.float32)
     with torch.no_grad():
-        walked = walk_of_diffusers(
+        expected = sample_of_diffusers(
             scheduler, lambda x, t: theirs(x, t).sample, torch.from_numpy(noise).permute(0, 3, 1, 2), 10
         )
     assert schedule_from_config(schedule_to_config(schedule)) == md.load_schedule(tmp_path)
     model = md.as_model(md.load_unet(tmp_path, "numpy"), md.load_schedule(tmp_path))
     *_, (_, x_0, _) = sample(model, schedule, noise.shape, None, 10, md.load_sampler(tmp_path), x_T=noise)
-    np.testing.assert_allclose(x_0, walked.permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(x_0, expected.permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-4)
     assert md.load_sampler(tmp_path) == Sampler("euler", clip=None)
 
 
@@ -78,7 +79,7 @@ def papers_loss(objective, scale, x0, eps, t):
         x, total = x0 + t * eps, t**2 + 0.25
         D = 0.25 / total * x + 0.5 * t / total.sqrt() * (scale * x / total.sqrt())
         return (total / (0.5 * t) ** 2 * (D - x0) ** 2).mean()
-    if objective == "flow":  # Liu et al. 2022, eq. 1
+    if objective == "flow":  # Liu et al. 2022, eq. 1, with time reversed
         return ((scale * ((1 - t) * x0 + t * eps) - (eps - x0)) ** 2).mean()
     alpha_bar = torch.tensor(linear_schedule().alphas_cumprod)[t]
     x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps

@@ -1,8 +1,8 @@
 """Schedules, forward diffusion and single and many reverse steps against diffusers' schedulers.
 
-Arrays go to torch as they are, (N, H, W, C): schedulers work number by number. Tables are compared first;
-then our float64 ones replace diffusers' float32 ones, whose rounding (1e-6, and 1e-4 over a whole walk) would
-hide small mistakes in the steps. One walk is compared with diffusers as it is.
+Arrays go to torch as they are, (N, H, W, C): schedulers work elementwise. Tables are compared first;
+then our float64 ones replace diffusers' float32 ones, whose rounding (1e-6, and 1e-4 over a whole trajectory) would
+hide small mistakes in the steps. One trajectory is compared with unmodified diffusers.
 """
 
 import json
@@ -22,11 +22,10 @@ from minidiff.diffusion.schedule import (
     rescale_zero_terminal_snr,
     respace,
     scaled_linear_schedule,
-    schedule_from_config,
-    schedule_to_config,
     sigmoid_schedule,
 )
 from minidiff.diffusion.steps import ddim_step, p_sample
+from minidiff.formats.schedulers import schedule_from_config, schedule_to_config
 
 ULP = 2.0**-24  # half a unit in the last place of float32, relative
 SHAPE = (2, 3, 5, 1)
@@ -95,7 +94,7 @@ def test_diffusers_reads_our_configuration_and_we_read_its(make, tmp_path):
 @pytest.mark.parametrize("T", [1, 2, 10, 1000])
 def test_timesteps_are_those_of_linspace(T):
     scheduler = DDPMScheduler(T, timestep_spacing="linspace")
-    assert timesteps(T, 1, "linspace").tolist() == [T - 1]  # where diffusers would visit t = 0, which has no noise
+    assert timesteps(T, 1, "linspace").tolist() == [T - 1]  # where diffusers has t = 0, which has almost no noise
     for steps in range(2, T + 1):
         scheduler.set_timesteps(steps)
         ours = timesteps(T, steps, "linspace")
@@ -195,38 +194,38 @@ def toy_model(x_t, t):
     return (np.sin(x_t) * (0.5 + np.asarray(t).reshape(-1, 1, 1, 1) / 2000)).astype(np.float32)
 
 
-def walk_both(schedule, scheduler, steps):
-    """Both ddpm walks from the same noise: yields t, then ours and theirs of x_t, and of x0_hat."""
+def both_trajectories(schedule, scheduler, steps):
+    """Both ddpm trajectories from the same noise: yields t, then ours and theirs of x_t, and of x0_hat."""
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=generator)
-    walk = reverse.sample(toy_model, schedule, SHAPE, TorchNoise(0), steps=steps, sampler="ddpm")
-    for t, (t_reached, x_t, x0_hat) in zip(scheduler.timesteps, walk, strict=True):
+    trajectory = reverse.sample(toy_model, schedule, SHAPE, TorchNoise(0), steps=steps, sampler="ddpm")
+    for t, (t_reached, x_t, x0_hat) in zip(scheduler.timesteps, trajectory, strict=True):
         eps_hat = torch.from_numpy(toy_model(x.numpy(), t))
-        x, guess = scheduler.step(eps_hat, t, x, generator, return_dict=False)
+        x, estimate = scheduler.step(eps_hat, t, x, generator, return_dict=False)
         assert t_reached == scheduler.previous_timestep(t)
-        yield int(t), (x_t, x.numpy()), (x0_hat, guess.numpy())
+        yield int(t), (x_t, x.numpy()), (x0_hat, estimate.numpy())
 
 
-def walk_tolerance(steps):
-    """Every step rounds numbers below 4 about three times; steps add up at random."""
+def trajectory_tolerance(steps):
+    """Every step rounds values below 4 about three times; their errors add up at random."""
     return 3 * 4 * ULP * np.sqrt(steps)
 
 
 @pytest.mark.parametrize("steps", [10, 50, 1000])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_whole_ddpm_walk(prediction_type, steps):
+def test_whole_ddpm_trajectory(prediction_type, steps):
     schedule = linear_schedule(prediction_type=prediction_type)
-    atol = walk_tolerance(steps)
-    for t, x_t, x0_hat in walk_both(schedule, theirs(DDPMScheduler, schedule), steps):
+    atol = trajectory_tolerance(steps)
+    for t, x_t, x0_hat in both_trajectories(schedule, theirs(DDPMScheduler, schedule), steps):
         np.testing.assert_allclose(*x_t, rtol=0, atol=atol)
         np.testing.assert_allclose(*x0_hat, rtol=0, atol=atol / np.sqrt(schedule.alphas_cumprod[t]))
 
 
-def test_whole_ddpm_walk_with_diffusers_as_it_is():
+def test_whole_ddpm_trajectory_of_unmodified_diffusers():
     schedule = linear_schedule()
     scheduler = theirs(DDPMScheduler, schedule, exact=False)
-    *_, (_, x_t, _) = walk_both(schedule, scheduler, 1000)
+    *_, (_, x_t, _) = both_trajectories(schedule, scheduler, 1000)
     # Its beta is 1 - alpha_bar / alpha_bar_prev in float32, off by 1.2e-7. Near the end, where beta is 1e-4, that moves
     # sigma by 6e-6 and x_t by 2.4e-5 (z < 4); some fifty such steps add up at random to seven times that.
     np.testing.assert_allclose(*x_t, rtol=0, atol=7 * 2.4e-5)
@@ -234,8 +233,8 @@ def test_whole_ddpm_walk_with_diffusers_as_it_is():
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [10, 50])
-def test_whole_ddim_walk(steps, eta):
-    """Over diffusers' own timesteps, those of "leading": the only ones for which it knows the step before."""
+def test_whole_ddim_trajectory(steps, eta):
+    """Over diffusers' own timesteps, those of "leading": the only ones where its rule t - T // steps gives the next."""
     schedule = linear_schedule()
     scheduler = theirs(DDIMScheduler, schedule, timestep_spacing="leading")
     scheduler.set_timesteps(steps)
@@ -247,4 +246,4 @@ def test_whole_ddim_walk(steps, eta):
         eps_hat = torch.from_numpy(toy_model(x.numpy(), t))
         x = scheduler.step(eps_hat, t, x, eta=eta, variance_noise=torch.from_numpy(z)).prev_sample
         x_t = ddim_step(schedule, toy_model(x_t, t), x_t, t, t_prev, eta, z, clip=1.0)
-        np.testing.assert_allclose(x_t, x.numpy(), rtol=0, atol=walk_tolerance(steps))
+        np.testing.assert_allclose(x_t, x.numpy(), rtol=0, atol=trajectory_tolerance(steps))

@@ -19,8 +19,8 @@ DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 # Blocks, float64: logarithm, root, sine and product, each off by at most four times 1.1e-16, of numbers up to 8.6.
 BLOCKS = {np.float32: 5e-7 if AVX2 else 5e-6, np.float64: 2e-14}
-# Fewer than sixteen: float64 on both sides, each step off by one unit at most: log1p (halved by the root), root, sine,
-# product. After rounding to float32 the two may lie on either side of a boundary.
+# Fewer than sixteen: float64 on both sides, each step off by one unit at most: log1p (of whose error the
+# root leaves 1/2), root, sine, product. After rounding to float32 the two may lie on either side of a boundary.
 FEW_ULP = {np.float32: 1, np.float64: 6}
 
 
@@ -111,13 +111,13 @@ def test_any_calls_in_any_order(seed, sequence):
     both = Both(seed)
     for name, *arguments in sequence:
         getattr(both, name)(*arguments)
-    both.randn((1,))  # nothing but what torch has kept is kept
-    both.rand((1,))  # and both have drawn as many words
+    both.randn((1,))  # the kept normal number is that of torch
+    both.rand((1,))  # and both have used as many words
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(1, 1, 2, 3), (2, 8, 8, 3), (3, 7, 5, 4)])  # N, H, W, C
-def test_pictures_are_those_of_randn_tensor(shape, seed):
+def test_images_are_those_of_randn_tensor(shape, seed):
     N, H, W, C = shape
     ours, theirs = torch_generator(seed), torch.Generator().manual_seed(seed)
     for _ in range(2):

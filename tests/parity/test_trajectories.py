@@ -1,9 +1,9 @@
-"""Whole walks of all seven samplers against diffusers' schedulers, from the same noise.
+"""Whole trajectories of all seven samplers against diffusers' schedulers, from the same noise.
 
-Both ask the same deterministic model and draw the same z. What is compared is x_t after every step, as the rms of
+Both have the same deterministic model and the same z. What is compared is x_t after every step, as the rms of
 the difference over the rms of diffusers' x_t. Twice: with diffusers' float32 coefficients given to us (the twins
 below), where only the arithmetic of the steps is left to differ, and with our own float64 tables. Where diffusers
-leaves the papers, and we do not, samplers that are as_diffusers are compared, from the folder of its scheduler.
+differs from the papers, and we do not, samplers that are as_diffusers are compared, from the folder of its scheduler.
 """
 
 import sys
@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from minidiff.diffusion import noise_levels, reverse
-from minidiff.diffusion.sampler import SAMPLERS, sampler_from_config
-from minidiff.diffusion.schedule import respace, schedule_from_config
+from minidiff.diffusion.sampler import SAMPLERS
+from minidiff.diffusion.schedule import respace
 from minidiff.formats.networks import load_sampler, load_schedule
+from minidiff.formats.schedulers import sampler_from_config, schedule_from_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 SHAPE = (2, 6, 6, 3)
@@ -30,8 +31,8 @@ BETAS = {
 }
 V = {"prediction_type": "v_prediction"}
 
-# Every scheduler in every setting that is built here: diffusers' class, its settings, the betas.
-WALKS = {
+# Every scheduler in every supported setting: diffusers' class, its settings, the betas.
+SETTINGS = {
     "ddpm": ("DDPMScheduler", {}, "linear"),
     "ddpm, fixed_large, no clipping": (
         "DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, "linear"),
@@ -74,7 +75,7 @@ def toy_model(x_t, t):
 
 
 class Noise:
-    """The same noise for both sides, in the order in which it is asked for; what was drawn last is kept."""
+    """The same noise for both sides, in the same order; the last one is kept."""
 
     def __init__(self):
         self.rng = np.random.default_rng(7)
@@ -87,14 +88,14 @@ class Noise:
 
 
 def scheduler_of(name, spacing, **settings):
-    kind, chosen, betas = (WALKS | ALSO_AS_DIFFUSERS)[name]
+    class_name, chosen, betas = (SETTINGS | ALSO_AS_DIFFUSERS)[name]
     settings = BETAS[betas] | chosen | settings | {"timestep_spacing": spacing}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that a class does not know
-        return getattr(diffusers, kind).from_config(settings)
+        return getattr(diffusers, class_name).from_config(settings)
 
 
-def their_walk(scheduler, steps, monkeypatch, noise=None, **extras):
+def their_trajectory(scheduler, steps, monkeypatch, noise=None, **extras):
     """x_t after every step, as a variance-preserving x_t whatever the scheduler's own scale. extras go to its step."""
     noise = noise or Noise()
     for name in ("ddpm", "ddim", "euler_ancestral_discrete"):
@@ -108,10 +109,10 @@ def their_walk(scheduler, steps, monkeypatch, noise=None, **extras):
         x_t = scheduler.scale_model_input(x, t)
         x = scheduler.step(torch.from_numpy(toy_model(x_t.numpy(), t)), t, x, return_dict=False, **extras)[0]
         states.append(x.numpy() if sigmas is None else (x / (sigmas[k + 1] ** 2 + 1) ** 0.5).numpy())
-    kind = type(scheduler).__name__
-    if kind == "HeunDiscreteScheduler":  # two calls a step, but one for the last
+    class_name = type(scheduler).__name__
+    if class_name == "HeunDiscreteScheduler":  # two calls a step, but one for the last
         states = states[1::2] + states[-1:]
-    if kind == "PNDMScheduler" and steps > 1:  # the first step is tried before it is taken
+    if class_name == "PNDMScheduler" and steps > 1:  # the first step is repeated
         states = states[1:]
     return states
 
@@ -121,12 +122,12 @@ def distances(states, theirs):
     return [np.sqrt(np.mean((a - b) ** 2) / np.mean(np.square(b))) for a, b in zip(states, theirs, strict=True)]
 
 
-def our_walk(schedule, sampler, steps, noise=None):
+def our_trajectory(schedule, sampler, steps, noise=None):
     return [x_t for _, x_t, _ in reverse.sample(toy_model, schedule, SHAPE, noise or Noise(), steps, sampler)]
 
 
 def set_table(schedule, **tables):
-    """Put other numbers in the place of a schedule's own."""
+    """Replace a schedule's own tables."""
     for name, table in tables.items():
         object.__setattr__(schedule, name, table)
 
@@ -156,11 +157,11 @@ def both(name, spacing, steps, monkeypatch):
     scheduler = scheduler_of(name, spacing)
     config = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
     schedule, sampler = schedule_from_config(config), sampler_from_config(config)
-    theirs = their_walk(scheduler, steps, monkeypatch)
-    own = our_walk(schedule, sampler, steps)
+    theirs = their_trajectory(scheduler, steps, monkeypatch)
+    own = our_trajectory(schedule, sampler, steps)
     if sampler.name == "ddpm":
         monkeypatch.setattr(noise_levels, "respace", ddpm_twin)
-    twin = our_walk(with_their_tables(schedule, scheduler), sampler, steps)
+    twin = our_trajectory(with_their_tables(schedule, scheduler), sampler, steps)
     return twin, own, theirs
 
 
@@ -170,7 +171,7 @@ def differs_on_purpose(name, spacing, steps):
 
 
 def limits(name):
-    """How far a walk may be from diffusers': in its own coefficients, and in ours of float64."""
+    """How far a trajectory may be from diffusers': in its own coefficients, and in ours of float64."""
     if name == "euler, zero SNR":
         # It begins at sigma = 4096, where diffusers keeps x0 + sigma eps in float32. The first step takes that to
         # sigma = 15 or so: 4096 / 15 roundings of 6e-8, two or three of them.
@@ -178,8 +179,8 @@ def limits(name):
     return 1e-5, 5e-4 if name.startswith("ddpm") else 1e-4
 
 
-# Twice the distances that docs/samplers.md tells of: in diffusers' coefficients, and in ours of float64.
-TOLD = {
+# Twice the distances in docs/samplers.md: in diffusers' coefficients, and in ours of float64.
+DOCUMENTED = {
     "ddpm": (1.2e-6, 1e-5), "ddim": (1.2e-6, 2.4e-5), "pndm": (3e-6, 3.2e-6), "euler": (9.2e-6, 2.4e-5),
     "euler_ancestral": (1.5e-6, 3e-6), "heun": (1e-5, 1.5e-5), "dpmpp_2m": (2.2e-6, 9.2e-6),
 }  # fmt: skip
@@ -187,7 +188,7 @@ TOLD = {
 
 AS_DIFFUSERS = [
     (name, steps, spacing)
-    for name in WALKS
+    for name in SETTINGS
     for steps in (4, 14, 15, 30, 50)  # DPM-Solver++ ends in another way from 15 on
     for spacing in SPACINGS
     if not differs_on_purpose(name, spacing, steps)
@@ -195,28 +196,28 @@ AS_DIFFUSERS = [
 
 
 @pytest.mark.parametrize(("name", "steps", "spacing"), AS_DIFFUSERS)
-def test_every_walk(name, steps, spacing, monkeypatch):
+def test_every_setting(name, steps, spacing, monkeypatch):
     twin, own, theirs = both(name, spacing, steps, monkeypatch)
     if "fixed_large" in name and spacing == "trailing":
         twin, own, theirs = twin[:-1], own[:-1], theirs[:-1]  # see test_the_last_step_is_without_noise
-    of_twin, of_own = limits(name) if name == "euler, zero SNR" else TOLD[sampler_of(name)]
-    assert max(distances(twin, theirs)) <= of_twin
-    assert max(distances(own, theirs)) <= of_own
+    limit_twin, limit_own = limits(name) if name == "euler, zero SNR" else DOCUMENTED[sampler_of(name)]
+    assert max(distances(twin, theirs)) <= limit_twin
+    assert max(distances(own, theirs)) <= limit_own
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddpm, v", "ddim", "pndm", "heun", "dpm++ 2m"])
 def test_a_thousand_steps(name, monkeypatch):
     steps = T - 1 if name.startswith("dpm") else T  # it takes one timestep more than steps
     twin, own, theirs = both(name, "leading", steps, monkeypatch)
-    of_twin, of_own = limits(name)
-    assert max(distances(twin, theirs)) <= of_twin
-    assert max(distances(own, theirs)) <= of_own
+    limit_twin, limit_own = limits(name)
+    assert max(distances(twin, theirs)) <= limit_twin
+    assert max(distances(own, theirs)) <= limit_own
 
 
 # Beside those above, settings that only matter where diffusers is followed to the letter.
 ALSO_AS_DIFFUSERS = {
     "ddim, eta 1": ("DDIMScheduler", {"clip_sample": False}, "linear"),
-    "pndm, v, zero SNR": (  # which it passes over, as heun does
+    "pndm, v, zero SNR": (  # which it ignores, as heun does
         "PNDMScheduler", {"skip_prk_steps": True, "rescale_betas_zero_snr": True} | V, "stable diffusion"),
     "heun, v, zero SNR": ("HeunDiscreteScheduler", {"rescale_betas_zero_snr": True} | V, "linear"),
 }  # fmt: skip
@@ -226,7 +227,7 @@ def as_diffusers_limit(name, sampler, steps):
     """A few steps begin with one from sigma = 157, or 4096 at zero SNR, and take as many roundings of 6e-8 along."""
     if name == "euler, zero SNR":
         return 5e-4
-    return TOLD[sampler][1] if 6 <= steps <= 50 else limits(name)[1]  # many steps add theirs up
+    return DOCUMENTED[sampler][1] if 6 <= steps <= 50 else limits(name)[1]  # many steps add theirs up
 
 
 def check_as_diffusers(name, spacing, steps, folder, monkeypatch):
@@ -236,15 +237,15 @@ def check_as_diffusers(name, spacing, steps, folder, monkeypatch):
     eta = 1.0 if "eta 1" in name else 0.0
     sampler = replace(load_sampler(folder), as_diffusers=True, eta=eta)
     noise, same_noise = Noise(), Noise()
-    theirs = their_walk(scheduler, steps, monkeypatch, noise, **({"eta": eta} if eta else {}))
-    own = our_walk(load_schedule(folder, sampler), sampler, steps, same_noise)
+    theirs = their_trajectory(scheduler, steps, monkeypatch, noise, **({"eta": eta} if eta else {}))
+    own = our_trajectory(load_schedule(folder, sampler), sampler, steps, same_noise)
     assert max(distances(own, theirs)) <= as_diffusers_limit(name, sampler.name, steps), steps
     assert noise.count == same_noise.count  # or the next images of the seed would differ
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("name", WALKS | ALSO_AS_DIFFUSERS)
-def test_every_walk_as_diffusers(name, spacing, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", SETTINGS | ALSO_AS_DIFFUSERS)
+def test_every_setting_as_diffusers(name, spacing, tmp_path, monkeypatch):
     for steps in (1, 2, 3, 6, 7, 13, 30, 50):
         if (name, spacing, steps) == ("heun, clipping, karras", "linspace", 2):
             continue  # one step from sigma = 157 to 0.01, by which Heun divides what float32 has rounded: off by 0.03
@@ -253,7 +254,7 @@ def test_every_walk_as_diffusers(name, spacing, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim, no clean end, offset", "pndm of Stable Diffusion", "dpm++ 2m"])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", 600), ("linspace", 600), ("trailing", 999)])
-def test_long_walks_as_diffusers(name, spacing, steps, tmp_path, monkeypatch):
+def test_long_trajectories_as_diffusers(name, spacing, steps, tmp_path, monkeypatch):
     """In 600 steps T // steps is 1, and the offset 1 reaches it: the last step leads to t = 0."""
     check_as_diffusers(name, spacing, steps, tmp_path, monkeypatch)
 
@@ -270,16 +271,16 @@ def test_at_some_steps_diffusers_rounds_to_a_timestep_too_many():
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 4), ("linspace", 50), ("trailing", 7), ("trailing", 30)])
-@pytest.mark.parametrize("name", [name for name in WALKS if name.startswith("ddim")])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name.startswith("ddim")])
 def test_ddim_goes_to_the_next_timestep_unless_as_diffusers(name, spacing, steps, monkeypatch):
     *_, own, theirs = both(name, spacing, steps, monkeypatch)
     assert distances(own, theirs)[-1] > 1e-3
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 3), ("linspace", 50), ("trailing", 30)])
-@pytest.mark.parametrize("name", [name for name in WALKS if name.startswith("pndm")])
-def test_pndm_walks_over_its_own_list(name, spacing, steps, monkeypatch):
-    """There too diffusers leaves the list of timesteps. Kept on it, its Adams and Bashforth lead where ours do."""
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name.startswith("pndm")])
+def test_pndm_steps_over_its_own_list(name, spacing, steps, monkeypatch):
+    """There too diffusers leaves the list of timesteps. Kept on it, its Adams-Bashforth steps are ours."""
     *_, own, theirs = both(name, spacing, steps, monkeypatch)
     assert distances(own, theirs)[-1] > 1e-3
     as_it_is = diffusers.PNDMScheduler._get_prev_sample
@@ -296,13 +297,13 @@ def test_pndm_walks_over_its_own_list(name, spacing, steps, monkeypatch):
 
 @pytest.mark.parametrize(("spacing", "offset"), [("trailing", 0), ("leading", 1)])
 def test_the_last_step_is_without_noise(spacing, offset, monkeypatch):
-    """Where the last t is not 0, diffusers adds noise to the finished picture: of fixed_large, by sqrt(beta)."""
+    """Where the last t is not 0, diffusers adds noise to the sample: with fixed_large sqrt(beta) z."""
     name, noise = "ddpm, fixed_large, no clipping", []
     monkeypatch.setattr(sys.modules[__name__], "Noise", lambda: noise.append(kept()) or noise[-1])
     scheduler = scheduler_of(name, spacing, steps_offset=offset)
-    theirs = their_walk(scheduler, 50, monkeypatch)
+    theirs = their_trajectory(scheduler, 50, monkeypatch)
     config = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
-    own = our_walk(schedule_from_config(config), sampler_from_config(config), 50)
+    own = our_trajectory(schedule_from_config(config), sampler_from_config(config), 50)
     assert distances(own, theirs)[-1] > 1e-4
     beta = 1 - scheduler.alphas_cumprod[int(scheduler.timesteps[-1])]
     theirs[-1] = theirs[-1] - np.sqrt(beta.numpy()) * noise[0].last
@@ -326,27 +327,27 @@ COSINE = {
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("steps", [5, 50])
 @pytest.mark.parametrize("name", COSINE)
-def test_on_the_cosine_schedule_we_are_closer_to_the_truth(name, steps, spacing, monkeypatch):
+def test_on_the_cosine_schedule_we_are_closer_to_float64(name, steps, spacing, monkeypatch):
     """It begins at sigma = 20,000, where diffusers' Euler and Heun keep x0 + sigma eps in float32, and lose x0.
 
-    So both walks are compared with ours in float64. Ours is nearer to it than 1e-4, and as near as diffusers'.
+    So both trajectories are compared with ours in float64. Ours is nearer to it than 1e-4, and as near as diffusers'.
     """
-    kind, settings = COSINE[name]
-    scheduler = getattr(diffusers, kind).from_config(
+    class_name, settings = COSINE[name]
+    scheduler = getattr(diffusers, class_name).from_config(
         settings | V | {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": spacing}
     )
-    config = dict(scheduler.config) | {"_class_name": kind}
+    config = dict(scheduler.config) | {"_class_name": class_name}
     schedule, sampler = schedule_from_config(config), sampler_from_config(config)
-    theirs, own = their_walk(scheduler, steps, monkeypatch), our_walk(schedule, sampler, steps)
+    theirs, own = their_trajectory(scheduler, steps, monkeypatch), our_trajectory(schedule, sampler, steps)
     rng = Noise()
     start = np.float32(noise_levels.noise_levels(schedule, steps, sampler).start) * rng.standard_normal()
     exact = reverse.sample(toy_model, schedule, SHAPE, rng, steps, sampler, x_T=start.astype(np.float64))
-    truth = [x_t for _, x_t, _ in exact]
-    assert max(distances(own, truth)) <= min(1e-4, 1.5 * max(distances(theirs, truth)) + 2e-6)
+    reference = [x_t for _, x_t, _ in exact]
+    assert max(distances(own, reference)) <= min(1e-4, 1.5 * max(distances(theirs, reference)) + 2e-6)
 
 
-def test_the_walks_above_cover_every_sampler():
-    assert {sampler_of(name) for name in WALKS} == set(SAMPLERS)
+def test_the_settings_cover_every_sampler():
+    assert {sampler_of(name) for name in SETTINGS} == set(SAMPLERS)
 
 
 def sampler_of(name):
