@@ -24,7 +24,7 @@ from minidiff.terminal import console
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
 from minidiff.training.recipes import SCHEDULE
-from minidiff.training.start import new_config, schedule_of, sizes_of
+from minidiff.training.start import new_config, schedule_for, sizes_of
 from minidiff.training.text_run import TextRun
 
 MERGES = 2000  # maximum number of a learned tokenizer's merges
@@ -40,7 +40,7 @@ def start_text(
     latent        the folder of an autoencoder or of its run; None: it diffuses pixels
     text_encoder  a folder with text_encoder/ and tokenizer/, which stay frozen; None: both are learned
     """
-    schedule = schedule_of(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
+    schedule = schedule_for(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
     if not isinstance(schedule, Schedule):
         raise MinidiffError(
             f"--objective {schedule.prediction_type}: with --text choose epsilon, sample or v_prediction"
