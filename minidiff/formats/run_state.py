@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from minidiff.errors import MinidiffError
 from minidiff.formats.weights import Stored, open_safetensors
-from minidiff.terminal import console
 
 BUFFERS = ("p", "ema", "m", "v")
 KINDS = {"unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net"}  # what a run trains
@@ -142,6 +141,8 @@ def read_newest(folder: Path, build: Callable[[RunState], T]) -> T:
     except WrongKind:
         raise
     except MinidiffError as error:
+        from minidiff.terminal import console  # rich is imported only where something is printed
+
         for other in others:
             with suppress(MinidiffError):
                 state = read_state(other)

@@ -34,41 +34,62 @@ def fit(
     """Train to run.config.steps, or until `stop()` returns True after a step: then save the state and return.
 
     on_step(stats) is called for every step, on_checkpoint(step, loss) for every checkpoint with its `validation_loss`
-    on the dataset `validation`, or else on the training set. The last `keep` checkpoints are kept; each comes with a
-    sheet of samples.
+    on `validation`, or else on the training set. The last `keep` checkpoints are kept, each with a sheet of samples.
     Raises MinidiffError if too many gradients in a row are not finite; the last checkpoint stays as it is.
     """
     config, saved = run.config, run.step
     validation = dataset if validation is None else validation
-    last: tuple[StepStats, float] | None = None  # reported one step late, so that a GPU already runs the next
-
-    def report(stats: StepStats, lr: float) -> None:
-        metrics.write(stats, lr)
-        on_step(stats)
-
     batches = prefetch(run.batches(dataset), range(run.step + 1, config.steps + 1))
     try:
-        with closing(TrainingLog(run.folder / "metrics.csv")) as metrics, closing(batches):
+        with closing(TrainingLog(run.folder / "metrics.csv")) as log, closing(batches):
+            reports = _DelayedReports(log, on_step)
             for stats in steps(run.train_batch, run.optimizer, batches, config):
-                if last is not None:
-                    report(*last)
-                last, stopping = (stats, run.optimizer.lr), stop()
-                if stopping or stats.step % checkpoint_every == 0 or stats.step == config.steps:
-                    report(*last)
-                    last = None
-                    metrics.flush()
+                reports.add(stats, run.optimizer.lr)
+                stopping, due = stop(), stats.step % checkpoint_every == 0 or stats.step == config.steps
+                if stopping or due:
+                    reports.flush()
                     check_skipped(run.step, run.optimizer.skipped, run.optimizer.lr)  # before it is saved
                 if stopping:
                     return save_state(run, keep)
-                if last is None:
-                    measured = validation_loss(run, validation)
-                    record_loss(run.folder, run.step, measured)
-                    save_state(run, keep)
+                if due:
+                    loss = _save_checkpoint(run, validation, keep)
                     saved = stats.step
                     save_progress(run, dataset, validation)
-                    on_checkpoint(saved, measured)
-    except (MinidiffError, OSError) as error:  # OSError: the log, on a disk that is full
+                    on_checkpoint(saved, loss)
+    except (MinidiffError, OSError) as error:  # OSError: the log, on a full disk
         raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
+
+
+class _DelayedReports:
+    """Logs every step and calls on_step, one step late, so that a GPU already runs the next when it is waited for."""
+
+    def __init__(self, log: TrainingLog, on_step: Callable[[StepStats], object]):
+        self.log = log
+        self.on_step = on_step
+        self.last: tuple[StepStats, float] | None = None
+
+    def add(self, stats: StepStats, lr: float) -> None:
+        self._report()
+        self.last = stats, lr
+
+    def flush(self) -> None:
+        """Report the last step, and wait until the log is on the disk."""
+        self._report()
+        self.log.flush()
+
+    def _report(self) -> None:
+        if self.last is not None:
+            self.log.write(*self.last)
+            self.on_step(self.last[0])
+            self.last = None
+
+
+def _save_checkpoint(run: Run, validation: Dataset, keep: int) -> float:
+    """Save the state; returns its validation loss, which is recorded before."""
+    loss = validation_loss(run, validation)
+    record_loss(run.folder, run.step, loss)
+    save_state(run, keep)
+    return loss
 
 
 def save_progress(run: Run, dataset: Dataset, validation: Dataset) -> None:

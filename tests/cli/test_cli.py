@@ -559,7 +559,7 @@ def test_disk_for_checkpoints(done, refused, trained, monkeypatch):
     go_on = ("train", "data", "--out", "run", "--resume", "--steps", 4)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: (10**9, 10**9, 0))
-        match = "run: its checkpoints take .* GB of disk, 0.0 GB are free; make room"
+        match = "run: its checkpoints take .* GB of disk, 0.0 GB are free; free space"
         refused(*go_on, "--keep", 100, "--checkpoint-every", 1, match=match)
     monkeypatch.setattr(train, "LARGE", 10**6)
     assert "Checkpoints take up to 0.0 GB of disk." in done(*go_on)

@@ -296,7 +296,7 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_anything_is_written(
     size = 16 * new_run(tmp_path / "other").optimizer.p.size  # four numbers of four bytes for each weight
     free(monkeypatch, 3 * size - 1)
     match = (
-        "run: its checkpoints take 0.0 GB of disk, 0.0 GB are free; make room, choose another --out, or give a smaller"
+        "run: its checkpoints take 0.0 GB of disk, 0.0 GB are free; free space, choose another --out, or give a smaller"
     )
     refused(new_run, tmp_path / "run", match=match)
     assert not (tmp_path / "run").exists()
@@ -305,5 +305,5 @@ def test_a_disk_without_room_for_checkpoints_is_told_before_anything_is_written(
     free(monkeypatch, 3 * size)
     run = new_run(tmp_path / "run")
     free(monkeypatch, 4 * size - state_file(run.folder).stat().st_size)  # that of step 0, which has two names
-    assert state.check_room(run, 2) == 4 * size
-    refused(state.check_room, run, 3, match=match)
+    assert state.check_disk_space(run, 2) == 4 * size
+    refused(state.check_disk_space, run, 3, match=match)
