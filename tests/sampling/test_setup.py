@@ -14,7 +14,7 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.imaging import load_image, sheet, to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.formats.stable_diffusion import load_pipeline
-from minidiff.sampling import setup
+from minidiff.sampling import inputs, outputs, setup
 from minidiff.sampling.text_to_image import image_to_image, inpaint
 from minidiff.training import loop, state
 
@@ -109,7 +109,7 @@ def by_class():
 @pytest.mark.parametrize("n, counts", [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (12, [4, 4, 4])])
 def test_as_many_images_as_were_asked_for(n, counts, by_class):
     unet = setup.load_image_unet(Path("classes"), "numpy")
-    labels = setup.class_labels(Path("classes"), unet, "all", n)
+    labels = inputs.class_labels(Path("classes"), unet, "all", n)
     assert len(labels) == n and (np.diff(labels) >= 0).all()
     np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], counts)
     if n % 3 == 0:
@@ -130,8 +130,8 @@ def test_a_row_for_each_class_also_of_an_uneven_number(images, run, by_class):
 
 def test_long_rows_follow_one_another():
     labels = np.repeat([0, 1], 20)
-    assert setup.rows_by_class(labels) == {"columns": 16, "cells": list(range(40))}
-    assert setup.rows_by_class(None) == setup.rows_by_class(np.zeros(3, int)) == {}
+    assert outputs.rows_by_class(labels) == {"columns": 16, "cells": list(range(40))}
+    assert outputs.rows_by_class(None) == outputs.rows_by_class(np.zeros(3, int)) == {}
 
 
 # Prompts
