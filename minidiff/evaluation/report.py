@@ -46,7 +46,7 @@ class RealImages:
 def open_real_images(data: str, shape: tuple[int, int, int], n: int, skip_bad: bool = False) -> RealImages:
     """The parts of a dataset of images of that shape (H, W, C). The baseline has up to n images; the rest ignores n.
 
-    A test split is halved at random into reference and baseline, so that no model was trained on either. Without one,
+    A test split is split at random into reference and baseline, so that no model was trained on either. Without one,
     every tenth image is the baseline and not in `train`, and the others are both `train` and reference. skip_bad leaves
     out unreadable files of a folder. Raises MinidiffError for images of another shape, and for too few.
     """

@@ -1,4 +1,4 @@
-"""What is sampled, by the commands: of which weights, classes and prompts, through which mask, and into which files."""
+"""The options of the sampling commands: weights, classes, prompts, output files, masks."""
 
 import shutil
 from pathlib import Path
@@ -76,13 +76,13 @@ def test_images_of_other_weights(images, folder, more):
     """Those of a folder to which the same weights are exported."""
     kept = {run.step: run for run in state.open_kept(Path(folder))}
     chosen = {"--raw": (kept[6], True), "--best": (kept[4], False), "--step 2": (kept[2], False)}
-    seen = {images(folder, *more).tobytes()}
+    distinct = {images(folder, *more).tobytes()}
     for i, (options, (run, raw)) in enumerate(chosen.items()):
         state.export(run, Path(f"exported{i}"), raw)
         got = images(folder, *more, *options.split())
         np.testing.assert_array_equal(got, images(f"exported{i}", *more))
-        seen.add(got.tobytes())
-    assert len(seen) == 4
+        distinct.add(got.tobytes())
+    assert len(distinct) == 4
     np.testing.assert_array_equal(images(folder, *more, "--step", 6), images(folder, *more))
 
 
@@ -107,7 +107,7 @@ def by_class():
 
 
 @pytest.mark.parametrize("n, counts", [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (12, [4, 4, 4])])
-def test_as_many_images_as_were_asked_for(n, counts, by_class):
+def test_n_images_over_all_classes(n, counts, by_class):
     unet = setup.load_image_unet(Path("classes"), "numpy")
     labels = inputs.class_labels(Path("classes"), unet, "all", n)
     assert len(labels) == n and (np.diff(labels) >= 0).all()
@@ -148,7 +148,7 @@ def test_several_prompts(images):
     np.testing.assert_array_equal(images("text", *PROMPT, "--prompt", "green bar", "--n", 2), got[:4])
 
 
-def test_a_line_that_is_no_prompt(refused):
+def test_prompt_files_that_are_refused(refused):
     Path("prompts.txt").write_bytes(b"red bar\n\xff\n")
     refused("sample", "text", "--prompts", "prompts.txt", match="prompts.txt, line 2: is not UTF-8")
     refused("sample", "text", "--prompts", "missing.txt", match="missing.txt: no such file")
@@ -221,7 +221,7 @@ def test_a_stable_diffusion_folder_can_be_edited_with(run, tmp_path):
         assert code == 0 and "Wrote sheet.png" in out
 
 
-def test_edits_with_a_prompt_that_do_not_go(refused):
+def test_edits_with_a_prompt_that_are_refused(refused):
     for command in (["redraw", "{}", "image.png"], ["fill", "{}", "image.png", "left.png"]):
         of_text, of_unet = ([word.format(folder) for word in command] for folder in ("text", "unet"))
         refused(*of_text, match="text: is the run of a text-conditional U-Net, which needs a prompt; give --prompt")
