@@ -36,7 +36,8 @@ from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.reverse import sample
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
-from minidiff.sampling import setup
+from minidiff.sampling import inputs, outputs, setup
+from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import (
     announce_compiling,
     console,
@@ -177,17 +178,18 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    setup.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
-    choice, texts = setup.chosen(raw, best, step), [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
+    choice = setup.chosen_weights(raw, best, step)
+    texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
         text.refuse(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif are for networks without a text: leave them out")
-    settings, rng = (sampler, eta, spacing, karras, steps, noise), setup.noise_source(noise, seed)
+    settings, rng = (sampler, eta, spacing, karras, steps, noise), inputs.noise_source(noise, seed)
     if not texts:
         guidance = 1.0 if guidance is None else guidance
         images, labels = _draw(run, settings, n or 64, name, guidance, rng, gif, backend, choice)
-        sheet = partial(imaging.sheet, images, **setup.rows_by_class(labels))
+        sheet = partial(imaging.sheet, images, **outputs.rows_by_class(labels))
     else:
         asked = texts, negative_prompt or "", 7.5 if guidance is None else guidance
         images = text.draw(run, settings, n or 1, asked, (height, width), rng, backend, choice)
@@ -196,7 +198,7 @@ def sample_command(
         with new_folder(folder) as whole:
             imaging.save_each(images, whole)
     if npz:
-        setup.write_npz(npz, images)
+        outputs.write_npz(npz, images)
     if out:
         imaging.save_image(sheet(), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
@@ -215,22 +217,24 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images (n, H, W, C) uint8 of a network that takes no prompt, and their labels (n,), if it knows any."""
     unet = setup.load_image_unet(run, backend, choice)
-    schedule, way, steps = setup.sampling_settings(run, *settings)
-    labels = setup.class_labels(run, unet, name, n)
+    schedule, way, steps = sampling_settings(run, *settings)
+    if warning := accuracy_warning(schedule, way, steps):
+        stderr_console.print(f"minidiff: {warning}")
+    labels = inputs.class_labels(run, unet, name, n)
     model = setup.guided_model(run, unet, schedule, guidance)
     drawn, frames = [], []
     announce_compiling(backend)
 
     def draw(tick) -> None:
-        for shape, cond in setup.batches(n, unet, labels):
+        for shape, cond in inputs.batches(n, unet, labels):
             x_t = np.empty(shape)
             for _, x_t, _ in sample(model, schedule, shape, rng, steps, way, cond):
                 if gif and not drawn:
                     frames.append(imaging.sheet(imaging.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
-            drawn.append(setup.finished(x_t))
+            drawn.append(outputs.finished(x_t))
 
-    with_progress_bar("drawing", steps * len(setup.batches(n, unet, labels)), draw)
+    with_progress_bar("drawing", steps * len(inputs.batches(n, unet, labels)), draw)
     if gif:
         imaging.save_gif(frames, gif)
     return np.concatenate(drawn), labels

@@ -34,7 +34,7 @@ from minidiff.errors import MinidiffError
 from minidiff.formats import networks
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.unet import UNet
-from minidiff.sampling import setup, text_to_image
+from minidiff.sampling import inputs, outputs, setup, text_to_image
 from minidiff.terminal import announce_compiling, console, progress_bar
 
 
@@ -71,7 +71,7 @@ def redraw(
         return
     refuse(run, {"negative-prompt": negative_prompt})
     unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
-    x0 = setup.load_network_input(picture, unet.image_shape).repeat(n, 0)
+    x0 = inputs.load_network_input(picture, unet.image_shape).repeat(n, 0)
     _show(out, x0[:1], editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels), round(strength * steps))
 
 
@@ -99,7 +99,7 @@ def fill(
     if prompt is not None:
         asked = [prompt], negative_prompt or "", 7.5 if guidance is None else guidance
         parts, x0, sampler = _open_texts(run, picture, asked, name, backend, threads)
-        where = setup.load_mask(mask, x0.shape[1:3], parts.vae.factor)
+        where = inputs.load_mask(mask, x0.shape[1:3], parts.vae.factor)
 
         def one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
             return text_to_image.inpaint(parts, [prompt], x0, where, *asked[1:], steps, rng, sampler, tick)
@@ -108,8 +108,8 @@ def fill(
         return
     refuse(run, {"negative-prompt": negative_prompt})
     unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
-    x0 = setup.load_network_input(picture, unet.image_shape).repeat(n, 0)
-    model = editing.inpainting(model, schedule, x0, setup.load_mask(mask, x0.shape[1:3]))
+    x0 = inputs.load_network_input(picture, unet.image_shape).repeat(n, 0)
+    model = editing.inpainting(model, schedule, x0, inputs.load_mask(mask, x0.shape[1:3]))
     _show(out, x0[:1], sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
 
 
@@ -139,7 +139,7 @@ def _open(
     """The network, the same under guidance, its schedule, and the labels (n,) of its images, if it knows any."""
     machine.use_threads(threads, backend)
     unet = setup.load_image_unet(run, backend)
-    labels = setup.class_labels(run, unet, name, n)
+    labels = inputs.class_labels(run, unet, name, n)
     announce_compiling(backend)
     schedule = networks.load_schedule(run)
     return unet, setup.guided_model(run, unet, schedule, 1.0 if guidance is None else guidance), schedule, labels
@@ -153,7 +153,7 @@ def _open_texts(
     if name is not None:
         raise MinidiffError("--class is for networks without a text: leave it out")
     parts = setup.open_texts(run, backend)
-    x0 = setup.load_network_input(picture, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
+    x0 = inputs.load_network_input(picture, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
     check(parts, asked, backend)
     return parts, x0, networks.load_sampler(run, "ddim")
 
@@ -171,5 +171,5 @@ def _show(out: Path, first: np.ndarray, walk: Trajectory, steps: int, columns: i
         task = bar.add_task("drawing", total=max(steps, 1), note="")
         for _, x_t, _ in walk:  # noqa: B007  the last one counts
             bar.advance(task)
-    imaging.save_image(imaging.sheet(setup.finished(np.concatenate([first, x_t])), columns), out)
+    imaging.save_image(imaging.sheet(outputs.finished(np.concatenate([first, x_t])), columns), out)
     console.print(f"Wrote {out}")

@@ -1,9 +1,9 @@
-"""The command that evaluates: pictures that are drawn, or there already, beside real ones."""
+"""The command that evaluates images: metrics of samples, or of an archive, beside those of real images."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -15,193 +15,222 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image
 from minidiff.errors import MinidiffError
-from minidiff.evaluation import feature_classifier, prompt_agreement, samples
-from minidiff.evaluation import report as runs_evaluate
+from minidiff.evaluation import feature_classifier, prompt_agreement, report, samples
 from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
 from minidiff.formats.stable_diffusion import is_pipeline, load_pipeline
-from minidiff.sampling import setup
+from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.sampling.text_to_image import native_size
-from minidiff.terminal import announce_compiling, console, with_progress_bar
+from minidiff.terminal import announce_compiling, console, stderr_console, with_progress_bar
 
-SHOWN = 64  # pictures on a sheet of prompts
-LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {feature_classifier.WORTH} has them)"
+SHOWN = 64  # images on a sheet of prompts
+LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {feature_classifier.MIN_SAMPLES} has them)"
+
+
+class _Data(NamedTuple):
+    """The options that name datasets: --against, --classifier and --skip-bad."""
+
+    against: str
+    classifier: str | None
+    skip_bad: bool
 
 
 def evaluate(
-    what: Annotated[Path, typer.Argument(help="A run, a folder of diffusers, or an .npz of pictures.")],
-    against: Annotated[str, typer.Option(help="Real pictures: whatever train takes.")],
+    what: Annotated[Path, typer.Argument(help="A run, a diffusers folder, or an .npz archive of images.")],
+    against: Annotated[str, typer.Option(help="Dataset of real images, as for train.")],
     n: Annotated[
-        int | None, typer.Option(help="Pictures to draw.  [default: 1000]", min=MIN_IMAGES, max=100_000)
+        int | None, typer.Option(help="Number of samples.  [default: 1000]", min=MIN_IMAGES, max=100_000)
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="From noise to picture.  [default: 50; of ddpm, all]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for sample.  [default: the folder's own]")] = None,
     guidance: Guidance = 1.0,
-    raw: Annotated[bool, typer.Option("--raw", help="The last step's weights, not their moving average.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Use the weights of the last step, not their moving average (EMA).")
+    ] = False,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
-    classifier: Annotated[str | None, typer.Option(help="Data to train it on.  [default: --against]")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Dataset that the feature classifier is trained on.  [default: --against]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for figures and images.", **PLACE)] = None,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
-    """How good pictures are: figures of drawn ones beside the same figures of real ones.
+    """Fréchet distance, KID, precision, recall and more, of samples and of held-out real images.
 
-    They are seen by a classifier that learns from the real ones, or from other data that --classifier names, once, and
-    is kept. It is not trained for fewer than 100 samples: then the figures that need it are left out. Its distances are
-    no FID, which is that of another network. With --out: figures.json, neighbours.png, and the pictures for tools that
-    have that one.
+    Features come from a classifier that is trained on the real images, or on --classifier's dataset, once, and cached.
+    So the distances are not comparable with FIDs, which use Inception's features. For fewer than 100 samples no
+    classifier is trained, and the metrics that need one are left out. With --out: figures.json, neighbours.png (the
+    nearest training images), and the images for tools that compute the FID.
 
-    Of what draws texts: whether pictures are what their prompts say. --n of the set's captions are drawn, and --n of
-    its test split's; without --n, as many as that has. With --out: figures.json and two sheets.
+    For a text-conditional run: prompt agreement. --n captions of the training set are sampled, and --n of the test
+    split; by default as many as the test split has. With --out: figures.json and two sheets.
     """
     threads = machine.use_threads(threads, backend)
     if out is not None:
         check_new_folder(out)
     if is_pipeline(what):
         if raw:
-            raise MinidiffError(f"{what}: draws texts by the moving average of its weights; leave --raw out")
-        _evaluate_texts(what, (against, classifier, skip_bad), n, (steps, sampler), guidance, seed, out, backend)
+            raise MinidiffError(f"{what}: is text-conditional, evaluated by the averaged weights only; leave --raw out")
+        data = _Data(against, classifier, skip_bad)
+        _evaluate_prompts(what, data, n, (sampler, steps), guidance, seed, out, backend)
         return
     if what.is_file():
-        pictures = samples.from_archive(what)
+        images = samples.from_archive(what)
         if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
-            raise MinidiffError(f"{what}: these pictures are drawn already; leave --n, --steps and their like out")
+            raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
-        pictures = samples.sampled(what, n or 1000, steps, sampler, guidance, raw, seed, backend)
-    real = runs_evaluate.open_real_images(against, pictures.shape, pictures.facts["n"], skip_bad)
-    if pictures.labels is not None and pictures.classes != real.train.classes:
+        images = samples.sampled(what, n or 1000, steps, sampler, guidance, raw, seed, backend)
+        if images.warning:
+            stderr_console.print(f"minidiff: {images.warning}")
+    _evaluate_images(what, images, _Data(against, classifier, skip_bad), seed, out, backend, threads)
+
+
+def _evaluate_images(
+    what: Path,
+    subject: samples.EvaluatedImages,
+    data: _Data,
+    seed: int,
+    out: Path | None,
+    backend: str,
+    threads: int,
+) -> None:
+    """Print the metrics of images beside those of real ones, and write them to a new folder."""
+    real = report.open_real_images(data.against, subject.shape, subject.facts["n"], data.skip_bad)
+    if subject.labels is not None and subject.classes != real.train.classes:
         raise MinidiffError(
-            f"{what}: its classes are not those of {against}; evaluate what minidiff sample --npz writes"
+            f"{what}: its classes are not those of {data.against}; evaluate what minidiff sample --npz writes"
         )
     announce_compiling(backend)
-    eyes = runs_evaluate.judge_for(real, classifier, backend, pictures.facts["n"], skip_bad)
-    if eyes is None:
-        console.print(f"{pictures.facts['n']} samples are too few to train a classifier for; {LEFT_OUT}")
-    report, images, sheet = runs_evaluate.evaluate(pictures, real, eyes, seed, threads)
-    for line in facts(report):
+    classifier = report.classifier_for(real, data.classifier, backend, subject.facts["n"], data.skip_bad)
+    if classifier is None:
+        console.print(f"{subject.facts['n']} samples are too few to train a classifier for; {LEFT_OUT}")
+    contents, images, sheet = report.evaluate(subject, real, classifier, seed, threads)
+    for line in facts(contents):
         console.print(line)
-    console.print(table(report))
+    console.print(table(contents))
     if out is not None:
         with new_folder(out) as folder:
-            runs_evaluate.write(folder, report, images, real, sheet)
+            report.write_report(folder, contents, images, real, sheet)
         console.print(f"Wrote {out}")
 
 
-def _evaluate_texts(
+def _evaluate_prompts(
     what: Path,
-    real_ones: tuple[str, str | None, bool],
+    data: _Data,
     n: int | None,
-    walk: tuple[int | None, str | None],
+    given: tuple[str | None, int | None],
     guidance: float,
     seed: int,
     out: Path | None,
     backend: str,
 ) -> None:
-    """Draw captions that were trained on, and captions of the test split, and see what they are taken for.
+    """Sample captions of the training set and of the test split, and print how often the images agree with them.
 
-    real_ones  the set, what the classifier learns from if not that, and whether to leave out what cannot be read
+    given  --sampler and --steps
     """
-    against, classifier, skip_bad = real_ones
-    parts = load_pipeline(what, backend)
-    _, way, steps = setup.sampling_settings(what, walk[1], 0.0, None, False, walk[0])
-    real = runs_evaluate.open_real_images(against, (*native_size(parts), 3), MIN_IMAGES, skip_bad)
+    pipeline = load_pipeline(what, backend)
+    schedule, sampler, steps = sampling_settings(what, given[0], 0.0, None, False, given[1])
+    if warning := accuracy_warning(schedule, sampler, steps):
+        stderr_console.print(f"minidiff: {warning}")
+    real = report.open_real_images(data.against, (*native_size(pipeline), 3), MIN_IMAGES, data.skip_bad)
     if not real.train.captions:
-        raise MinidiffError(f"{against}: its pictures have no captions, and {what} draws what captions say")
+        raise MinidiffError(f"{data.against}: its images have no captions, which {what} is conditioned on")
     announce_compiling(backend)
-    chosen = {"training captions": real.train, "test captions": real.test}
-    asked = {name: _some(dataset, n or len(real.test), seed) for name, dataset in chosen.items()}
-    samples = sum(map(len, asked.values()))
-    eyes = runs_evaluate.judge_for(real, classifier, backend, n and samples, skip_bad)
-    if eyes is None:
-        raise MinidiffError(f"--n {n}: {samples} samples are too few to train a classifier for; give more, or no --n")
+    splits = {"training captions": real.train, "test captions": real.test}
+    prompts = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
+    total = sum(map(len, prompts.values()))
+    classifier = report.classifier_for(real, data.classifier, backend, n and total, data.skip_bad)
+    if classifier is None:
+        raise MinidiffError(f"--n {n}: {total} samples are too few to train a classifier for; give more, or no --n")
 
-    def draw(tick: Callable[[], object]) -> dict[str, prompt_agreement.PromptSamples]:
+    def generate(tick: Callable[[], object]) -> dict[str, prompt_agreement.PromptSamples]:
         return {
-            name: prompt_agreement.sample_prompts(parts, some, guidance, steps, way, seed, tick)
-            for name, some in asked.items()
+            name: prompt_agreement.sample_prompts(pipeline, some, guidance, steps, sampler, seed, tick)
+            for name, some in prompts.items()
         }
 
-    drawn = with_progress_bar(
-        "drawing", sum(prompt_agreement.num_evaluations(some, steps) for some in asked.values()), draw
-    )
-    reality = prompt_agreement.PromptSamples(real.test.captions, runs_evaluate.all_images(real.test))
-    report = {
+    evaluations = sum(prompt_agreement.num_evaluations(some, steps) for some in prompts.values())
+    generated = with_progress_bar("sampling", evaluations, generate)
+    baseline = prompt_agreement.PromptSamples(real.test.captions, report.all_images(real.test))
+    contents = {
         "samples": {
-            "of": str(what), "n": {name: len(some) for name, some in asked.items()},
-            "sampler": way.name, "steps": steps, "guidance": guidance, "seed": seed,
+            "of": str(what), "n": {name: len(some) for name, some in prompts.items()},
+            "sampler": sampler.name, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},
-        "classifier": eyes.facts,
-        "figures": prompt_agreement.figures(drawn | {"real test pictures": reality}, real.train, eyes),
+        "classifier": classifier.facts,
+        "figures": prompt_agreement.figures(generated | {"real test pictures": baseline}, real.train, classifier),
     }  # fmt: skip
-    counts = ", ".join(f"{count} {name}" for name, count in report["samples"]["n"].items())
-    console.print(f"{counts} of {against}, {way.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
-    console.print(_shares(report["figures"]))
+    counts = ", ".join(f"{count} {name}" for name, count in contents["samples"]["n"].items())
+    console.print(f"{counts} of {data.against}, {sampler.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
+    console.print(_agreement_table(contents["figures"]))
     if out is not None:
-        _write_texts(out, report, drawn)
+        _write_prompt_report(out, contents, generated)
 
 
-def _write_texts(out: Path, report: dict[str, Any], drawn: dict[str, prompt_agreement.PromptSamples]) -> None:
-    """A new folder with figures.json, and for each side a sheet of its pictures above their prompts."""
+def _write_prompt_report(
+    out: Path, contents: dict[str, Any], generated: dict[str, prompt_agreement.PromptSamples]
+) -> None:
+    """Write a new folder with figures.json and a captioned sheet of the samples of each split."""
     with new_folder(out) as folder:
-        write_json(folder / "figures.json", report)
-        for name, (some, images) in drawn.items():
-            save_image(captioned_sheet(images[:SHOWN], some[:SHOWN]), folder / f"{name.replace(' ', '_')}.png")
+        write_json(folder / "figures.json", contents)
+        for name, (prompts, images) in generated.items():
+            save_image(captioned_sheet(images[:SHOWN], prompts[:SHOWN]), folder / f"{name.replace(' ', '_')}.png")
     console.print(f"Wrote {out}")
 
 
-def _some(dataset: Dataset, n: int, seed: int) -> list[str]:
-    """n of the captions, or all, in any order."""
+def _some_captions(dataset: Dataset, n: int, seed: int) -> list[str]:
+    """n captions at random, or all if there are fewer, in random order."""
     return [dataset.captions[i] for i in np.random.default_rng(seed).permutation(len(dataset))[:n]]
 
 
-def _shares(figures: dict[str, dict[str, float]]) -> Table:
-    """How many pictures were taken for what they should be, side by side."""
+def _agreement_table(figures: dict[str, dict[str, float]]) -> Table:
+    """Prompt agreement in percent, a column for each set of images."""
     shown = Table(box=None, padding=(0, 3, 0, 0))
-    for heading in ("right", *figures):
+    for heading in ("correct", *figures):
         shown.add_column(heading)
     for name in ("name", "tone", "both"):
-        shares = [side.get(name) for side in figures.values()]
-        if any(share is not None for share in shares):
-            shown.add_row(name, *("" if share is None else f"{100 * share:.1f} %" for share in shares))
+        fractions = [side.get(name) for side in figures.values()]
+        if any(fraction is not None for fraction in fractions):
+            shown.add_row(name, *("" if fraction is None else f"{100 * fraction:.1f} %" for fraction in fractions))
     return shown
 
 
-def facts(report: dict[str, Any]) -> list[str]:
-    """What stands beside every figure, a line for each side."""
-    samples, classifier = report["samples"], report["classifier"]
+def facts(contents: dict[str, Any]) -> list[str]:
+    """What was compared, a line each: samples, baseline, reference, classifier."""
+    samples, classifier = contents["samples"], contents["classifier"]
     how = [f"{samples['n']} of {samples['of']}"]
     if "weights" in samples:
         how += [f"weights {samples['weights']}", f"{samples['sampler']} in {samples['steps']} steps"]
         how += [f"guidance {samples['guidance']:g}", f"seed {samples['seed']}"]
-    real = {name: "{n} of {of}, {which}".format(**report[name]) for name in ("baseline", "reference")}
-    seen = f"none, for fewer than {feature_classifier.WORTH} samples"
+    real = {name: "{n} of {of}, {which}".format(**contents[name]) for name in ("baseline", "reference")}
+    trained = f"none, for fewer than {feature_classifier.MIN_SAMPLES} samples"
     if classifier:
-        seen = "{learned_from} of {of}, right on {share:.1f} % of {tested_on} others"
-        seen = seen.format(share=100 * classifier["accuracy"], **classifier)
+        trained = "trained on {learned_from} of {of}, accuracy {percent:.1f} % on {tested_on} others"
+        trained = trained.format(percent=100 * classifier["accuracy"], **classifier)
     return [
         f"samples      {', '.join(how)}",
-        f"real         {real['baseline']}",
-        f"both against {real['reference']}",
-        f"classifier   {seen}",
+        f"baseline     {real['baseline']}",
+        f"reference    {real['reference']}",
+        f"classifier   {trained}",
     ]
 
 
-def table(report: dict[str, Any]) -> Table:
-    """The figures of samples and baseline, side by side."""
+def table(contents: dict[str, Any]) -> Table:
+    """The figures of samples and baseline, a column each."""
     shown = Table(box=None, padding=(0, 3, 0, 0))
-    sides = [report["figures"][name] for name in ("samples", "baseline")]
-    for heading in ("figure", "samples", "real"):
+    sides = [contents["figures"][name] for name in ("samples", "baseline")]
+    for heading in ("figure", "samples", "baseline"):
         shown.add_column(heading)
     for name, (key, text) in ROWS.items():
         if key in sides[0]:
             shown.add_row(name, *(text(side[key]) for side in sides))
     for label in sides[0].get("agreement", ()):
-        shares = [100 * side["agreement"].get(label, math.nan) for side in sides]
-        shown.add_row(f"{label}, taken for one", *(f"{share:.1f} %" for share in shares))
-    if report["bits_per_dim"]:
-        bits = report["bits_per_dim"]
+        percents = [100 * side["agreement"].get(label, math.nan) for side in sides]
+        shown.add_row(f"class agreement, {label}", *(f"{percent:.1f} %" for percent in percents))
+    if contents["bits_per_dim"]:
+        bits = contents["bits_per_dim"]
         shown.add_row("bits per dimension", "", f"at most {bits['mean']:.3f} ± {bits['error']:.3f}, of {bits['n']}")
     return shown
 
@@ -211,6 +240,6 @@ ROWS = {
     "KID": ("kid", lambda kid: "{:.5f} ± {:.5f}".format(*kid)),
     "precision": ("precision", "{:.3f}".format),
     "recall": ("recall", "{:.3f}".format),
-    "nearest in training": ("nearest", "{:.4f}".format),
+    "nearest neighbour distance": ("nearest", "{:.4f}".format),
     "mean colour": ("colour", lambda colour: " ".join(f"{channel:.3f}" for channel in colour)),
 }

@@ -1,4 +1,4 @@
-"""The command that shows what a text does."""
+"""The command that shows the effect of a prompt."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,45 +17,47 @@ from minidiff.sampling.text_sheets import (
     PromptSettings,
     attention_sheet,
     guidance_sheet,
+    replaced_words,
     training_sheet,
-    word_swap_sheet,
-    word_swaps,
+    word_replacement_sheet,
 )
 from minidiff.terminal import announce_compiling, console, with_progress_bar
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="A run of train --text, or a folder of Stable Diffusion.")],
-    prompt: Annotated[str, typer.Option(callback=valid_text, help="What to draw.")],
-    to: Annotated[str | None, typer.Option(callback=valid_text, help="As many words, to be put in one by one.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run of train --text, or a Stable Diffusion folder.")],
+    prompt: Annotated[str, typer.Option(callback=valid_text, help="Text to condition on.")],
+    to: Annotated[
+        str | None, typer.Option(callback=valid_text, help="Prompt of as many words, which replace it one by one.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="A new folder.", **PLACE)] = Path("explained"),
-    guidance: Annotated[float, typer.Option(help="How much to insist.")] = 4.0,
-    steps: Annotated[int, typer.Option(help="From noise to picture.", min=1)] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 disables it.")] = 4.0,
+    steps: Annotated[int, typer.Option(help="Number of sampling steps.", min=1)] = 25,
     seed: Seed = 0,
     backend: Backend = "numba",
     threads: Threads = None,
 ) -> None:
-    """What a text does, on sheets of pictures that all begin as the same noise.
+    """The effect of a prompt, on sheets of images that all start from the same noise.
 
-    guidance.png: insisted on, from 1 to 10. attention.png: where each word was heard. words.png: its words swapped for
-    those of --to. training.png: drawn by each state that a run has kept, so train with a larger --keep.
+    guidance.png: guidance scales 1 to 10. attention.png: the cross-attention map of each word. words.png: the prompt's
+    words replaced by those of --to. training.png: the image by each checkpoint of a run (train with a larger --keep).
     """
     machine.use_threads(threads, backend)
     check_new_folder(out)
-    parts = load_pipeline(run, backend)
-    kept_steps = len(kept_states(run))
-    walks = len(GUIDANCE_SCALES) + 1 + (len(word_swaps(prompt, to)) if to else 0) + kept_steps
+    pipeline = load_pipeline(run, backend)
+    num_checkpoints = len(kept_states(run))
+    num_images = len(GUIDANCE_SCALES) + 1 + (len(replaced_words(prompt, to)) if to else 0) + num_checkpoints
     announce_compiling(backend)
 
-    def draw(tick) -> None:
-        asked = PromptSettings(prompt, guidance, steps, seed, tick)
+    def write_sheets(tick) -> None:
+        settings = PromptSettings(prompt, guidance, steps, seed, tick)
         with new_folder(out) as folder:
-            imaging.save_image(guidance_sheet(parts, asked), folder / "guidance.png")
-            imaging.save_image(attention_sheet(parts, asked), folder / "attention.png")
+            imaging.save_image(guidance_sheet(pipeline, settings), folder / "guidance.png")
+            imaging.save_image(attention_sheet(pipeline, settings), folder / "attention.png")
             if to:
-                imaging.save_image(word_swap_sheet(parts, asked, to), folder / "words.png")
-            if kept_steps:
-                imaging.save_image(training_sheet(asked, kept_pipelines(run, backend)), folder / "training.png")
+                imaging.save_image(word_replacement_sheet(pipeline, settings, to), folder / "words.png")
+            if num_checkpoints:
+                imaging.save_image(training_sheet(settings, kept_pipelines(run, backend)), folder / "training.png")
 
-    with_progress_bar("drawing", walks * steps, draw)
+    with_progress_bar("sampling", num_images * steps, write_sheets)
     console.print(f"Wrote {out}")

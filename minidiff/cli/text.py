@@ -14,7 +14,8 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.folders import describe, kind_of
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.tokenizer import Tokenizer
-from minidiff.sampling import setup, text_to_image
+from minidiff.sampling import outputs, setup, text_to_image
+from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import announce_compiling, stderr_console, with_progress_bar
 
 SHOWN = 10  # tokens of what is left out of a text
@@ -49,10 +50,12 @@ def draw(
 ) -> np.ndarray:
     """n images of each prompt, (n * prompts, H, W, C) uint8, one after the other, with a bar.
 
-    settings  of the walk, as of `setup.walk_of`; choice: of a run's weights
+    settings  of the walk, as of `sampling_settings`; choice: of a run's weights
     """
     parts = setup.open_texts(folder, backend, choice)
-    schedule, sampler, steps = setup.sampling_settings(folder, *settings)
+    schedule, sampler, steps = sampling_settings(folder, *settings)
+    if warning := accuracy_warning(schedule, sampler, steps):
+        stderr_console.print(f"minidiff: {warning}")
     parts = replace(parts, schedule=schedule)
     native = text_to_image.native_size(parts)
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
@@ -91,6 +94,6 @@ def one_after_the_other(
     """The images (N, H, W, C) uint8 that one(prompt, tick) samples in [-1, 1]; it calls tick() `ticks` times."""
 
     def all_of_them(tick: text_to_image.Tick) -> np.ndarray:
-        return np.concatenate([setup.finished(one(prompt, tick)) for prompt in prompts])
+        return np.concatenate([outputs.finished(one(prompt, tick)) for prompt in prompts])
 
     return with_progress_bar("drawing", ticks * len(prompts), all_of_them)

@@ -1,41 +1,41 @@
-"""How far two sets of pictures are apart, seen through features of them: plain functions over arrays.
+"""Metrics of generated against real images, of their features: Fréchet distance, KID, precision and recall.
 
-f, g  features, one row a picture: (n, D) and (m, D), any floats. Everything is computed in float64.
+f, g  features, one row an image: (n, D) and (m, D), any floats. Computed in float64, but for `nearest`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-ROWS = 1024  # of a table of distances at a time, so that memory stays small whatever the sets' size
+ROWS = 1024  # of the distance matrix at a time, which bounds memory
 
 
 def mean_and_covariance(f: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(D,) and (D, D), the latter unbiased: over n - 1. Raises ValueError for fewer than two rows."""
+    """Mean (D,) and covariance (D, D), unbiased: over n - 1. Raises ValueError for fewer than two rows."""
     f = _rows(f, least=2)
     mean = f.mean(0)
     return mean, (f - mean).T @ (f - mean) / (len(f) - 1)
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """|mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)): the squared distance of two Gaussians.
+    """|mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)): squared Fréchet distance of two Gaussians.
 
-    Wasserstein's distance, by Fréchet's formula (Dowson & Landau 1982), used on features by Heusel et al. 2017
-    (arXiv 1706.08500, eq. 6). The product's root has the trace of (S cov2 S)^(1/2) with S = cov1^(1/2), and that one
-    is symmetric: its eigenvalues are real, and those that rounding leaves below 0 are 0. So covariances of any rank
-    will do, those of fewer pictures than features too; but the fewer pictures, the larger it comes out.
+    It equals the squared 2-Wasserstein distance (Dowson & Landau 1982); Heusel et al. 2017 apply it to features
+    (arXiv 1706.08500, eq. 6). (cov1 cov2)^(1/2) has the trace of (S cov2 S)^(1/2) with S = cov1^(1/2). That matrix is
+    symmetric positive semidefinite; eigenvalues that rounding makes negative are set to 0. So covariances may have any
+    rank, as with fewer images than features. Estimated from samples it is biased upwards, the more the fewer they are.
     """
     values, vectors = np.linalg.eigh(cov1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # S, (D, D)
-    shared = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()
-    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * shared)
+    trace_of_root = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()
+    return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root)
 
 
 def kid(f: np.ndarray, g: np.ndarray, rng: np.random.Generator, subsets: int = 100) -> tuple[float, float]:
-    """Kernel distance: mean and standard deviation, over random subsets, of `mmd2`.
+    """Kernel Inception Distance on any features: mean and standard deviation of `mmd2` over random subsets.
 
-    Bińkowski et al. 2018 (arXiv 1801.01401, section 4). Subsets are of 1000 rows each, or of half of the smaller set
-    if that is less. Unlike Fréchet's distance it is 0 on average for samples of one distribution, however few.
+    Bińkowski et al. 2018 (arXiv 1801.01401, section 4). A subset has 1000 rows, or half of the smaller set if that is
+    less. Unlike the Fréchet distance the estimate is unbiased: 0 in expectation for two samples of one distribution.
     Raises ValueError for fewer than four rows.
     """
     f, g = _rows(f, least=4), _rows(g, least=4)
@@ -45,7 +45,7 @@ def kid(f: np.ndarray, g: np.ndarray, rng: np.random.Generator, subsets: int = 1
 
 
 def mmd2(f: np.ndarray, g: np.ndarray) -> float:
-    """The squared maximum mean discrepancy under k(x, y) = (x.y / D + 1)^3, estimated without bias.
+    """Unbiased estimate of the squared maximum mean discrepancy with the kernel k(x, y) = (x.y / D + 1)^3.
 
     E k(x, x') + E k(y, y') - 2 E k(x, y), where x is not x' and y is not y' (Gretton et al. 2012, eq. 3).
     """
@@ -54,48 +54,48 @@ def mmd2(f: np.ndarray, g: np.ndarray) -> float:
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / x.shape[1] + 1) ** 3
 
-    def among_others(x: np.ndarray) -> float:
+    def mean_off_diagonal(x: np.ndarray) -> float:
         k, n = kernel(x, x), len(x)
         return (k.sum() - np.trace(k)) / (n * (n - 1))
 
-    return float(among_others(f) + among_others(g) - 2 * kernel(f, g).mean())
+    return float(mean_off_diagonal(f) + mean_off_diagonal(g) - 2 * kernel(f, g).mean())
 
 
-def precision_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """The share of `drawn` that lies among `real`, and the share of `real` that lies among `drawn`.
+def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """Precision, the fraction of `generated` in the manifold of `real`, and recall, that of `real` in `generated`'s.
 
-    To lie among a set is to be no farther from one of its rows than that row's k-th nearest neighbour in it is
+    The manifold of a set is the union of balls about its rows, each up to the row's k-th nearest neighbour in the set
     (Kynkäänniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2). Raises ValueError for k rows or fewer.
     """
-    real, drawn = _rows(real, least=k + 1), _rows(drawn, least=k + 1)
-    return _share_among(real, drawn, k), _share_among(drawn, real, k)
+    real, generated = _rows(real, least=k + 1), _rows(generated, least=k + 1)
+    return _fraction_inside(real, generated, k), _fraction_inside(generated, real, k)
 
 
-def _share_among(f: np.ndarray, g: np.ndarray, k: int) -> float:
-    """The share of the rows of g that lie among f."""
-    radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(f, f)])  # (n,); place 0 is itself
+def _fraction_inside(f: np.ndarray, g: np.ndarray, k: int) -> float:
+    """The fraction of the rows of g in the manifold of f."""
+    radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(f, f)])  # (n,); index 0 is the row
     return float(np.concatenate([(d <= radii).any(1) for d in _distances(g, f)]).mean())
 
 
 def nearest(f: np.ndarray, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """For every row of f the nearest row of a set that comes in blocks (m, D): its number and its distance, (n,) each.
+    """For every row of f the nearest row of a set given in blocks (m, D): its index and its distance, (n,) each.
 
-    The distance is the root of the mean of the D squared differences; all in the floats of f.
+    The distance is the root of the mean of the D squared differences, computed in the dtype of f.
     """
-    found, least, start = np.zeros(len(f), np.int64), np.full(len(f), np.inf), 0
+    indices, least, start = np.zeros(len(f), np.int64), np.full(len(f), np.inf), 0
     for block in blocks:
-        here = (np.square(block).sum(1) - 2 * f @ block.T).argmin(1)  # |x - y|^2 less |x|^2, of m the least: (n,)
-        distance = np.square(f - block[here]).mean(1)
+        closest = (np.square(block).sum(1) - 2 * f @ block.T).argmin(1)  # |x - y|^2 - |x|^2, least of m: (n,)
+        distance = np.square(f - block[closest]).mean(1)
         closer = distance < least
-        found[closer], least[closer] = start + here[closer], distance[closer]
+        indices[closer], least[closer] = start + closest[closer], distance[closer]
         start += len(block)
-    return found, np.sqrt(least)
+    return indices, np.sqrt(least)
 
 
 def whitening(f: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The linear map of features (m, D) after which those of f have mean 0 and the unit matrix as covariance.
+    """The affine map of features (m, D) that gives those of f mean 0 and the identity as covariance.
 
-    Distances are then Mahalanobis's. The variance of no direction counts as less than a millionth of the widest's.
+    Euclidean distances after it are Mahalanobis distances. Variances below a millionth of the largest are raised to it.
     Raises ValueError for fewer than two rows.
     """
     mean, covariance = mean_and_covariance(f)
@@ -113,7 +113,7 @@ def _distances(f: np.ndarray, g: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _rows(f: np.ndarray, least: int) -> np.ndarray:
-    """(n, D) in float64, n at least that."""
+    """f (n, D) in float64. Raises ValueError for fewer than `least` rows."""
     if f.ndim != 2 or len(f) < least:
         raise ValueError(f"features of shape {f.shape}: give (n, D) with n of {least} or more")
     return f.astype(np.float64)

@@ -1,4 +1,4 @@
-"""What is evaluated: pictures that are there already, or a network that draws them."""
+"""The images that are evaluated: those of an archive, or samples of a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,44 +13,48 @@ from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
-from minidiff.sampling import setup
+from minidiff.models.unet import UNet
+from minidiff.sampling import inputs, outputs, setup
+from minidiff.sampling.settings import accuracy_warning, default_steps
 from minidiff.training import state
 from minidiff.training.unet_run import UNetRun
 
-MIN_IMAGES = 16  # pictures; of fewer nothing can be said
+MIN_IMAGES = 16  # the fewest images that are evaluated
 
 Tick = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class EvaluatedImages:
-    """Pictures to be evaluated.
+    """Images to be evaluated.
 
-    shape    (H, W, C)
-    facts    what to say of them beside every figure, "n" among it
-    classes  the names of what was asked for, if anything was; labels (n,) says of each picture what
-    ticks    how often draw(tick) calls tick(); it returns the pictures (n, H, W, C) uint8
-    model    what draws them, without guidance, and its schedule; None: nobody knows
+    shape     (H, W, C)
+    facts     where they come from, as figures.json holds it; "n" is their number
+    generate  generate(tick) returns the images (n, H, W, C) uint8 and calls tick() `ticks` times
+    classes   the class names of a class-conditional network, and the label of each image, (n,)
+    model     the unguided model that samples them, with its schedule; None for images of an archive
+    warning   what to tell of the sampling settings, or ""
     """
 
     shape: tuple[int, int, int]
     facts: dict[str, Any]
-    draw: Callable[[Tick], np.ndarray]
+    generate: Callable[[Tick], np.ndarray]
     ticks: int = 0
     classes: tuple[str, ...] = ()
     labels: np.ndarray | None = None
     model: Callable[..., Any] | None = None
     schedule: AnySchedule | None = None
+    warning: str = ""
 
 
 def from_archive(path: Path) -> EvaluatedImages:
-    """The pictures of a NumPy archive. Raises MinidiffError for what is none, and for too few.
+    """The images of a NumPy archive. Raises MinidiffError if it cannot be read or holds fewer than MIN_IMAGES.
 
-    Colour ones that are grey throughout count as grey ones: that is what `evaluate.export` makes of those.
+    RGB images whose channels are all equal are taken as greyscale, which `report.export_images` writes so.
     """
     images = read_npz(path)
     if len(images) < MIN_IMAGES:
-        raise MinidiffError(f"{path}: holds {len(images)} pictures; {MIN_IMAGES} are the least to say anything of")
+        raise MinidiffError(f"{path}: holds {len(images)} images; evaluation needs at least {MIN_IMAGES}")
     if (images == images[..., :1]).all():
         images = images[..., :1].copy()
     return EvaluatedImages(images.shape[1:], {"of": str(path), "n": len(images)}, lambda tick: images)
@@ -66,36 +70,50 @@ def sampled(
     seed: int,
     backend: str,
 ) -> EvaluatedImages:
-    """The pictures that the network of a run or a folder of diffusers draws, as `minidiff sample` would.
+    """n images sampled by the network of a run or a diffusers folder, as `minidiff sample` samples them.
 
-    raw: with the weights of a run's last step, not their average. Raises MinidiffError for all that does not go.
+    raw: with the weights of a run's last step in place of their moving average.
+    Raises MinidiffError for settings that the folder does not support.
     """
     unet, schedule = setup.load_image_unet(folder, backend), networks.load_schedule(folder)
-    way = networks.load_sampler(folder, sampler)
-    steps = setup.default_steps(schedule, way) if steps is None else steps
-    setup.check_settings(schedule, way, steps)
-    weights = "as stored"
-    if raw or state.state_file(folder).is_file():
-        run = state.open_run(folder, UNetRun)
-        weights = f"{'last' if raw else 'moving average'}, of step {run.step}"
-        if raw:
-            unet.load_state_dict(run.unet.state_dict())
-    labels = setup.class_labels(folder, unet, None, n)
-    batches = setup.batches(n if labels is None else len(labels), unet, labels)
-    plain, model = as_model(unet, schedule), setup.guided_model(folder, unet, schedule, guidance)
+    chosen = networks.load_sampler(folder, sampler)
+    steps = default_steps(schedule, chosen) if steps is None else steps
+    warning = accuracy_warning(schedule, chosen, steps)  # raises for steps that the schedule does not have
+    weights = _use_weights(unet, folder, raw)
+    labels = inputs.class_labels(folder, unet, None, n)
+    batches = inputs.batches(n if labels is None else len(labels), unet, labels)
+    model = setup.guided_model(folder, unet, schedule, guidance)
 
-    def draw(tick: Tick) -> np.ndarray:
+    def generate(tick: Tick) -> np.ndarray:
         rng, images = np.random.default_rng(seed), []
         for shape, cond in batches:
             x_t = np.empty(shape)
-            for _, x_t, _ in sample(model, schedule, shape, rng, steps, way, cond):  # noqa: B007  the last one counts
+            for _, x_t, _ in sample(model, schedule, shape, rng, steps, chosen, cond):  # noqa: B007  the last one counts
                 tick()
-            images.append(setup.finished(x_t))
+            images.append(outputs.finished(x_t))
         return np.concatenate(images)
 
-    facts = {
-        "of": str(folder), "n": sum(shape[0] for shape, _ in batches), "weights": weights, "sampler": way.name,
-        "steps": steps, "guidance": guidance, "seed": seed,
-    }  # fmt: skip
-    classes = () if labels is None else networks.load_classes(folder)
-    return EvaluatedImages(unet.image_shape, facts, draw, steps * len(batches), classes, labels, plain, schedule)
+    return EvaluatedImages(
+        shape=unet.image_shape,
+        facts={
+            "of": str(folder), "n": sum(shape[0] for shape, _ in batches), "weights": weights, "sampler": chosen.name,
+            "steps": steps, "guidance": guidance, "seed": seed,
+        },
+        generate=generate,
+        ticks=steps * len(batches),
+        classes=() if labels is None else networks.load_classes(folder),
+        labels=labels,
+        model=as_model(unet, schedule),
+        schedule=schedule,
+        warning=warning,
+    )  # fmt: skip
+
+
+def _use_weights(unet: UNet, folder: Path, raw: bool) -> str:
+    """Load a run's raw weights into its network if `raw`; returns which weights the network has, for the report."""
+    if not raw and not state.state_file(folder).is_file():
+        return "as stored"
+    run = state.open_run(folder, UNetRun)
+    if raw:
+        unet.load_state_dict(run.unet.state_dict())
+    return f"{'last' if raw else 'moving average'}, of step {run.step}"

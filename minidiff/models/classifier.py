@@ -49,23 +49,23 @@ class Classifier(Module):
 
     def __init__(self, channels: int, classes: int, rng, backend: str = "numba"):
         self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, backend, pad=1)
-        self.halvings = [DownsampleBlock(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
+        self.downsamplers = [DownsampleBlock(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
         self.blocks = [ResidualBlock(width, rng, backend) for width in WIDTHS[1:-1]]
         self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS, backend)
         self.out = Linear(WIDTHS[-1], classes, rng, backend)
 
-    def look(self, x: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(self, x: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, 96), the residual blocks' outputs averaged over all pixels, and logits (N, K).
 
         x (N, H, W, C) in [-1, 1], of any H and W. Raises ValueError if C differs.
         """
         h = self.conv_in(x if isinstance(x, Tensor) else Tensor(x, self.backend))  # (N, H, W, 16)
         features = []
-        for downsample, block in zip(self.halvings, self.blocks, strict=False):
+        for downsample, block in zip(self.downsamplers, self.blocks, strict=False):
             h = block(downsample(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
             features.append(global_avg_pool(h))
-        h = self.norm_out(self.halvings[-1](h), silu=True)  # (N, H/8, W/8, 128)
+        h = self.norm_out(self.downsamplers[-1](h), silu=True)  # (N, H/8, W/8, 128)
         return F.concat(*features), self.out(global_avg_pool(h))
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:
-        return self.look(x)[1]  # (N, K)
+        return self.features_and_logits(x)[1]  # (N, K)

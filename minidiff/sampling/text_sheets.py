@@ -1,4 +1,4 @@
-"""Sheets that show what a text does: over training time, insisted on, word by word, and where each word is heard."""
+"""Sheets of a prompt's effect: guidance scale, cross-attention maps, word replacement, training progress."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
-from minidiff.sampling.setup import finished
+from minidiff.sampling.outputs import finished
 from minidiff.sampling.text_to_image import Tick, text_to_image
 
 GUIDANCE_SCALES = range(1, 11)
-DIM = 0.15  # how much is left of a picture where a word was not heard
+DIM = 0.15  # brightness of pixels whose attention to a word is 0
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """A prompt and how it is drawn: every picture from the same noise, that of the seed."""
+    """A prompt and its sampling settings; every image starts from the noise of `seed`."""
 
     prompt: str
     guidance: float = 4.0
@@ -30,85 +30,89 @@ class PromptSettings:
     seed: int = 0
     tick: Tick = lambda: None
 
-    def draw(self, pipeline: Pipeline, prompt: str | None = None, guidance: float | None = None) -> np.ndarray:
-        """The picture (1, H, W, C) uint8, or that of another prompt or guidance."""
+    def sample(self, pipeline: Pipeline, prompt: str | None = None, guidance: float | None = None) -> np.ndarray:
+        """The image (1, H, W, C) uint8, or that of another prompt or guidance scale."""
         prompt, guidance = self.prompt if prompt is None else prompt, self.guidance if guidance is None else guidance
         rng = np.random.default_rng(self.seed)
         return finished(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
 
 
-def training_sheet(asked: PromptSettings, checkpoints: Iterable[tuple[int, Pipeline]]) -> Image.Image:
-    """The same prompt, by the pipelines of a run's checkpoints (step, pipeline)."""
-    images, steps = [], []
+def training_sheet(settings: PromptSettings, checkpoints: Iterable[tuple[int, Pipeline]]) -> Image.Image:
+    """The image of a prompt by the pipelines of a run's checkpoints (step, pipeline)."""
+    images, captions = [], []
     for step, pipeline in checkpoints:  # one at a time in memory
-        images.append(asked.draw(pipeline))
-        steps.append(f"step {step}")
-    return captioned_sheet(np.concatenate(images), steps, columns=min(len(steps), 8))
+        images.append(settings.sample(pipeline))
+        captions.append(f"step {step}")
+    return captioned_sheet(np.concatenate(images), captions, columns=min(len(captions), 8))
 
 
-def guidance_sheet(pipeline: Pipeline, asked: PromptSettings) -> Image.Image:
-    """The same prompt, insisted on more and more."""
-    images = [asked.draw(pipeline, guidance=guidance) for guidance in GUIDANCE_SCALES]
+def guidance_sheet(pipeline: Pipeline, settings: PromptSettings) -> Image.Image:
+    """The image of a prompt at every guidance scale of GUIDANCE_SCALES."""
+    images = [settings.sample(pipeline, guidance=guidance) for guidance in GUIDANCE_SCALES]
     return captioned_sheet(np.concatenate(images), [f"guidance {guidance}" for guidance in GUIDANCE_SCALES], columns=5)
 
 
-def word_swaps(prompt: str, to: str) -> list[str]:
-    """One prompt on the way to another, a word at a time. Raises MinidiffError if they differ in how many they have."""
+def replaced_words(prompt: str, to: str) -> list[str]:
+    """The prompt, then with its first word replaced by that of `to`, its first two, ...; without repetitions.
+
+    Raises MinidiffError if the numbers of words differ.
+    """
     before, after = prompt.split(), to.split()
     if len(before) != len(after):
         raise MinidiffError(f"--to has {len(after)} words and --prompt {len(before)}: give as many")
     return list(dict.fromkeys(" ".join(after[:i] + before[i:]) for i in range(len(before) + 1)))
 
 
-def word_swap_sheet(pipeline: Pipeline, asked: PromptSettings, to: str) -> Image.Image:
-    """The prompt's words swapped for those of another, one by one."""
-    prompts = word_swaps(asked.prompt, to)
-    return captioned_sheet(np.concatenate([asked.draw(pipeline, prompt) for prompt in prompts]), prompts, len(prompts))
+def word_replacement_sheet(pipeline: Pipeline, settings: PromptSettings, to: str) -> Image.Image:
+    """The image of each prompt of `replaced_words`."""
+    prompts = replaced_words(settings.prompt, to)
+    images = np.concatenate([settings.sample(pipeline, prompt) for prompt in prompts])
+    return captioned_sheet(images, prompts, len(prompts))
 
 
-def attention_sheet(pipeline: Pipeline, asked: PromptSettings) -> Image.Image:
-    """The picture, and for each word the picture again, bright where its pixels listened to that word."""
-    with recorded_attention(pipeline.unet) as notes:
-        picture = asked.draw(pipeline)[0]  # (H, W, C)
-    words = asked.prompt.split() or [""]
-    of_words = attention_maps(notes, token_spans(pipeline.tokenizer, words), picture.shape[:2])  # (words, H, W)
-    lit = [np.rint(picture * (DIM + (1 - DIM) * m / (m.max() or 1))[..., None]).astype(np.uint8) for m in of_words]
-    return captioned_sheet(np.stack([picture, *lit]), [asked.prompt, *words], columns=min(len(words) + 1, 8))
+def attention_sheet(pipeline: Pipeline, settings: PromptSettings) -> Image.Image:
+    """The image of a prompt, and for each word the image with the brightness of the word's cross-attention map."""
+    with recorded_attention(pipeline.unet) as weights:
+        image = settings.sample(pipeline)[0]  # (H, W, C)
+    words = settings.prompt.split() or [""]
+    maps = attention_maps(weights, token_spans(pipeline.tokenizer, words), image.shape[:2])  # (words, H, W)
+    lit = [np.rint(image * (DIM + (1 - DIM) * m / (m.max() or 1))[..., None]).astype(np.uint8) for m in maps]
+    return captioned_sheet(np.stack([image, *lit]), [settings.prompt, *words], columns=min(len(words) + 1, 8))
 
 
 def token_spans(tokenizer: Callable[..., Any], words: list[str]) -> list[slice]:
-    """Which places of a text each word has, behind the one that begins it; words beyond the last place have none."""
+    """The token positions of each word, after the start token; empty for words beyond the tokenizer's length."""
     ends = np.cumsum([1, *(len(tokenizer.encode(word)) for word in words)]).clip(max=tokenizer.length - 1)
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def attention_maps(notes: list[np.ndarray], places: list[slice], size: tuple[int, int]) -> np.ndarray:
-    """How much each pixel listens to each word, the mean over layers and steps (Tang et al. 2022, arXiv:2210.04885).
+def attention_maps(weights: list[np.ndarray], spans: list[slice], size: tuple[int, int]) -> np.ndarray:
+    """Cross-attention maps (words, H, W): each pixel's attention to a word's tokens, the mean over layers and steps.
 
-    notes are of one picture each, (h w, S): at every layer and step the share of each of S places in what a pixel
-    takes; size (H, W) is the picture's, to which those of lower levels are enlarged. Returns (words, H, W).
+    weights are the attention weights (h w, S) of one image, averaged over heads, of every layer and step; those of
+    lower resolutions are enlarged to `size` (H, W). DAAM (Tang et al. 2022, arXiv 2210.04885) sums where this averages.
     """
     height, width = size
-    total = np.zeros((len(places), height, width), np.float32)
-    for pixels in {len(note) for note in notes}:
+    total = np.zeros((len(spans), height, width), np.float32)
+    for pixels in {len(w) for w in weights}:
         h = round((pixels * height / width) ** 0.5)
-        note = np.sum([note for note in notes if len(note) == pixels], 0)  # (h w, S)
-        for of_word, place in zip(total, places, strict=True):
-            share = note[:, place].sum(1).reshape(h, -1)  # (h, w)
-            of_word += np.asarray(Image.fromarray(share).resize((width, height), Image.Resampling.BICUBIC))
-    return total.clip(0) / len(notes)
+        at_resolution = np.sum([w for w in weights if len(w) == pixels], 0)  # (h w, S)
+        for word_map, span in zip(total, spans, strict=True):
+            attention = at_resolution[:, span].sum(1).reshape(h, -1)  # (h, w)
+            word_map += np.asarray(Image.fromarray(attention).resize((width, height), Image.Resampling.BICUBIC))
+    return total.clip(0) / len(weights)
 
 
 @contextmanager
 def recorded_attention(unet: TextUNet) -> Iterator[list[np.ndarray]]:
-    """Within this block all that pixels take from the first text's places is noted, at every layer: (h w, S) each."""
-    notes: list[np.ndarray] = []
+    """Within this block each cross-attention layer appends its weights for the batch's first image, (h w, S)."""
+    weights: list[np.ndarray] = []
     blocks = list(_blocks(unet))
     before = [block.attn2 for block in blocks]
     for block, attention in zip(blocks, before, strict=True):
-        block.attn2 = _noting(attention, notes)  # pyright: ignore[reportAttributeAccessIssue]
+        block.attn2 = _recording(attention, weights)  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield notes
+        yield weights
     finally:
         for block, attention in zip(blocks, before, strict=True):
             block.attn2 = attention
@@ -120,13 +124,15 @@ def _blocks(unet: TextUNet) -> Iterator[TransformerBlock]:
             yield from transformer.transformer_blocks
 
 
-def _noting(attention: Attention, notes: list[np.ndarray]) -> Callable[..., Tensor]:
-    def call(x: Tensor, heard: Tensor, add: Tensor) -> Tensor:
-        q, k = (a.numpy()[0] for a in (attention.to_q(x), attention.to_k(heard)))  # (T, C), (S, C)
+def _recording(attention: Attention, weights: list[np.ndarray]) -> Callable[..., Tensor]:
+    """A layer that returns what `attention` returns and appends its weights, averaged over heads."""
+
+    def call(x: Tensor, context: Tensor, add: Tensor) -> Tensor:
+        q, k = (a.numpy()[0] for a in (attention.to_q(x), attention.to_k(context)))  # (T, C), (S, C)
         q, k = (a.reshape(len(a), attention.heads, -1) for a in (q, k))  # (T or S, heads, C / heads)
         scores = np.einsum("thc,shc->hts", q, k) / q.shape[2] ** 0.5
-        shares = np.exp(scores - scores.max(2, keepdims=True))
-        notes.append((shares / shares.sum(2, keepdims=True)).mean(0))  # (T, S)
-        return attention(x, heard, add)
+        exponentials = np.exp(scores - scores.max(2, keepdims=True))
+        weights.append((exponentials / exponentials.sum(2, keepdims=True)).mean(0))  # (T, S)
+        return attention(x, context, add)
 
     return call

@@ -1,9 +1,9 @@
-"""Pictures of a text, with a Stable Diffusion pipeline: drawn from nothing, drawn anew, filled in.
+"""Text to image, image to image and inpainting with a Stable Diffusion pipeline.
 
-The walk is that of every other model, among latents; a text is its condition, and guidance its insistence. Pictures are
-float32 (N, H, W, 3) in [-1, 1], as many as there are prompts. rng as for `sample`: `torch_generator(seed)` draws the
-noise of torch.Generator().manual_seed(seed), and with a sampler that is as_diffusers the images are diffusers'.
-tick() is called after every step.
+The sampling loop is that of every other model, on latents, conditioned on the text encoder's output, with
+classifier-free guidance. Images are float32 (N, H, W, 3), nominally in [-1, 1], one a prompt. rng as for `sample`:
+`torch_generator(seed)` draws the noise of torch.Generator().manual_seed(seed), and with a sampler that is as_diffusers
+the images are diffusers'. tick() is called after every sampling step.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from minidiff.formats.stable_diffusion import Pipeline
 
 Tick = Callable[[], object]
 
-WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded in one go
+MAX_UNTILED_PIXELS = 1024 * 1024  # larger images are decoded in tiles
 
 
 def text_to_image(
@@ -37,22 +37,22 @@ def text_to_image(
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
 ) -> np.ndarray:
-    """Draw a picture of each prompt, out of noise.
+    """Sample an image of each prompt from noise.
 
-    negative_prompt  what to lead away from
-    guidance         how much to insist: 1 is the model as it is
+    negative_prompt  text of guidance's unconditional prediction
+    guidance         classifier-free guidance scale, 0 to 100; 1 disables it
     rng              draws the noise; None: default_rng()
-    size             height and width; None: what the network was trained for
+    size             height and width in pixels; None: `native_size`
     sampler          None: the folder's own
-    Raises MinidiffError for sizes, steps and guidance that do not go.
+    Raises MinidiffError for a size, steps or guidance scale that is not supported.
     """
     rng = np.random.default_rng() if rng is None else rng
     height, width = check_size(pipeline, size or native_size(pipeline))
     factor, C = pipeline.vae.factor, pipeline.vae.config.latent_channels
     shape = (len(prompts), height // factor, width // factor, C)
-    model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
-    walk = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
-    return decode(pipeline, _end(walk, tick))
+    model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
+    trajectory = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
+    return decode(pipeline, _last(trajectory, tick))
 
 
 def image_to_image(
@@ -67,18 +67,20 @@ def image_to_image(
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
 ) -> np.ndarray:
-    """Half-drown the latents of pictures x0 in noise and walk back from there, toward the prompts (SDEdit).
+    """Add noise to the latents of images x0 and denoise them, conditioned on the prompts: SDEdit (Meng et al. 2022).
 
-    strength is the share of the walk that is walked, 0 to 1, cut to whole steps. The rest as of `text_to_image`.
+    strength is the fraction of the sampling steps that are taken, 0 to 1, rounded down to whole steps: it sets the
+    noise level, and at 0 x0 is only encoded and decoded. The rest as of `text_to_image`.
     """
     check_strength(strength)
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
-    noise_levels(pipeline.schedule, steps, sampler)  # raises for steps that do not go
+    noise_levels(pipeline.schedule, steps, sampler)  # raises for steps that are not supported
     _check_one_each(prompts, x0)
     latents = encode(pipeline, x0, rng)
-    model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
-    share = int(steps * strength) / steps
-    return decode(pipeline, _end(redraw(model, pipeline.schedule, latents, share, rng, steps, sampler, cond), tick))
+    model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
+    strength = int(steps * strength) / steps
+    trajectory = redraw(model, pipeline.schedule, latents, strength, rng, steps, sampler, cond)
+    return decode(pipeline, _last(trajectory, tick))
 
 
 def inpaint(
@@ -93,35 +95,39 @@ def inpaint(
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
 ) -> np.ndarray:
-    """Draw what is under the mask anew, out of noise, toward the prompts; the rest keeps its latents.
+    """Sample the latents where the mask is True from noise, conditioned on the prompts; the others stay those of x0.
 
-    mask is bool (H, W, 1): one pixel of it speaks for each latent. The rest as of `text_to_image`.
-    Raises MinidiffError for walks that do not keep to whole timesteps, as some over sigma do not.
+    Blended latent diffusion (Avrahami et al. 2023): at every step the model's input has x0's latents, with noise,
+    where the mask is False. mask is bool (H, W, 1); each latent takes the first pixel of its block. The rest as of
+    `text_to_image`. Raises MinidiffError for noise levels between whole timesteps, as euler's and heun's may be.
     """
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
-    way = noise_levels(pipeline.schedule, steps, sampler)
-    if way.ts.dtype.kind != "i":
-        raise MinidiffError(f"{sampler.name} with {sampler.spacing} steps asks between whole timesteps: use ddim")
+    levels = noise_levels(pipeline.schedule, steps, sampler)
+    if levels.ts.dtype.kind != "i":
+        raise MinidiffError(
+            f"{sampler.name} with {sampler.spacing} spacing has noise levels between whole timesteps: use ddim"
+        )
     _check_one_each(prompts, x0)
     if mask.shape != (*x0.shape[1:3], 1):
-        raise MinidiffError(f"the mask has shape {mask.shape}, the pictures have {x0.shape}: give (H, W, 1)")
+        raise MinidiffError(f"the mask has shape {mask.shape}, the images have {x0.shape}: give (H, W, 1)")
     latents = encode(pipeline, x0, rng)
     eps = rng.standard_normal(latents.shape, dtype=np.float32)
     known = ~mask[:: pipeline.vae.factor, :: pipeline.vae.factor]  # (h, w, 1)
-    model, cond = _listening(pipeline, prompts, negative_prompt, guidance)
-    model = blended(model, pipeline.schedule, latents, ~known, eps, way.ts[0])
-    walk = sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond, x_T=np.float32(way.start) * eps)
-    return decode(pipeline, np.where(known, latents, _end(walk, tick)))
+    model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
+    model = blended(model, pipeline.schedule, latents, ~known, eps, levels.ts[0])
+    x_T = np.float32(levels.start) * eps
+    trajectory = sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond, x_T=x_T)
+    return decode(pipeline, np.where(known, latents, _last(trajectory, tick)))
 
 
 def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
-    """What the U-Net hears, (N, T, D); of each text what fits into T tokens."""
+    """The text encoder's output (N, T, D) of each text, cut to T tokens: what the U-Net cross-attends to."""
     with no_grad():
         return pipeline.text_encoder(pipeline.tokenizer(texts)).numpy()
 
 
 def encode(pipeline: Pipeline, x0: np.ndarray, rng: Any) -> np.ndarray:
-    """Latents of pictures, drawn from their posterior and scaled, (N, h, w, latent_channels)."""
+    """Scaled latents (N, h, w, latent_channels) of images, sampled from the VAE's posterior."""
     check_size(pipeline, x0.shape[1:3])
     with no_grad():
         posterior = pipeline.vae.encode(x0)
@@ -129,9 +135,9 @@ def encode(pipeline: Pipeline, x0: np.ndarray, rng: Any) -> np.ndarray:
 
 
 def decode(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
-    """Pictures of scaled latents, one after the other; those of more than WHOLE pixels in tiles."""
+    """Images (N, H, W, C) of scaled latents, decoded one by one; in tiles above MAX_UNTILED_PIXELS."""
     vae, latents = pipeline.vae, latents / np.float32(pipeline.vae.config.scaling_factor)
-    in_tiles = latents.shape[1] * latents.shape[2] * vae.factor**2 > WHOLE
+    in_tiles = latents.shape[1] * latents.shape[2] * vae.factor**2 > MAX_UNTILED_PIXELS
     with no_grad():
         return np.concatenate(
             [vae.decode_in_tiles(z[None]) if in_tiles else vae.decode(z[None]).numpy() for z in latents]
@@ -139,26 +145,26 @@ def decode(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
 
 
 def native_size(pipeline: Pipeline) -> tuple[int, int]:
-    """Height and width of the pictures that the U-Net was trained for; 64 x 64 latents if its folder does not say."""
+    """Height and width in pixels that the U-Net was trained for; those of 64 x 64 latents if its config has no size."""
     size = pipeline.unet.config.sample_size or 64
     height, width = size if isinstance(size, tuple) else (size, size)
     return height * pipeline.vae.factor, width * pipeline.vae.factor
 
 
 def check_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width. Raises MinidiffError unless both can be halved as often as the autoencoder does."""
+    """Height and width. Raises MinidiffError unless both are multiples of the autoencoder's downsampling factor."""
     height, width = size
     multiple = pipeline.vae.factor
     if not all(0 < n <= 65536 and n % multiple == 0 for n in (height, width)):
         raise MinidiffError(
-            f"{height}x{width} pixels do not go: give multiples of {multiple} up to 65536, such as {8 * multiple}"
+            f"{height}x{width} pixels: give multiples of {multiple} up to 65536, such as {8 * multiple}"
         )
     return height, width
 
 
 def _check_one_each(prompts: list[str], x0: np.ndarray) -> None:
     if len(prompts) != len(x0):
-        raise MinidiffError(f"{len(x0)} pictures and {len(prompts)} prompts: give a prompt for each picture")
+        raise MinidiffError(f"{len(x0)} images and {len(prompts)} prompts: give a prompt for each image")
 
 
 def check_guidance(guidance: float) -> None:
@@ -167,10 +173,10 @@ def check_guidance(guidance: float) -> None:
         raise MinidiffError(f"guidance must be a number from 0 to 100, not {guidance!r:.80}")
 
 
-def _listening(
+def _guided_model(
     pipeline: Pipeline, prompts: list[str], negative_prompt: str, guidance: float
 ) -> tuple[Callable[..., Any], np.ndarray]:
-    """The model, under guidance, and what it is to hear."""
+    """The model with classifier-free guidance, and its conditioning (N, T, D)."""
     check_guidance(guidance)
     model, cond = as_model(pipeline.unet, pipeline.schedule), embeddings(pipeline, prompts)
     if guidance == 1:
@@ -178,8 +184,9 @@ def _listening(
     return guided(model, embeddings(pipeline, [negative_prompt]), guidance), cond
 
 
-def _end(walk: Trajectory, tick: Tick) -> np.ndarray:
+def _last(trajectory: Trajectory, tick: Tick) -> np.ndarray:
+    """The last x_t of a trajectory; tick() after every step."""
     x_t = np.empty(0)
-    for _, x_t, _ in walk:  # noqa: B007  the last one counts
+    for _, x_t, _ in trajectory:  # noqa: B007  the last one counts
         tick()
     return x_t

@@ -29,7 +29,7 @@ from minidiff.cli import app, demo_pages, explain, train
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.evaluation import feature_classifier, report, samples
 from minidiff.formats import networks
-from minidiff.sampling import setup
+from minidiff.sampling import inputs, setup
 from minidiff.terminal import printable
 from minidiff.training import loop, start, state, unet_run
 from minidiff.training.lock import lock_run
@@ -807,7 +807,7 @@ def bytes_of(name):
 def test_sample(done, trained):
     """Nine pictures of 4x4, drawn four at a time, on a sheet three wide."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(setup, "BATCH", 4)
+        patched.setattr(inputs, "BATCH_SIZE", 4)
         out = done("sample", "run", "--out", "sheet.png", "--n", 9, "--steps", 3, "--gif", "walk.gif", *QUICK)
     assert out.endswith("Wrote sheet.png and walk.gif\n")
     with Image.open("sheet.png") as sheet, Image.open("walk.gif") as walk:
@@ -821,7 +821,8 @@ def test_sample(done, trained):
 def test_every_sampler_and_its_pictures_in_a_file(run, trained, sampler):
     code, out, err = run("sample", "run", "--n", 3, "--steps", 4, "--sampler", sampler, "--npz", "drawn.npz", *QUICK)
     assert code == 0 and out.endswith("Wrote sheet.png and drawn.npz\n")
-    assert re.search("^minidiff: heun begins at 20291 times .* --karras" if sampler == "heun" else "^$", err)
+    warning = "^minidiff: heun is inaccurate in 4 steps from sigma 20291: .* --karras"
+    assert re.search(warning if sampler == "heun" else "^$", err)
     with np.load("drawn.npz") as file:
         assert file.files == ["arr_0"]
         images = file["arr_0"]
@@ -854,7 +855,7 @@ def test_places_for_pictures_are_looked_at_first(refused, trained):
     Path("a.npz").symlink_to("a.gif")
     Path("same").symlink_to(".")
     for places in ("a.gif", "--gif", "a.gif"), ("a.gif", "--gif", "same/a.gif"), ("a.gif", "--npz", "a.npz"):
-        refused("sample", "run", "--out", *places, *QUICK, match=f"{places[2]}: is to hold two things at once")
+        refused("sample", "run", "--out", *places, *QUICK, match=f"{places[2]}: is given for two files")
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -1004,19 +1005,25 @@ def test_what_sample_cannot_do(refused, trained):
 
 
 @pytest.fixture
-def quick_judge(monkeypatch, tmp_path_factory):
-    """A judge of two steps, kept outside the test's own folder."""
+def quick_classifier(monkeypatch, tmp_path_factory):
+    """A feature classifier of two steps, cached outside the test's own folder."""
     kept = tmp_path_factory.mktemp("kept")
-    for name, value in {"FEWEST": 2, "MOST": 2, "BATCH": 4, "WORTH": 16, "user_cache_dir": lambda: kept}.items():
+    for name, value in {
+        "MIN_STEPS": 2,
+        "MAX_STEPS": 2,
+        "BATCH_SIZE": 4,
+        "MIN_SAMPLES": 16,
+        "user_cache_dir": lambda: kept,
+    }.items():
         monkeypatch.setattr(feature_classifier, name, value)
     monkeypatch.setattr(samples, "MIN_IMAGES", 8)
     monkeypatch.setattr(report, "MIN_IMAGES", 8)
-    monkeypatch.setattr(report, "BITS", 4)
-    monkeypatch.setattr(report, "EVALUATIONS", 2)
+    monkeypatch.setattr(report, "BOUND_IMAGES", 4)
+    monkeypatch.setattr(report, "BOUND_TIMESTEPS", 2)
 
 
 @pytest.fixture
-def real(trained, quick_judge):
+def real(trained, quick_classifier):
     """The set of `trained`, and pictures to test with."""
     return idx_set(trained / "data", n=40, prefix="t10k")
 
@@ -1027,7 +1034,7 @@ def test_evaluate(done, real, tmp_path):
     assert "Training a classifier of data, once" in out
     assert "16 of run, weights moving average, of step 3, ddim in 2 steps, guidance 1, seed 0\n" in out
     assert "16 of data, the other half\n" in out and "20 of data, half of the test split\n" in out
-    assert re.search(r"classifier   10 of data, right on [0-9.]+ % of 40 others\n", out)
+    assert re.search(r"classifier   trained on 10 of data, accuracy [0-9.]+ % on 40 others\n", out)
     report = json.loads(Path("new/folder/figures.json").read_text())
     assert report["samples"] == {
         "of": "run", "n": 16, "weights": "moving average, of step 3", "sampler": "ddim", "steps": 2, "guidance": 1.0,
@@ -1048,7 +1055,7 @@ def test_evaluate(done, real, tmp_path):
 
 def test_evaluate_few_samples(done, real, monkeypatch):
     """What needs no classifier, and a word on the rest."""
-    monkeypatch.setattr(feature_classifier, "WORTH", 17)
+    monkeypatch.setattr(feature_classifier, "MIN_SAMPLES", 17)
     monkeypatch.setattr(feature_classifier, "train_classifier", None)
     out = done("evaluate", "run", "--against", "data", "--n", 16, "--steps", 2, "--out", "new", *QUICK)
     assert "16 samples are too few to train a classifier for; distances, precision, recall and agreement are" in out
@@ -1058,7 +1065,7 @@ def test_evaluate_few_samples(done, real, monkeypatch):
     assert all(list(side) == ["nearest", "colour"] for side in report["figures"].values())
 
 
-def test_evaluate_with_a_classifier_of_other_data(done, refused, tmp_path, quick_judge):
+def test_evaluate_with_a_classifier_of_other_data(done, refused, tmp_path, quick_classifier):
     """Of a flat folder, whose images are of a single class."""
     noises(tmp_path / "flat", n=81)
     for kind in "ab":
@@ -1067,8 +1074,8 @@ def test_evaluate_with_a_classifier_of_other_data(done, refused, tmp_path, quick
     evaluation = ("evaluate", "run", "--against", "flat", "--n", 16, "--steps", 2, *QUICK)
     refused(*evaluation, match="flat: has a single class, and a classifier needs two; give --classifier")
     out = done(*evaluation, "--classifier", "pets")
-    assert re.search(r"classifier   81 of pets, right on [0-9.]+ % of 9 others\n", out)
-    assert "Fréchet distance" in out and "both against 73 of flat" in out
+    assert re.search(r"classifier   trained on 81 of pets, accuracy [0-9.]+ % on 9 others\n", out)
+    assert "Fréchet distance" in out and "reference    73 of flat" in out
     refused(*evaluation, "--classifier", "nothing", match="nothing: no built-in set has this name")
 
 
@@ -1078,13 +1085,13 @@ def test_evaluate_what_is_drawn_already(done, refused, real):
     done("evaluate", "run", "--n", 16, "--steps", 2, "--against", "data", "--out", "drawn", *QUICK)
     for i, path in enumerate(("a.npz", "drawn/samples.npz")):
         out = done("evaluate", path, "--against", "data", "--out", f"read{i}", *QUICK)
-        assert f"samples      16 of {path}\n" in out and "bits" not in out and "drawing" not in out
+        assert f"samples      16 of {path}\n" in out and "bits" not in out and "sampling" not in out
         drawn, read = (json.loads(Path(f, "figures.json").read_text()) for f in ("drawn", f"read{i}"))
         assert read["figures"] == drawn["figures"] and read["bits_per_dim"] is None
-    refused("evaluate", "a.npz", "--against", "data", "--steps", 3, match="a.npz: these pictures are drawn already")
-    refused("evaluate", "a.npz", "--against", "data", "--raw", match="a.npz: these pictures are drawn already")
+    refused("evaluate", "a.npz", "--against", "data", "--steps", 3, match="a.npz: is an archive of images; leave --n")
+    refused("evaluate", "a.npz", "--against", "data", "--raw", match="a.npz: is an archive of images; leave --n")
     np.savez("few.npz", np.zeros((7, 4, 4, 1), np.uint8))
-    refused("evaluate", "few.npz", "--against", "data", match="few.npz: holds 7 pictures; 8 are the least")
+    refused("evaluate", "few.npz", "--against", "data", match="few.npz: holds 7 images; evaluation needs at least 8")
     Path("text.npz").write_text("x")
     refused("evaluate", "text.npz", "--against", "data", match="text.npz: cannot be read as pictures")
 
@@ -1104,7 +1111,7 @@ def test_evaluate_raw_weights(done, real):
     assert stored["samples"]["weights"] == "as stored" and stored["figures"] == reports["raw"]["figures"]
 
 
-def test_evaluate_by_class(done, refused, data, quick_judge):
+def test_evaluate_by_class(done, refused, data, quick_classifier):
     idx_set(data, n=40, prefix="t10k")
     done("train", "data", "--out", "run", "--steps", 1, "--by-class", *SMALL)
     out = done("evaluate", "run", "--against", "data", "--n", 25, "--steps", 2, "--guidance", 2, "--out", "new", *QUICK)
@@ -1112,12 +1119,12 @@ def test_evaluate_by_class(done, refused, data, quick_judge):
     agreement = report["figures"]["samples"]["agreement"]
     assert list(agreement) == list("0123456789") and "guidance 2" in out
     assert report["samples"]["n"] == 25 and set(agreement.values()) <= {0, 1 / 3, 1 / 2, 2 / 3, 1}
-    assert out.count(", taken for one") == 10
+    assert out.count("class agreement, ") == 10
     shutil.copytree("data", "fashion")
     refused("evaluate", "run", "--against", "fashion", match="run: its classes are not those of fashion; evaluate what")
 
 
-def test_bad_pictures_are_left_out_of_an_evaluation(done, refused, tmp_path, quick_judge):
+def test_bad_pictures_are_left_out_of_an_evaluation(done, refused, tmp_path, quick_classifier):
     for kind in "ab":
         noises(tmp_path / "pets" / kind, n=81)
     done("train", "pets", "--out", "run", "--steps", 1, *SMALL)
@@ -1134,7 +1141,7 @@ def test_what_cannot_be_evaluated(refused, real):
     idx_set(real.parent / "other", height=5, n=90)
     refused(*against, "other", match="other: its pictures are 4x5, not of size 4")
     idx_set(real.parent / "few", n=20)
-    refused(*against, "few", match="few: its 20 pictures are too few .*; 80 are the least")
+    refused(*against, "few", match="few: its 20 images are too few .*; give at least 80")
     refused(*against, "data", "--out", "run", match="run: is there already; choose a new folder")
     refused(*against, "data", "--out", "data/t10k-images-idx3-ubyte/x", match="Not a directory.*choose another place")
     refused(*against, "data", "--n", 15, match="'--n'")

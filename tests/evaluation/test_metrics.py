@@ -1,4 +1,4 @@
-"""Distances between sets whose distance is known."""
+"""Metrics against closed forms, definitions and brute force."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def covariance(D, rank, seed=0):
     return factor @ factor.T
 
 
-# Fréchet's distance. Rounding: an eigenvalue is off by 2^-52 of the largest, and where it is 0 its root by 1.5e-8.
+# Fréchet distance. Rounding: an eigenvalue is off by 2^-52 of the largest, and where it is 0 its root by 1.5e-8.
 
 
 def test_frechet_of_gaussians_with_the_same_axes():
@@ -74,14 +74,14 @@ def test_mmd2_is_its_definition():
 
 def test_mmd2_of_one_distribution_is_zero_on_average():
     """500 pairs of samples of 20: the mean is within 4 of its own standard errors, and some are below 0."""
-    draws = rng()
-    found = np.array([mmd2(*draws.standard_normal((2, 20, 4))) for _ in range(500)])
+    generator = rng()
+    found = np.array([mmd2(*generator.standard_normal((2, 20, 4))) for _ in range(500)])
     assert abs(found.mean()) < 4 * found.std() / np.sqrt(len(found))
     assert (found < 0).any()
 
 
 def test_mmd2_of_known_distributions():
-    """One feature: 0 against normal numbers with mean m. E k = E (x y + 1)^3 by the moments of x and y."""
+    """One feature: the constant 0 against N(m, 1). E k = E (x y + 1)^3 by the moments of x and y."""
     m, n = 0.7, 400_00
     second, third = 1 + m**2, m**3 + 3 * m
     want = (third**2 + 3 * second**2 + 3 * m**2 + 1) + 1 - 2  # against 0, k is 1
@@ -95,14 +95,14 @@ def test_mmd2_of_known_distributions():
 
 def test_kid_is_the_mean_over_subsets():
     f, g = rng().standard_normal((60, 4)), rng(1).standard_normal((80, 4)) + 0.5
-    mean, spread = kid(f, g, rng(), subsets=200)
+    mean, std = kid(f, g, rng(), subsets=200)
     one = [mmd2(f[:30], g[:30]), mmd2(f[30:], g[30:60])]
-    assert spread > 0 and abs(mean - mmd2(f, g)) < 5 * spread / np.sqrt(200)
-    assert min(one) - 3 * spread < mean < max(one) + 3 * spread
-    assert kid(f, g, rng(), subsets=200) == (mean, spread)
+    assert std > 0 and abs(mean - mmd2(f, g)) < 5 * std / np.sqrt(200)
+    assert min(one) - 3 * std < mean < max(one) + 3 * std
+    assert kid(f, g, rng(), subsets=200) == (mean, std)
 
 
-def test_kid_sees_what_is_different():
+def test_kid_is_larger_for_another_distribution():
     f = rng().standard_normal((100, 4))
     same, other = rng(1).standard_normal((100, 4)), 1.5 * rng(1).standard_normal((100, 4))
     assert abs(kid(f, same, rng())[0]) < kid(f, other, rng())[0]
@@ -111,7 +111,7 @@ def test_kid_sees_what_is_different():
 # Precision and recall
 
 
-def test_a_set_against_itself(monkeypatch):
+def test_features_against_themselves(monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", 7)
     f = rng().standard_normal((30, 5))
     assert precision_recall(f, f) == (1, 1)
@@ -121,17 +121,17 @@ def test_a_set_against_itself(monkeypatch):
 
 def test_precision_and_recall_on_a_line():
     """Radii to the nearest neighbour by hand: of 0, 1, 3 they are 1, 1, 2; of 0.5, 9, 9.25 they are 8.5, 0.25, 0.25."""
-    real, drawn = np.array([[0.0], [1], [3]]), np.array([[0.5], [9], [9.25]])
-    assert precision_recall(real, drawn, k=1) == (1 / 3, 1)
-    assert precision_recall(drawn, real, k=1) == (1, 1 / 3)
+    real, generated = np.array([[0.0], [1], [3]]), np.array([[0.5], [9], [9.25]])
+    assert precision_recall(real, generated, k=1) == (1 / 3, 1)
+    assert precision_recall(generated, real, k=1) == (1, 1 / 3)
 
 
-def test_what_lies_far_away_has_neither():
+def test_distant_features_have_neither():
     f = rng().standard_normal((20, 5))
     assert precision_recall(f, f + 100) == (0, 0)
 
 
-def test_a_part_of_what_there_is_is_precise_but_recalls_little():
+def test_one_mode_of_two_has_high_precision_and_low_recall():
     real = np.concatenate([rng().standard_normal((200, 3)), rng(1).standard_normal((200, 3)) + 30])
     precision, recall = precision_recall(real, rng(2).standard_normal((400, 3)))
     assert precision > 0.8 and 0.4 < recall <= 0.5
@@ -140,14 +140,14 @@ def test_a_part_of_what_there_is_is_precise_but_recalls_little():
 def test_precision_and_recall_are_those_of_all_distances():
     f, g = rng().standard_normal((50, 6)), rng(1).standard_normal((40, 6)) * 1.3
 
-    def among(f, g):
+    def inside(f, g):
         radii = np.sort(np.linalg.norm(f[:, None] - f, axis=2), axis=1)[:, 3]
         return np.mean([(np.linalg.norm(f - y, axis=1) <= radii).any() for y in g])
 
-    assert precision_recall(f, g) == (among(f, g), among(g, f))
+    assert precision_recall(f, g) == (inside(f, g), inside(g, f))
 
 
-# Neighbours
+# Nearest neighbours
 
 
 def test_nearest_in_blocks_is_the_nearest_of_all():
@@ -172,7 +172,7 @@ def test_too_few_for_a_kth_neighbour():
         precision_recall(rng().standard_normal((3, 2)), rng().standard_normal((9, 2)))
 
 
-def test_whitened_features_have_no_direction_that_counts_more():
+def test_whitened_features_have_the_identity_as_covariance():
     rng = np.random.default_rng(0)
     f = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 4)) * [1, 100, 1, 1] + 7
     g = metrics.whitening(f)(f)
@@ -180,6 +180,6 @@ def test_whitened_features_have_no_direction_that_counts_more():
     np.testing.assert_allclose(np.cov(g.T), np.eye(4), atol=1e-9)
 
 
-def test_whitening_features_that_do_not_vary():
+def test_whitening_with_a_constant_feature():
     f = np.random.default_rng(0).standard_normal((50, 3)) * [1, 1, 0]
     assert np.isfinite(metrics.whitening(f)(f + 1)).all()

@@ -1,4 +1,4 @@
-"""minidiff evaluate of a run that draws texts: prompts of both splits, beside real pictures."""
+"""minidiff evaluate of a text-conditional run: prompts of both splits, beside real images."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from PIL import Image
 from small_runs import go_on, refused
 from small_text import bars, new_text_run
 
+from minidiff.cli import evaluate as command
 from minidiff.data import open_dataset
 from minidiff.data.dataset import subset
 from minidiff.data.imaging import save_image
@@ -20,13 +21,13 @@ from minidiff.sampling.text_to_image import text_to_image
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
-    """A run on captioned bars, the bars as a folder of two classes, and a judge that learns quickly."""
+    """A run on captioned bars, the bars as a folder of two classes, and a feature classifier of ten steps."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {"FEWEST": 10, "MOST": 10, "BATCH": 8, "WORTH": 20}.items():
+    for name, value in {"MIN_STEPS": 10, "MAX_STEPS": 10, "BATCH_SIZE": 8, "MIN_SAMPLES": 20}.items():
         monkeypatch.setattr(feature_classifier, name, value)
     monkeypatch.setattr(feature_classifier, "user_cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(report, "MIN_IMAGES", 4)
-    monkeypatch.setattr(prompt_agreement, "BATCH", 3)
+    monkeypatch.setattr(prompt_agreement, "PROMPT_BATCH_SIZE", 3)
     dataset = bars(50)
     lines = ["file_name,text"]
     for i, (image, caption) in enumerate(zip(dataset.take(np.arange(50)), dataset.captions, strict=True)):
@@ -38,7 +39,7 @@ def small(tmp_path, monkeypatch):
     go_on(new_text_run(tmp_path / "run"), 2, dataset=dataset)
 
 
-def test_two_sides_and_real_pictures(run, tmp_path):
+def test_both_splits_and_real_images(run, tmp_path):
     code, out, err = run(
         "evaluate", "run", "--against", "bars", "--n", 16, "--steps", 2, "--guidance", 2, "--out", "new",
         "--backend", "numpy", "--threads", 1,
@@ -48,26 +49,26 @@ def test_two_sides_and_real_pictures(run, tmp_path):
     report = json.loads((tmp_path / "new" / "figures.json").read_text())
     assert report["reference"] == {"of": "bars", "n": 45} and report["samples"]["n"]["test captions"] == 5
     assert list(report["figures"]) == ["training captions", "test captions", "real test pictures"]
-    for shares in report["figures"].values():  # nobody has a skin tone
-        assert set(shares) == {"name"} and f"{100 * shares['name']:.1f} %" in out
+    for fractions in report["figures"].values():  # no caption has a skin tone
+        assert set(fractions) == {"name"} and f"{100 * fractions['name']:.1f} %" in out
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "figures.json", "training_captions.png", "test_captions.png",
     }  # fmt: skip
 
 
-def test_few_samples_are_not_worth_a_classifier(run, monkeypatch):
-    """Asked for by --n; all test captions, without --n, are."""
+def test_few_samples_train_no_classifier_for_prompts(run, monkeypatch):
+    """With --n; the default, all test captions, trains one."""
     evaluation = ("evaluate", "run", "--against", "bars", "--steps", 2, "--backend", "numpy", "--threads", 1)
-    monkeypatch.setattr(feature_classifier, "WORTH", 22)
+    monkeypatch.setattr(feature_classifier, "MIN_SAMPLES", 22)
     code, out, err = run(*evaluation, "--n", 16)
     assert code == 2 and "--n 16: 21 samples are too few to train a classifier for; give more, or no --n" in err
     assert "Training" not in out
     assert run(*evaluation)[0] == 0
-    assert run(*evaluation, "--n", 16)[0] == 0  # now one is kept
+    assert run(*evaluation, "--n", 16)[0] == 0  # now one is cached
 
 
 def test_a_flat_folder_with_the_classifier_of_other_data(run, tmp_path):
-    """Images in one folder are of one class; what their captions say is found by another set's features."""
+    """Images in one folder are of one class; their captions are retrieved by features of another dataset."""
     (tmp_path / "flat").mkdir()
     for path in (tmp_path / "bars").rglob("*.png"):
         shutil.copy(path, tmp_path / "flat")
@@ -83,55 +84,62 @@ def test_a_flat_folder_with_the_classifier_of_other_data(run, tmp_path):
     assert all(0 <= side["name"] <= 1 for side in report["figures"].values())
 
 
-def test_real_pictures_are_taken_for_what_they_are(tmp_path):
-    """Drawings that are the training pictures themselves: all right, and in the order of their side."""
+def test_training_images_agree_with_their_captions(tmp_path):
+    """Samples that equal the training images are right, and each side has its own figures."""
     train = bars(40)
-    learned = feature_classifier.train_classifier(train, train, "numpy", lambda: None)
+    trained = feature_classifier.train_classifier(train, train, "numpy", lambda: None)
     images = train.take(np.arange(40))
     right = prompt_agreement.PromptSamples(train.captions, images)
-    wrong = prompt_agreement.PromptSamples(train.captions, np.roll(images, 1, axis=0))  # another colour, the other way
-    assert prompt_agreement.figures({"a": wrong, "b": right}, train, learned) == {
+    wrong = prompt_agreement.PromptSamples(
+        train.captions, np.roll(images, 1, axis=0)
+    )  # another colour, another orientation
+    assert prompt_agreement.figures({"a": wrong, "b": right}, train, trained) == {
         "a": {"name": 0.0},
         "b": {"name": 1.0},
     }
 
 
-def test_tones_are_looked_for_where_prompts_name_them():
+def test_tones_are_measured_if_prompts_name_them():
     people = open_dataset("emoji", split="test")
     whole = open_dataset("emoji")
     students = [i for i, caption in enumerate(whole.captions) if caption.startswith("man student,")]
     train = subset(whole, np.array(students))  # in five tones
 
-    class Eyes:
+    class PixelFeatures:
         def classify(self, images):
             return feature_classifier.Classified(
                 images, images.reshape(len(images), -1)[:, ::41].astype(float), np.zeros(len(images))
             )
 
     some = subset(people, np.arange(20))
-    shares = prompt_agreement.figures(
-        {"real": prompt_agreement.PromptSamples(some.captions, some.take(np.arange(20)))}, train, Eyes()
+    fractions = prompt_agreement.figures(
+        {"real": prompt_agreement.PromptSamples(some.captions, some.take(np.arange(20)))}, train, PixelFeatures()
     )
-    assert shares["real"]["tone"] >= 0.9 and set(shares["real"]) == {"name", "tone", "both"}
+    assert fractions["real"]["tone"] >= 0.9 and set(fractions["real"]) == {"name", "tone", "both"}
 
 
-def test_batches_are_drawn_as_one_after_the_other_from_the_seed(tmp_path):
-    parts, way, ticks = load_pipeline(tmp_path / "run", "numpy"), Sampler("ddim"), []
-    asked = ["red bar, lying", "blue bar, standing", "green bar, lying", "red bar, standing"]
-    drawn = prompt_agreement.sample_prompts(parts, asked, 2.0, 3, way, 5, lambda: ticks.append(1))
-    assert drawn.prompts == asked and drawn.images.shape == (4, 8, 8, 3)
-    assert len(ticks) == prompt_agreement.num_evaluations(asked, 3) == 6
+def test_batches_share_one_random_generator(tmp_path):
+    pipeline, sampler, ticks = load_pipeline(tmp_path / "run", "numpy"), Sampler("ddim"), []
+    prompts = ["red bar, lying", "blue bar, standing", "green bar, lying", "red bar, standing"]
+    generated = prompt_agreement.sample_prompts(pipeline, prompts, 2.0, 3, sampler, 5, lambda: ticks.append(1))
+    assert generated.prompts == prompts and generated.images.shape == (4, 8, 8, 3)
+    assert len(ticks) == prompt_agreement.num_evaluations(prompts, 3) == 6
     rng = np.random.default_rng(5)
-    for part, start in ((asked[:3], 0), (asked[3:], 3)):
-        again = text_to_image(parts, part, "", 2.0, 3, rng, sampler=way)
-        np.testing.assert_array_equal(drawn.images[start : start + len(part)], prompt_agreement.to_uint8(again))
+    for part, start in ((prompts[:3], 0), (prompts[3:], 3)):
+        again = text_to_image(pipeline, part, "", 2.0, 3, rng, sampler=sampler)
+        np.testing.assert_array_equal(generated.images[start : start + len(part)], prompt_agreement.to_uint8(again))
 
 
-def test_what_does_not_go(tmp_path):
-    def texts(against, raw=False):
-        report.evaluate(tmp_path / "run", against, n=16, steps=2, raw=raw, backend="numpy", threads=1, seed=0)
+def test_what_is_refused(tmp_path):
+    def evaluate_prompts(against, raw=False):
+        command.evaluate(tmp_path / "run", against, n=16, steps=2, raw=raw, backend="numpy", threads=1, seed=0)
 
-    refused(texts, "bars", True, match="run: draws texts by the moving average of its weights; leave --raw out")
+    refused(
+        evaluate_prompts,
+        "bars",
+        True,
+        match="run: is text-conditional, evaluated by the averaged weights only; leave --raw out",
+    )
     (tmp_path / "bars" / "captions.csv").unlink()
-    refused(texts, "bars", match="bars: its pictures have no captions, and .*run draws what captions say")
-    refused(texts, "cats_dogs", match="cats_dogs: its pictures are 32x32, not of size 8")
+    refused(evaluate_prompts, "bars", match="bars: its images have no captions, which .*run is conditioned on")
+    refused(evaluate_prompts, "cats_dogs", match="cats_dogs: its pictures are 32x32, not of size 8")

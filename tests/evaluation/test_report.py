@@ -1,4 +1,4 @@
-"""What is said of pictures: the parts of a set, the figures, neighbours, and what other tools read."""
+"""The report: the parts of a dataset, the figures, nearest training images, and the files for other tools."""
 
 import zipfile
 from dataclasses import replace
@@ -12,10 +12,10 @@ from minidiff.data.dataset import from_arrays
 from minidiff.evaluation import report
 from minidiff.evaluation.feature_classifier import Classified
 from minidiff.evaluation.report import (
-    export,
+    export_images,
     feature_figures,
     nearest_sheet,
-    neighbours,
+    nearest_training_images,
     open_real_images,
     pixel_figures,
 )
@@ -29,7 +29,7 @@ def rows(images):
     return {image.tobytes() for image in images}
 
 
-def test_a_set_with_a_test_split(tmp_path):
+def test_a_dataset_with_a_test_split(tmp_path):
     """The reference is the same half of the test split for every n, the baseline is of the other half."""
     idx_set(idx_set(tmp_path / "data", n=40), n=60, prefix="t10k")
     data = str(tmp_path / "data")
@@ -40,20 +40,20 @@ def test_a_set_with_a_test_split(tmp_path):
     np.testing.assert_array_equal(more.baseline.labels[:20], real.baseline.labels)
     halves = [rows(all_of(part)) for part in (more.reference, more.baseline)]
     assert not halves[0] & halves[1] and halves[0] | halves[1] == rows(all_of(real.test))
-    assert real.called == ("half of the test split", "the other half")
+    assert real.descriptions == ("half of the test split", "the other half")
 
 
-def test_a_set_without_one(tmp_path):
-    """Every tenth picture is neither learned from nor compared with."""
+def test_a_dataset_without_a_test_split(tmp_path):
+    """Every tenth image is the baseline, in neither `train` nor the reference."""
     real = open_real_images(str(idx_set(tmp_path / "data", n=165)), (4, 4, 1), 1000)
     assert [len(part) for part in (real.train, real.test, real.reference, real.baseline)] == [149, 16, 149, 16]
     assert not rows(all_of(real.train)) & rows(all_of(real.test))
     assert rows(all_of(real.test)) == rows(all_of(real.baseline))
     few = str(idx_set(tmp_path / "few", n=150))
-    refused(open_real_images, few, (4, 4, 1), 9, match="few: its 150 pictures are too few .*; 160")
+    refused(open_real_images, few, (4, 4, 1), 9, match="few: its 150 images are too few .*; give at least 160")
 
 
-def test_labels_go_with_their_pictures(tmp_path):
+def test_labels_go_with_their_images(tmp_path):
     idx_set(idx_set(tmp_path / "data", n=40), n=60, prefix="t10k")
     real = open_real_images(str(tmp_path / "data"), (4, 4, 1), 30)
     label = dict(zip((image.tobytes() for image in all_of(real.test)), real.test.labels, strict=True))
@@ -61,7 +61,7 @@ def test_labels_go_with_their_pictures(tmp_path):
         assert [label[image.tobytes()] for image in all_of(part)] == part.labels.tolist()
 
 
-def test_pictures_of_another_shape(tmp_path):
+def test_images_of_another_shape(tmp_path):
     data = str(idx_set(tmp_path / "data", n=200))
     refused(open_real_images, data, (8, 8, 1), 20, match="data: its pictures are 4x4, not of size 8")
     refused(
@@ -69,23 +69,23 @@ def test_pictures_of_another_shape(tmp_path):
         data,
         (4, 4, 3),
         20,
-        match=r"its pictures are \(4, 4, 1\), and \(4, 4, 3\) are to be evaluated",
+        match=r"its images are \(4, 4, 1\), the evaluated ones \(4, 4, 3\)",
     )
-    refused(open_real_images, data, (4, 8, 1), 20, match=r"its pictures are \(4, 4, 1\), and \(4, 8, 1\)")
+    refused(open_real_images, data, (4, 8, 1), 20, match=r"its images are \(4, 4, 1\), the evaluated ones \(4, 8, 1\)")
 
 
 # Figures
 
 
-def seen(n, seed, shift=0.0):
+def classified(n, seed, shift=0.0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8)
     return Classified(images, (rng.standard_normal((n, 6)) + shift).astype(np.float32), rng.integers(0, 3, n))
 
 
-def test_figures_of_a_set_against_itself():
-    one = seen(50, 0)
-    found = feature_figures(one, one, one.called, ("a", "b", "c"), seed=0)
+def test_figures_of_images_against_themselves():
+    one = classified(50, 0)
+    found = feature_figures(one, one, one.predictions, ("a", "b", "c"), seed=0)
     assert abs(found["frechet"]) < 1e-6
     assert (found["precision"], found["recall"]) == (1, 1)
     assert abs(found["kid"][0]) < 4 * found["kid"][1]
@@ -93,18 +93,18 @@ def test_figures_of_a_set_against_itself():
 
 
 def test_figures_that_need_no_classifier():
-    images = seen(50, 0).images
+    images = classified(50, 0).images
     found = pixel_figures(images, np.arange(51.0))
     assert list(found) == ["nearest", "colour"] and found["nearest"] == 25
     np.testing.assert_allclose(found["colour"], images.reshape(-1, 3).mean(0) / 255)
 
 
-def test_figures_of_sets_that_lie_apart():
-    """A shift of 3 in six features is 54 in Fréchet's distance, but for what samples make of covariances.
+def test_figures_of_distant_distributions():
+    """A shift by 3 standard deviations in six features is a Fréchet distance of 54, up to sampling error.
 
-    In units of the reference's deviations, whatever those are.
+    Features are standardised, so their scales do not matter.
     """
-    one, other = seen(400, 0, shift=3), seen(300, 1)
+    one, other = classified(400, 0, shift=3), classified(300, 1)
     scales = np.float32([1, 10, 0.1, 1, 5, 1])
     one, other = (a._replace(features=a.features * scales + 7) for a in (one, other))
     found = feature_figures(one, other, None, (), seed=0)
@@ -114,16 +114,16 @@ def test_figures_of_sets_that_lie_apart():
     assert "agreement" not in found
 
 
-def test_precision_and_recall_are_of_as_many():
-    """A reference of many more pictures would reach everywhere."""
-    one, many = seen(30, 0), seen(3000, 1)
+def test_precision_and_recall_use_equally_many_images():
+    """The manifold of a much larger reference would cover everything."""
+    one, many = classified(30, 0), classified(3000, 1)
     few = feature_figures(one, many, None, (), seed=0)
-    assert few["recall"] > 0.4  # 30 of the reference; of 3000 picked at random about as many
+    assert few["recall"] > 0.4  # of 30 images of the reference, chosen at random
 
 
-def test_a_set_in_order_counts_as_a_whole():
-    """Class after class, as a folder has them: of the longer set, pictures of both are taken."""
-    one, many = seen(40, 0), seen(200, 1)
+def test_subsets_are_random():
+    """Of images in the order of their classes, both classes are in the subset."""
+    one, many = classified(40, 0), classified(200, 1)
     many.features[100:] += 50
     one.features[20:] += 50
     found = feature_figures(one, many, None, (), seed=0)
@@ -136,28 +136,28 @@ def test_agreement_is_by_class():
     one = Classified(
         np.zeros((20, 1, 1, 1), np.uint8), np.random.default_rng(0).standard_normal((20, 2)), np.arange(20) % 2
     )
-    asked = np.array([0] * 4 + [2] * 16)
-    found = feature_figures(one, one, asked, ("a", "b", "c"), seed=0)
+    labels = np.array([0] * 4 + [2] * 16)
+    found = feature_figures(one, one, labels, ("a", "b", "c"), seed=0)
     assert found["agreement"] == {"a": 0.5, "c": 0}
 
 
-# Neighbours
+# Nearest training images
 
 
-def test_neighbours_in_pixels():
-    """A copy, a copy with one number off by 51 of 255, and, where sets mirror, a mirror image."""
+def test_nearest_training_images():
+    """A copy, a copy with one value off by 51 of 255, and, if training mirrors images, a mirror image."""
     train = replace(bars(30, channels=3), mirrors=False)
     images = train.take(np.array([4, 9, 20]))
     images[1, 0, 0, 0] += 51
     images[2] = images[2, :, ::-1]
-    found, distance = neighbours(images, train)
+    found, distance = nearest_training_images(images, train)
     assert found[:2].tolist() == [4, 9] and distance[0] == 0 and distance[2] > 0.05
     assert distance[1] == pytest.approx(0.2 / np.sqrt(8 * 8 * 3), rel=1e-5)
-    found, distance = neighbours(images, replace(train, mirrors=True))
+    found, distance = nearest_training_images(images, replace(train, mirrors=True))
     assert found.tolist() == [4, 9, 20] and distance[2] == 0
 
 
-def test_the_sheet_of_the_closest(monkeypatch):
+def test_the_sheet_of_nearest_images(monkeypatch):
     """Pairs, the closest first, four in a row: of 4x4 pixels, 24 times enlarged, with gaps of 4."""
     monkeypatch.setattr(report, "PAIRS", 5)
     train = from_arrays("grey", np.full((7, 4, 4, 1), 200, np.uint8), np.zeros(7, int), ("grey",))
@@ -169,14 +169,14 @@ def test_the_sheet_of_the_closest(monkeypatch):
     assert pixels[150, 50:250:100, 0].tolist() == [10, 200]
 
 
-# What other tools read
+# Files for other tools
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_as_the_evaluators_take_them(tmp_path, channels):
+def test_images_as_the_evaluators_read_them(tmp_path, channels):
     """guided-diffusion's reads arr_0.npy out of the zip, by a header of version 1.0; clean-fid takes all PNG files."""
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 5, channels), dtype=np.uint8)
-    export(tmp_path, "samples", images)
+    export_images(tmp_path, "samples", images)
     rgb = images.repeat(3 // channels, axis=3)
     with zipfile.ZipFile(tmp_path / "samples.npz") as archive, archive.open("arr_0.npy") as file:
         assert archive.namelist() == ["arr_0.npy"]
@@ -185,7 +185,7 @@ def test_pictures_as_the_evaluators_take_them(tmp_path, channels):
         np.testing.assert_array_equal(np.frombuffer(file.read(), np.uint8).reshape(rgb.shape), rgb)
     files = sorted((tmp_path / "samples").glob("**/*.png"))
     assert [file.name for file in files] == [f"{i:05d}.png" for i in range(12)]
-    for file, picture in zip(files, rgb, strict=True):
+    for file, pixels in zip(files, rgb, strict=True):
         with Image.open(file) as image:
             assert image.mode == "RGB"
-            np.testing.assert_array_equal(np.array(image), picture)
+            np.testing.assert_array_equal(np.array(image), pixels)

@@ -1,3 +1,5 @@
+"""Skin tones: palettes, and the nearest palette of real, noisy and plain images."""
+
 import numpy as np
 import pytest
 
@@ -31,24 +33,24 @@ def emoji():
     return palettes(train), test.take(np.arange(len(test))), [name_and_tone(caption)[1] for caption in test.captions]
 
 
-def test_a_palette_is_skin_and_neither_clothes_nor_paper():
+def test_a_palette_holds_skin_and_neither_clothes_nor_background():
     np.testing.assert_array_equal(palettes(people())[:, 0], SKIN)
 
 
-def test_every_real_picture_that_is_held_out_is_of_its_tone(emoji):
+def test_every_held_out_image_has_the_tone_of_its_caption(emoji):
     colours, images, tones = emoji
     assert colours.shape == (5, COLOURS, 3)
     assert nearest_tone(images, colours).tolist() == tones
 
 
-def test_noise_of_a_drawing_changes_few_of_them(emoji):
-    """A sigma of 8 grey values, which is SPREAD, in every number."""
+def test_noise_changes_few_tones(emoji):
+    """Gaussian noise of 8 grey values, which is SIGMA, in every channel."""
     colours, images, tones = emoji
     noisy = (images + np.random.default_rng(0).normal(0, 8, images.shape)).clip(0, 255).astype(np.uint8)
     assert (nearest_tone(noisy, colours) == tones).sum() >= 0.95 * len(tones)
 
 
-def test_what_shows_no_skin_has_no_tone(emoji):
+def test_an_image_without_skin_has_no_tone(emoji):
     colours, _, _ = emoji
     plain = np.zeros((3, 32, 32, 3), np.uint8)
     plain[0], plain[1] = 255, (0, 0, 255)
@@ -57,7 +59,7 @@ def test_what_shows_no_skin_has_no_tone(emoji):
     assert nearest_tone(plain[:0], colours).shape == (0,)
 
 
-def test_a_set_that_names_nobody_in_five_tones():
+def test_a_dataset_without_five_tones_is_refused():
     for dataset in (people(tones=range(4)), from_arrays("none", np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1), ("x",))):
-        with pytest.raises(MinidiffError, match=f"{dataset.name}: its captions name nobody in five skin tones"):
+        with pytest.raises(MinidiffError, match=f"{dataset.name}: no caption names a person in all five skin tones"):
             palettes(dataset)

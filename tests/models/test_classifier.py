@@ -23,8 +23,8 @@ def classifier(backend="numpy", channels=3, classes=4):
 @pytest.mark.parametrize("height, width, channels", [(28, 28, 1), (32, 32, 3), (5, 9, 3), (1, 1, 1)])
 def test_images_of_any_size(height, width, channels):
     net, x = classifier(channels=channels), draw(2, height, width, channels)
-    assert [a.shape for a in net.look(x)] == [(2, 96), (2, 4)]
-    np.testing.assert_array_equal(net(x).numpy(), net.look(x)[1].numpy())
+    assert [a.shape for a in net.features_and_logits(x)] == [(2, 96), (2, 4)]
+    np.testing.assert_array_equal(net(x).numpy(), net.features_and_logits(x)[1].numpy())
 
 
 def test_number_of_parameters():
@@ -50,7 +50,7 @@ def in_torch(weights, x, dtype):
     h = conv(nchw(torch.tensor(x, dtype=dtype)), "conv_in")
     means = []
     for i in range(3):
-        h = conv(norm(h, f"halvings.{i}.norm"), f"halvings.{i}.conv", stride=2)
+        h = conv(norm(h, f"downsamplers.{i}.norm"), f"downsamplers.{i}.conv", stride=2)
         if i < 2:
             inner = conv(norm(h, f"blocks.{i}.norm1"), f"blocks.{i}.conv1")
             h = h + conv(norm(inner, f"blocks.{i}.norm2"), f"blocks.{i}.conv2")
@@ -69,7 +69,7 @@ def test_the_classifier_equals_torch_s(backend):
     net, x = classifier(backend.name), draw(3, 12, 12, 3)
     cross_entropy(net(x), LABELS).backward()
     gradients = torch_layout({name: torch.tensor(backend.to_numpy(p.grad)) for name, p in net.named_parameters()})
-    ours = *(a.numpy() for a in net.look(x)), flat(gradients)
+    ours = *(a.numpy() for a in net.features_and_logits(x)), flat(gradients)
     truth, float32 = (in_torch(net.state_dict(), x, dtype) for dtype in (torch.float64, torch.float32))
     for got, want, theirs in zip(ours, truth, float32, strict=True):
         assert rms_error(got, want) <= max(2 * rms_error(theirs, want), CONV_FLOOR)

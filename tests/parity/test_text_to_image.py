@@ -1,4 +1,4 @@
-"""Whole Stable Diffusion folders, made as diffusers' own tests make them: the same pictures from the same seed."""
+"""Whole Stable Diffusion folders, made as in diffusers' own tests: the same images from the same seed."""
 
 import shutil
 from dataclasses import replace
@@ -83,7 +83,7 @@ def equal(got, want):
     assert np.mean(off <= 1) >= 0.999 and off.max() <= 3
 
 
-def test_the_same_picture_from_the_same_prompt(both):
+def test_the_same_image_from_the_same_prompt(both):
     theirs, ours = both
     want = theirs(
         PROMPTS, height=32, width=48, num_inference_steps=STEPS, guidance_scale=6.0, negative_prompt=[NEGATIVE] * 2,
@@ -122,33 +122,33 @@ def test_two_images_of_a_seed_at_steps_that_do_not_divide_1000(name, theirs, fol
     assert off.max() <= 1 and np.mean(off == 0) >= 0.995
 
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8).repeat(2, 0)
+IMAGE = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8).repeat(2, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "PNDM"])
-def test_a_picture_drawn_anew(name, theirs, parts, tmp_path):
-    """PNDM counts its first steps wrongly in diffusers where it begins within the walk."""
+def test_image_to_image(name, theirs, parts, tmp_path):
+    """Without PNDM, which counts its first steps wrongly in diffusers if the trajectory starts at a later step."""
     theirs, ours = with_scheduler(SCHEDULERS[name], theirs, parts, tmp_path)
     made = StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     want = made(
-        PROMPTS, torch.tensor(PICTURE / np.float32(255)).movedim(-1, 1), strength=0.75, num_inference_steps=STEPS,
+        PROMPTS, torch.tensor(IMAGE / np.float32(255)).movedim(-1, 1), strength=0.75, num_inference_steps=STEPS,
         guidance_scale=3.0, generator=generator(), output_type="np",
     ).images  # fmt: skip
-    got = image_to_image(ours, PROMPTS, to_float(PICTURE), 0.75, "", 3.0, STEPS, torch_generator(3))
+    got = image_to_image(ours, PROMPTS, to_float(IMAGE), 0.75, "", 3.0, STEPS, torch_generator(3))
     equal(got, want)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_picture_filled_in(name, theirs, parts, tmp_path):
+def test_inpainting(name, theirs, parts, tmp_path):
     theirs, ours = with_scheduler(SCHEDULERS[name], theirs, parts, tmp_path)
     made = StableDiffusionInpaintPipeline(**theirs.components, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     mask = np.zeros((32, 48, 1), bool)
     mask[8:24, 16:40] = True
     want = made(
-        PROMPTS, torch.tensor(PICTURE / np.float32(255)).movedim(-1, 1),
+        PROMPTS, torch.tensor(IMAGE / np.float32(255)).movedim(-1, 1),
         torch.tensor(mask.astype(np.float32)).movedim(-1, 0)[None].repeat(2, 1, 1, 1), height=32, width=48,
         strength=1.0, num_inference_steps=STEPS, guidance_scale=3.0, generator=generator(), output_type="np",
     ).images  # fmt: skip
-    equal(inpaint(ours, PROMPTS, to_float(PICTURE), mask, "", 3.0, STEPS, torch_generator(3)), want)
+    equal(inpaint(ours, PROMPTS, to_float(IMAGE), mask, "", 3.0, STEPS, torch_generator(3)), want)

@@ -1,4 +1,4 @@
-"""A text U-Net in training with its text encoder: losses equal torch's, and diffusers draws from the run's folder."""
+"""A text U-Net in training with its text encoder: losses equal torch's, images equal diffusers'."""
 
 import os
 
@@ -30,7 +30,7 @@ STEPS, SHAPE, LR, NETWORK = 20, (4, 8, 8, 3), 1e-3, network(8)
 
 
 class Given:
-    """A generator that has drawn already."""
+    """A random generator that returns the given t and eps."""
 
     def __init__(self, t, eps):
         self.t, self.eps = t, eps
@@ -72,8 +72,8 @@ def torch_losses():
         x0, t, eps = nchw(torch.tensor(x0)), torch.tensor(t), nchw(torch.tensor(eps))
         alpha_bar = alphas_cumprod[t].float()[:, None, None, None]
         optimizer.zero_grad()
-        heard = text(torch.tensor(ids)).last_hidden_state
-        eps_hat = net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, t, heard).sample
+        context = text(torch.tensor(ids)).last_hidden_state
+        eps_hat = net(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, t, context).sample
         loss = torch.nn.functional.mse_loss(eps_hat, eps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -92,7 +92,7 @@ def test_twenty_losses_equal_torch_s(backend):
 
     schedule = linear_schedule(1000, 1e-4, 0.02)
     got = [train_step(model, schedule, optimizer, x0, Given(t, eps), ids).loss for x0, t, eps, ids in batches()]
-    assert want[-1] < 0.97 * want[0]  # something was learned
+    assert want[-1] < 0.97 * want[0]  # the loss falls
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -107,23 +107,23 @@ def opened(folder, **more):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_diffusers_draws_the_same_in_latents(tmp_path, frozen):
+def test_diffusers_samples_the_same_images_in_latents(tmp_path, frozen):
     go_on(new_text_run(tmp_path, latent=True, frozen=frozen), dataset=bars())
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         theirs = StableDiffusionPipeline.from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)
-    asked = dict(num_inference_steps=5, guidance_scale=3.0, generator=torch.Generator().manual_seed(7))
-    want = theirs("red bar, lying", **asked, output_type="pt").images * 2 - 1
+    settings = dict(num_inference_steps=5, guidance_scale=3.0, generator=torch.Generator().manual_seed(7))
+    want = theirs("red bar, lying", **settings, output_type="pt").images * 2 - 1
     got = text_to_image(load_pipeline(tmp_path), ["red bar, lying"], "", 3.0, 5, torch_generator(7))
     assert np.abs(got).mean() > 0.01
     np.testing.assert_allclose(got.clip(-1, 1), nhwc(want).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_diffusers_draws_the_same_in_pixels(tmp_path):
-    """There is no autoencoder: what it takes for latents are the pictures."""
+def test_diffusers_samples_the_same_images_in_pixels(tmp_path):
+    """Without an autoencoder the pipeline's latents are the images."""
     go_on(new_text_run(tmp_path), dataset=bars())
-    asked = dict(num_inference_steps=5, guidance_scale=3.0, generator=torch.Generator().manual_seed(7))
-    want = opened(tmp_path, vae=None)("red bar, lying", **asked, output_type="latent").images
+    settings = dict(num_inference_steps=5, guidance_scale=3.0, generator=torch.Generator().manual_seed(7))
+    want = opened(tmp_path, vae=None)("red bar, lying", **settings, output_type="latent").images
     got = text_to_image(load_pipeline(tmp_path), ["red bar, lying"], "", 3.0, 5, torch_generator(7))
     np.testing.assert_allclose(got, nhwc(want).numpy(), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What is sampled, by the commands: of which weights, classes and prompts, through which mask, and into which files."""
+"""The options of the sampling commands: weights, classes, prompts, output files, masks."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.formats.run_state import kept_states, read_state
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.weights import WEIGHTS
-from minidiff.sampling import setup
+from minidiff.sampling import inputs, outputs, setup
 from minidiff.sampling.text_to_image import image_to_image, inpaint
 from minidiff.training import loop, state
 
@@ -80,13 +80,13 @@ def test_images_of_other_weights(images, folder, more):
     """Those of a folder to which the same weights are exported."""
     kept = {step: state.build_run(read_state(path)) for step, path in kept_states(Path(folder)).items()}
     chosen = {"--raw": (kept[6], True), "--best": (kept[4], False), "--step 2": (kept[2], False)}
-    seen = {images(folder, *more).tobytes()}
+    distinct = {images(folder, *more).tobytes()}
     for i, (options, (run, raw)) in enumerate(chosen.items()):
         state.export(run, Path(f"exported{i}"), raw)
         got = images(folder, *more, *options.split())
         np.testing.assert_array_equal(got, images(f"exported{i}", *more))
-        seen.add(got.tobytes())
-    assert len(seen) == 4
+        distinct.add(got.tobytes())
+    assert len(distinct) == 4
     np.testing.assert_array_equal(images(folder, *more, "--step", 6), images(folder, *more))
 
 
@@ -111,9 +111,9 @@ def by_class():
 
 
 @pytest.mark.parametrize("n, counts", [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (12, [4, 4, 4])])
-def test_as_many_images_as_were_asked_for(n, counts, by_class):
+def test_n_images_over_all_classes(n, counts, by_class):
     unet = setup.load_image_unet(Path("classes"), "numpy")
-    labels = setup.class_labels(Path("classes"), unet, "all", n)
+    labels = inputs.class_labels(Path("classes"), unet, "all", n)
     assert len(labels) == n and (np.diff(labels) >= 0).all()
     np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], counts)
     if n % 3 == 0:
@@ -134,8 +134,8 @@ def test_a_row_for_each_class_also_of_an_uneven_number(images, run, by_class):
 
 def test_long_rows_follow_one_another():
     labels = np.repeat([0, 1], 20)
-    assert setup.rows_by_class(labels) == {"columns": 16, "cells": list(range(40))}
-    assert setup.rows_by_class(None) == setup.rows_by_class(np.zeros(3, int)) == {}
+    assert outputs.rows_by_class(labels) == {"columns": 16, "cells": list(range(40))}
+    assert outputs.rows_by_class(None) == outputs.rows_by_class(np.zeros(3, int)) == {}
 
 
 # Prompts
@@ -152,7 +152,7 @@ def test_several_prompts(images):
     np.testing.assert_array_equal(images("text", *PROMPT, "--prompt", "green bar", "--n", 2), got[:4])
 
 
-def test_a_line_that_is_no_prompt(refused):
+def test_prompt_files_that_are_refused(refused):
     Path("prompts.txt").write_bytes(b"red bar\n\xff\n")
     refused("sample", "text", "--prompts", "prompts.txt", match="prompts.txt, line 2: is not UTF-8")
     refused("sample", "text", "--prompts", "missing.txt", match="missing.txt: no such file")
@@ -174,11 +174,11 @@ def test_two_processes_write_one_archive(monkeypatch):
     def slow(file, images):
         monkeypatch.setattr(np, "savez", savez)
         monkeypatch.setattr(os, "getpid", lambda: 0)
-        setup.write_npz(Path("a.npz"), second)
+        outputs.write_npz(Path("a.npz"), second)
         savez(file, images)
 
     monkeypatch.setattr(np, "savez", slow)
-    setup.write_npz(Path("a.npz"), first)
+    outputs.write_npz(Path("a.npz"), first)
     with np.load("a.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], first)
 
@@ -261,7 +261,7 @@ def test_a_stable_diffusion_folder_can_be_edited_with(run, tmp_path):
         assert code == 0 and "Wrote sheet.png" in out
 
 
-def test_edits_with_a_prompt_that_do_not_go(refused):
+def test_edits_with_a_prompt_that_are_refused(refused):
     for command in (["redraw", "{}", "image.png"], ["fill", "{}", "image.png", "left.png"]):
         of_text, of_unet = ([word.format(folder) for word in command] for folder in ("text", "unet"))
         refused(*of_text, match="text: is the run of a text-conditional U-Net, which needs a prompt; give --prompt")

@@ -1,4 +1,4 @@
-"""minidiff explain: sheets of what a text does, and the attention that they show."""
+"""minidiff explain: its sheets, and the cross-attention maps on them."""
 
 import numpy as np
 import pytest
@@ -17,18 +17,18 @@ from minidiff.sampling.text_sheets import (
     attention_maps,
     guidance_sheet,
     recorded_attention,
+    replaced_words,
     token_spans,
     training_sheet,
-    word_swap_sheet,
-    word_swaps,
+    word_replacement_sheet,
 )
 
-ASKED = PromptSettings("red bar, lying", 2.0, 2)
+SETTINGS = PromptSettings("red bar, lying", 2.0, 2)
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What is put on sheets: pictures and captions."""
+    """The images and captions of every sheet."""
     sheets = []
     monkeypatch.setattr(
         text_sheets, "captioned_sheet", lambda images, captions, columns: sheets.append((images, captions))
@@ -42,14 +42,14 @@ def parts(tmp_path):
     return load_pipeline(tmp_path / "run", "numpy")
 
 
-def test_words_are_swapped_one_by_one():
-    assert word_swaps("a red bar", "a blue hat") == ["a red bar", "a blue bar", "a blue hat"]
-    assert word_swaps("same", "same") == ["same"]
-    refused(word_swaps, "a red bar", "hat", match="--to has 1 words and --prompt 3: give as many")
+def test_words_are_replaced_one_by_one():
+    assert replaced_words("a red bar", "a blue hat") == ["a red bar", "a blue bar", "a blue hat"]
+    assert replaced_words("same", "same") == ["same"]
+    refused(replaced_words, "a red bar", "hat", match="--to has 1 words and --prompt 3: give as many")
 
 
-def test_words_have_their_places():
-    """red</w> is one token, b a r</w> three, the comma one, li y i ng</w> four; what is beyond the last is nowhere."""
+def test_token_spans_of_words():
+    """red</w> is one token, b a r</w> three, the comma one, li y i ng</w> four; others are empty."""
     words = ["red", "bar,", "lying"]
     assert token_spans(tokenizer(), words) == [slice(1, 2), slice(2, 6), slice(6, 9)]
     ids = tokenizer().encode("red bar, lying")
@@ -57,53 +57,53 @@ def test_words_have_their_places():
     assert token_spans(tokenizer(), ["lying"] * 4) == [slice(1, 5), slice(5, 9), slice(9, 9), slice(9, 9)]
 
 
-def test_every_picture_begins_as_the_same_noise(parts, shown, tmp_path):
-    guidance_sheet(parts, ASKED)
+def test_every_image_starts_from_the_same_noise(parts, shown, tmp_path):
+    guidance_sheet(parts, SETTINGS)
     (images, captions), others = shown[0], shown
     assert captions[0] == "guidance 1" and captions[-1] == "guidance 10" and len(images) == 10
-    np.testing.assert_array_equal(images[1], ASKED.draw(parts)[0])
+    np.testing.assert_array_equal(images[1], SETTINGS.sample(parts)[0])
     assert (images[9] != images[0]).any()
-    word_swap_sheet(parts, ASKED, "blue bar, lying")
+    word_replacement_sheet(parts, SETTINGS, "blue bar, lying")
     assert others[1][1] == ["red bar, lying", "blue bar, lying"]
     np.testing.assert_array_equal(others[1][0][0], images[1])
     assert (others[1][0][1] != images[1]).any()
 
 
-def test_over_time_each_state_draws_as_it_did(parts, shown, tmp_path):
-    """The last of them is what the folder draws."""
-    training_sheet(ASKED, kept_pipelines(tmp_path / "run"))
+def test_the_training_sheet_has_an_image_of_each_checkpoint(parts, shown, tmp_path):
+    """By its averaged weights: the last is the folder's own image."""
+    training_sheet(SETTINGS, kept_pipelines(tmp_path / "run"))
     images, captions = shown[0]
     assert captions == ["step 4", "step 6", "step 8"]
-    np.testing.assert_array_equal(images[2], ASKED.draw(parts)[0])
+    np.testing.assert_array_equal(images[2], SETTINGS.sample(parts)[0])
     assert (images[0] != images[2]).any()
 
 
-def test_what_is_noted_is_the_attention(backend):
-    """Of one head: the shares, times the values, give what the layer gives."""
+def test_recorded_weights_are_those_of_attention(backend):
+    """With one head, weights times values give the layer's output."""
     rng = np.random.default_rng(0)
     attention = Attention(8, 6, 1, rng, backend.name)
-    x, heard, add = (Tensor(backend.asarray(rng.standard_normal(s, dtype=np.float32)), backend)
+    x, context, add = (Tensor(backend.asarray(rng.standard_normal(s, dtype=np.float32)), backend)
                      for s in ((2, 9, 8), (2, 5, 6), (2, 9, 8)))  # fmt: skip
-    notes = []
-    got = text_sheets._noting(attention, notes)(x, heard, add).numpy()
-    np.testing.assert_array_equal(got, attention(x, heard, add).numpy())
-    values = attention.to_v(heard).numpy()[0]
-    out = Tensor(backend.asarray((notes[0] @ values)[None]), backend)
+    weights = []
+    got = text_sheets._recording(attention, weights)(x, context, add).numpy()
+    np.testing.assert_array_equal(got, attention(x, context, add).numpy())
+    values = attention.to_v(context).numpy()[0]
+    out = Tensor(backend.asarray((weights[0] @ values)[None]), backend)
     want = attention.to_out[0](out).numpy()[0] + add.numpy()[0]
     np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-5)
-    assert len(notes) == 1 and notes[0].shape == (9, 5)
+    assert len(weights) == 1 and weights[0].shape == (9, 5)
 
 
-def test_notes_are_taken_within_the_block_only(parts):
-    """Of each of the four layers at each of two steps; what is drawn is the same."""
-    before = ASKED.draw(parts)
-    with recorded_attention(parts.unet) as notes:
-        np.testing.assert_array_equal(ASKED.draw(parts), before)
-    assert len(notes) == 4 * 2 and all(note.shape == (64, 10) for note in notes)
-    np.testing.assert_allclose([note.sum(1) for note in notes], 1, rtol=1e-5)
-    assert (notes[0] != notes[-1]).any()
-    ASKED.draw(parts)
-    assert len(notes) == 8
+def test_weights_are_recorded_within_the_block_only(parts):
+    """By each of four layers at each of two steps; the image does not change."""
+    before = SETTINGS.sample(parts)
+    with recorded_attention(parts.unet) as weights:
+        np.testing.assert_array_equal(SETTINGS.sample(parts), before)
+    assert len(weights) == 4 * 2 and all(w.shape == (64, 10) for w in weights)
+    np.testing.assert_allclose([w.sum(1) for w in weights], 1, rtol=1e-5)
+    assert (weights[0] != weights[-1]).any()
+    SETTINGS.sample(parts)
+    assert len(weights) == 8
     with pytest.raises(ZeroDivisionError), recorded_attention(parts.unet):
         1 / 0  # noqa: B018
     assert all(isinstance(block.attn2, Attention) for block in text_sheets._blocks(parts.unet))
@@ -112,12 +112,12 @@ def test_notes_are_taken_within_the_block_only(parts):
     )
 
 
-def test_maps_of_all_places_add_up():
-    """Levels of other sizes are enlarged; a share that is the same everywhere stays so."""
+def test_maps_of_all_tokens_add_up_to_one():
+    """Maps of lower resolutions are enlarged; a constant map stays constant."""
     rng = np.random.default_rng(0)
-    notes = [rng.random((n, 3), np.float32) for n in (8 * 4, 8 * 4, 4 * 2)]
-    notes = [note / note.sum(1, keepdims=True) for note in notes]
-    maps = attention_maps(notes, [slice(0, 1), slice(1, 3)], (8, 4))
+    weights = [rng.random((n, 3), np.float32) for n in (8 * 4, 8 * 4, 4 * 2)]
+    weights = [w / w.sum(1, keepdims=True) for w in weights]
+    maps = attention_maps(weights, [slice(0, 1), slice(1, 3)], (8, 4))
     np.testing.assert_allclose(maps.sum(0), 1, rtol=1e-5)
     even = [np.full((n, 2), 0.5, np.float32) for n in (32, 8)]
     np.testing.assert_allclose(attention_maps(even, [slice(0, 1)], (8, 4)), 0.5, rtol=1e-6)
@@ -143,8 +143,8 @@ def test_from_the_command_line(run, tmp_path, monkeypatch):
     assert code == 2 and "--to has 1 words" in err and not (tmp_path / "new").exists()
 
 
-def test_of_a_folder_that_is_no_run(run, tmp_path, monkeypatch):
-    """Everything but the way there."""
+def test_a_stable_diffusion_folder(run, tmp_path, monkeypatch):
+    """All sheets but that of training progress."""
     monkeypatch.chdir(tmp_path)
     small_pipeline.saved(tmp_path / "sd")
     code, _, _ = run("explain", "sd", "--prompt", "cat " * 80, "--steps", 1, "--threads", 1, "--out", "new")

@@ -51,10 +51,10 @@ PIPELINES = {
 
 
 def trained(prediction_type):
-    """A small net after 100 steps on pictures of one colour each.
+    """A small network after 100 training steps on images of one colour each.
 
-    It has to be trained a little: an untrained one drives two walks apart that begin 1e-7 from each other,
-    diffusers' own as well, until they differ by four levels of 255.
+    An untrained one amplifies rounding: two trajectories that start 1e-7 apart, diffusers' own as well, end up to four
+    levels of 255 apart.
     """
     torch.manual_seed(0)
     net = UNet2DModel(
@@ -68,9 +68,9 @@ def trained(prediction_type):
         x0 = (2 * torch.rand(16, 3, 1, 1) - 1).expand(-1, -1, 8, 8)
         t, eps = torch.randint(0, 1000, (16,)), torch.randn(16, 3, 8, 8)
         x_t = scheduler.add_noise(x0, eps, t)
-        goal = eps if prediction_type == "epsilon" else scheduler.get_velocity(x0, eps, t)
+        target = eps if prediction_type == "epsilon" else scheduler.get_velocity(x0, eps, t)
         optimizer.zero_grad()
-        torch.nn.functional.mse_loss(net(x_t, t).sample, goal).backward()
+        torch.nn.functional.mse_loss(net(x_t, t).sample, target).backward()
         optimizer.step()
     return net.eval()
 
@@ -81,7 +81,7 @@ def nets():
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path):
+def test_the_same_images_from_the_same_seed(name, nets, tmp_path):
     kind, scheduler, steps, eta = PIPELINES[name]
     pipeline = kind(nets[scheduler.config.prediction_type], scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -91,7 +91,7 @@ def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path):
     images = pipeline(N, generator, num_inference_steps=steps, output_type="np", **extras).images
     theirs = (images * 255).round().astype(np.uint8)  # (N, H, W, C)
 
-    # 50 steps of DDIM and all steps of DDPM are what the command takes unless told otherwise
+    # 50 steps of DDIM and all steps of DDPM are the command's defaults
     more = [] if steps in (50, 1000) else ["--steps", str(steps)]
     ours = sampled(tmp_path / "folder", *more, *(["--eta", str(eta)] if eta else []))
     assert ours.shape == theirs.shape and ours.dtype == np.uint8
@@ -101,7 +101,7 @@ def test_the_same_pictures_from_the_same_seed(name, nets, tmp_path):
 
 
 def sampled(folder, *more):
-    """What minidiff sample FOLDER --noise torch makes of seed 0, (N, H, W, C) uint8."""
+    """The images of minidiff sample FOLDER --noise torch --seed 0, (N, H, W, C) uint8."""
     arguments = ["sample", str(folder), "--out", str(folder / "sheet.png"), "--npz", str(folder / "sampled.npz")]
     arguments += ["--seed", "0", "--noise", "torch", "--n", str(N), "--threads", "1"]
     result = CliRunner().invoke(app, [*arguments, *more])
@@ -152,7 +152,7 @@ def test_a_runs_own_folder_in_its_pipeline(steps, nets, tmp_path):
 
 
 def equal(ours, theirs):
-    """In every byte, unless a number lies so near to the middle of two levels that another processor rounds it away."""
+    """Equal in every byte, but for values so near to a rounding boundary that processors differ."""
     off = np.abs(ours.astype(int) - theirs)
     assert ours.shape == theirs.shape and theirs.std() > 10
     assert off.max() <= 1 and np.mean(off == 0) >= 0.995

@@ -1,0 +1,61 @@
+"""Files that samples are written to: checks before sampling, the NumPy archive, the layout of sheets by class."""
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minidiff.data.imaging import check_image_output, to_uint8, write_whole
+from minidiff.errors import MinidiffError
+from minidiff.files import check_new_folder
+from minidiff.outputs import check_file, followed
+
+
+def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
+    """Raises MinidiffError if one of the paths cannot be written, or two of them are the same or inside `folder`.
+
+    Or if one of them is one of the inputs.
+    """
+    if out:
+        check_image_output(out, *inputs)
+    if gif:
+        check_image_output(gif, *inputs, animated=True)
+    if npz:
+        check_file(npz, *inputs)
+        if npz.suffix.lower() != ".npz":
+            raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
+    if folder:
+        check_new_folder(folder)
+        for path in (out, gif, npz):
+            if path and followed(path).is_relative_to(followed(folder)):
+                raise MinidiffError(f"{path}: lies in {folder}, which is to hold single images; choose another place")
+    for one, other in combinations(filter(None, (out, gif, npz)), 2):
+        if followed(one) == followed(other):
+            raise MinidiffError(f"{other}: is given for two files; give each file a name of its own")
+
+
+def finished(x0: np.ndarray) -> np.ndarray:
+    """Samples x0 float32 in [-1, 1] as images (N, H, W, C) uint8. Raises MinidiffError if a value is not finite."""
+    if not np.isfinite(x0).all():  # of weights that are too large
+        raise MinidiffError("the network's images hold values that are not finite; copy its weights, or train it again")
+    return to_uint8(x0)
+
+
+def write_npz(path: Path, images: np.ndarray) -> None:
+    """Write images (N, H, W, C) uint8 as arr_0 of a NumPy archive, atomically."""
+    write_whole(path, lambda file: np.savez(file, images))
+
+
+def rows_by_class(labels: np.ndarray | None) -> dict[str, Any]:
+    """`columns` and `cells` of a sheet on which each class begins a row, of up to 16 images; labels (n,) in order.
+
+    Empty for labels of fewer than two classes.
+    """
+    _, counts = np.unique([] if labels is None else labels, return_counts=True)
+    if len(counts) < 2:
+        return {}
+    columns = min(counts.max(), 16)
+    begins = np.arange(len(counts)) * columns if columns == counts.max() else np.cumsum(counts) - counts
+    cells = np.concatenate([begin + np.arange(n) for begin, n in zip(begins, counts, strict=True)])
+    return {"columns": int(columns), "cells": cells.tolist()}
