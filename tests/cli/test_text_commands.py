@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import small_pipeline
 import torch
-from one_thread import one_thread  # noqa: F401  for all tests of this module
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from small_runs import refused as refused_call
