@@ -5,16 +5,22 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from small_commands import QUICK, SMALL, bytes_of, process
 from small_runs import idx_set
 
-from minidiff.cli import app, explain
-from minidiff.evaluation import report
+from minidiff.cli import app, evaluate, explain, options
+from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.sampler import SAMPLERS, SPACINGS
+from minidiff.diffusion.schedule import PREDICTION_TYPES
+from minidiff.engine.backend import PACKAGES
 from minidiff.sampling import setup
 from minidiff.terminal import printable
 from minidiff.training import state
+from minidiff.training.recipes import RECIPES
+from minidiff.training.train import DECAY_FROM
 
 COMMANDS = (
     "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "between", "evaluate", "export",
@@ -24,12 +30,13 @@ COMMANDS = (
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help(done, command, monkeypatch):
-    """At the usual width of 80 every option has one line."""
-    monkeypatch.setenv("COLUMNS", "80")
+    """At a width of 130 the help of every option is one line, under the option itself if its choices are long."""
+    monkeypatch.setenv("COLUMNS", "130")
     out = done(*command, "--help")
     assert out.startswith(f"Usage: minidiff {' '.join(command)}")
     options = out.split("Options:\n")[1].split("\n\nCommands:")[0]
     options = re.sub(r"  --show-completion.*?\n(?=  --)", "", options, flags=re.DOTALL)  # typer's own words
+    options = re.sub(r"(  --\S+ <\S+\|\S+>)\n +", r"\1  ", options)
     assert all(line.startswith("  --") for line in options.splitlines()), options
     assert "Trace" not in out and "\x1b" not in out
 
@@ -45,6 +52,16 @@ def test_info(done):
     assert facts["threads"].strip() == "1"
     assert re.search(r"^threading layer +(omp|tbb|workqueue) *$", out, re.M)
     assert re.search(r"^vector width +\d+ float32 \(\d+ bits\) *$", out, re.M)
+
+
+def test_typed_choices_are_those_of_the_package():
+    choices = {
+        options.BackendName: tuple(PACKAGES), options.SamplerName: SAMPLERS, options.SpacingName: SPACINGS,
+        options.RecipeName: tuple(RECIPES), options.DecayName: tuple(DECAY_FROM),
+        options.PredictionType: (*PREDICTION_TYPES, EDM().prediction_type, Flow().prediction_type),
+    }  # fmt: skip
+    for choice, names in choices.items():
+        assert sorted(get_args(choice)) == sorted(names)
 
 
 def test_version(done):
@@ -118,7 +135,7 @@ def test_odd_names(done, refused, tmp_path, name):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are any bytes")
 def test_a_name_that_is_no_text(done, refused, tmp_path):
     name = os.fsdecode(b"\xff\xfe")
-    refused("sample", name, match="no unet/config.json")
+    refused("sample", name, match="no such folder; give a run")
     idx_set(tmp_path / "data").rename(tmp_path / name)
     done("train", name, "--out", f"run {name}", "--steps", 1, *SMALL)
     done("sample", f"run {name}", "--out", f"{name}.png", "--n", 1, "--steps", 2, *QUICK)
@@ -184,7 +201,7 @@ def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, mo
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/new", "file", "run", "."])
 def test_new_folders_are_checked_before_the_work(refused, trained, monkeypatch, name):
-    for module, function in ((state, "open_run"), (report, "is_pipeline"), (explain, "load_pipeline")):
+    for module, function in ((state, "open_run"), (evaluate, "is_pipeline"), (explain, "load_pipeline")):
         monkeypatch.setattr(module, function, None)
     Path("file").write_text("")
     for command in (

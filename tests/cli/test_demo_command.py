@@ -24,7 +24,7 @@ def small_demo(monkeypatch):
 
 
 PAGES = {
-    "index.html", "forward.png", "data.png", "loss.png", "samples.png", "asked.png", "reverse.png", "reverse.gif",
+    "index.html", "forward.png", "data.png", "loss.png", "samples.png", "classes.png", "reverse.png", "reverse.gif",
 }  # fmt: skip
 
 
@@ -44,22 +44,22 @@ def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch)
         patched.setattr(train, "stoppable", stop_after(1))
         code, out, _ = run("demo", "--out", "my demo", "--threads", 1, "--seed", 3)
     assert code == 130
-    assert out.endswith("Saved at step 1. To go on: minidiff demo --out 'my demo' --seed 3\n")
+    assert out.endswith("Saved at step 1. To resume: minidiff demo --out 'my demo' --seed 3\n")
     assert not (tmp_path / "my demo" / "index.html").exists()
     monkeypatch.setattr(demo_pages.state, "new_run", None)  # it must not begin anew
-    done(*shlex.split(out.partition("To go on: minidiff ")[2]))  # the very command that was printed
+    done(*shlex.split(out.partition("To resume: minidiff ")[2]))  # the very command that was printed
     assert rows(tmp_path / "my demo" / "run") == rows(tmp_path / "whole" / "run")
     assert (tmp_path / "my demo" / "samples.png").read_bytes() == (tmp_path / "whole" / "samples.png").read_bytes()
 
 
-def test_demo_draws_what_was_left_undrawn(done, run, small_demo, tmp_path, monkeypatch):
-    """Stopped in drawing, after the last step of training, it does not train again."""
+def test_demo_samples_after_an_interruption(done, run, small_demo, tmp_path, monkeypatch):
+    """Stopped during sampling, after the last step of training, it does not train again."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(demo_pages, "_draw_samples", interrupted)
+        patched.setattr(demo_pages, "_write_samples", interrupted)
         assert run("demo", "--threads", 1)[0] == 130
     before = contents(tmp_path / "demo" / "run")["training/state.safetensors"]
     assert set(os.listdir(tmp_path / "demo")) == {"run"}

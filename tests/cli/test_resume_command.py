@@ -42,7 +42,7 @@ def test_resume_goes_on(done, data, tmp_path):
 def test_resuming_a_finished_run_changes_nothing(done, trained):
     before = tree(trained)
     out = done("train", "data", "--out", "run", "--resume")
-    assert "all 3 steps are done already; to go on, give a larger --steps" in out
+    assert "all 3 steps are done already; to continue, give a larger --steps" in out
     assert tree(trained) == before
 
 
@@ -159,10 +159,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(done, data, tmp_path, number):
     send_after(5, child, tmp_path / "my run", number)
     out, err = child.communicate(timeout=200)
     assert (child.returncode, err) == (130, "")
-    assert "Stopping after this step; Ctrl-C again breaks off." in out
+    assert "Stopping after this step; press Ctrl-C again to stop at once without saving." in out
     step = len(rows(tmp_path / "my run"))
-    assert f"Saved at step {step}. To go on: minidiff train --out 'my run' --resume\n" in out
-    done(*shlex.split(out.partition("To go on: minidiff ")[2]))  # the very command that was printed
+    assert f"Saved at step {step}. To resume: minidiff train --out 'my run' --resume\n" in out
+    done(*shlex.split(out.partition("To resume: minidiff ")[2]))  # the very command that was printed
     done("train", "data", "--out", "whole", *steps, *SMALL)
     assert rows(tmp_path / "my run") == rows(tmp_path / "whole")
     assert 5 <= step < 150

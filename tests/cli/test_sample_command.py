@@ -12,7 +12,7 @@ from small_commands import COLOURS, QUICK, SMALL, bytes_of, pipeline
 from small_runs import rows, tree
 
 import minidiff as md
-from minidiff.cli import app
+from minidiff.cli import sample
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.formats import networks
 from minidiff.sampling import setup
@@ -24,8 +24,8 @@ from minidiff.sampling import setup
         ("n", "0", "'--n'"), ("n", "-3", "'--n'"), ("n", "100001", "'--n'"), ("steps", "0", "steps"),
         ("steps", "-1", "steps"), ("steps", "1001", "steps must be .* 1 to the schedule's 1000"), ("eta", "2", "eta"),
         ("eta", "-0.1", "eta"), ("eta", "nan", "eta"), ("seed", "-1", "'--seed'"), ("threads", "0", "0 threads"),
-        ("threads", "9999", "9999 threads"), ("backend", "tpu", "unknown backend 'tpu'"),
-        ("sampler", "eulr", "sampler 'eulr' is unknown: use one of ddpm, ddim"),
+        ("threads", "9999", "9999 threads"), ("backend", "tpu", "'--backend': 'tpu' is not one of 'numba', 'numpy'"),
+        ("sampler", "eulr", "'--sampler': 'eulr' is not one of 'ddpm', 'ddim'"),
     ],
 )  # fmt: skip
 def test_numbers_for_sample(refused, trained, option, value, match):
@@ -154,9 +154,9 @@ def test_what_no_class_can_be_asked_of(refused, trained):
 
 
 def test_what_sample_cannot_do(refused, trained):
-    refused("sample", "run", "--noise", "jax", *QUICK, match="--noise jax: choose numpy or torch")
+    refused("sample", "run", "--noise", "jax", *QUICK, match="'--noise': 'jax' is not one of 'numpy', 'torch'")
     refused("sample", "run", "--karras", *QUICK, match="karras is for euler, heun, dpmpp_2m: ddim walks over whole")
-    refused("sample", "run", "--spacing", "even", *QUICK, match="spacing 'even' is unknown: use one of trailing")
+    refused("sample", "run", "--spacing", "even", *QUICK, match="'--spacing': 'even' is not one of 'trailing'")
 
 
 @pytest.mark.parametrize("more", [(), ("--sampler", "ddpm"), ("--eta", 1)])
@@ -251,5 +251,5 @@ def test_more_than_the_memory_holds(refused, trained, monkeypatch):
     def too_large(*_, **__):
         raise MemoryError("Unable to allocate 3.00 TiB for an array with shape (1, 2)")
 
-    monkeypatch.setattr(app, "sample", too_large)
+    monkeypatch.setattr(sample, "sample", too_large)
     refused("sample", "run", *QUICK, match="Unable to allocate 3.00 TiB")

@@ -93,15 +93,15 @@ def test_options_that_do_not_go_together(run, refused, folder):
     refused("sample", "sd", match="sd: holds a text-conditional U-Net, which needs a prompt; give --prompt")
     for option in ("--negative-prompt", "--height", "--width"):
         (folder / "model_index.json").rename(folder / "no_index.json")
-        refused("sample", "sd", option, "8", match=f"{option} is for texts: give --prompt too")
+        refused("sample", "sd", option, "8", match=f"{option} needs a prompt: give --prompt too")
         (folder / "no_index.json").rename(folder / "model_index.json")
     for more in (["--class", "cat"], ["--gif", "walk.gif"]):
-        refused("sample", "sd", "--prompt", "a", *more, match="--class and --gif are for networks without a text")
+        refused("sample", "sd", "--prompt", "a", *more, match="--class and --gif do not go with a prompt")
     for more in (["--height", "34"], ["--width", "0"], ["--width", "-8"], ["--height", "99999996"]):
         refused("sample", "sd", "--prompt", "a", *more, *QUICK, match="pixels do not go: give multiples of 4")
     for guidance in ("-1", "nan", "inf"):
         refused("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK, match="guidance must be a number")
-        assert "drawing" not in run("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK)[1]
+        assert "sampling" not in run("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK)[1]
     refused("sample", "sd", "--prompt", "a", "--steps", 1001, match="steps must be an integer from 1 to the schedule's")
 
 
@@ -179,7 +179,7 @@ BAD = {
     "hidden_act = 'relu' is not supported: give 'quick_gelu' or 'gelu'": config_with("text_encoder", hidden_act="relu"),
     "num_attention_heads = 3 is not supported: it must divide 16": config_with("text_encoder", num_attention_heads=3),
     "parts do not fit: there are 99 tokens a text": settings_with(model_max_length=99),
-    "the vocabulary has no '<pad>'": settings_with(pad_token="<pad>"),
+    "special token '<pad>' is not in the vocabulary": settings_with(pad_token="<pad>"),
     "is not of byte-pair encoding": model_of({"type": "WordPiece"}),
     "must give every token a number": model_of({"type": "BPE", "vocab": {"a": "b"}}),
     "has the merge ['a'], which is not of two tokens":

@@ -32,7 +32,15 @@ def test_numbers_for_train(refused, data, option, value):
 
 
 def test_objectives_that_there_are_not(refused, data):
-    refused("train", data, "--out", "run", "--objective", "eps", match="--objective eps: choose from epsilon, sample")
+    refused(
+        "train",
+        data,
+        "--out",
+        "run",
+        "--objective",
+        "eps",
+        match="'--objective': 'eps' is not one of 'epsilon', 'sample'",
+    )
     refused("train", data, "--out", "run", "--min-snr", 0, match="min_snr = 0.0: give a number above 0, such as 5")
 
 
@@ -153,7 +161,8 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
         refused("train", "data", "--out", option, "--resume", f"--{option}", other, match=match)
         done("train", "data", "--out", option, "--resume", f"--{option}", value)
     for option, value, match in (
-        ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"), ("decay", "linear", "choose cosine or none"),
+        ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"),
+        ("decay", "linear", "'linear' is not one of 'cosine', 'none'"),
         ("pad-crop", 4, "--pad-crop 4: give less than the 4 pixels"), ("pad-crop", -1, "pad_crop = -1"),
         ("ema-half-life", 0, "--ema-half-life 0: give 0.1 to 1e9 steps"), ("ema-half-life", "nan", "half-life nan"),
         ("warmup", -1, "warmup = -1"), ("keep", 0, "'--keep'"),
@@ -301,7 +310,7 @@ def test_a_gradient_that_is_no_number_is_told_and_the_run_goes_on(done, data, tm
     bad_answers(3, 4)
     out = done("train", "data", "--out", "run", "--steps", 6, *SMALL)
     assert [line for line in out.splitlines() if "skipped" in line] == [
-        f"step {step}: skipped, for its gradient is not finite (loss nan)" for step in (3, 4)
+        f"step {step}: skipped, gradient is not finite (loss nan)" for step in (3, 4)
     ]
     assert re.search(r"step 6: loss 0\.\d+, loss of the averaged weights on fixed images 0\.\d+; saved", out)
     assert [row.split(",")[1] == "nan" for row in rows(tmp_path / "run")] == [False, False, True, True, False, False]
