@@ -235,7 +235,7 @@ def test_ctrl_c_reports_the_results_so_far(run, monkeypatch, tmp_path):
     "arguments, message",
     [
         (("convolve",), "unknown benchmark family 'convolve': choose from step, conv"),
-        (("conv", "--against", "jax"), "unknown rival 'jax': choose torch or numpy"),
+        (("conv", "--against", "jax"), "Invalid value for '--against': 'jax' is not one of 'torch', 'numpy'."),
         (("conv", "--json", "missing/numbers.json"), "cannot write missing/numbers.json: no such folder"),
         (("conv", "--json", "."), "cannot write .: it is a folder"),
         (("conv", "--json", "/dev/null"), "cannot write /dev/null: it is no regular file"),

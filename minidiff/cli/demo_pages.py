@@ -1,4 +1,4 @@
-"""The main job on the built-in set, and the pages that show it: into noise, training, and back."""
+"""The demo: training on the built-in cats and dogs, and the page that shows it, from noise to samples."""
 
 import os
 import tempfile
@@ -29,17 +29,17 @@ from minidiff.training.unet_run import UNetRun
 TRAINING_STEPS = 1400
 CHECKPOINT_EVERY = 350
 SAMPLES = 64
-STEPS = 50  # of reverse diffusion
-STATIONS = 10  # pictures on a strip
-GUIDANCE = 2.0  # how much the last pictures insist on their class
-IMAGES = ("forward.png", "data.png", "loss.png", "samples.png", "asked.png", "reverse.gif", "reverse.png")
-OF_A_MACHINE = ("threads", "backend")  # what a run may be resumed with otherwise
+STEPS = 50  # sampling steps
+STRIP_IMAGES = 10
+GUIDANCE = 2.0  # classifier-free guidance scale
+IMAGES = ("forward.png", "data.png", "loss.png", "samples.png", "classes.png", "reverse.gif", "reverse.png")
+MAY_DIFFER = ("threads", "backend")  # between a run and the demo's configuration
 
 
 def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
-    """The demo's run: the one that lies there, stopped or finished, or a new one.
+    """The demo's run and dataset: the run in `out`, stopped or finished, or a new one.
 
-    Raises MinidiffError if another run lies there, or a page or an image that the demo did not write.
+    Raises MinidiffError if `out` holds another run, or a page or image that the demo did not write.
     """
     folder, dataset = out / "run", cats_dogs()
     config = TrainConfig(
@@ -62,9 +62,9 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
 
 
 def check_own(run: UNetRun, config: TrainConfig, network: UNetConfig) -> None:
-    """Raises MinidiffError, with the first difference, unless a run has the configuration that the demo's has."""
+    """Raises MinidiffError, with the first difference, unless a run has the demo's configuration."""
     found, own = asdict(run.config), asdict(config)
-    different = next((name for name in own if found[name] != own[name] and name not in OF_A_MACHINE), None)
+    different = next((name for name in own if found[name] != own[name] and name not in MAY_DIFFER), None)
     if different:
         what = f"its {different} is {found[different]!r}, not {own[different]!r}"
     elif run.unet.config != network:
@@ -77,7 +77,7 @@ def check_own(run: UNetRun, config: TrainConfig, network: UNetConfig) -> None:
 
 
 def check_pages(out: Path, run: UNetRun | None = None) -> None:
-    """Raises MinidiffError for what would be overwritten, unless the page is the run's: then all is the demo's."""
+    """Raises MinidiffError if a file would be overwritten, unless the page is the run's: then all files are."""
     page = out / "index.html"
     if run and page.is_file() and page.read_bytes() == page_of(run).encode():
         return
@@ -87,106 +87,111 @@ def check_pages(out: Path, run: UNetRun | None = None) -> None:
 
 
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
-    """A picture (H, W, C) uint8 made smaller, if it must be, to fit a square of that side."""
+    """An image (H, W, C) uint8, downsampled if necessary to fit into a square of that side."""
     small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(small)
 
 
 def forward_strip(schedule: Schedule, image: np.ndarray, rng) -> Image.Image:
-    """One picture (H, W, C) uint8 at STATIONS times from 0 to the end, with the same noise eps throughout."""
-    ts = np.linspace(0, len(schedule) - 1, STATIONS).round().astype(int)
-    x0 = to_float(image)[None].repeat(STATIONS, 0)  # (STATIONS, H, W, C)
+    """An image (H, W, C) uint8 at STRIP_IMAGES timesteps from 0 to the last, all with the same noise eps."""
+    ts = np.linspace(0, len(schedule) - 1, STRIP_IMAGES).round().astype(int)
+    x0 = to_float(image)[None].repeat(STRIP_IMAGES, 0)  # (STRIP_IMAGES, H, W, C)
     eps = rng.standard_normal(x0.shape[1:], dtype=np.float32)
     return strip(to_uint8(q_sample(schedule, x0, ts, np.broadcast_to(eps, x0.shape))), [f"t = {t}" for t in ts])
 
 
 def write_pages(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
-    """Write the page and, in its folder, the images that it shows; tick() is called after every sampling step.
+    """Write the page and its images; tick() is called after every sampling step.
 
     Raises MinidiffError if that would overwrite a file that the demo did not write.
     """
     check_pages(out, run)
     with tempfile.TemporaryDirectory(dir=out, prefix=".part-") as part:
-        _draw_images(run, dataset, Path(part), tick)
+        _write_images(run, dataset, Path(part), tick)
         replace_file(out / "index.html", lambda file: file.write_bytes(page_of(run).encode()))
-        for name in IMAGES:  # after the page, by which the demo knows them
+        for name in IMAGES:  # after the page: check_pages takes them for the demo's if the page is
             os.replace(Path(part, name), out / name)
 
 
 def page_of(run: UNetRun) -> str:
-    """The page that shows the demo's images."""
-    return PAGE.format(steps=run.config.steps, parameters=sum(p.data.size for p in run.unet.parameters()) / 1e6)
+    """The HTML of the page."""
+    parameters = sum(p.data.size for p in run.unet.parameters()) / 1e6
+    return PAGE.format(steps=run.config.steps, parameters=parameters, guidance=GUIDANCE)
 
 
-def _draw_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
-    """All of IMAGES."""
+def _write_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], object]) -> None:
+    """Write all of IMAGES."""
     rng = np.random.default_rng(run.config.seed)
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
     save_image(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
     save_image(sheet(dataset.take(np.arange(SAMPLES))), out / "data.png")
     steps, losses = read_log(run.folder / "metrics.csv")
-    save_loss_plot(steps, losses, out / "loss.png", "What the network still gets wrong")
-    _draw_samples(run, out, rng, tick)
+    save_loss_plot(steps, losses, out / "loss.png", "Training loss")
+    _write_samples(run, out, rng, tick)
 
 
-def _draw_samples(run: UNetRun, out: Path, rng, tick: Callable[[], object]) -> None:
-    """samples.png, cats above dogs; asked.png, a row of each; the way of the first: reverse.png, reverse.gif."""
-    labels = np.arange(SAMPLES) * 2 // SAMPLES
+def _write_samples(run: UNetRun, out: Path, rng, tick: Callable[[], object]) -> None:
+    """Write samples.png, classes.png (a row of each class), and the first sample's trajectory: reverse.png, .gif."""
+    labels = np.arange(SAMPLES) * 2 // SAMPLES  # cats, then dogs
     model = guided(run.model, len(run.config.classes), GUIDANCE)
     x_T = rng.standard_normal((SAMPLES, *run.unet.image_shape), dtype=np.float32)
-    x_t, walk, times = x_T, [to_uint8(x_T[0])], [float(len(SCHEDULE) - 1)]
+    x_t = x_T
+    trajectory = [to_uint8(x_T[0])]
+    times = [float(len(SCHEDULE) - 1)]
     with run.optimizer.averaged():
         for t, x_t, _ in sample(model, run.schedule, x_T.shape, rng, STEPS, cond=labels, x_T=x_T):
-            walk.append(to_uint8(x_t[0]))
+            trajectory.append(to_uint8(x_t[0]))
             times.append(t)
             tick()
     save_image(sheet(to_uint8(x_t)), out / "samples.png")
-    half, row = SAMPLES // 2, min(SAMPLES // 2, 8)
-    save_image(sheet(to_uint8(np.concatenate([x_t[:row], x_t[half : half + row]])), columns=row), out / "asked.png")
-    save_gif([sheet(image[None], scale=8, gap=0) for image in walk], out / "reverse.gif")
-    stations = np.linspace(0, STEPS, STATIONS).round().astype(int)
-    captions = [f"t = {times[i]:.0f}" if times[i] >= 0 else "clean" for i in stations]
-    save_image(strip(np.stack([walk[i] for i in stations]), captions), out / "reverse.png")
+    per_class = SAMPLES // 2
+    row = min(per_class, 8)
+    classes = np.concatenate([x_t[:row], x_t[per_class : per_class + row]])
+    save_image(sheet(to_uint8(classes), columns=row), out / "classes.png")
+    save_gif([sheet(image[None], scale=8, gap=0) for image in trajectory], out / "reverse.gif")
+    shown = np.linspace(0, STEPS, STRIP_IMAGES).round().astype(int)
+    captions = [f"t = {times[i]:.0f}" if times[i] >= 0 else "clean" for i in shown]
+    save_image(strip(np.stack([trajectory[i] for i in shown]), captions), out / "reverse.png")
 
 
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>minidiff: a picture into noise, and back</title>
+<title>minidiff: diffusion models on cats and dogs</title>
 <style>
   body {{ max-width: 56rem; margin: 3rem auto; padding: 0 1rem; background: #f8f6f1; color: #46424a;
          font: 1.05rem/1.6 system-ui, sans-serif; }}
   h1, h2 {{ font-weight: 600; line-height: 1.25; }}
   h2 {{ margin-top: 3rem; }}
   img {{ display: block; max-width: 100%; margin: 1rem auto; border-radius: 8px; }}
-  .walk {{ width: 256px; image-rendering: pixelated; }}
+  .trajectory {{ width: 256px; image-rendering: pixelated; }}
 </style>
-<h1>A picture into noise, and back</h1>
-<h2>1. The pictures</h2>
-<p>Sixty-four of ten thousand drawn cats and dogs. With each the network is told which of
-   the two it is, but for one in ten.</p>
+<h1>A diffusion model of cats and dogs</h1>
+<h2>1. Training images</h2>
+<p>Sixty-four of ten thousand drawn cats and dogs. The model is conditioned on the class label, which is dropped for
+   one image in ten, so that it also learns the unconditional prediction.</p>
 <img src="data.png" alt="sixty-four drawn cats and dogs">
 <h2>2. Forward diffusion</h2>
-<p>Noise is mixed into a picture, more with every step t, until nothing of the cat is left.
+<p>Noise is added to an image, more with every timestep t, until nothing of the cat is left.
    This needs no learning: it is one line of arithmetic, <code>q_sample</code>.</p>
-<img src="forward.png" alt="a cat drowning in noise">
+<img src="forward.png" alt="a cat at ten noise levels">
 <h2>3. Training</h2>
-<p>A U-Net of {parameters:.1f} million parameters is shown noisy pictures and told to say what is noise in them.
-   In {steps} steps it learns to; the curve is its mean squared error.</p>
+<p>A U-Net of {parameters:.1f} million parameters learns to separate image and noise in noisy images (v-prediction).
+   The curve is the loss, a mean squared error, over {steps} steps.</p>
 <img src="loss.png" alt="the loss falling over the steps">
 <h2>4. Reverse diffusion</h2>
-<p>Now it starts from pure noise, and what it takes for noise is taken away, a little at a time.
-   An animal appears that was never in the set.</p>
-<img class="walk" src="reverse.gif" alt="noise turning into an animal">
-<img src="reverse.png" alt="the same walk at ten steps">
-<h2>5. Cat or dog, on demand</h2>
-<p>Asked for a cat, or for a dog, it takes away what is no cat, or no dog. Asked without, it tells what the word
-   adds, and a little more of that is what makes these: classifier-free guidance.</p>
-<img src="asked.png" alt="a row of cats and a row of dogs, asked for by name">
-<h2>6. Sixty-four of them</h2>
-<p>Every picture on this sheet began as noise of its own: thirty-two cats, thirty-two dogs.</p>
+<p>Sampling starts from pure noise and removes the predicted noise step by step.
+   The result is an animal that is not in the training set.</p>
+<img class="trajectory" src="reverse.gif" alt="noise turning into an animal">
+<img src="reverse.png" alt="the same trajectory at ten steps">
+<h2>5. Class-conditional samples</h2>
+<p>Each sample is conditioned on its class. Classifier-free guidance extrapolates from the unconditional to the
+   conditional prediction, here with a scale of {guidance:g}.</p>
+<img src="classes.png" alt="a row of cats and a row of dogs">
+<h2>6. Sixty-four samples</h2>
+<p>Every image began as noise of its own: thirty-two cats, thirty-two dogs.</p>
 <img src="samples.png" alt="sixty-four samples">
 </html>
 """

@@ -1,4 +1,4 @@
-"""The commands that edit: a picture drawn anew, filled in, and on the way to another."""
+"""The commands that edit images: image-to-image, inpainting and interpolation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,23 +8,8 @@ import numpy as np
 import typer
 
 from minidiff import machine
-from minidiff.cli.options import (
-    Asked,
-    Backend,
-    Guidance,
-    GuidanceScale,
-    Many,
-    NegativePrompt,
-    Net,
-    Out,
-    Picture,
-    Prompt,
-    Seed,
-    Steps,
-    Threads,
-)  # fmt: skip
-from minidiff.cli.text import Asked as PromptAsked
-from minidiff.cli.text import check, one_after_the_other, refuse
+from minidiff.cli import options
+from minidiff.cli.sample import PROMPT_GUIDANCE, Prompts, check_no_prompt, check_prompts, sample_one_by_one
 from minidiff.data import imaging
 from minidiff.diffusion import editing
 from minidiff.diffusion.reverse import Trajectory, sample
@@ -39,104 +24,134 @@ from minidiff.terminal import announce_compiling, console, progress_bar
 
 
 def redraw(
-    run: Net,
-    picture: Picture,
-    out: Out = Path("sheet.png"),
-    strength: Annotated[float, typer.Option(help="How much is drawn anew, 0 to 1.")] = 0.5,
-    n: Many = 8,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    name: Asked = None,
-    guidance: GuidanceScale = None,
-    steps: Steps = 50,
-    seed: Seed = 0,
-    backend: Backend = "numba",
-    threads: Threads = None,
+    run: options.ModelFolder,
+    image: options.InputImage,
+    out: options.Out = Path("sheet.png"),
+    strength: Annotated[float, typer.Option(help="Noise strength: 0 keeps the image, 1 replaces it.")] = 0.5,
+    n: options.NumImages = 8,
+    prompt: options.Prompt = None,
+    negative_prompt: options.NegativePrompt = None,
+    name: options.ClassName = None,
+    guidance: options.GuidanceScale = None,
+    steps: options.Steps = 50,
+    seed: options.Seed = 0,
+    backend: options.Backend = "numba",
+    threads: options.Threads = None,
 ) -> None:
-    """Half-drown a picture in noise and draw it anew from there; the original comes first on the sheet.
+    """Image-to-image (SDEdit): add noise to an image up to --strength and denoise it; the original comes first.
 
-    Give --prompt for a run of train --text or a folder of Stable Diffusion; the guidance scale is then 7.5, else 1.
+    --prompt is for a run of train --text or a Stable Diffusion folder; the guidance scale is then 7.5 by default, and
+    1 without a prompt.
     """
-    imaging.check_image_output(out, picture)
+    imaging.check_image_output(out, image)
     editing.check_strength(strength)
     rng = np.random.default_rng(seed)
     if prompt is not None:
-        asked = [prompt], negative_prompt or "", 7.5 if guidance is None else guidance
-        parts, x0, sampler = _open_texts(run, picture, asked, name, backend, threads)
+        given = _prompts(prompt, negative_prompt, guidance, name)
+        parts, x0, sampler = _open_pipeline(run, image, given, backend, threads)
 
-        def one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
-            return text_to_image.image_to_image(parts, [prompt], x0, strength, *asked[1:], steps, rng, sampler, tick)
+        def sample_one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
+            return text_to_image.image_to_image(
+                parts,
+                [prompt],
+                x0,
+                strength,
+                given.negative,
+                given.guidance,
+                steps,
+                rng,
+                sampler,
+                tick,
+            )
 
-        _show_texts(out, x0, one_after_the_other([prompt] * n, max(int(steps * strength), 1), one))
+        images = sample_one_by_one([prompt] * n, max(int(steps * strength), 1), sample_one)
+        _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    refuse(run, {"negative-prompt": negative_prompt})
-    unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
-    x0 = inputs.load_network_input(picture, unet.image_shape).repeat(n, 0)
-    _show(out, x0[:1], editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels), round(strength * steps))
+    check_no_prompt(run, {"negative-prompt": negative_prompt})
+    unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
+    x0 = inputs.load_network_input(image, unet.image_shape).repeat(n, 0)
+    trajectory = editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels)
+    images = _last(trajectory, x0, round(strength * steps))
+    _write_sheet(out, outputs.finished(np.concatenate([x0[:1], images])))
 
 
 def fill(
-    run: Net,
-    picture: Picture,
-    mask: Annotated[Path, typer.Argument(help="A picture that is white where something is to be drawn.")],
-    out: Out = Path("sheet.png"),
-    n: Many = 8,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    name: Asked = None,
-    guidance: GuidanceScale = None,
-    steps: Steps = 50,
-    seed: Seed = 0,
-    backend: Backend = "numba",
-    threads: Threads = None,
+    run: options.ModelFolder,
+    image: options.InputImage,
+    mask: Annotated[Path, typer.Argument(help="Mask image, white where the image is to be inpainted.")],
+    out: options.Out = Path("sheet.png"),
+    n: options.NumImages = 8,
+    prompt: options.Prompt = None,
+    negative_prompt: options.NegativePrompt = None,
+    name: options.ClassName = None,
+    guidance: options.GuidanceScale = None,
+    steps: options.Steps = 50,
+    seed: options.Seed = 0,
+    backend: options.Backend = "numba",
+    threads: options.Threads = None,
 ) -> None:
-    """Draw a part of a picture anew, so that it fits the rest; the original comes first on the sheet.
+    """Inpainting: sample the masked part of an image, given the rest; the original comes first.
 
-    Give --prompt for a run of train --text or a folder of Stable Diffusion; the guidance scale is then 7.5, else 1.
+    --prompt is for a run of train --text or a Stable Diffusion folder; the guidance scale is then 7.5 by default, and
+    1 without a prompt.
     """
-    imaging.check_image_output(out, picture, mask)
+    imaging.check_image_output(out, image, mask)
     rng = np.random.default_rng(seed)
     if prompt is not None:
-        asked = [prompt], negative_prompt or "", 7.5 if guidance is None else guidance
-        parts, x0, sampler = _open_texts(run, picture, asked, name, backend, threads)
-        where = inputs.load_mask(mask, x0.shape[1:3], parts.vae.factor)
+        given = _prompts(prompt, negative_prompt, guidance, name)
+        parts, x0, sampler = _open_pipeline(run, image, given, backend, threads)
+        masked = inputs.load_mask(mask, x0.shape[1:3], parts.vae.factor)
 
-        def one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
-            return text_to_image.inpaint(parts, [prompt], x0, where, *asked[1:], steps, rng, sampler, tick)
+        def sample_one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
+            return text_to_image.inpaint(
+                parts,
+                [prompt],
+                x0,
+                masked,
+                given.negative,
+                given.guidance,
+                steps,
+                rng,
+                sampler,
+                tick,
+            )
 
-        _show_texts(out, x0, one_after_the_other([prompt] * n, steps, one))
+        images = sample_one_by_one([prompt] * n, steps, sample_one)
+        _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    refuse(run, {"negative-prompt": negative_prompt})
-    unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
-    x0 = inputs.load_network_input(picture, unet.image_shape).repeat(n, 0)
+    check_no_prompt(run, {"negative-prompt": negative_prompt})
+    unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
+    x0 = inputs.load_network_input(image, unet.image_shape).repeat(n, 0)
     model = editing.inpainting(model, schedule, x0, inputs.load_mask(mask, x0.shape[1:3]))
-    _show(out, x0[:1], sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
+    images = _last(sample(model, schedule, x0.shape, rng, steps, cond=labels), x0, steps)
+    _write_sheet(out, outputs.finished(np.concatenate([x0[:1], images])))
 
 
 def between(
-    run: Net,
-    out: Out = Path("sheet.png"),
-    n: Many = 8,
-    name: Asked = None,
-    guidance: Guidance = 1.0,
-    steps: Steps = 50,
-    seed: Seed = 0,
-    backend: Backend = "numba",
-    threads: Threads = None,
+    run: options.ModelFolder,
+    out: options.Out = Path("sheet.png"),
+    n: options.NumImages = 8,
+    name: options.ClassName = None,
+    guidance: options.Guidance = 1.0,
+    steps: options.Steps = 50,
+    seed: options.Seed = 0,
+    backend: options.Backend = "numba",
+    threads: options.Threads = None,
 ) -> None:
-    """From one picture to another, by way of the noises between theirs; a row."""
+    """Interpolate between two samples: spherical interpolation (slerp) of their initial noise, in one row."""
     imaging.check_image_output(out)
-    unet, model, schedule, labels = _open(run, n, name, guidance, backend, threads)
+    unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, 1, *unet.image_shape), dtype=np.float32)
-    x_T = np.concatenate([editing.slerp(a, b, share) for share in np.linspace(0, 1, n)])  # (n, H, W, C)
-    _show(out, x_T[:0], sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), steps, columns=n)
+    x_T = np.concatenate([editing.slerp(a, b, weight) for weight in np.linspace(0, 1, n)])  # (n, H, W, C)
+    images = _last(sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), x_T, steps)
+    _write_sheet(out, outputs.finished(images), columns=n)
 
 
-def _open(
+def _open_network(
     run: Path, n: int, name: str | None, guidance: float | None, backend: str, threads: int | None
 ) -> tuple[UNet, Callable[..., Any], AnySchedule, np.ndarray | None]:
-    """The network, the same under guidance, its schedule, and the labels (n,) of its images, if it knows any."""
+    """The network, the guided model, its schedule, and labels (n,), or None for an unconditional network."""
     machine.use_threads(threads, backend)
     unet = setup.load_image_unet(run, backend)
     labels = inputs.class_labels(run, unet, name, n)
@@ -145,31 +160,34 @@ def _open(
     return unet, setup.guided_model(run, unet, schedule, 1.0 if guidance is None else guidance), schedule, labels
 
 
-def _open_texts(
-    run: Path, picture: Path, asked: PromptAsked, name: str | None, backend: str, threads: int | None
-) -> tuple[Pipeline, np.ndarray, Sampler]:
-    """All that samples of a prompt, the image (1, H, W, C) at its native size, and DDIM, which edits everywhere."""
-    machine.use_threads(threads, backend)
+def _prompts(prompt: str, negative_prompt: str | None, guidance: float | None, name: str | None) -> Prompts:
+    """The prompt and what goes with it. Raises MinidiffError if a class is given too."""
     if name is not None:
-        raise MinidiffError("--class is for networks without a text: leave it out")
+        raise MinidiffError("--class does not go with a prompt: leave it out")
+    return Prompts([prompt], negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
+
+
+def _open_pipeline(
+    run: Path, image: Path, prompts: Prompts, backend: str, threads: int | None
+) -> tuple[Pipeline, np.ndarray, Sampler]:
+    """A text-to-image pipeline, the image (1, H, W, C) at its native size, and the DDIM sampler."""
+    machine.use_threads(threads, backend)
     parts = setup.open_texts(run, backend)
-    x0 = inputs.load_network_input(picture, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
-    check(parts, asked, backend)
+    x0 = inputs.load_network_input(image, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
+    check_prompts(parts, prompts, backend)
     return parts, x0, networks.load_sampler(run, "ddim")
 
 
-def _show_texts(out: Path, x0: np.ndarray, images: np.ndarray) -> None:
-    """Write a sheet of images (N, H, W, C) uint8 behind the one that they were made of, x0 (1, H, W, C)."""
-    imaging.save_image(imaging.sheet(np.concatenate([imaging.to_uint8(x0), images])), out)
-    console.print(f"Wrote {out}")
-
-
-def _show(out: Path, first: np.ndarray, walk: Trajectory, steps: int, columns: int | None = None) -> None:
-    """Walk to the end with a bar, and write a sheet of what it leads to."""
-    x_t = first
+def _last(trajectory: Trajectory, x_t: np.ndarray, steps: int) -> np.ndarray:
+    """The last x_t (N, H, W, C) of a trajectory, or the given one if it has no steps; with a progress bar."""
     with progress_bar() as bar:
-        task = bar.add_task("drawing", total=max(steps, 1), note="")
-        for _, x_t, _ in walk:  # noqa: B007  the last one counts
+        task = bar.add_task("sampling", total=max(steps, 1), note="")
+        for _, x_t, _ in trajectory:  # noqa: B007  the last one counts
             bar.advance(task)
-    imaging.save_image(imaging.sheet(outputs.finished(np.concatenate([first, x_t])), columns), out)
+    return x_t
+
+
+def _write_sheet(out: Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Write images (N, H, W, C) uint8 as one grid."""
+    imaging.save_image(imaging.sheet(images, columns), out)
     console.print(f"Wrote {out}")

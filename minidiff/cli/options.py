@@ -1,9 +1,9 @@
-"""Options that several commands have, each said in one place."""
+"""Options and arguments that several commands share."""
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -13,7 +13,7 @@ T = TypeVar("T", str, list[str], None)
 
 
 def not_empty(value: Any) -> Any:
-    """What an option is given, unless that is empty: where a path is wanted, pathlib would take the current folder."""
+    """The value of an option that takes a path. Raises BadParameter if it is empty: pathlib reads "" as "."."""
     if value is not None and not os.fspath(value):
         raise typer.BadParameter("it is empty; give a path.")
     return value
@@ -31,45 +31,59 @@ def valid_text(option: typer.CallbackParam, value: T) -> T:
     return value
 
 
-PLACE: Any = dict(parser=_path, metavar="<path>")  # of an option that says where to write
+PLACE: Any = dict(parser=_path, metavar="<path>")  # of an option for an output path
 
-Out = Annotated[Path, typer.Option(help="Where to write.", **PLACE)]
-Seed = Annotated[int, typer.Option(help="Decides everything random.", min=0)]
-Threads = Annotated[int | None, typer.Option(help="Threads of the kernels.  [default: all cores]")]
-Backend = Annotated[str, typer.Option(help="numba, numpy, cupy or cupy-tf32.")]
-Net = Annotated[Path, typer.Argument(help="A run, or a folder of diffusers: unet/ and scheduler/.")]
-Picture = Annotated[Path, typer.Argument(help="Any picture; its centre is taken.")]
-Asked = Annotated[
-    str | None, typer.Option("--class", callback=valid_text, help="What is asked for; or all, class by class.")
-]
-Guidance = Annotated[float, typer.Option(help="How much to insist on it; 1: not.")]
+# Choices, as in the packages; a test compares them.
+BackendName = Literal["numba", "numpy", "cupy", "cupy-tf32"]
+SamplerName = Literal["ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m"]
+SpacingName = Literal["trailing", "leading", "linspace"]
+NoiseSource = Literal["numpy", "torch"]
+RecipeName = Literal["small-cpu", "small-gpu", "ddpm"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "edm", "flow"]
+DecayName = Literal["cosine", "none"]
+
+Out = Annotated[Path, typer.Option(help="Output file or folder.", **PLACE)]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.  [default: all cores]")]
+Backend = Annotated[BackendName, typer.Option(help="Compute backend.")]
+ModelFolder = Annotated[Path, typer.Argument(help="A run, or a diffusers folder with unet/ and scheduler/.")]
+InputImage = Annotated[Path, typer.Argument(help="Input image; its centre is cropped to the model's size.")]
+ClassName = Annotated[str | None, typer.Option("--class", callback=valid_text, help="Class name; all: every class.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 disables it.")]
 GuidanceScale = Annotated[
     float | None, typer.Option("--guidance", help="Classifier-free guidance scale; 1 disables it.")
-]  # 1, or of a prompt 7.5
+]  # None: 1, or with a prompt 7.5
 Prompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to condition on.")]
 NegativePrompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to guide away from.")]
-Steps = Annotated[int, typer.Option(help="From noise to picture.", min=1)]
-Many = Annotated[int, typer.Option(help="How many pictures.", min=1, max=1024)]
+Steps = Annotated[int, typer.Option(help="Number of sampling steps.", min=1)]
+NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=1024)]
+Raw = Annotated[bool, typer.Option("--raw", help="Use the last step's weights instead of their EMA.")]
+Best = Annotated[bool, typer.Option("--best", help="Use the checkpoint of lowest validation loss.")]
 
-# Of what trains; None: as the recipe or the run has it.
+# Of training commands; None: the default of the recipe, or the run's own value.
 DATA = "cats_dogs, cifar10, emoji, or a path: IDX, CIFAR-10, a folder"
-Data = Annotated[str | None, typer.Argument(help=f"{DATA}. May be left out with --resume.")]
+Data = Annotated[str | None, typer.Argument(help=f"{DATA}. Optional with --resume.")]
 RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.", **PLACE)]
-Size = Annotated[int | None, typer.Option(help="Cut a folder's pictures to this side.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")]
-PadCrop = Annotated[int | None, typer.Option(help="Shift pictures by up to so many pixels.")]
-NoFlip = Annotated[bool, typer.Option("--no-flip", help="Do not mirror images left to right.")]
-InAll = Annotated[int | None, typer.Option("--steps", help="Steps in all, not more.  [default: 2000]")]
-Width = Annotated[int | None, typer.Option(help="Channels of the network's first level.")]
-Depth = Annotated[int | None, typer.Option(help="Levels of the network, each half the size.")]
-BatchSize = Annotated[int | None, typer.Option(help="Pictures a step.  [default: 32]")]
-Accumulate = Annotated[int | None, typer.Option(help="Parts of a batch, one at a time.  [default: 1]")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
-Warmup = Annotated[int | None, typer.Option(help="Steps in which it rises.  [default: 50]")]
-Decay = Annotated[str | None, typer.Option(help="How it falls: cosine, none.  [default: cosine]")]
-EMA = Annotated[float | None, typer.Option("--ema-half-life", help="Of the average, in steps.  [default: 138]")]
-OfRun = Annotated[str | None, typer.Option("--backend", help="numba, numpy, cupy or cupy-tf32.  [default: numba]")]
-SeedOfRun = Annotated[int | None, typer.Option("--seed", help="Decides weights, order and noise.  [default: 0]")]
-Every = Annotated[int, typer.Option("--checkpoint-every", help="Steps between checkpoints.", min=1, metavar="<int>")]
-Keep = Annotated[int, typer.Option(help="Checkpoints that stay.", min=1, metavar="<int>")]
+Size = Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this size.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip images that cannot be read.")]
+PadCrop = Annotated[int | None, typer.Option(help="Augment by random shifts of up to this many pixels.")]
+NoFlip = Annotated[bool, typer.Option("--no-flip", help="Disable horizontal flips.")]
+TotalSteps = Annotated[int | None, typer.Option("--steps", help="Total number of training steps.  [default: 2000]")]
+Width = Annotated[int | None, typer.Option(help="Channels of the first resolution level.")]
+Depth = Annotated[int | None, typer.Option(help="Number of resolution levels.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images per step.  [default: 32]")]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(help="Split each batch into N parts (gradient accumulation) to save memory.  [default: 1]"),
+]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
+Warmup = Annotated[int | None, typer.Option(help="Steps of linear learning rate warmup.  [default: 50]")]
+Decay = Annotated[DecayName | None, typer.Option(help="Learning rate decay.  [default: cosine]")]
+EMAHalfLife = Annotated[
+    float | None, typer.Option(help="Half-life of the weights' moving average (EMA), in steps.  [default: 138]")
+]
+TrainingBackend = Annotated[BackendName | None, typer.Option("--backend", help="Compute backend.  [default: numba]")]
+TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Random seed.  [default: 0]")]
+CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")]
+Keep = Annotated[int, typer.Option(help="Number of checkpoints to keep.", min=1, metavar="<int>")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]

@@ -1,4 +1,4 @@
-"""The command that trains."""
+"""The commands that train: a diffusion model, and an autoencoder for latent diffusion."""
 
 import math
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 
 from minidiff.cli import options
 from minidiff.data import Dataset
@@ -25,53 +26,64 @@ from minidiff.training.step import StepStats
 from minidiff.training.text_run import TextRun
 from minidiff.training.vae_run import VAERun
 
-CHECKPOINT_EVERY, KEEP = 500, 2
-
-LARGE = 10**9  # bytes of checkpoints from which they are announced
+CHECKPOINT_EVERY = 500
+KEEP = 2
+LARGE = 10**9  # bytes of checkpoints from which their size is printed
 
 
 def train(
     out: options.RunFolder,
     data: options.Data = None,
-    recipe: Annotated[str | None, typer.Option(help="small-cpu, small-gpu or ddpm; see above.")] = None,
+    recipe: Annotated[options.RecipeName | None, typer.Option(help="Network and hyperparameters; see above.")] = None,
     size: options.Size = None,
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
     no_flip: options.NoFlip = False,
-    by_class: Annotated[bool, typer.Option("--by-class", help="Also learn to be asked for a class.")] = False,
-    text: Annotated[bool, typer.Option("--text", help="Learn to draw what the captions say.")] = False,
-    latent: Annotated[Path | None, typer.Option(help="Draw latents of this autoencoder's run.")] = None,
-    text_encoder: Annotated[Path | None, typer.Option(help="Hear with CLIP's of a folder, as it is.")] = None,
-    objective: Annotated[str | None, typer.Option(help="See above.  [default: v_prediction]")] = None,
-    min_snr: Annotated[float | None, typer.Option(help="Gamma of min-SNR weights, such as 5.")] = None,
+    by_class: Annotated[bool, typer.Option("--by-class", help="Condition the model on class labels.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Condition the model on captions.")] = False,
+    latent: Annotated[
+        Path | None, typer.Option(help="Latent diffusion: the run of train-vae whose latents are modelled.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder with a CLIP text encoder to use, frozen, in place of a new one.")
+    ] = None,
+    objective: Annotated[
+        options.PredictionType | None,
+        typer.Option(
+            help="Prediction type: epsilon, sample, v_prediction, edm or flow.  [default: v_prediction]",
+            metavar="<type>",
+        ),
+    ] = None,
+    min_snr: Annotated[float | None, typer.Option(help="Gamma of the min-SNR loss weighting, such as 5.")] = None,
     width: options.Width = None,
     depth: options.Depth = None,
-    steps: options.InAll = None,
+    steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
-    lr: options.Rate = None,
+    lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
-    ema_half_life: options.EMA = None,
-    backend: options.OfRun = None,
+    ema_half_life: options.EMAHalfLife = None,
+    backend: options.TrainingBackend = None,
     threads: options.Threads = None,
-    seed: options.SeedOfRun = None,
-    checkpoint_every: options.Every = CHECKPOINT_EVERY,
+    seed: options.TrainingSeed = None,
+    checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY,
     keep: options.Keep = KEEP,
     resume: options.Resume = False,
 ) -> None:
-    """Train a noise predictor; the run's folder opens in minidiff and in diffusers.
+    """Train a diffusion model.
 
-    Recipes, which the options beside them change: small-cpu, an evening's worth on two cores; small-gpu, of nine
-    million parameters; ddpm, as Ho et al. trained theirs. Each says how long it takes.
+    --out holds the weights in diffusers' format, metrics.csv, loss.png, and for every checkpoint a grid of samples and
+    a validation loss (checkpoints.csv).
 
-    Objectives, what it learns to predict: epsilon, the noise; sample, the picture; v_prediction, a mixture of both;
-    edm, the same as Karras et al. weigh it; flow, the straight way from picture to noise.
+    Recipes set the network, the schedule and the hyperparameters; other options override them. small-cpu: 79 minutes
+    for CIFAR-10 on two cores; small-gpu: 9 million parameters; ddpm: as in Ho et al. 2020.
 
-    With --text it learns a tokenizer and a text encoder too; it draws pixels, or, with --latent, the latents of what
-    train-vae made, and then the folder opens in diffusers' StableDiffusionPipeline.
+    Prediction types: epsilon (noise), sample (x0), v_prediction, edm (preconditioning and loss weights of Karras et
+    al. 2022) and flow (velocity of flow matching).
 
-    Beside the weights it holds metrics.csv, loss.png, and for every checkpoint a sheet of samples and a loss.
+    With --text the run also trains a tokenizer and a text encoder; the diffusion is over pixels, or with --latent over
+    the latents of an autoencoder, and diffusers' StableDiffusionPipeline opens the result.
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
@@ -81,15 +93,15 @@ def train(
     )  # fmt: skip
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
-        _check_text(text, by_class, recipe, latent, text_encoder)
+        _check_text_options(text, by_class, recipe, latent, text_encoder)
     with lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
         elif text:
-            run, dataset = start_text(out, _of_new_run(out, data), given, latent, text_encoder, threads)
+            run, dataset = start_text(out, _required_data(out, data), given, latent, text_encoder, threads)
         else:
-            run, dataset = start_run(out, _of_new_run(out, data), given, by_class, threads)
-        _go(run, dataset, checkpoint_every, keep)
+            run, dataset = start_run(out, _required_data(out, data), given, by_class, threads)
+        _train_to_end(run, dataset, checkpoint_every, keep)
 
 
 def train_vae(
@@ -99,28 +111,31 @@ def train_vae(
     skip_bad: options.SkipBad = False,
     pad_crop: options.PadCrop = None,
     no_flip: options.NoFlip = False,
-    kl: Annotated[float | None, typer.Option(help="What the divergence counts.  [default: 0.0001]")] = None,
+    kl: Annotated[float | None, typer.Option(help="Weight of the KL term in the loss.  [default: 0.0001]")] = None,
     width: options.Width = None,
     depth: options.Depth = None,
-    steps: options.InAll = None,
+    steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
-    lr: options.Rate = None,
+    lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
-    ema_half_life: options.EMA = None,
-    backend: options.OfRun = None,
+    ema_half_life: options.EMAHalfLife = None,
+    backend: options.TrainingBackend = None,
     threads: options.Threads = None,
-    seed: options.SeedOfRun = None,
-    checkpoint_every: options.Every = CHECKPOINT_EVERY,
+    seed: options.TrainingSeed = None,
+    checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY,
     keep: options.Keep = KEEP,
     resume: options.Resume = False,
 ) -> None:
-    """Train an autoencoder, which makes pictures a quarter as large, for a diffusion among these.
+    """Train a variational autoencoder (VAE) for latent diffusion.
 
-    It learns to give back what it was shown (mean squared error), from latents that are drawn from a distribution
-    close to the normal one. The run's folder holds vae/, which diffusers' AutoencoderKL opens, metrics.csv, loss.png,
-    and for every checkpoint a sheet of pictures, each beside what came back, and in checkpoints.csv their error.
+    By default the latents have a quarter of the image's height and width; each level of --depth beyond the first
+    downsamples by 2.
+
+    The loss is the mean squared error of the reconstruction plus the KL divergence of the latents from N(0, I), times
+    --kl. --out holds vae/, which diffusers' AutoencoderKL opens, metrics.csv, loss.png, and for every checkpoint a
+    grid of images beside their reconstructions and a validation loss (checkpoints.csv).
     """
     given = _given(
         size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,
@@ -131,101 +146,125 @@ def train_vae(
         if resume:
             run, dataset = resumed(out, data, given, threads, VAERun)
         else:
-            run, dataset = start_vae(out, _of_new_run(out, data), given, threads)
-        _go(run, dataset, checkpoint_every, keep)
+            run, dataset = start_vae(out, _required_data(out, data), given, threads)
+        _train_to_end(run, dataset, checkpoint_every, keep)
 
 
 def _given(**choices: Any) -> dict[str, Any]:
-    """The choices that were made."""
+    """The options that were given."""
     return {name: value for name, value in choices.items() if value is not None}
 
 
-def _of_new_run(out: Path, data: str | None) -> str:
-    """The data of a run that is to begin. Raises MinidiffError if they are not given."""
+def _required_data(out: Path, data: str | None) -> str:
+    """DATA, which a new run needs. Raises MinidiffError if it was not given."""
     if data is None:
         raise MinidiffError(f"DATA is missing: give {options.DATA}; or --resume, to resume the run in {out}")
     return data
 
 
-def _check_text(text: bool, by_class: bool, recipe: Any, latent: Any, text_encoder: Any) -> None:
-    """Raises MinidiffError for options that do not go with one another."""
+def _check_text_options(text: bool, by_class: bool, recipe: Any, latent: Any, text_encoder: Any) -> None:
+    """Raises MinidiffError for combinations of options that --text excludes or requires."""
     if text and (by_class or recipe):
-        raise MinidiffError(f"{'--by-class' if by_class else '--recipe'} is for networks without a text: leave it out")
+        raise MinidiffError(f"{'--by-class' if by_class else '--recipe'} does not go with --text: leave it out")
     for option, value in (("--latent", latent), ("--text-encoder", text_encoder)):
         if value is not None and not text:
-            raise MinidiffError(f"{option} is for runs with --text: add it, or leave {option} out")
+            raise MinidiffError(f"{option} needs --text: add it, or leave {option} out")
 
 
-def _go(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
-    """Train to the end, if anything is left to do, and say so."""
+def _train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
+    """Train up to the run's total of steps, if any are left; print the command that samples the result."""
     if run.step == run.config.steps:
-        console.print(f"{run.folder}: all {run.step} steps are done already; to go on, give a larger --steps")
+        console.print(f"{run.folder}: all {run.step} steps are done already; to continue, give a larger --steps")
         return
-    chosen = {"--checkpoint-every": (checkpoint_every, CHECKPOINT_EVERY), "--keep": (keep, KEEP)}
-    more = [word for option, (value, usual) in chosen.items() if value != usual for word in (option, str(value))]
-    go_on = ["minidiff", "train", "--out", str(run.folder), "--resume", *more]
-    train_with_bar(run, dataset, checkpoint_every, go_on, keep, validation_set(run, dataset))
+    resume_command = ["minidiff", "train", "--out", str(run.folder), "--resume"]
+    if checkpoint_every != CHECKPOINT_EVERY:
+        resume_command += ["--checkpoint-every", str(checkpoint_every)]
+    if keep != KEEP:
+        resume_command += ["--keep", str(keep)]
+    train_with_bar(run, dataset, checkpoint_every, resume_command, keep, validation_set(run, dataset))
     console.print(f"Done: step {run.step}. {_result(run, dataset)}")
 
 
 def _result(run: Run, dataset: Dataset) -> str:
-    """Where the result of a run is, or the command that shows it."""
+    """The command that samples a run, or the folder of an autoencoder."""
     if isinstance(run, VAERun):
         return f"The autoencoder: {run.folder / 'vae'}"
     prompt = ["--prompt", dataset.captions[0]] if isinstance(run, TextRun) else []
-    return f"Samples: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"
+    return f"To sample: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"
 
 
 def _ema(steps: float | None) -> float | None:
-    """The decay of that half-life, if one is given."""
+    """EMA decay of a half-life in steps; None for None. Raises MinidiffError if it is out of range."""
     if steps is not None and not 0.1 <= steps <= 1e9:
         raise MinidiffError(f"--ema-half-life {steps:g}: give 0.1 to 1e9 steps")
     return None if steps is None else half_life(steps)
 
 
 def train_with_bar(
-    run: Run, dataset: Dataset, checkpoint_every: int, go_on: list[str], keep: int = 2, probed: Dataset | None = None
+    run: Run,
+    dataset: Dataset,
+    checkpoint_every: int,
+    resume_command: list[str],
+    keep: int = KEEP,
+    validation: Dataset | None = None,
 ) -> None:
-    """Train to the end with a bar; Ctrl-C saves, says how to resume by the command `go_on`, and leaves with 130.
+    """Train to the end with a progress bar.
 
-    A second Ctrl-C, which does not save, says what is lost.
+    Ctrl-C saves a checkpoint, prints `resume_command` and exits with code 130; a second one exits at once, unsaved.
     """
     name = run.NAME[0].upper() + run.NAME[1:]
     console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    if (needed := state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))) > LARGE:
+    needed = state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))
+    if needed > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     announce_compiling(run.config.backend)
-    notice = "Stopping after this step; Ctrl-C again breaks off."
-    with _told_what_is_lost(run, go_on), progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
-        task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
-        loss = math.nan  # a running mean
-
-        def on_step(stats: StepStats) -> None:
-            nonlocal loss
-            if not math.isfinite(stats.grad_norm):
-                bar.console.print(f"step {stats.step}: skipped, for its gradient is not finite (loss {stats.loss})")
-            elif math.isfinite(stats.loss):
-                loss = stats.loss if math.isnan(loss) else 0.95 * loss + 0.05 * stats.loss
-            speed = (bar.tasks[task].speed or 0) * run.config.batch_size
-            bar.update(task, advance=1, note=f"loss {loss:.4f}" + (f", {speed:.0f} images/s" if speed else ""))
-
-        def on_checkpoint(step: int, measured: float) -> None:
-            where = run.folder / "samples"
-            bar.console.print(f"step {step}: loss {loss:.4f}, {run.describe_validation(measured)}; saved, see {where}")
-
-        fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, probed)
+    notice = "Stopping after this step; press Ctrl-C again to stop at once without saving."
+    with (
+        _reporting_lost_steps(run, resume_command),
+        progress_bar() as bar,
+        stoppable(lambda: bar.console.print(notice)) as stop,
+    ):
+        report = _ProgressReport(run, bar)
+        fit(run, dataset, checkpoint_every, report.on_step, report.on_checkpoint, stop, keep, validation)
     if run.step < run.config.steps:
-        console.print(f"Saved at step {run.step}. To go on: {shell_command(go_on)}")
+        console.print(f"Saved at step {run.step}. To resume: {shell_command(resume_command)}")
         sys.exit(130)
 
 
+class _ProgressReport:
+    """The progress bar of a training, with the running mean of its loss; a line for each checkpoint."""
+
+    def __init__(self, run: Run, bar: Progress):
+        self.run = run
+        self.bar = bar
+        self.task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
+        self.loss = math.nan  # exponential moving average
+
+    def on_step(self, stats: StepStats) -> None:
+        if not math.isfinite(stats.grad_norm):
+            self.bar.console.print(f"step {stats.step}: skipped, gradient is not finite (loss {stats.loss})")
+        elif math.isfinite(stats.loss):
+            self.loss = stats.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * stats.loss
+        speed = (self.bar.tasks[self.task].speed or 0) * self.run.config.batch_size
+        note = f"loss {self.loss:.4f}"
+        if speed:
+            note += f", {speed:.0f} images/s"
+        self.bar.update(self.task, advance=1, note=note)
+
+    def on_checkpoint(self, step: int, validation_loss: float) -> None:
+        validation = self.run.describe_validation(validation_loss)
+        samples = self.run.folder / "samples"
+        self.bar.console.print(f"step {step}: loss {self.loss:.4f}, {validation}; saved, see {samples}")
+
+
 @contextmanager
-def _told_what_is_lost(run: Run, go_on: list[str]) -> Iterator[None]:
-    """Where training is broken off within this block: one line on stderr, and 130."""
+def _reporting_lost_steps(run: Run, resume_command: list[str]) -> Iterator[None]:
+    """If KeyboardInterrupt leaves this block: one line on stderr with the steps lost, and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        lost = run.step - (saved := state.last_step(run.folder))
+        saved = state.last_step(run.folder)
+        lost = run.step - saved
         steps = f"{lost} step{'' if lost == 1 else 's'} since the checkpoint of step {saved}"
-        stderr_console.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(go_on)}")
+        stderr_console.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(resume_command)}")
         sys.exit(130)

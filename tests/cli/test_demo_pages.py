@@ -17,7 +17,7 @@ from minidiff.training import loop, state
 from minidiff.training.unet_run import UNetRun
 
 SCHEDULE = cosine_schedule(1000, "v_prediction")
-SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png", "asked.png"}
+SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png", "classes.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,8 @@ def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     page = Page(text)
     assert set(page.shown) == SHOWN and len(page.shown) == len(SHOWN)
-    assert "In 2 steps" in text and "{" not in text.split("</style>")[1]
-    assert contents(tmp_path / "run") == before, "drawing changed the run"
+    assert "over 2 steps" in text and "{" not in text.split("</style>")[1]
+    assert contents(tmp_path / "run") == before, "sampling changed the run"
     for name in SHOWN - {"reverse.gif"}:
         with Image.open(tmp_path / name) as picture:
             assert len(np.unique(np.asarray(picture))) > 5, f"{name} is empty"

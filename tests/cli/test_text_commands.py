@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import small_pipeline
 import torch
-from one_thread import one_thread  # noqa: F401  for all tests of this module
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from small_runs import refused as refused_call
@@ -94,16 +93,16 @@ def test_options_that_do_not_go_together(run, refused, folder):
     refused("sample", "sd", match="sd: holds a text-conditional U-Net, which needs a prompt; give --prompt")
     for option in ("--negative-prompt", "--height", "--width"):
         (folder / "model_index.json").rename(folder / "no_index.json")
-        refused("sample", "sd", option, "8", match=f"{option} is for texts: give --prompt too")
+        refused("sample", "sd", option, "8", match=f"{option} needs a prompt: give --prompt too")
         (folder / "no_index.json").rename(folder / "model_index.json")
     for more in (["--class", "cat"], ["--gif", "walk.gif"]):
-        refused("sample", "sd", "--prompt", "a", *more, match="--class and --gif are for networks without a text")
+        refused("sample", "sd", "--prompt", "a", *more, match="--class and --gif do not go with a prompt")
     for more in (["--height", "34"], ["--width", "0"], ["--width", "-8"], ["--height", "99999996"]):
         match = "pixels: give multiples of 4 up to 65536, such"
         refused("sample", "sd", "--prompt", "a", *more, *QUICK, match=match)
     for guidance in ("-1", "nan", "inf"):
         refused("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK, match="guidance must be a number")
-        assert "drawing" not in run("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK)[1]
+        assert "sampling" not in run("sample", "sd", "--prompt", "a", "--guidance", guidance, *QUICK)[1]
     refused("sample", "sd", "--prompt", "a", "--steps", 1001, match="steps must be an integer from 1 to the schedule's")
 
 
@@ -173,9 +172,6 @@ BAD = {
     "attention_head_dim = 3 is not supported: 3 heads do not divide 8": config_with("unet", attention_head_dim=3),
     "attention_head_dim = (4,) is not supported": config_with("unet", attention_head_dim=[4]),
     "down_block_types = ('DownBlock2D',) is not supported": config_with("unet", down_block_types=["DownBlock2D"]),
-    "sample_size = (8,) is not supported: give a whole number from 1 to 65536, or a list of two of them":
-        config_with("unet", sample_size=[8]),
-    "sample_size = (8, 8, 8) is not supported": config_with("vae", sample_size=[8, 8, 8]),
     "_class_name = 'VQModel' is not supported: only AutoencoderKL": config_with("vae", _class_name="VQModel"),
     "shift_factor = 0.1 is not supported: only None": config_with("vae", shift_factor=0.1),
     "norm_num_groups = 5 is not supported: it must divide every width": config_with("vae", norm_num_groups=5),
@@ -184,8 +180,11 @@ BAD = {
     "hidden_act = 'relu' is not supported: give 'quick_gelu' or 'gelu'": config_with("text_encoder", hidden_act="relu"),
     "num_attention_heads = 3 is not supported: it must divide 16": config_with("text_encoder", num_attention_heads=3),
     "parts do not fit: there are 99 tokens a text": settings_with(model_max_length=99),
+    "special token '<pad>' is not in the vocabulary": settings_with(pad_token="<pad>"),
+    "sample_size = (8,) is not supported: give a whole number from 1 to 65536, or a list of two of them":
+        config_with("unet", sample_size=[8]),
+    "sample_size = (8, 8, 8) is not supported": config_with("vae", sample_size=[8, 8, 8]),
     "tokenizer: cannot convert float infinity to integer; copy": settings_with(model_max_length=-float("inf")),
-    "the vocabulary has no '<pad>'": settings_with(pad_token="<pad>"),
     "is not a byte-pair encoding": model_of({"type": "WordPiece"}),
     "must map tokens to ids": model_of({"type": "BPE", "vocab": {"a": "b"}}),
     "has the merge ['a'], which is not a pair of tokens":

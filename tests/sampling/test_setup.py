@@ -268,8 +268,8 @@ def test_edits_with_a_prompt_that_are_refused(refused):
         refused(
             *of_unet, *PROMPT, match="unet: is the run of a U-Net that takes no prompt; give a run of minidiff train"
         )
-        refused(*of_unet, "--negative-prompt", "a", match="--negative-prompt is for texts: give --prompt too")
-        refused(*of_text, *PROMPT, "--class", "a", match="--class is for networks without a text")
+        refused(*of_unet, "--negative-prompt", "a", match="--negative-prompt needs a prompt: give --prompt too")
+        refused(*of_text, *PROMPT, "--class", "a", match="--class does not go with a prompt")
         refused(*of_text, *PROMPT, "--guidance", "nan", match="guidance must be a number from 0 to 100")
     for strength in (1.5, "nan"):
         refused("redraw", "text", "image.png", *PROMPT, "--strength", strength, match="strength must be from 0 to 1")
