@@ -101,7 +101,7 @@ def _prior(schedule: Schedule, x0: np.ndarray) -> np.ndarray:
     return 0.5 * (alpha_bar * x0_squared - alpha_bar - math.log(1 - alpha_bar))
 
 
-def _step(schedule: Schedule, x0, x0_hat, x_t, i: np.ndarray, variance: str) -> np.ndarray:
+def _step(schedule: Schedule, x0, x0_hat, x_t: Any, i: np.ndarray, variance: str) -> np.ndarray:
     """The KL divergence of two Gaussians of q_posterior's, nats per dimension: (N,)."""
     mean, beta_tilde = q_posterior(schedule, x0.astype(np.float64), x_t, i)
     mean_hat, _ = q_posterior(schedule, x0_hat, x_t, i)

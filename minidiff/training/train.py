@@ -71,7 +71,7 @@ class TrainConfig:
     kl: float = 1e-4
     pictures: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, (low, high) in WHOLE.items():
             value = getattr(self, name)
             if name == "size" and value is None:
@@ -127,8 +127,10 @@ class StepStats:
     A GPU is waited for when they are called, not before.
     """
 
-    def __init__(self, step: int, losses: Sequence[Callable], grad_norm: Callable):
-        self.step, self._losses, self._grad_norm = step, losses, grad_norm
+    def __init__(self, step: int, losses: Sequence[Callable[[], Any]], grad_norm: Callable[[], Any]):
+        self.step: int = step
+        self._losses = losses
+        self._grad_norm = grad_norm
 
     @property
     def loss(self) -> float:
