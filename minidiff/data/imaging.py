@@ -5,17 +5,15 @@ stranger's file needs, and written so that a reader of the path sees a whole fil
 """
 
 import math
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from minidiff.errors import MinidiffError
-from minidiff.outputs import check_file, followed
+from minidiff.files import check_file, write_output
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # read here; some others run programs
 SHOWN = 96  # pixels that a small picture is enlarged to
@@ -96,7 +94,7 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold
     check_image_output(path, animated=True)
     first, *rest = [frame.convert("RGB").quantize(256) for frame in frames]
     durations = [ms] * len(rest) + [hold]
-    _write_whole(
+    write_output(
         Path(path),
         lambda file: first.save(
             file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False
@@ -110,7 +108,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     Raises MinidiffError for a suffix that Pillow cannot write, and for a place where no file can be written.
     """
     kind = check_image_output(path)
-    _write_whole(Path(path), lambda file: image.save(file, kind))
+    write_output(Path(path), lambda file: image.save(file, kind))
 
 
 def save_each(images: np.ndarray, folder: Path) -> None:
@@ -123,7 +121,7 @@ def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = F
     """The format, "PNG" say, that an image at this path will have; to ask before there is anything to write.
 
     Raises MinidiffError for a suffix that Pillow cannot write, for one that is not .gif if `animated`, and where no
-    file can be written without the loss of one of the inputs (outputs.py).
+    file can be written without the loss of one of the inputs (files.py).
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if animated and kind != "GIF":
@@ -132,24 +130,6 @@ def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = F
         raise MinidiffError(f"{path}: no picture format ends so; give a name that ends in .png or .jpg")
     check_file(path, *inputs)
     return kind
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a file beside `path`, links followed, then gives it that name in one step."""
-    place = followed(path)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            try:
-                write(file)
-                file.flush()
-                os.replace(part, place)
-            except BaseException:  # Ctrl-C too must leave nothing half-written behind
-                part.unlink()
-                raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise MinidiffError(f"cannot write {path}: {reason}; choose a folder that exists and is yours") from error
 
 
 def load_image(path: str | Path, channels: int = 3) -> np.ndarray:

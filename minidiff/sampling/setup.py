@@ -17,12 +17,11 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
-from minidiff.files import check_new_folder, replace_file
+from minidiff.files import check_file, check_new_folder, followed, replace_file
 from minidiff.formats.folders import check_kind
 from minidiff.formats.networks import load_classes, load_sampler, load_schedule, load_unet
 from minidiff.formats.stable_diffusion import Pipeline, load_pipeline
 from minidiff.models.unet import UNet
-from minidiff.outputs import check_file, followed
 from minidiff.terminal import stderr_console
 from minidiff.training.state import open_chosen
 from minidiff.training.text_run import TextRun
