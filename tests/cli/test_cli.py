@@ -237,8 +237,8 @@ def test_no_data(refused, tmp_path):
     (tmp_path / "nothing_fits" / "a.txt").write_text("x")
     (tmp_path / "file.tar").write_text("x")
     for name, match in {
-        "missing": "missing: no such folder or file", "empty": "empty: holds no picture",
-        "nothing_fits": "holds no picture", "file.tar": "file.tar: is a file", "": "no built-in dataset",
+        "missing": "missing: no such folder or file", "empty": "empty: holds no image",
+        "nothing_fits": "holds no image", "file.tar": "file.tar: is a file", "": "no built-in dataset",
     }.items():  # fmt: skip
         refused("train", name, "--out", "run", match=match)
 
@@ -313,7 +313,7 @@ def test_a_folder_of_pictures(done, tmp_path):
     (tmp_path / "pets" / "a.psd").touch()
     (tmp_path / "pets" / "cats" / "no\x1bte").touch()
     out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
-    assert "pets: 2 other files passed over: a.psd, cats/no\\x1bte\n" in out
+    assert "pets: 2 other files ignored: a.psd, cats/no\\x1bte\n" in out
     assert "pets: 6 pictures, 8x8 RGB, 2 classes" in out
     assert md.load_unet("run", "numpy").image_shape == (8, 8, 3)
 
@@ -382,10 +382,10 @@ def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
     noises(tmp_path / "pets")
     done("train", "pets", "--out", "run", "--steps", 2, *SMALL)
     (tmp_path / "pets" / "2.png").write_text("no picture")
-    refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as a picture")
-    refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as a picture")
+    refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as an image")
+    refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as an image")
     out = done("train", "pets", "--out", "new", "--steps", 2, "--skip-bad", *SMALL)
-    assert "left out: pets/2.png: cannot be read as a picture" in out and "pets: 3 pictures" in out
+    assert "left out: pets/2.png: cannot be read as an image" in out and "pets: 3 pictures" in out
     assert "left out: pets/2.png" in done("train", "pets", "--out", "new", "--resume", "--steps", 3)  # remembered
     out = done("train", "pets", "--out", "run", "--resume", "--steps", 3, "--skip-bad")
     assert out.count("left out") == 1 and "Done: step 3" in out
@@ -1080,7 +1080,7 @@ def test_evaluate_what_is_drawn_already(done, refused, real):
     np.savez("few.npz", np.zeros((7, 4, 4, 1), np.uint8))
     refused("evaluate", "few.npz", "--against", "data", match="few.npz: holds 7 pictures; 8 are the least")
     Path("text.npz").write_text("x")
-    refused("evaluate", "text.npz", "--against", "data", match="text.npz: cannot be read as pictures")
+    refused("evaluate", "text.npz", "--against", "data", match="text.npz: cannot be read as images")
 
 
 def test_evaluate_raw_weights(done, real):
@@ -1117,7 +1117,7 @@ def test_bad_pictures_are_left_out_of_an_evaluation(done, refused, tmp_path, qui
     done("train", "pets", "--out", "run", "--steps", 1, *SMALL)
     (tmp_path / "pets" / "a" / "0.png").write_text("no picture")
     evaluation = ("evaluate", "run", "--against", "pets", "--n", 16, "--steps", 2)
-    refused(*evaluation, match="pets/a/0.png: cannot be read as a picture")
+    refused(*evaluation, match="pets/a/0.png: cannot be read as an image")
     assert "left out: pets/a/0.png" in done(*evaluation, "--skip-bad", *QUICK)
 
 
@@ -1126,7 +1126,7 @@ def test_what_cannot_be_evaluated(refused, real):
     refused(*against[:2], match="Missing option '--against'")
     refused(*against, "missing", match="missing: no such folder or file")
     idx_set(real.parent / "other", height=5, n=90)
-    refused(*against, "other", match="other: its pictures are 4x5, not of size 4")
+    refused(*against, "other", match="other: its images are 4x5, not of size 4")
     idx_set(real.parent / "few", n=20)
     refused(*against, "few", match="few: its 20 pictures are too few .*; 80 are the least")
     refused(*against, "data", "--out", "run", match="run: is there already; choose a new folder")
@@ -1368,8 +1368,8 @@ def test_damaged_runs(refused, trained):
 @pytest.mark.parametrize(
     "option, name, match",
     [
-        ("out", "sheet.txt", "sheet.txt: no picture format ends so"), ("out", "sheet", "no picture format"),
-        ("out", "missing/sheet.png", "cannot write missing/sheet.png"), ("out", "run", "no picture format"),
+        ("out", "sheet.txt", "sheet.txt: unknown image format"), ("out", "sheet", "unknown image format"),
+        ("out", "missing/sheet.png", "cannot write missing/sheet.png"), ("out", "run", "unknown image format"),
         ("gif", "walk.png", "walk.png: an animation is a GIF"), ("gif", "missing/walk.gif", "missing/walk.gif"),
     ],
 )  # fmt: skip
@@ -1422,10 +1422,10 @@ def test_no_picture(refused, tmp_path):
     good = bytes_of("good.png")
     for name, content in {"empty.png": b"", "text.png": b"hello", "half.png": good[: len(good) // 2]}.items():
         Path(name).write_bytes(content)
-        refused("noise", name, match=f"{name}: cannot be read as a picture")
-    refused("noise", "missing.png", match="missing.png: no such picture file")
-    refused("noise", ".", match="no such picture file")
-    refused("noise", "good.png", "--out", "strip.xyz", match="strip.xyz: no picture format ends so")
+        refused("noise", name, match=f"{name}: cannot be read as an image")
+    refused("noise", "missing.png", match="missing.png: no such image file")
+    refused("noise", ".", match="no such image file")
+    refused("noise", "good.png", "--out", "strip.xyz", match="strip.xyz: unknown image format")
     refused("noise", "good.png", "--out", "missing/strip.png", match="cannot write missing/strip.png")
 
 
@@ -1442,10 +1442,10 @@ def test_a_picture_bomb(refused):
         + chunk(b"IDAT", zlib.compress(bytes(10**6)))
         + chunk(b"IEND", b"")
     )
-    refused("noise", "bomb.png", match="bomb.png: cannot be read as a picture.*decompression bomb")
+    refused("noise", "bomb.png", match="bomb.png: cannot be read as an image.*decompression bomb")
     Path("data").mkdir()
     shutil.move("bomb.png", "data/bomb.png")
-    refused("train", "data", "--out", "run", "--size", 32, match="bomb.png: cannot be read as a picture")
+    refused("train", "data", "--out", "run", "--size", 32, match="bomb.png: cannot be read as an image")
 
 
 # The demo

@@ -134,4 +134,4 @@ def test_what_does_not_go(tmp_path):
     refused(texts, "bars", True, match="run: draws texts by the moving average of its weights; leave --raw out")
     (tmp_path / "bars" / "captions.csv").unlink()
     refused(texts, "bars", match="bars: its pictures have no captions, and .*run draws what captions say")
-    refused(texts, "cats_dogs", match="cats_dogs: its pictures are 32x32, not of size 8")
+    refused(texts, "cats_dogs", match="cats_dogs: its images are 32x32, not of size 8")
