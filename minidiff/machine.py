@@ -1,4 +1,4 @@
-"""Threads, and what this machine is: the numbers that stand beside every result."""
+"""The number of threads, and a description of the machine for reports."""
 
 import os
 import platform
@@ -18,31 +18,30 @@ from minidiff.errors import MinidiffError
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int | None, backend: str) -> int:
-    """Let the kernels run on that many threads, all cores if None; returns how many those are.
+    """Set the number of threads of the kernels, None: one per core; returns it.
 
-    BLAS gets them under "numpy", which is made of it, and one under "numba": its threads spin after every
-    small product and would fight the kernels' own. Raises MinidiffError for more threads than there are, and for
-    an unknown backend.
+    BLAS gets as many with the backend "numpy", and one with all others: its threads spin after each small product and
+    would take cores from the kernels'. Raises MinidiffError if there are fewer cores, or the backend is unknown.
     """
     get_backend(backend)
     most = min(cores(), jit.config.NUMBA_NUM_THREADS)
     threads = most if threads is None else threads
     if not 1 <= threads <= most:
-        raise MinidiffError(f"{threads} threads: this machine gives 1 to {most}")
+        raise MinidiffError(f"{threads} threads: this machine has 1 to {most}; choose a number in that range")
     numba.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads if backend == "numpy" else 1)
     return threads
 
 
 def describe() -> dict[str, Any]:
-    """Versions, threads and vector units, for `minidiff info`."""
+    """Versions, threads and SIMD width, for `minidiff info`."""
     backend = get_backend("numba")
-    backend.add(np.ones(1, np.float32), np.ones(1, np.float32))  # a first launch chooses the threading layer
+    backend.add(np.ones(1, np.float32), np.ones(1, np.float32))  # the first launch chooses the threading layer
     blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
     return {
         "minidiff": version("minidiff"),
@@ -62,5 +61,5 @@ def describe() -> dict[str, Any]:
 
 
 def compiled() -> bool:
-    """Whether the kernels of convolution, which take longest to compile, lie in the cache of these sources."""
+    """Whether the cache holds the compiled convolution kernels, which take longest to compile, of these sources."""
     return not jit.ENABLED or any(jit.cache_dir().rglob("conv.*.nbc"))

@@ -40,7 +40,7 @@ from minidiff.sampling import setup
 from minidiff.terminal import (
     announce_compiling,
     console,
-    outlived,
+    ignore_closed,
     printable,
     progress_bar,
     stderr_console,
@@ -73,7 +73,7 @@ def _options(version: Version = False) -> None:  # of minidiff itself; the callb
 
 def main() -> None:
     """Run the command line. What a user can mend is one line on stderr and exit code 2."""
-    sys.stdout, sys.stderr = outlived(sys.stdout), outlived(sys.stderr)
+    sys.stdout, sys.stderr = ignore_closed(sys.stdout), ignore_closed(sys.stderr)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's word for KeyboardInterrupt
