@@ -175,7 +175,7 @@ assert len(md.open_dataset("emoji")) > 3000
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_installed_wheel_of_the_sdist_works(tmp_path):
     """Built from the sdist, installed into a new virtual environment that finds the dependencies of this one."""
     with tarfile.open(build("sdist", tmp_path)) as sdist:
