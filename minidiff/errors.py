@@ -1,4 +1,4 @@
-"""Errors that are shown to the user."""
+"""The exceptions of minidiff."""
 
 
 class MinidiffError(Exception):

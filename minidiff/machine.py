@@ -1,4 +1,4 @@
-"""Threads, and what this machine is: the numbers that stand beside every result."""
+"""The number of threads, and a description of the machine for reports."""
 
 import os
 import platform
@@ -18,22 +18,22 @@ from minidiff.errors import MinidiffError
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int | None, backend: str) -> int:
-    """Let the kernels run on that many threads, all cores if None; returns how many those are.
+    """Set the number of threads of the kernels, None: one per core; returns it.
 
-    BLAS gets them under "numpy", which is made of it, and one under "numba": its threads spin after every
-    small product and would fight the kernels' own. Raises MinidiffError for more threads than there are, for an
-    unknown backend, and for a threading layer that Numba cannot load.
+    BLAS gets as many with the backend "numpy", and one with all others: its threads spin after each small product and
+    would take cores from the kernels'. Raises MinidiffError if there are fewer cores, if the backend is unknown, or if
+    Numba cannot load the threading layer.
     """
     get_backend(backend)
     most = min(cores(), jit.config.NUMBA_NUM_THREADS)
     threads = most if threads is None else threads
     if not 1 <= threads <= most:
-        raise MinidiffError(f"{threads} threads: this machine gives 1 to {most}")
+        raise MinidiffError(f"{threads} threads: this machine has 1 to {most}; choose a number in that range")
     try:
         numba.set_num_threads(threads)
     except ValueError as error:  # of NUMBA_THREADING_LAYER: a layer that is unknown, or not installed
@@ -43,9 +43,9 @@ def use_threads(threads: int | None, backend: str) -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Versions, threads and vector units, for `minidiff info`."""
+    """Versions, threads and SIMD width, for `minidiff info`."""
     backend = get_backend("numba")
-    backend.add(np.ones(1, np.float32), np.ones(1, np.float32))  # a first launch chooses the threading layer
+    backend.add(np.ones(1, np.float32), np.ones(1, np.float32))  # the first launch chooses the threading layer
     blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
     return {
         "minidiff": version("minidiff"),
@@ -65,5 +65,5 @@ def describe() -> dict[str, Any]:
 
 
 def compiled() -> bool:
-    """Whether the kernels of convolution, which take longest to compile, lie in the cache of these sources."""
+    """Whether the cache holds the compiled convolution kernels, which take longest to compile, of these sources."""
     return not jit.ENABLED or any(jit.cache_dir().rglob("conv.*.nbc"))

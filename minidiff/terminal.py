@@ -1,4 +1,4 @@
-"""What a command says while it works."""
+"""The consoles of the command line: escaping of untrusted text, progress bars, closed pipes."""
 
 import errno
 import io
@@ -14,32 +14,32 @@ from rich.text import Text
 from minidiff import machine
 
 T = TypeVar("T")
-ACTS = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, separators of lines and paragraphs
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, surrogates, line and paragraph separators
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # embeddings, overrides and isolates
 
 
 def printable(text: str) -> str:
-    r"""The text in one line, with each character that acts on a terminal escaped as in Python's literals, \x1b say.
+    r"""The text in one line, with each control character of terminals escaped as in Python literals, such as \x1b.
 
-    Those are control characters, line separators and what changes the direction of the text behind it.
+    These are control characters, line separators and bidirectional controls.
     """
-    return "".join(c.encode("unicode_escape").decode() if _acts(c) else c for c in text)
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
 
 
-def _acts(character: str) -> bool:
-    return unicodedata.category(character) in ACTS or character in BIDI
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in CONTROLS or character in BIDI
 
 
 def shell_command(words: Sequence[str]) -> str:
     """The words as a command to paste into a shell (bash, zsh, ksh), whatever the encoding of the terminal.
 
-    A word that the terminal cannot show as it is becomes $'...', with each byte beyond ASCII in octal.
+    A word that standard output cannot encode or that `printable` escapes becomes $'...', with octal escapes.
     """
-    return " ".join(shlex.quote(word) if _shown(word) else _in_bytes(word) for word in words)
+    return " ".join(shlex.quote(word) if _is_printable(word) else _ansi_c_quote(word) for word in words)
 
 
-def _shown(word: str) -> bool:
-    """Whether standard output can hold the word as it is."""
+def _is_printable(word: str) -> bool:
+    """Whether standard output can encode the word, and the word has no control characters."""
     try:
         word.encode(getattr(console.file, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -47,13 +47,13 @@ def _shown(word: str) -> bool:
     return printable(word) == word
 
 
-def _in_bytes(word: str) -> str:
+def _ansi_c_quote(word: str) -> str:
     data = word.encode("utf-8", "surrogateescape")
     return "$'" + "".join(chr(b) if 32 <= b < 127 and chr(b) not in "\\'" else f"\\{b:03o}" for b in data) + "'"
 
 
 class Terminal(Console):
-    """A console that prints strings as they are, but for what `printable` escapes; a Text is printed unchanged."""
+    """A console that prints strings verbatim, escaped by `printable`; a Text is printed unchanged."""
 
     def __init__(self, **options: Any):
         super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
@@ -62,62 +62,62 @@ class Terminal(Console):
         return super().render_str(printable(text), **options)
 
 
-console = Terminal()
-stderr_console = Terminal(stderr=True)
+console: Console = Terminal()
+stderr_console: Console = Terminal(stderr=True)
 
-GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, as in `| head -1`; a terminal that was closed
+CLOSED = (errno.EPIPE, errno.EIO)  # a pipe without a reader, as after `| head -1`; a closed terminal
 
 
-class _Unread(io.FileIO):
-    """A file that drops what is written to it once nobody reads it any more."""
+class _IgnoresClosed(io.FileIO):
+    """A file that discards what is written once its pipe or terminal is closed."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno not in CLOSED:
                 raise
             return memoryview(data).nbytes
 
 
-def outlived(stream: TextIO) -> TextIO:
-    """stdout or stderr for a command that is not to end when its reader does, whatever characters it prints.
+def ignore_closed(stream: TextIO) -> TextIO:
+    """A stream (stdout, stderr) that ignores a closed pipe or terminal, and escapes characters that it cannot encode.
 
-    A stream that is not of a file stays the same.
+    A stream that is not connected to a file is returned unchanged.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    stream.reconfigure(errors="backslashreplace")  # file names may hold what no encoding does
+    stream.reconfigure(errors="backslashreplace")  # file names may hold surrogates, which no encoding has
     file = getattr(stream.buffer, "raw", stream.buffer)
     if not isinstance(file, io.FileIO):
         return stream
-    unread = _Unread(file.fileno(), "w", closefd=False)
-    buffer = unread if file is stream.buffer else io.BufferedWriter(unread)  # as it was, under python -u
+    raw = _IgnoresClosed(file.fileno(), "w", closefd=False)
+    buffer = raw if file is stream.buffer else io.BufferedWriter(raw)  # unbuffered as before under python -u
     return io.TextIOWrapper(
         buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
     )
 
 
 def announce_compiling(backend: str) -> None:
-    """The first start on a processor takes longer: said, lest it look like a program that hangs."""
+    """Print that the first start on a processor compiles the kernels, unless they are cached."""
     if backend == "numba" and not machine.compiled():
         console.print("Compiling the kernels for this processor, once: about a minute.")
 
 
 def about(seconds: float) -> str:
-    """A length of time as a person says it."""
+    """A duration in rounded seconds or minutes."""
     return f"about {max(round(seconds), 1)} s" if seconds < 90 else f"about {round(seconds / 60)} minutes"
 
 
 class Note(ProgressColumn):
-    """The column of a bar that says more; a string, which the console escapes, where a TextColumn makes a Text."""
+    """A column with the task's note, as a string, which the console escapes; a TextColumn would make a Text."""
 
     def render(self, task: Task) -> str:
         return task.fields["note"]
 
 
 def progress_bar(transient: bool = False, on: Console = console) -> Progress:
-    """A progress bar with a note, the time that has passed and the time that is left."""
+    """A progress bar with a note, elapsed and remaining time."""
     columns = (BarColumn(30), TextColumn("{task.completed:.0f}/{task.total}"), Note())
     return Progress(
         TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -126,9 +126,9 @@ def progress_bar(transient: bool = False, on: Console = console) -> Progress:
 
 
 def with_progress_bar(name: str, total: int, work: Callable[[Callable[[], object]], T]) -> T:
-    """What work(tick) returns, where every tick() moves the bar by one."""
+    """work(tick) with a progress bar, which every tick() advances by one of `total`."""
     with progress_bar() as bar:
         task = bar.add_task(name, total=total, note="")
-        done = work(lambda: bar.advance(task))
-        bar.update(task, completed=total)  # of what is counted, some may not have been needed
-        return done
+        result = work(lambda: bar.advance(task))
+        bar.update(task, completed=total)  # work may finish with fewer ticks
+        return result

@@ -1,4 +1,4 @@
-"""What every test may ask for: each backend in turn. A new backend is added here and nowhere else."""
+"""Fixtures for all tests. `backend` is each backend in turn; a new one is added to BACKENDS."""
 
 import sys
 

@@ -42,7 +42,7 @@ def test_use_threads(threads, backend):
 @pytest.mark.parametrize("threads", [0, -1, MOST + 1, 10**9])
 def test_no_other_number_of_threads(threads):
     before = numba.get_num_threads(), blas_threads()
-    with pytest.raises(MinidiffError, match=f"{threads} threads: this machine gives 1 to {MOST}"):
+    with pytest.raises(MinidiffError, match=f"{threads} threads: this machine has 1 to {MOST}"):
         machine.use_threads(threads, "numba")
     assert (numba.get_num_threads(), blas_threads()) == before
 

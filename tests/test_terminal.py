@@ -11,7 +11,7 @@ from rich.table import Table
 
 from minidiff.terminal import (
     console,
-    outlived,
+    ignore_closed,
     printable,
     progress_bar,
     shell_command,
@@ -104,7 +104,7 @@ def test_what_nobody_reads_is_dropped(unbuffered):
     reader, writer = os.pipe()
     with open(writer, "wb", buffering=0 if unbuffered else -1) as file:
         text = io.TextIOWrapper(file, "ascii", write_through=unbuffered)
-        stream = outlived(text)
+        stream = ignore_closed(text)
         print("ink \u2603", file=stream, flush=True)
         assert os.read(reader, 100) == b"ink \\u2603\n"
         os.close(reader)
@@ -118,4 +118,4 @@ def test_a_full_disk_is_not_taken_for_that():
     with open("/dev/full", "wb", buffering=0) as file:
         text = io.TextIOWrapper(file, "ascii", write_through=True)
         with pytest.raises(OSError, match="No space left"):
-            print("x", file=outlived(text), flush=True)
+            print("x", file=ignore_closed(text), flush=True)

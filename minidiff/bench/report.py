@@ -13,8 +13,7 @@ from rich.text import Text
 
 from minidiff.bench.cases import Case
 from minidiff.bench.measure import Row
-from minidiff.files import replace_file
-from minidiff.outputs import check_file, followed
+from minidiff.files import check_file, followed, replace_file
 
 TUNED_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
 UNITS = {"FLOP": "GFLOP/s", "B": "GB/s"}

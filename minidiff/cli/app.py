@@ -23,7 +23,7 @@ from minidiff.cli.train import train, train_vae
 from minidiff.data import imaging
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
-from minidiff.terminal import console, outlived, printable, progress_bar, stderr_console
+from minidiff.terminal import console, ignore_closed, printable, progress_bar, stderr_console
 from minidiff.training import state
 from minidiff.training.recipes import SCHEDULE
 
@@ -52,7 +52,7 @@ def _options(version: Version = False) -> None:  # --version itself is handled b
 
 def main() -> None:
     """Run the command line. An error of usage, data or system is one line on stderr, with exit code 2."""
-    sys.stdout, sys.stderr = outlived(sys.stdout), outlived(sys.stderr)
+    sys.stdout, sys.stderr = ignore_closed(sys.stdout), ignore_closed(sys.stderr)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are named errors
             code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0

@@ -1,4 +1,4 @@
-"""Images in, pictures out. Every reader returns a `Dataset` of uint8 NHWC pictures with labels, some with captions."""
+"""Datasets and image files. Every reader returns a `Dataset` of uint8 NHWC images with labels, some with captions."""
 
 import os
 
@@ -10,8 +10,8 @@ from minidiff.errors import MinidiffError, NoSplit
 __all__ = ["BUILT_IN", "Dataset", "is_image_folder", "open_dataset"]
 
 BUILT_IN = ("cats_dogs", "cifar10", "emoji")
-SPLITS = {"train": {}, "test": {"n": 4000, "seed": 1}}  # of cats_dogs: a picture depends on the seed
-FORMS = f"a folder of pictures, a folder of IDX files, CIFAR-10's binary version, or {' or '.join(BUILT_IN)}"
+SPLITS: dict[str, dict[str, int]] = {"train": {}, "test": {"n": 4000, "seed": 1}}  # arguments of cats_dogs
+FORMS = f"a folder of images, a folder of IDX files, CIFAR-10's binary version, or {' or '.join(BUILT_IN)}"
 
 
 def open_dataset(
@@ -22,29 +22,30 @@ def open_dataset(
     skip: Skip | None = None,
     notice: Notice | None = None,
 ) -> Dataset:
-    """Opens a built-in set by its name, or finds out what lies at a path.
+    """Open a built-in dataset by name, or the dataset at a path, whose format is detected.
 
-    data      cats_dogs (drawn), cifar10 (downloaded once; `progress(done, total)` is told its bytes), emoji, a
-              folder of IDX files, CIFAR-10's binary version (a folder or its .tar.gz), a folder of pictures
-    size      the side to which a folder's pictures are cut; of other sets, the side they must have
-    split     "train" or "test"; folders of pictures have only the first
-    skip      of a folder, leaves pictures out that cannot be read: skip(error) is told of each
-    notice    of a folder, notice(text) is told what is passed over, and how much memory a large one needs
+    data      cats_dogs (drawn by a program), cifar10 (downloaded once), emoji, a folder of IDX files, CIFAR-10's binary
+              version (a folder or its .tar.gz), or a folder of images
+    size      side in pixels to which an image folder is resized and cropped; other datasets must have it already
+    split     "train" or "test"; image folders have only "train"
+    progress  of a download: progress(bytes done, bytes in total)
+    skip      of an image folder: skip(error) for each unreadable image, which is left out; None: the error is raised
+    notice    of an image folder: notice(text) for ignored files and for the memory that a large dataset needs
 
-    A built-in name wins over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
-    for data that is none of these and for all that its reader refuses; NoSplit, which is one, for a split it has not.
+    A built-in name takes precedence over a folder of that name, which can be given as ./cifar10. Raises MinidiffError
+    if the data is none of these or cannot be read; NoSplit, a subclass, if the dataset has no such split.
     """
     dataset = _open(data, size, split, progress, skip, notice)
     if size is not None and dataset.shape[:2] != (size, size):
         height, width, _ = dataset.shape
         raise MinidiffError(
-            f"{data}: its pictures are {width}x{height}, not of size {size}; leave the size out, or choose other data"
+            f"{data}: its images are {width}x{height}, not of size {size}; leave the size out, or choose other data"
         )
     return dataset
 
 
 def is_image_folder(data: str) -> bool:
-    """Whether it is read as one, and not as a set of another form."""
+    """Whether `open_dataset` reads this as a folder of images, and not as a dataset of another format."""
     return data not in BUILT_IN and os.path.isdir(data) and not idx.is_idx(data) and not cifar10.is_cifar10(data)
 
 
@@ -56,7 +57,7 @@ def _open(
     skip: Skip | None,
     notice: Notice | None,
 ) -> Dataset:
-    """The built-in set of that name, else what lies at that path."""
+    """The built-in dataset of that name, else the dataset at that path."""
     if data == "cats_dogs":
         if split not in SPLITS:
             raise _no_split(data, split)
@@ -72,7 +73,7 @@ def _open(
 
 
 def _at_path(path: str, size: int | None, split: str, skip: Skip | None, notice: Notice | None) -> Dataset:
-    """The set that lies there: an archive by its name, a folder by what it holds."""
+    """The dataset at a path: an archive is recognised by its suffix, a folder by the files in it."""
     if os.path.isfile(path):
         if path.endswith((".tar.gz", ".tgz")):
             return cifar10.cifar10(path, split)

@@ -1,4 +1,4 @@
-"""Pictures with words under them."""
+"""Sheets of images with a caption under each."""
 
 import math
 import textwrap
@@ -9,13 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from minidiff.data.imaging import INK, PAPER, enlarged
 
-GAP = 8  # pixels between pictures, and between a picture and its words
+GAP = 8  # pixels between images, and between an image and its caption
 
 
 def captioned_sheet(images: np.ndarray, captions: Sequence[str], columns: int | None = None) -> Image.Image:
-    """Pictures (N, H, W, C) uint8 in a grid, near-square unless `columns` says otherwise, each above its caption.
+    """Images (N, H, W, C) uint8 in a grid, near-square if `columns` is None, each above its caption.
 
-    Each is enlarged as in `sheet`; captions are broken into lines that are about as wide, and never cut.
+    Images are enlarged as in `sheet`; captions are wrapped to about their width and never truncated.
     """
     tiles = enlarged(images, None)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
@@ -25,8 +25,8 @@ def captioned_sheet(images: np.ndarray, captions: Sequence[str], columns: int | 
     texts = ["\n".join(textwrap.wrap(caption, letters)) for caption in captions]
     canvas = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     bottoms = [canvas.multiline_textbbox((0, 0), text, font)[3] for text in texts]
-    words = [math.ceil(max(bottoms[i : i + columns])) for i in range(0, n, columns)]  # how high each row's captions are
-    tops = np.cumsum([GAP, *(height + GAP + high + GAP for high in words)]).tolist()
+    caption_heights = [math.ceil(max(bottoms[i : i + columns])) for i in range(0, n, columns)]  # of each row
+    tops = np.cumsum([GAP, *(height + GAP + caption + GAP for caption in caption_heights)]).tolist()
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, tops[-1]), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):

@@ -1,6 +1,6 @@
-"""Captions of a folder's pictures: a file beside them that says what each one shows.
+"""Captions of an image folder, read from a file in it.
 
-captions.csv, or metadata.jsonl as Hugging Face's imagefolder has it; other columns and keys are passed over.
+captions.csv, or metadata.jsonl as in Hugging Face's imagefolder; other columns and keys are ignored.
 
     file_name,text                             {"file_name": "tom.png", "text": "a grey cat"}
     tom.png,a grey cat                         {"file_name": "dogs/rex.png", "text": "a dog, asleep"}
@@ -19,37 +19,37 @@ from typing import Any, TextIO
 from minidiff.errors import MinidiffError
 
 NAMES = ("captions.csv", "metadata.jsonl")
-MAX_BYTES = 2**28  # a million pictures, with much to say of each
+MAX_BYTES = 2**28  # a million captions of 256 bytes
 NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # controls; JSON can write half a pair
 
 
 def captions_of(root: Path, files: Sequence[Path]) -> tuple[str, ...]:
-    """What the folder says of these files, which are all its pictures; () if neither of NAMES is there.
+    """The captions of these files, which are all images of the folder; () if neither of NAMES is there.
 
-    Raises MinidiffError, which names file and line, for both of NAMES, a file that cannot be read or is not UTF-8, a
-    line without file name or text, an empty caption, one with control characters, a second one for the same picture,
-    one for a picture that is not there, and for a picture that has none.
+    Raises MinidiffError, which names file and line, if both of NAMES are there, the file cannot be read or is not
+    UTF-8, a line has no file name or text, a caption is empty or has control characters, an image has two captions or
+    none, or a caption names no image of the folder.
     """
     present = [root / name for name in NAMES if (root / name).exists()]
     if not present:
         return ()
     if len(present) > 1:
-        raise MinidiffError(f"{root}: has both {' and '.join(NAMES)}; keep the one that holds")
+        raise MinidiffError(f"{root}: has both {' and '.join(NAMES)}; keep one")
     (source,) = present
     found = _read(source)
     captions = []
     for file in files:
         name = file.relative_to(root).as_posix()
         if name not in found:
-            raise MinidiffError(f"{source}: says nothing of {name}; add its caption, or remove the picture")
+            raise MinidiffError(f"{source}: has no caption for {name}; add one, or remove the image")
         captions.append(found.pop(name)[1])
     for name, (line, _) in found.items():
-        raise MinidiffError(f"{source}, line {line}: {name!r:.80} is none of the folder's pictures; correct the name")
+        raise MinidiffError(f"{source}, line {line}: {name!r:.80} is no image of the folder; correct the name")
     return tuple(captions)
 
 
 def _read(source: Path) -> dict[str, tuple[int, str]]:
-    """File name -> the line that it is on, and its caption."""
+    """File name -> its line number and caption."""
     rows = _csv_rows if source.suffix == ".csv" else _jsonl_rows
     found: dict[str, tuple[int, str]] = {}
     for line, row in rows(io.StringIO(_text(source), newline=""), source):
@@ -107,7 +107,7 @@ def _csv_rows(file: TextIO, source: Path) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _separator(header: str) -> str:
-    """What separates the columns' names in the place of commas; empty if nothing does."""
+    """The character that separates the column names instead of a comma; "" if there is none."""
     return next((sign for sign in ";\t|" if sign in header and "file_name" in header.split(sign)), "")
 
 
@@ -126,7 +126,7 @@ def _jsonl_rows(file: TextIO, source: Path) -> Iterator[tuple[int, dict[str, Any
 
 
 def _cell(row: dict[str, Any], key: str, where: str) -> str:
-    """A text that is there and not blank."""
+    """The text at `key`. Raises MinidiffError if it is missing, no string, or blank."""
     if not isinstance(text := row.get(key), str):
         raise MinidiffError(f"{where}: has no text named {key}; name the columns file_name and text, and fill both")
     if not text.strip():

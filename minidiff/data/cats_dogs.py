@@ -1,8 +1,8 @@
-"""The built-in set: portraits of cats and dogs, drawn as they are asked for.
+"""A built-in dataset: portraits of cats and dogs, drawn by this program on first use.
 
-Every picture is drawn with Pillow at four times its size and averaged down, from smooth shapes in the
-animal's own coordinates: (0, 0) is the middle of the face, x runs to the right, y down, and 1 is half the
-width of the head. Chance chooses coat, markings, ears, eyes, mouth, pose, pullover and backdrop.
+Every image is drawn with Pillow at four times its size and averaged down, from smooth shapes in the animal's own
+coordinates: (0, 0) is the middle of the face, x runs to the right, y down, and 1 is half the width of the head. Coat,
+markings, ears, eyes, mouth, pose, pullover and background are random.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from minidiff.data.dataset import Dataset
 from minidiff.data.pen import FINE, Colour, Outline, Pen, colours, mix, oval, pair, rgb, whole
 
-SIZE = 32  # pixels of a picture
+SIZE = 32  # side of an image in pixels
 
 BACKDROPS = colours("a9dcc9 f8c9b4 f8df9b b5d0f4 d8c5f0 f5bccb 93cbe2 c5e0a0 7fbdb3 83a6d0 ec9f8d b79bd6")
 DRESSES = colours("d94f4f 3f7fc4 3a9d78 8a5bbf e0782f")
@@ -24,26 +24,26 @@ INK, WHITE, PINK, BLUSH, TONGUE, SOOT = colours("2b2530 ffffff f2a0a6 f4a29c ef7
 
 
 class Coat(NamedTuple):
-    """Colours that go together, and the markings that go with them."""
+    """Matching colours, and the markings that occur with them."""
 
     fur: Colour
-    mark: Colour
+    marking: Colour
     light: Colour
     patterns: list[str]
     soot: Colour = SOOT
 
     @property
     def dark(self) -> bool:
-        """Whether ink can hardly be seen on the fur."""
+        """Whether INK has little contrast with the fur."""
         return sum(self.fur) < 330
 
 
 def coats(table: str) -> list[Coat]:
-    """A coat a line: fur, mark, light, and the markings' names, the frequent ones more than once."""
+    """One coat per line: fur, marking and light colour, and the names of its patterns, frequent ones repeated."""
     found = []
     for line in table.strip().splitlines():
-        fur, mark, light, *patterns = line.split()
-        found.append(Coat(rgb(fur), rgb(mark), rgb(light), patterns))
+        fur, marking, light, *patterns = line.split()
+        found.append(Coat(rgb(fur), rgb(marking), rgb(light), patterns))
     return found
 
 
@@ -79,39 +79,39 @@ DOG_COATS = coats("""
     6a4a3a 4a3329 dba873 brows
 """)
 
-# What a pattern paints, by the name of its colour in the coat.
+# Pattern -> field of Coat with the colour -> outlines to fill.
 MARKINGS: dict[str, dict[str, list[Outline]]] = {
     "plain": {},
     "tabby": {
-        "mark": [
+        "marking": [
             [(-0.1, -1), (0.1, -1), (0.06, -0.4), (-0.06, -0.4)],
             *pair([(0.24, -1), (0.46, -1), (0.3, -0.46), (0.22, -0.46)]),
             *pair([(1.3, 0.05), (1.3, 0.3), (0.72, 0.2)]),
         ]
     },
     "tuxedo": {"light": [whole([(0, -0.5), (0.12, -0.1), (0.5, 0.28), (0.8, 0.9), (0, 1.2)])]},
-    "points": {"mark": [oval(0, 0.32, 0.46, 0.56), *pair(oval(0.85, -1.1, 0.4, 0.5))]},
-    "patch": {"mark": [[(0.1, -0.9), (0.5, -1.6), (1.3, -1.4), (1.2, 0.1), (0.6, 0.26), (0.15, -0.1)]]},
+    "points": {"marking": [oval(0, 0.32, 0.46, 0.56), *pair(oval(0.85, -1.1, 0.4, 0.5))]},
+    "patch": {"marking": [[(0.1, -0.9), (0.5, -1.6), (1.3, -1.4), (1.2, 0.1), (0.6, 0.26), (0.15, -0.1)]]},
     "calico": {
-        "mark": [[(0.1, -0.9), (0.5, -1.6), (1.3, -1.4), (1.2, 0.1), (0.6, 0.26), (0.15, -0.1)]],
+        "marking": [[(0.1, -0.9), (0.5, -1.6), (1.3, -1.4), (1.2, 0.1), (0.6, 0.26), (0.15, -0.1)]],
         "soot": [[(-0.25, -0.8), (-0.5, -1.6), (-1.3, -1.4), (-1.2, -0.1), (-0.8, 0), (-0.45, -0.4)]],
     },
     "blaze": {"light": [whole([(0, -1), (0.16, -0.9), (0.12, -0.3), (0.5, 0.3), (0.7, 1), (0, 1.2)])]},
     "hood": {"light": [whole([(0, -0.25), (0.3, -0.5), (0.75, -0.3), (0.9, 0.3), (0.7, 1), (0, 1.2)])]},
-    "monocle": {"mark": [oval(0.42, -0.15, 0.38, 0.46)]},
-    "mask": {"mark": [oval(0, 0.5, 0.64, 0.62)]},
-    "spots": {"mark": [oval(-0.1, -0.72, 0.2, 0.15), oval(-0.76, 0.1, 0.2, 0.2), oval(0.7, 0.34, 0.2, 0.16)]},
+    "monocle": {"marking": [oval(0.42, -0.15, 0.38, 0.46)]},
+    "mask": {"marking": [oval(0, 0.5, 0.64, 0.62)]},
+    "spots": {"marking": [oval(-0.1, -0.72, 0.2, 0.15), oval(-0.76, 0.1, 0.2, 0.2), oval(0.7, 0.34, 0.2, 0.16)]},
     "brows": {"light": pair(oval(0.36, -0.44, 0.15, 0.1))},
 }
 
 
 def pick(rng: np.random.Generator, things: Sequence[Any]) -> Any:
-    """Any one of them."""
+    """A uniformly random element."""
     return things[int(rng.integers(len(things)))]
 
 
 def backdrop(rng: np.random.Generator, fur: Colour) -> Image.Image:
-    """A soft colour that stands off from the fur: plain, shaded, or with a disc of light."""
+    """A soft colour that contrasts with the fur: plain, shaded, or with a lighter disc."""
     contrast = {colour: sum(abs(a - b) for a, b in zip(colour, fur, strict=True)) for colour in BACKDROPS}
     colour = pick(rng, [colour for colour in BACKDROPS if contrast[colour] > 115])
     edge = SIZE * FINE
@@ -135,7 +135,7 @@ def draw_shoulders(pen: Pen, rng: np.random.Generator, coat: Coat) -> None:
 
 
 def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears: list[Outline]) -> None:
-    """Head and ears in fur, and on them the markings, which turn with the face."""
+    """Head and ears in fur, and on them the pattern, which moves with the face."""
     for outline in (*ears, head):
         pen.fill(outline, coat.fur)
     with pen.inside(*ears, head):
@@ -144,10 +144,10 @@ def draw_head(pen: Pen, face: Pen, coat: Coat, pattern: str, head: Outline, ears
                 face.fill(outline, getattr(coat, colour))
 
 
-def draw_eyes(face: Pen, smiling: bool, spread: float, size: float, iris: Colour, pupil: float) -> None:
-    """Two eyes, `spread` to each side: open, or shut in a smile."""
+def draw_eyes(face: Pen, smiling: bool, distance: float, size: float, iris: Colour, pupil: float) -> None:
+    """Two eyes at x = -distance and distance: open, or shut in a smile."""
     for side in (-1, 1):
-        eye = face.at(side * spread, 0, size)  # 1 is now the radius of the eye
+        eye = face.at(side * distance, 0, size)  # 1 is now the radius of the eye
         if smiling:
             eye.line([(-0.95, 0.45), (-0.6, -0.1), (0, -0.4), (0.6, -0.1), (0.95, 0.45)], 0.08 / size, INK)
             continue
@@ -172,9 +172,11 @@ def draw_cat(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
     for inner in pair([(0.42, -0.6), (0.54, -0.86), (tip + 0.03, 0.22 - top), (0.88, -0.72), (0.88, -0.4)]):
         pen.fill(inner, mix(PINK, coat.fur, 0.25))
     smiling = not coat.dark and rng.random() < 0.25
-    spread, size, pupil = rng.uniform(0.43, 0.47), rng.uniform(0.24, 0.28), rng.uniform(0.4, 0.6)
+    distance = rng.uniform(0.43, 0.47)
+    size = rng.uniform(0.24, 0.28)
+    pupil = rng.uniform(0.4, 0.6)
     iris = SKY if pattern == "points" else pick(rng, IRISES)
-    draw_eyes(face.at(0, -0.06), smiling, spread, size, iris, pupil)
+    draw_eyes(face.at(0, -0.06), smiling, distance, size, iris, pupil)
     draw_cat_muzzle(face, rng, coat)
 
 
@@ -218,20 +220,21 @@ DOG_EARS = (*zip(HANGING_EARS, HANGING_EARS, strict=True), TIPPED_EAR, STANDING_
 def draw_dog(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
     """A long face with ears that hang, tip over or stand; dark eyes, and a muzzle with a big nose."""
     pattern = pick(rng, coat.patterns)
-    # Under standing ears only a face with a dog's own markings is never taken for a cat's.
+    # With standing ears, only patterns that no cat has tell the face from a cat's.
     base, flap = pick(rng, DOG_EARS if pattern in ("blaze", "hood", "mask", "monocle") else DOG_EARS[:-1])
     draw_head(pen, face, coat, pattern, pick(rng, DOG_HEADS), pair(base))
     smiling = not coat.dark and rng.random() < 0.25
-    spread, size = rng.uniform(0.36, 0.42), rng.uniform(0.16, 0.2)
-    draw_eyes(face.at(0, -0.16), smiling, spread, size, iris=HAZEL, pupil=0.66)
+    distance = rng.uniform(0.36, 0.42)
+    size = rng.uniform(0.16, 0.2)
+    draw_eyes(face.at(0, -0.16), smiling, distance, size, iris=HAZEL, pupil=0.66)
     draw_dog_muzzle(face.at(0, 0, rng.uniform(1, 1.15)), rng, coat, pattern)
     for outline in pair(flap):
-        pen.fill(outline, mix(coat.fur, coat.mark, rng.uniform(0.6, 1)))
+        pen.fill(outline, mix(coat.fur, coat.marking, rng.uniform(0.6, 1)))
 
 
 def draw_dog_muzzle(face: Pen, rng: np.random.Generator, coat: Coat, pattern: str) -> None:
     """The light (or masked) snout, its mouth, with a tongue perhaps, and nose."""
-    face.fill(oval(0, 0.42, 0.5, 0.42), mix(coat.mark, INK, 0.2) if pattern == "mask" else coat.light)
+    face.fill(oval(0, 0.42, 0.5, 0.42), mix(coat.marking, INK, 0.2) if pattern == "mask" else coat.light)
     if rng.random() < 0.6:
         face.fill(oval(0, 0.74, 0.16, 0.24), TONGUE)
     lips = [(-0.33, 0.44), (-0.25, 0.56), (-0.13, 0.6), (0, 0.52), (0.13, 0.6), (0.25, 0.56), (0.33, 0.44)]
@@ -251,16 +254,16 @@ def draw(rng: np.random.Generator, dog: bool) -> np.ndarray:
     tilt = np.deg2rad(rng.uniform(-8, 8))
     draw_shoulders(Pen(image, place, unit, tilt / 2), rng, coat)
     pen = Pen(image, place, unit, tilt)
-    face = pen.at(rng.uniform(-0.1, 0.1), 0)  # a head that turns moves its features, not its outline
+    face = pen.at(rng.uniform(-0.1, 0.1), 0)  # a turned head: features move, the outline stays
     (draw_dog if dog else draw_cat)(pen, face, rng, coat)
     return np.asarray(image.reduce(FINE))  # (128, 128, 3) -> (32, 32, 3)
 
 
 def cats_dogs(n: int = 10_000, seed: int = 0) -> Dataset:
-    """`n` portraits, about half of them dogs; one is drawn when it is first taken, and remembered.
+    """`n` portraits, about half of them dogs; each is drawn on first use and cached.
 
-    Picture i depends on (seed, i) alone, so neither `n` nor the order of taking changes it, and two threads
-    that take at once at worst draw the same picture twice.
+    Image i is a function of (seed, i) alone, whatever n and the order of use; two threads at worst draw the same image
+    twice.
     """
     labels = (np.random.default_rng(seed).random(n) < 0.5).astype(np.int64)
     images, drawn = np.empty((n, SIZE, SIZE, 3), np.uint8), np.zeros(n, bool)

@@ -1,9 +1,8 @@
 """CIFAR-10 (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009), the binary version.
 
-A batch is a row of records: one label byte, then a 32x32 picture as its red, green and blue plane, row by
-row. An archive's members are taken by their expected names and lengths and read in memory: nothing that it
-holds is ever written to a path that it names. The Python version is a pickle, which runs what it holds, and
-is refused.
+A batch is a sequence of records: one label byte, then a 32x32 image as its red, green and blue plane, row by
+row. An archive's members must have the expected names and lengths, and are read in memory: nothing is extracted to a
+path. The Python version is a pickle, which can run code, and is refused.
 """
 
 import gzip
@@ -37,9 +36,9 @@ SPLITS = {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test": ("
 
 RECORD = 1 + 3 * 32 * 32
 MAX_BYTES = 2**31  # of a batch in a folder: more than ten times all of CIFAR-10
-LIMITS = {META: 2**12, "readme.html": 2**16}  # bytes of an archive's files
+LIMITS: dict[str, int] = {META: 2**12, "readme.html": 2**16}  # bytes of an archive's files
 LIMITS |= dict.fromkeys(SPLITS["train"] + SPLITS["test"], 10_000 * RECORD)
-EXTENDED = "an extended header"  # times and the like, of which nothing is used
+EXTENDED = "an extended header"  # timestamps and the like; ignored
 BLOCK = 512  # of a tar
 MAX_PADDING = 2**20  # zeros after its last file
 CHUNK = 2**18
@@ -54,12 +53,11 @@ def is_cifar10(folder: str | Path) -> bool:
 
 
 def cifar10(path: str | Path, split: str = "train") -> Dataset:
-    """Reads the binary version from its .tar.gz, its folder, or the folder that holds that one.
+    """Read the binary version from its .tar.gz, its folder, or that folder's parent.
 
-    A batch may have any positive number of records (in an archive up to the official 10,000). The classes'
-    names are those of batches.meta.txt, and CIFAR-10's where that file is missing. Raises MinidiffError for
-    a batch that is missing or of a wrong length, a label beyond 9, an archive that is damaged or holds
-    anything else, and for the Python version.
+    A batch may have any positive number of records (in an archive up to the official 10,000). Class names are read from
+    batches.meta.txt; without that file they are CIFAR-10's. Raises MinidiffError if a batch is missing or of a wrong
+    length, a label is above 9, the archive is damaged or has other members, and for the Python version.
     """
     if split not in SPLITS:
         raise MinidiffError(f"{split}: no such split; take {' or '.join(SPLITS)}")
@@ -68,7 +66,7 @@ def cifar10(path: str | Path, split: str = "train") -> Dataset:
     files = _read_archive(path, wanted) if os.path.isfile(path) else _read_folder(path, wanted)
     for name in SPLITS[split]:
         if name not in files:
-            raise NoSplit(f"{path}: {name} of CIFAR-10's binary version is not there; get it again")
+            raise NoSplit(f"{path}: {name} of CIFAR-10's binary version is missing; get it again")
     classes = _class_names(files.pop(META), path) if META in files else CLASSES
 
     total = sum(len(files[name]) // RECORD for name in SPLITS[split])
@@ -110,13 +108,13 @@ def _pickled(path: Path) -> MinidiffError:
 
 
 def _read_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    """Name -> content of the wanted files that are there."""
+    """Name -> content of those wanted files that exist."""
     folder = path / FOLDER if os.path.isdir(path / FOLDER) else path
     files = {}
     try:
         for file in (folder / name for name in wanted if os.path.isfile(folder / name)):
             if file.stat().st_size > (LIMITS[META] if file.name == META else MAX_BYTES):
-                raise MinidiffError(f"{file}: is too long for a file of CIFAR-10; get it again")
+                raise MinidiffError(f"{file}: is larger than any file of CIFAR-10; get it again")
             files[file.name] = file.read_bytes()
     except OSError as error:
         raise MinidiffError(f"{path}: cannot be read ({error}); check that the files are yours") from error
@@ -126,12 +124,13 @@ def _read_folder(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _read_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    """Name -> content of the wanted members of a .tar.gz; the whole of it is checked on the way.
+    """Name -> content of the wanted members of a .tar.gz; the whole archive is checked.
 
-    A tar is headers of one block, each followed by its member's blocks; zeros end it. tarfile reads the
-    headers here and nothing more: left to itself it believes what extended headers claim.
+    A tar is a sequence of headers of one block, each followed by its member's blocks; zeros end it. tarfile only parses
+    headers here: by itself it would trust the sizes in extended headers.
     """
-    files, seen = {}, set()
+    files: dict[str, bytes] = {}
+    names: set[str] = set()
     try:
         with gzip.open(path) as stream:
             while any(block := stream.read(BLOCK)):
@@ -141,9 +140,9 @@ def _read_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
                     raise MinidiffError(
                         f"{path}: {name} has {header.size} bytes, not 0 to {limit}; get the archive again"
                     )
-                if name in seen and name != EXTENDED:
+                if name in names and name != EXTENDED:
                     raise MinidiffError(f"{path}: holds {name} twice; get the archive again")
-                seen.add(name)
+                names.add(name)
                 content = stream.read(-(-header.size // BLOCK) * BLOCK)
                 if len(content) < header.size:
                     raise EOFError(f"it ends within {name}")
@@ -157,7 +156,7 @@ def _read_archive(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _expected(header: tarfile.TarInfo, path: Path) -> tuple[str, int]:
-    """What a header announces, and how many bytes that may have. Raises for all that has no place here."""
+    """A member's name and largest allowed size, by its header. Raises MinidiffError if CIFAR-10 has no such member."""
     folder, _, name = header.name.partition("/")
     if header.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
         return EXTENDED, 2**16
@@ -171,7 +170,7 @@ def _expected(header: tarfile.TarInfo, path: Path) -> tuple[str, int]:
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: the user's cache directory as the system has it, then "minidiff"."""
+    """The folder of downloads: "minidiff" in the user's cache directory, by the system's convention."""
     if sys.platform == "win32":
         home = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
@@ -182,11 +181,10 @@ def cache_dir() -> Path:
 
 
 def download_cifar10(folder: str | Path, progress: Progress | None = None) -> Path:
-    """Fetches the official archive (170 MB) into a folder, which is made, and returns its path.
+    """Download the official archive (170 MB) into a folder, which is made, and return its path.
 
-    `progress(done, total)` is told the bytes as they come. The archive gets its name only when its length
-    and SHA-256 are right; until then, and after a failure, there is none. Raises MinidiffError if the
-    network or the disk fails and for a wrong length or checksum.
+    progress(done, total) is called with numbers of bytes. The archive is renamed to its name only once its length and
+    SHA-256 are right. Raises MinidiffError if the network or the disk fails, or the length or checksum is wrong.
     """
     target = Path(folder) / ARCHIVE
     try:
@@ -200,7 +198,7 @@ def download_cifar10(folder: str | Path, progress: Progress | None = None) -> Pa
             os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is a response too, and holds the connection
+            error.close()  # it is also a response, which keeps the connection open
         raise MinidiffError(
             f"{URL}: cannot be fetched ({error}); check network and disk, or put the file at {target}"
         ) from error
@@ -208,7 +206,7 @@ def download_cifar10(folder: str | Path, progress: Progress | None = None) -> Pa
 
 
 def _fetch(file: BinaryIO, progress: Progress | None) -> None:
-    """Writes what lies at URL to a file and raises unless it is LENGTH bytes with the checksum SHA256."""
+    """Download URL to an open file. Raises MinidiffError if it has not LENGTH bytes or the checksum SHA256."""
     done, digest = 0, hashlib.sha256()
     with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
         while done <= LENGTH and (chunk := response.read(CHUNK)):
@@ -221,4 +219,4 @@ def _fetch(file: BinaryIO, progress: Progress | None) -> None:
         amount = f"more than {LENGTH}" if done > LENGTH else f"{done} of {LENGTH}"
         raise MinidiffError(f"{URL}: gave {amount} bytes; try again")
     if digest.hexdigest() != SHA256:
-        raise MinidiffError(f"{URL}: gave a file with a wrong checksum, which was thrown away; try again")
+        raise MinidiffError(f"{URL}: gave a file with a wrong checksum, which was deleted; try again")

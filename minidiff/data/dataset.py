@@ -1,4 +1,4 @@
-"""What every reader returns: pictures by number, labels and captions beside them."""
+"""What every reader returns: images by index, with their labels and captions."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of labelled pictures of one size.
+    """A dataset of labelled images of one size.
 
-    name      what to call it in a title
-    take      indices (n,) int -> pictures (n, H, W, C) uint8; C is 1 or 3
+    name      its name in titles
+    take      indices (n,) int -> images (n, H, W, C) uint8; C is 1 or 3
     labels    (N,) int64, an index into `classes`
     classes   the names of the classes
-    shape     (H, W, C) of one picture
-    mirrors   whether a picture's mirror image might be in the set too, as of photographs, but not of letters
-    captions  what each of the N pictures shows, in words; () of a set that says nothing
+    shape     (H, W, C) of one image
+    mirrors   whether a flipped image belongs to the same distribution: true of photographs, false of letters
+    captions  (N,) strings; () if the dataset has none
     """
 
     name: str
@@ -41,24 +41,24 @@ def from_arrays(
     mirrors: bool = True,
     captions: tuple[str, ...] = (),
 ) -> Dataset:
-    """A Dataset over pictures that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
+    """A Dataset over images that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
     return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors, captions)
 
 
 def subset(dataset: Dataset, index: np.ndarray) -> Dataset:
-    """The pictures of these numbers (n,) alone, in that order, and with their captions."""
+    """The images at these indices (n,), in that order, with their labels and captions."""
     captions = tuple(dataset.captions[i] for i in index) if dataset.captions else ()
     return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index], captions=captions)
 
 
 def blocks(dataset: Dataset, size: int = 1024) -> Iterator[np.ndarray]:
-    """All pictures in order, (size, H, W, C) uint8 at a time, the last block shorter."""
+    """All images in order, in blocks of (size, H, W, C) uint8; the last block may be shorter."""
     for start in range(0, len(dataset), size):
         yield dataset.take(np.arange(start, min(start + size, len(dataset))))
 
 
 def update_digest(digest: Any, dataset: Dataset, tick: Callable[[], object], size: int = 1024) -> None:
-    """Update a hash of hashlib's by all labels and pictures; tick() after each block of `size`."""
+    """Update a hashlib digest with all labels and images; calls tick() after each block of `size` images."""
     digest.update(dataset.labels.tobytes())
     for images in blocks(dataset, size):
         digest.update(np.ascontiguousarray(images))
@@ -66,10 +66,10 @@ def update_digest(digest: Any, dataset: Dataset, tick: Callable[[], object], siz
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits that tell sets apart: by pictures, labels and captions, wherever they lie.
+    """16 hexadecimal digits of the SHA-256 of a dataset's images, labels and captions; its path does not count.
 
-    Not by the classes' names: that of a single class is its folder's.
+    Nor do the names of the classes: a folder of one class is named after the folder.
     """
     digest = hashlib.sha256(repr((dataset.shape, dataset.captions)).encode())
-    update_digest(digest, dataset, lambda: None, size=64)  # few at a time, for they may be large
+    update_digest(digest, dataset, lambda: None, size=64)  # small blocks: the images may be large
     return digest.hexdigest()[:16]

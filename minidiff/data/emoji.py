@@ -1,8 +1,8 @@
-"""The Noto emoji with their names: 3,486 pictures of 32x32 on white, with captions to draw from.
+"""The Noto emoji with their names as captions: 3,486 images of 32x32 on white.
 
-emoji.npz, beside this file, was made from Google's drawings and is under their licence (emoji.LICENSE). It holds
-images, captions, categories and subcategories, one a picture. Left out are flags, which no one would draw from their
-country's name, and families, which are grey silhouettes, all but alike.
+emoji.npz, beside this file, was made from Google's font and is under its licence (emoji.LICENSE). It holds images,
+captions, categories and subcategories, one per image. Flags are left out, since a country's name does not describe its
+flag, and families, which are nearly identical grey silhouettes.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ FILE = Path(__file__).with_name("emoji.npz")
 SPLITS = ("train", "test")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
-# Whom training never sees in which tone: those of that name, and the woman and the man of that name. Each of them is
-# seen in the four other tones, and each tone on some three hundred others: only their combination is new.
+# The test split: these names, alone and after "woman " and "man ", in this tone. The training split has each of them in
+# the four other tones, and each tone on about three hundred other names: only the combination is new.
 WHO = ("", "woman ", "man ")
 HELD_OUT = {
     "light": ("cook", "astronaut", "mechanic", "vampire", "girl"),
@@ -29,11 +29,11 @@ HELD_OUT = {
 
 
 def emoji(split: str = "train") -> Dataset:
-    """The set, labelled by subcategory, such as food-fruit; its captions are the emoji's names, in lower case.
+    """The dataset, labelled by subcategory, such as food-fruit; its captions are the emoji's names, in lower case.
 
-    "test" has those of `held_out_captions`, "train" all others. A mirror image is never the same emoji: there are
-    letters, clocks, arrows, hands that point left or right, and people who walk to the right.
-    Raises MinidiffError for another split.
+    "test" has those of `held_out_captions`, "train" all others. `mirrors` is false: there are letters,
+    clocks, arrows, hands that point left or right, and people who face right.
+    Raises MinidiffError if the split is another.
     """
     if split not in SPLITS:
         raise MinidiffError(f"{split}: no such split; take {' or '.join(SPLITS)}")
@@ -53,12 +53,12 @@ def emoji(split: str = "train") -> Dataset:
 
 
 def held_out_captions() -> list[str]:
-    """The captions that belong to HELD_OUT, such as "woman cook, light skin tone"; not each of them has a picture."""
+    """The captions of HELD_OUT, such as "woman cook, light skin tone"; some of them have no image."""
     return [f"{who}{name}, {tone} skin tone" for tone, names in HELD_OUT.items() for name in names for who in WHO]
 
 
 def name_and_tone(caption: str) -> tuple[str, int | None]:
-    """Of "cook, dark skin tone" cook and 4, the place in TONES; all of it and None if it names no tone, or two."""
+    """Of "cook, dark skin tone": "cook" and 4, the index in TONES. All of it and None if it has not one tone."""
     name, comma, rest = caption.rpartition(", ")
     tone = rest.removesuffix(" skin tone")
     return (name, TONES.index(tone)) if comma and tone in TONES else (caption, None)

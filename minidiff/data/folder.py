@@ -1,4 +1,4 @@
-"""Folders of pictures: one sub-folder a class, or the pictures of one class in the folder itself."""
+"""Image folders: one sub-folder per class, or the images of one class in the folder itself."""
 
 import os
 import warnings
@@ -17,8 +17,8 @@ from minidiff.errors import MinidiffError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 GREY = ("1", "L", "I", "I;16", "I;16B")
 MAX_SIZE = 4096
-SHOWN = 5  # names of what is passed over
-LARGE = 10**9  # bytes from which it takes long to read a folder
+SHOWN = 5  # names of ignored files in a notice
+LARGE = 10**9  # bytes; a larger dataset takes long to read
 
 Skip = Callable[[MinidiffError], object]
 Notice = Callable[[str], object]
@@ -27,27 +27,29 @@ Notice = Callable[[str], object]
 def folder(
     path: str | Path, size: int | None = None, skip: Skip | None = None, notice: Notice | None = None
 ) -> Dataset:
-    """Reads every picture of a folder, sorted by class and name; C is 1 if all of them are grey, else 3.
+    """Read all images of a folder, sorted by class and name; C is 1 if all of them are grey, else 3.
 
-    Classes are the sub-folders that hold a picture, or, where there is none, the folder itself. Hidden
-    files, other files and deeper folders are passed over. With `size`, pictures are scaled and cut to
-    (size, size) about their centre. All are read here, so that a bad one is found before the first is used.
-    With `skip`, such ones are left out, and skip(error) is told of each. notice(text) is told, before the first image
-    is read, what is passed over, and how much memory a large set needs.
-    Captions come from captions.csv or metadata.jsonl, if there is one (captions.py). Then no mirror image counts
-    as in the set too: words may tell left from right.
-    Raises MinidiffError for a folder that cannot be read or holds no picture, pictures both in it and in
-    sub-folders, a picture that cannot be read and is not left out, mixed sizes without `size`, captions that do not fit
-    the pictures, and a set for which the available memory does not suffice, by its first image's header.
+    Classes are the sub-folders that hold an image, or, if there is none, the folder itself. Hidden files, other files
+    and deeper folders are ignored. All images are read at once, so errors show before training.
+
+    size    side in pixels to which images are resized and centre-cropped; None: all have one size already
+    skip    skip(error) for each unreadable image, which is left out; None: the error is raised
+    notice  notice(text), before images are read, for ignored files and for the memory that a large dataset needs
+
+    Captions come from captions.csv or metadata.jsonl, if there is one (captions.py). The dataset's `mirrors` is then
+    false: captions may mention left and right.
+    Raises MinidiffError if the folder cannot be read or holds no image, there are images both in it and in sub-folders,
+    an image cannot be read (without `skip`), sizes differ (without `size`), captions do not match the images, or the
+    images, by the header of the first, need more memory than is available.
     """
     if size is not None and not 1 <= size <= MAX_SIZE:
-        raise MinidiffError(f"size {size}: is no size for a picture; give 1 to {MAX_SIZE} pixels")
+        raise MinidiffError(f"size {size}: is out of range; give 1 to {MAX_SIZE} pixels")
     classes = _classes(Path(path))
     files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
     captions = captions_of(Path(path), files)
     if notice and (others := _others(Path(path), files)):
-        notice(f"{path}: {_passed_over(others)}")
+        notice(f"{path}: {_ignored(others)}")
     channels = 3 if any(map(_has_colour, files)) else 1
     _check_memory(path, files, channels, size, notice)
     name = os.path.basename(os.path.abspath(path))
@@ -57,18 +59,18 @@ def folder(
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
-    """Class name -> its pictures, both sorted by name."""
+    """Class name -> its image files, both sorted by name."""
     try:
-        own = _pictures(root)
-        below = {entry.name: _pictures(entry) for entry in _visible(root) if entry.is_dir()}
+        own = _image_files(root)
+        below = {entry.name: _image_files(entry) for entry in _visible(root) if entry.is_dir()}
     except OSError as error:
         raise MinidiffError(f"{root}: cannot be read ({error}); give a folder that is yours") from error
     classes = {name: files for name, files in below.items() if files}
     if not own and not classes:
-        raise MinidiffError(f"{root}: holds no picture ({' '.join(SUFFIXES)}), nor do its sub-folders; add some")
+        raise MinidiffError(f"{root}: holds no image ({' '.join(SUFFIXES)}), nor do its sub-folders; add some")
     if own and classes:
         raise MinidiffError(
-            f"{root}: has pictures ({own[0].name}) beside sub-folders of pictures ({min(classes)}); "
+            f"{root}: has images ({own[0].name}) beside sub-folders of images ({min(classes)}); "
             "move them into a sub-folder"
         )
     return classes or {os.path.basename(os.path.abspath(root)): own}
@@ -78,28 +80,28 @@ def _visible(directory: Path) -> list[Path]:
     return sorted((p for p in directory.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
 
 
-def _pictures(directory: Path) -> list[Path]:
+def _image_files(directory: Path) -> list[Path]:
     return [p for p in _visible(directory) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
 
 
 def _others(root: Path, files: Sequence[Path]) -> list[str]:
-    """What else can be seen in the folder and its classes, by its path from there; a folder's ends in a slash."""
+    """Other visible entries of the folder and its classes, as relative paths; those of folders end in a slash."""
     classes, read = {file.parent for file in files} - {root}, {*files, *(root / name for name in NAMES)}
     entries = [entry for directory in (root, *sorted(classes)) for entry in _visible(directory)]
     others = [entry for entry in entries if entry not in read and entry not in classes]
     return [entry.relative_to(root).as_posix() + "/" * entry.is_dir() for entry in others]
 
 
-def _passed_over(names: Sequence[str]) -> str:
-    """How many, and the first of them."""
+def _ignored(names: Sequence[str]) -> str:
+    """Their number, and the first names."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} other file{'s' * (len(names) > 1)} passed over: {', '.join(names[:SHOWN])}{more}"
+    return f"{len(names)} other file{'s' * (len(names) > 1)} ignored: {', '.join(names[:SHOWN])}{more}"
 
 
 def _check_memory(
     path: str | Path, files: Sequence[Path], channels: int, size: int | None, notice: Notice | None
 ) -> None:
-    """Raises MinidiffError if the images need more memory than there is; what is large, but fits, is noticed."""
+    """Raises MinidiffError if the images need more memory than is available; notice(text) for a large dataset."""
     headers = (header for header in map(_header, files) if header)
     width, height = (size, size) if size else next(headers, ("", (0, 0)))[1]
     needed, there = len(files) * height * width * channels, memory.available()
@@ -111,7 +113,7 @@ def _check_memory(
 
 
 def _has_colour(file: Path) -> bool:
-    """What the header says. A file that has none to read has no colour: `load` will say what is wrong."""
+    """Whether the header has a colour mode. False if it cannot be read: `load_image` then raises the error."""
     header = _header(file)
     return header is not None and header[0] not in GREY
 
@@ -132,7 +134,7 @@ def _header(file: Path) -> tuple[str, tuple[int, int]] | None:
 def _load_all(
     files: Sequence[Path], channels: int, size: int | None, skip: Skip | None
 ) -> tuple[np.ndarray, list[int]]:
-    """The pictures of the files, in their order -> (N, H, W, channels) uint8, and the numbers of those files."""
+    """The readable images, in order, (N, H, W, channels) uint8, and the indices of their files."""
     images, read = np.zeros((0, 0, 0, channels), np.uint8), []
     for i, file in enumerate(files):
         try:
@@ -143,7 +145,7 @@ def _load_all(
             skip(error)
             continue
         if not read:
-            images = _room(len(files), image)
+            images = _allocate(len(files), image)
         if image.shape != images.shape[1:]:
             (height, width, _), (_, first_height, first_width, _) = image.shape, images.shape
             raise MinidiffError(
@@ -153,23 +155,21 @@ def _load_all(
         images[len(read)] = image
         read.append(i)
     if not read:
-        raise MinidiffError(f"{files[0].parent}: none of its pictures can be read; replace them")
+        raise MinidiffError(f"{files[0].parent}: none of its images can be read; replace them")
     return images[: len(read)], read
 
 
-def _room(n: int, image: np.ndarray) -> np.ndarray:
-    """Memory for n pictures like this one."""
+def _allocate(n: int, image: np.ndarray) -> np.ndarray:
+    """Uninitialised memory for n images of this one's shape."""
     try:
         return np.empty((n, *image.shape), np.uint8)
     except MemoryError as error:
         height, width, _ = image.shape
-        raise MinidiffError(
-            f"{n} pictures of {width}x{height} do not fit into memory; give a smaller --size"
-        ) from error
+        raise MinidiffError(f"{n} images of {width}x{height} do not fit into memory; give a smaller --size") from error
 
 
 def _load(file: Path, channels: int, size: int | None) -> np.ndarray:
-    """One picture, its centre scaled to (size, size) where that is given -> (H, W, channels) uint8."""
+    """One image -> (H, W, channels) uint8, resized and centre-cropped to (size, size) if size is given."""
     pixels = load_image(file, channels)
     if size is None or pixels.shape[:2] == (size, size):
         return pixels

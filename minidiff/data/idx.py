@@ -2,8 +2,8 @@
 
     0  0  type  ndim | size_1 ... size_ndim | the items, the last index running fastest
 
-Sizes are big-endian uint32. Of the types only 0x08, unsigned bytes, is read: pictures and labels have no
-other. What the header claims is checked against what the file can hold before memory is asked for.
+Sizes are big-endian uint32. Only type 0x08, unsigned bytes, is read: images and labels have no
+other. The sizes in the header are checked against the length of the file before memory is allocated.
 """
 
 import gzip
@@ -29,7 +29,7 @@ DEFLATE_RATIO = 1032  # no gzip stream inflates to more than this times its own 
 
 
 def is_idx(folder: str | Path) -> bool:
-    """Whether a folder holds pictures in IDX, of either split."""
+    """Whether a folder holds images in IDX, of either split."""
     names = (f"{prefix}-images-idx3-ubyte{suffix}" for prefix in PREFIXES.values() for suffix in ("", ".gz"))
     return any(os.path.isfile(Path(folder) / name) for name in names)
 
@@ -38,7 +38,7 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
     """Reads {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte (or their .gz) of a folder, C = 1.
 
     The labels are 0 ... 9. Their names are Fashion-MNIST's if the folder's own name contains "fashion", else
-    the digits. Raises MinidiffError for a file that is missing or damaged and for files that do not fit.
+    the digits. Raises MinidiffError for a file that is missing or damaged, and if the two do not match.
     """
     if split not in PREFIXES:
         raise MinidiffError(f"{split}: no such split; take {' or '.join(PREFIXES)}")
@@ -50,7 +50,7 @@ def idx(folder: str | Path, split: str = "train") -> Dataset:
         raise MinidiffError(f"{images_path}: has {images.ndim} dimensions, not 3 (N, H, W); get the file again")
     if labels.shape != images.shape[:1]:
         raise MinidiffError(
-            f"{labels_path}: has shape {labels.shape} beside {len(images)} pictures; get both files again"
+            f"{labels_path}: has shape {labels.shape} but there are {len(images)} images; get both files again"
         )
     if labels.max() >= len(DIGITS):
         raise MinidiffError(f"{labels_path}: holds the label {labels.max()}; only 0 to 9 are known")
@@ -71,9 +71,9 @@ def _find(folder: str | Path, name: str, missing: type[MinidiffError]) -> Path:
 def read_idx(path: str | Path) -> np.ndarray:
     """Reads one IDX file of unsigned bytes, gzipped or not (its first bytes tell) -> uint8 array, 1-d to 4-d.
 
-    Raises MinidiffError for a file that cannot be read, is no IDX, is longer or shorter than its header
-    says, or claims more than 2 GiB. Nothing is allocated for a claim that the file's length belies, and no
-    gzip is inflated beyond what the header claims.
+    Raises MinidiffError if the file cannot be read, is not IDX, is longer or shorter than its header gives, or has
+    more than 2 GiB. Nothing is allocated if the file is too short for the shape in its header, and no gzip is inflated
+    beyond that shape.
     """
     try:
         with open(path, "rb") as file:
@@ -97,9 +97,9 @@ def _parse(stream: io.BufferedIOBase, most: int, path: str | Path) -> np.ndarray
     shape = struct.unpack(f">{magic[3]}I", sizes)
     total = math.prod(shape)
     if not 0 < total <= MAX_BYTES:
-        raise MinidiffError(f"{path}: claims the shape {shape}, which is absurd; get the file again")
+        raise MinidiffError(f"{path}: its header gives the shape {shape}, which is out of range; get the file again")
     if total > most:
-        raise MinidiffError(f"{path}: is too short for the shape {shape} that it claims; get the file again")
+        raise MinidiffError(f"{path}: is too short for the shape {shape} in its header; get the file again")
 
     items = np.empty(total, np.uint8)
     filled, view = 0, items.data
@@ -108,5 +108,5 @@ def _parse(stream: io.BufferedIOBase, most: int, path: str | Path) -> np.ndarray
     if filled < total:
         raise MinidiffError(f"{path}: holds {filled} of {total} items; get the file again")
     if stream.read(1):
-        raise MinidiffError(f"{path}: goes on after its {total} items; get the file again")
+        raise MinidiffError(f"{path}: has more than the {total} items of its header; get the file again")
     return items.reshape(shape)

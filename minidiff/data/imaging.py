@@ -1,36 +1,42 @@
-"""Pictures in and out: arrays become sheets, strips, GIFs and plots; a file becomes an array.
+"""Image files: arrays to sheets, strips, GIFs and plots; a file to an array.
 
-Arrays of pictures are uint8 NHWC here; C is 1 (grey) or 3 (RGB). Files are read with every check that a
-stranger's file needs, and written so that a reader of the path sees a whole file or none.
+Arrays of images are uint8 NHWC here; C is 1 (grey) or 3 (RGB). Files from unknown sources are read safely: few
+formats, no decompression bombs. Files are written atomically.
 """
 
 import io
 import math
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from minidiff.errors import MinidiffError
-from minidiff.outputs import check_file, followed
+from minidiff.files import check_file, write_output
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # read here; some others run programs
-SHOWN = 96  # pixels that a small picture is enlarged to
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # the formats that are read; decoders of some others, such as EPS, run programs
+SHOWN = 96  # pixels to which the longer side of a small image is enlarged
 PAPER = (248, 246, 241)  # behind sheets and strips
 INK = (70, 66, 74)  # captions
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Numbers in [-1, 1], clipped, to the nearest of 0 ... 255. Any shape."""
+    """Values clipped to [-1, 1], mapped to 0 ... 255 and rounded. Any shape."""
     return np.rint(np.clip(x, -1, 1) * 127.5 + 127.5).astype(np.uint8)
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]: x / 127.5 - 1. Any shape; `to_uint8` gives back the same bytes."""
+    """uint8 to float32 in [-1, 1]: x / 127.5 - 1. Any shape; `to_uint8` inverts it exactly."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -41,10 +47,11 @@ def sheet(
     gap: int = 4,
     cells: Sequence[int] | None = None,
 ) -> Image.Image:
-    """Pictures (N, H, W, C) uint8 in a grid, row by row, near-square unless `columns` says otherwise.
+    """Images (N, H, W, C) uint8 in a grid, row by row, near-square if `columns` is None.
 
-    Each is enlarged `scale` times by its nearest pixel (to about 96 pixels by default); `gap` is in pixels
-    of the sheet. cells (N,), ascending, leaves cells between the images empty.
+    scale  nearest-neighbour upscaling factor; None: to about 96 pixels
+    gap    pixels of the sheet between images
+    cells  (N,) ascending indices of the grid cells to fill; None: the first N
     """
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
@@ -60,7 +67,7 @@ def sheet(
 
 
 def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
-    """Pictures (N, H, W, C) uint8 in one row, a short caption under each where `labels` are given."""
+    """Images (N, H, W, C) uint8 in one row, with `labels`, short captions, under them."""
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     font = ImageFont.load_default(min(max(width // 7, 11), 24))
@@ -81,7 +88,7 @@ def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | 
 
 
 def enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
-    """(N, H, W, 1 or 3) -> (N, H*scale, W*scale, 3), each pixel repeated; if not told, to about SHOWN pixels."""
+    """(N, H, W, 1 or 3) -> (N, H*scale, W*scale, 3), nearest neighbour; scale None: to about SHOWN pixels."""
     height, width, channels = images.shape[1:]
     scale = scale or max(1, round(SHOWN / max(height, width)))
     rgb = images.repeat(3 // channels, axis=3)
@@ -89,15 +96,15 @@ def enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
 
 
 def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
-    """Writes a GIF that loops for ever: each frame for `ms` milliseconds, the last one for `hold`.
+    """Write a GIF that loops for ever: each frame for `ms` milliseconds, the last one for `hold`.
 
-    Every frame has 256 colours of its own and no dithering, which would tear enlarged pixels apart.
-    Raises MinidiffError as `save` does, and for a suffix other than .gif.
+    Every frame has its own palette of 256 colours. Raises MinidiffError as `save_image` does, and if the suffix is not
+    .gif.
     """
     check_image_output(path, animated=True)
     first, *rest = [frame.convert("RGB").quantize(256) for frame in frames]
     durations = [ms] * len(rest) + [hold]
-    write_whole(
+    write_output(
         Path(path),
         lambda file: first.save(
             file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False
@@ -106,31 +113,31 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
-    """Writes a picture in the format of its suffix, whole or not at all.
+    """Write an image atomically, in the format of the path's suffix.
 
-    Raises MinidiffError for a suffix that Pillow cannot write, and for a place where no file can be written.
+    Raises MinidiffError if Pillow cannot write that format, or no file can be written there.
     """
     kind = check_image_output(path)
-    write_whole(Path(path), lambda file: image.save(file, kind))
+    write_output(Path(path), lambda file: image.save(file, kind))
 
 
 def save_each(images: np.ndarray, folder: Path) -> None:
-    """Writes images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..."""
+    """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..."""
     for i, image in enumerate(images):
         save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}.png")
 
 
 def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:
-    """The format, "PNG" say, that an image at this path will have; to ask before there is anything to write.
+    """The format, such as "PNG", of an image at this path; to be called before the work begins.
 
-    Raises MinidiffError for a suffix that Pillow cannot write colours to, for one that is not .gif if `animated`, and
-    where no file can be written without the loss of one of the inputs (outputs.py).
+    Raises MinidiffError if Pillow cannot write colours in the suffix's format, if it is not .gif though `animated`, or
+    if no file can be written there without overwriting one of the inputs (files.check_file).
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if animated and kind != "GIF":
         raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
     if not _takes_colours(kind):
-        raise MinidiffError(f"{path}: no picture format ends so; give a name that ends in .png or .jpg")
+        raise MinidiffError(f"{path}: unknown image format; give a name that ends in .png or .jpg")
     check_file(path, *inputs)
     return kind
 
@@ -146,39 +153,16 @@ def _takes_colours(kind: str) -> bool:
     return True
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside `path`, links followed, then give it that name in one step.
-
-    Raises MinidiffError if that fails, as where an image has more pixels than its format allows.
-    """
-    place = followed(path)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            try:
-                write(file)
-                file.flush()
-                os.replace(part, place)
-            except BaseException:  # Ctrl-C too must leave nothing half-written behind
-                part.unlink()
-                raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise MinidiffError(f"cannot write {path}: {reason}; choose a folder that exists and is yours") from error
-    except ValueError as error:
-        raise MinidiffError(f"cannot write {path}: {error}; give a name that ends in .png") from error
-
-
 def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
-    """Reads a picture file, one of FORMATS -> (H, W, channels) uint8; channels is 1 or 3.
+    """Read an image file, one of FORMATS -> (H, W, channels) uint8; channels is 1 or 3.
 
-    Of several frames or pages the first is read. EXIF orientation is applied; what is transparent is put on white; CMYK
-    is converted to RGB, and colour profiles are ignored; 16-bit grey is scaled to 8 bits and rounded, and of 16-bit
-    colour Pillow keeps the upper 8 bits. Raises MinidiffError, which names the file, for one that is missing, damaged,
-    truncated or not a picture, and for one of so many pixels that Pillow calls it a decompression bomb.
+    Of several frames or pages the first is read. EXIF orientation is applied; transparent images are composited on
+    white; CMYK is converted to RGB, and colour profiles are ignored; 16-bit grey is scaled to 8 bits and rounded, and
+    of 16-bit colour Pillow keeps the upper 8 bits. Raises MinidiffError, which names the file, if it is missing,
+    damaged, truncated or not an image, or has so many pixels that Pillow takes it for a decompression bomb.
     """
     if not Path(path).is_file():
-        raise MinidiffError(f"{path}: no such picture file; check the name")
+        raise MinidiffError(f"{path}: no such image file; check the name")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -188,16 +172,16 @@ def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # broken bytes lead a decoder to any error: OSError, SyntaxError, ...
+    except Exception as error:  # decoders raise any error on damaged files: OSError, SyntaxError, ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MinidiffError(f"{path}: cannot be read as a picture ({reason}); replace or remove it") from error
+        raise MinidiffError(f"{path}: cannot be read as an image ({reason}); replace or remove it") from error
     return pixels.reshape(image.height, image.width, channels)  # (H, W, C)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits to grey of 8; Pillow's own conversion would clip it. Other kinds stay as they are."""
+    """16-bit grey to 8-bit grey, which Pillow would clip. Other modes are returned unchanged."""
     if image.mode == "F":
-        raise ValueError("its numbers are floating-point and have no agreed range")
+        raise ValueError("its pixels are floating-point and have no agreed range")
     if not image.mode.startswith("I"):
         return image
     grey = np.asarray(image)
@@ -208,9 +192,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
-    """Plots a training's losses on a logarithmic axis: each one faint, the mean of the last few bold.
+    """Plot training losses on a logarithmic axis: each one faint, a moving average over n / 25 steps bold.
 
-    steps, losses: (n,), n >= 1; steps whose loss is no finite number are left out. Raises MinidiffError as `save` does.
+    steps, losses: (n,), n >= 1; steps whose loss is not finite are left out. Raises MinidiffError as `save_image` does.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""How much memory there is, so that what does not fit is refused before it is read for minutes."""
+"""Available memory, so that a dataset that does not fit is refused before minutes of reading."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 
 def available() -> int | None:
-    """Bytes that a process can still get without swapping, or all that the machine has; None if nothing tells."""
+    """Bytes available without swapping, within the container's limit, else all physical memory; None if unknown."""
     found = [int(text) for text in map(_read, LIMITS) if text.isdecimal()]
     for line in _read(MEMINFO).splitlines():
         if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Pictures in a NumPy archive: arr_0, uint8 (N, H, W, C), as `minidiff sample --npz` and others write them."""
+"""Images in a NumPy archive: arr_0, uint8 (N, H, W, C), as written by `minidiff sample --npz`, and by others."""
 
 import math
 import zipfile
@@ -9,14 +9,14 @@ import numpy as np
 from minidiff.errors import MinidiffError
 
 ARRAY = "arr_0.npy"
-MAX_BYTES = 2**31  # half a million pictures of 32x32 in colour, and more
+MAX_BYTES = 2**31  # 700,000 RGB images of 32x32
 
 
 def read_npz(path: str | Path) -> np.ndarray:
-    """The pictures (N, H, W, C) of an archive, uint8, C of 1 or 3; whatever else it holds is passed over.
+    """The images (N, H, W, C) of an archive, uint8, C is 1 or 3; its other arrays are ignored.
 
-    Raises MinidiffError for a file that cannot be read, holds no such array, or holds less or more than its header
-    says; nothing is allocated for a claim that the archive belies, and nothing is unpickled.
+    Raises MinidiffError if the file cannot be read, has no such array, or if the array's size differs from that in its
+    header, which is checked before anything is allocated. Nothing is unpickled.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(ARRAY) as file:
@@ -25,17 +25,17 @@ def read_npz(path: str | Path) -> np.ndarray:
             if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
                 raise ValueError(f"arr_0 is {dtype} {shape}, not uint8 (N, H, W, 1 or 3)")
             if file.tell() + math.prod(shape) != length or length > MAX_BYTES:
-                raise ValueError(f"arr_0 has {length} bytes and claims the shape {shape}")
+                raise ValueError(f"arr_0 has {length} bytes, its header gives the shape {shape}")
             return np.frombuffer(file.read(), np.uint8).reshape(shape)
     except KeyError:
         raise MinidiffError(f"{path}: holds no arr_0; write it with minidiff sample --npz or np.savez") from None
-    except Exception as error:  # broken bytes lead a reader to any error: BadZipFile, ValueError, zlib.error, ...
+    except Exception as error:  # readers raise any error on damaged files: BadZipFile, ValueError, zlib.error, ...
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise MinidiffError(f"{path}: cannot be read as pictures ({reason}); write it again") from None
+        raise MinidiffError(f"{path}: cannot be read as images ({reason}); write it again") from None
 
 
 def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and dtype, by NumPy's own parser of literals."""
+    """Shape, whether in Fortran order, and dtype, as parsed by NumPy."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)

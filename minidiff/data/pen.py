@@ -1,7 +1,6 @@
-"""A pen for smooth coloured shapes in coordinates of one's own, moved, scaled and tilted.
+"""Smooth coloured shapes, drawn with Pillow in a translated, scaled and rotated coordinate system.
 
-An outline is a list of a few points (x, y), x to the right and y down; the curve through them is smooth and
-closed.
+An outline is a list of a few points (x, y), x to the right and y down; a smooth closed curve runs through them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-FINE = 4  # the image is so many times larger than the picture that it is averaged down to
+FINE = 4  # supersampling factor: shapes are drawn at FINE times the size, then averaged
 
 Colour = tuple[int, int, int]
 Outline = Sequence[tuple[float, float]] | np.ndarray
@@ -25,13 +24,13 @@ def rgb(text: str) -> Colour:
 
 
 def colours(text: str) -> list[Colour]:
-    """Several of them, parted by spaces."""
+    """Several colours, separated by spaces."""
     return [rgb(part) for part in text.split()]
 
 
-def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with a `share` (0 ... 1) of `other` in it."""
-    r, g, b = (round(a + (z - a) * share) for a, z in zip(one, other, strict=True))
+def mix(one: Colour, other: Colour, weight: float) -> Colour:
+    """Linear interpolation from `one` (weight 0) to `other` (weight 1)."""
+    r, g, b = (round(a + (z - a) * weight) for a, z in zip(one, other, strict=True))
     return r, g, b
 
 
@@ -39,12 +38,12 @@ CIRCLE = np.array([(np.cos(angle), np.sin(angle)) for angle in np.arange(8) * np
 
 
 def oval(x: float, y: float, width: float, height: float) -> Outline:
-    """An ellipse around (x, y) with these half axes."""
+    """An ellipse around (x, y) with these semi-axes."""
     return CIRCLE * (width, height) + (x, y)
 
 
 def flip(outline: Outline) -> Outline:
-    """The mirror image on the other side of x = 0."""
+    """The outline mirrored at x = 0."""
     return [(-x, y) for x, y in outline]
 
 
@@ -54,7 +53,7 @@ def pair(outline: Outline) -> list[Outline]:
 
 
 def whole(right: list[tuple[float, float]]) -> Outline:
-    """The outline whose right half, from top to bottom, is given; first and last lie on the middle line."""
+    """The symmetric outline with this right half, from top to bottom; its first and last point are at x = 0."""
     return [*right, *flip(right[-2:0:-1])]
 
 
@@ -63,48 +62,51 @@ CATMULL_ROM = np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3,
 
 @cache
 def _curve_weights(n: int) -> np.ndarray:
-    """(6n, n): turns n points into a closed curve through them, Catmull and Rom's cubic."""
+    """(6n, n) matrix that maps n points to 6n points of the closed Catmull-Rom spline through them."""
     powers = (np.arange(6)[:, None] / 6) ** np.arange(4)  # (6, 4)
     neighbours = np.stack([np.roll(np.eye(n), shift, axis=1) for shift in (-1, 0, 1, 2)])  # (4, n, n)
     return np.einsum("tk,kin->itn", powers @ CATMULL_ROM, neighbours).reshape(6 * n, n)
 
 
 class Pen:
-    """Draws on an image. (0, 0) is at `place`, and 1 is `unit` long in x and in y, both in pixels of the
-    picture, FINE times fewer than the image's; `tilt` (radians) turns the x axis towards y.
+    """Draws on a supersampled image in coordinates of its own.
+
+    place  position of (0, 0), in pixels of the final image, which is FINE times smaller
+    unit   length of 1 in x and in y, in the same pixels
+    tilt   rotation of the x axis towards y, in radians
     """
 
     def __init__(self, image: Image.Image, place: tuple[float, float], unit: tuple[float, float], tilt: float):
         self.image, self.draw = image, ImageDraw.Draw(image)
         self.origin = np.array(place) * FINE
-        turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-        self.axes = turn * np.array(unit)[:, None] * FINE
+        rotation = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+        self.axes = rotation * np.array(unit)[:, None] * FINE
 
     def at(self, x: float, y: float, zoom: float = 1) -> "Pen":
-        """The same pen with its (0, 0) at (x, y) and its unit `zoom` times as long."""
+        """The same pen with (0, 0) moved to (x, y) and units scaled by `zoom`."""
         pen = copy(self)
         pen.origin = (x, y) @ self.axes + self.origin
         pen.axes = self.axes * zoom
         return pen
 
-    def _pixels(self, points) -> list[float]:
+    def _pixels(self, points: Outline) -> list[float]:
         return (np.asarray(points) @ self.axes + self.origin).ravel().tolist()
 
     def _curve(self, outline: Outline) -> list[float]:
         return self._pixels(_curve_weights(len(outline)) @ np.asarray(outline))
 
     def fill(self, outline: Outline, colour: Colour) -> None:
-        """Fills the smooth closed curve through the points of `outline`."""
+        """Fill the smooth closed curve through the points of `outline`."""
         self.draw.polygon(self._curve(outline), colour)
 
     def line(self, points: Outline, width: float, colour: Colour) -> None:
-        """A line through points, rounded where it bends."""
+        """Draw a line through points, with round joints."""
         thick = round(width * float(np.hypot(*self.axes[1])))
         self.draw.line(self._pixels(points), colour, thick, joint="curve")
 
     @contextmanager
     def inside(self, *outlines: Outline) -> Iterator[None]:
-        """What is drawn meanwhile shows only inside these curves."""
+        """Within this block, clip what is drawn to the insides of these curves."""
         before = self.image.copy()
         yield
         outside = Image.new("L", self.image.size, 255)

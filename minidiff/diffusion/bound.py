@@ -103,7 +103,7 @@ def _prior_kl(schedule: Schedule, x0: np.ndarray) -> np.ndarray:
     return 0.5 * (alpha_bar * x0_squared - alpha_bar - math.log(1 - alpha_bar))
 
 
-def _step_kl(schedule: Schedule, x0, x0_hat, x_t, i: np.ndarray, variance: str) -> np.ndarray:
+def _step_kl(schedule: Schedule, x0, x0_hat, x_t: Any, i: np.ndarray, variance: str) -> np.ndarray:
     """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) at steps i, nats per dimension: (N,)."""
     mean, beta_tilde = q_posterior(schedule, x0.astype(np.float64), x_t, i)
     mean_hat, _ = q_posterior(schedule, x0_hat, x_t, i)

@@ -6,7 +6,7 @@ norms 1 and 0. If rng is None these weights are zeros, to be loaded; they take n
 
 import copy
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data, backend: Backend):
+    def __init__(self, data: Any, backend: Backend):
         super().__init__(data, backend, requires_grad=True)
 
 
@@ -98,7 +98,7 @@ def _moved(value, backend: Backend):
     return [_moved(v, backend) for v in value] if isinstance(value, list) else value
 
 
-def _uniform(rng, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
+def _uniform(rng: Any, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
     bound = fan_in**-0.5
     data = np.zeros(shape, np.float32) if rng is None else rng.uniform(-bound, bound, shape).astype(np.float32)
     return Parameter(data, get_backend(backend))
@@ -107,9 +107,9 @@ def _uniform(rng, shape: tuple[int, ...], fan_in: int, backend: str) -> Paramete
 class Linear(Module):
     """y = x weight^T + bias; weight (O, I), bias (O,)."""
 
-    def __init__(self, inputs: int, outputs: int, rng, backend: str, bias: bool = True):
-        self.weight = _uniform(rng, (outputs, inputs), inputs, backend)
-        self.bias = _uniform(rng, (outputs,), inputs, backend) if bias else None
+    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str, bias: bool = True):
+        self.weight: Parameter = _uniform(rng, (outputs, inputs), inputs, backend)
+        self.bias: Parameter | None = _uniform(rng, (outputs,), inputs, backend) if bias else None
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias, add)  # (..., O)
@@ -118,12 +118,21 @@ class Linear(Module):
 class Conv2d(Module):
     """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one integer for all."""
 
-    def __init__(self, inputs, outputs, kernel, rng, backend, stride=1, pad: int | tuple[int, ...] = 0):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        rng: Any,
+        backend: str,
+        stride: int = 1,
+        pad: int | tuple[int, ...] = 0,
+    ):
         fan_in = inputs * kernel * kernel
-        self.weight = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
-        self.bias = _uniform(rng, (outputs,), fan_in, backend)
+        self.weight: Parameter = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
+        self.bias: Parameter = _uniform(rng, (outputs,), fan_in, backend)
         self.stride = stride
-        self.pad = pad if isinstance(pad, tuple) else (pad,) * 4
+        self.pad: tuple[int, ...] = pad if isinstance(pad, tuple) else (pad,) * 4
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.pad, add)  # (N, P, Q, O)
@@ -133,9 +142,10 @@ class GroupNorm(Module):
     """Group normalisation of C channels; calling it with `silu=True` applies SiLU in the same pass."""
 
     def __init__(self, groups: int, channels: int, eps: float, backend: str):
-        self.weight = Parameter(np.ones(channels, np.float32), get_backend(backend))
-        self.bias = Parameter(np.zeros(channels, np.float32), get_backend(backend))
-        self.groups, self.eps = groups, eps
+        self.weight: Parameter = Parameter(np.ones(channels, np.float32), get_backend(backend))
+        self.bias: Parameter = Parameter(np.zeros(channels, np.float32), get_backend(backend))
+        self.groups: int = groups
+        self.eps: float = eps
 
     def __call__(self, x: Tensor, silu: bool = False) -> Tensor:
         return F.group_norm(x, self.weight, self.bias, self.groups, self.eps, silu)
@@ -145,8 +155,8 @@ class LayerNorm(Module):
     """Layer normalisation over the last axis, of length C."""
 
     def __init__(self, channels: int, eps: float, backend: str):
-        self.weight = Parameter(np.ones(channels, np.float32), get_backend(backend))
-        self.bias = Parameter(np.zeros(channels, np.float32), get_backend(backend))
+        self.weight: Parameter = Parameter(np.ones(channels, np.float32), get_backend(backend))
+        self.bias: Parameter = Parameter(np.zeros(channels, np.float32), get_backend(backend))
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -156,10 +166,10 @@ class LayerNorm(Module):
 class Embedding(Module):
     """A learned vector for each of K indices; weight (K, D), initialised from N(0, I)."""
 
-    def __init__(self, rows: int, width: int, rng, backend: str):
+    def __init__(self, rows: int, width: int, rng: Any, backend: str):
         shape = (rows, width)
         data = np.zeros(shape, np.float32) if rng is None else rng.standard_normal(shape).astype(np.float32)
-        self.weight = Parameter(data, get_backend(backend))
+        self.weight: Parameter = Parameter(data, get_backend(backend))
 
     def __call__(self, index: np.ndarray) -> Tensor:
         return F.embedding(self.weight, index)  # (N, D)
@@ -171,13 +181,13 @@ class SelfAttention(Module):
     Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0. groups None: no normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng, backend: str):
+    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng: Any, backend: str):
         self.heads = heads
-        self.group_norm = None if groups is None else GroupNorm(groups, channels, eps, backend)
-        self.to_q = Linear(channels, channels, rng, backend)
-        self.to_k = Linear(channels, channels, rng, backend)
-        self.to_v = Linear(channels, channels, rng, backend)
-        self.to_out = [Linear(channels, channels, rng, backend)]
+        self.group_norm: GroupNorm | None = None if groups is None else GroupNorm(groups, channels, eps, backend)
+        self.to_q: Linear = Linear(channels, channels, rng, backend)
+        self.to_k: Linear = Linear(channels, channels, rng, backend)
+        self.to_v: Linear = Linear(channels, channels, rng, backend)
+        self.to_out: list[Linear] = [Linear(channels, channels, rng, backend)]
 
     def __call__(self, x: Tensor) -> Tensor:
         N, H, W, C = x.shape

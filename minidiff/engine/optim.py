@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
+from minidiff.engine.backend import Backend
 from minidiff.engine.nn import Parameter
 
 
@@ -38,21 +40,23 @@ class AdamW:
         self.weight_decay = weight_decay
         self.clip = clip
         self.ema_decay = ema
-        self.step_count = 0
-        self.skipped_before = 0
+        self.step_count: int = 0
+        self.skipped_before: int = 0
         self._norm: Callable | None = None  # returns the gradient norm of the last step
         if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
             raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
-        self.backend = params[0].backend
-        self.p = self.backend.asarray(np.concatenate([p.numpy().ravel() for p in params]))  # (P,)
+        self.backend: Backend = params[0].backend
+        self.p: Any = self.backend.asarray(np.concatenate([p.numpy().ravel() for p in params]))  # (P,)
         xp = self.backend.xp
-        self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
-        self.ema = None if ema is None else self.p.copy()
-        self.shapes = [p.shape for p in params]
+        self.g: Any = xp.zeros_like(self.p)
+        self.m: Any = xp.zeros_like(self.p)
+        self.v: Any = xp.zeros_like(self.p)
+        self.ema: Any = None if ema is None else self.p.copy()
+        self.shapes: list[tuple[int, ...]] = [p.shape for p in params]
         for p, data, grad in zip(params, self.split(self.p), self.split(self.g), strict=True):
             p.data, p.grad = data, grad
 
-    def split(self, flat) -> list:
+    def split(self, flat: Any) -> list[Any]:
         """Views of a flat buffer (p, g, m, v or ema) with the parameters' shapes, in their order."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         return [flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends, self.shapes, strict=True)]
@@ -71,7 +75,7 @@ class AdamW:
         """Set every gradient to zero."""
         self.g[...] = 0
 
-    def step(self):
+    def step(self) -> Any:
         """Update every parameter; returns the norm of all gradients before clipping, a 0-d array.
 
         If it is not finite, weights, moments and EMA stay unchanged; `step_count` still increases.

@@ -35,9 +35,9 @@ class Tensor:
     __slots__ = ("data", "backend", "requires_grad", "node", "grad")
 
     def __init__(self, data: Any, backend: Backend, requires_grad: bool = False):
-        self.data = backend.asarray(data)
-        self.backend = backend
-        self.requires_grad = requires_grad
+        self.data: Any = backend.asarray(data)
+        self.backend: Backend = backend
+        self.requires_grad: bool = requires_grad
         self.node: Function | None = None
         self.grad: Any = None
 
@@ -77,7 +77,7 @@ class Tensor:
             node.release()
 
 
-def _accumulate(tensor: Tensor, dx: Any, heap: list) -> None:
+def _accumulate(tensor: Tensor, dx: Any, heap: list[Any]) -> None:
     """Add dx to a tensor's gradient: to `grad` of a leaf, otherwise to `dy` of the node that produced it."""
     backend, node = tensor.backend, tensor.node
     if dx.shape != tensor.shape:
@@ -112,7 +112,7 @@ class Function:
     def forward(self, *arrays: Any) -> Any:
         raise NotImplementedError
 
-    def backward(self, dy: Any) -> tuple:
+    def backward(self, dy: Any) -> tuple[Any, ...]:
         raise NotImplementedError
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:

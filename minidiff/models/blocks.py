@@ -5,7 +5,7 @@ Attributes are named as in diffusers, so a checkpoint's keys are the parameter n
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,9 @@ def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_sh
 class TimestepEmbedding(Module):
     """Linear, SiLU, linear: sinusoids (N, inputs) -> time embedding temb (N, outputs)."""
 
-    def __init__(self, inputs: int, outputs: int, rng, backend: str):
-        self.linear_1 = Linear(inputs, outputs, rng, backend)
-        self.linear_2 = Linear(outputs, outputs, rng, backend)
+    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str):
+        self.linear_1: Linear = Linear(inputs, outputs, rng, backend)
+        self.linear_2: Linear = Linear(outputs, outputs, rng, backend)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -59,19 +59,27 @@ class ResnetBlock(Module):
     resample   avg_pool or upsample_nearest, applied to x and to the input of the first conv; None: neither
     """
 
-    def __init__(self, inputs: int, outputs: int, cfg: BlockConfig, rng, backend: str, resample=None):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        cfg: BlockConfig,
+        rng: Any,
+        backend: str,
+        resample: Callable[..., Any] | None = None,
+    ):
         temb_outputs = 2 * outputs if cfg.scale_shift else outputs
-        self.norm1 = GroupNorm(cfg.groups, inputs, cfg.eps, backend)
-        self.conv1 = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj = Linear(cfg.temb, temb_outputs, rng, backend) if cfg.temb else None
-        self.norm2 = GroupNorm(cfg.groups, outputs, cfg.eps, backend)
-        self.conv2 = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
-        self.conv_shortcut = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
-        self.scale_shift = cfg.scale_shift
-        self.dropout = cfg.dropout
-        self.resample = resample
+        self.norm1: GroupNorm = GroupNorm(cfg.groups, inputs, cfg.eps, backend)
+        self.conv1: Conv2d = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
+        self.time_emb_proj: Linear | None = Linear(cfg.temb, temb_outputs, rng, backend) if cfg.temb else None
+        self.norm2: GroupNorm = GroupNorm(cfg.groups, outputs, cfg.eps, backend)
+        self.conv2: Conv2d = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
+        self.conv_shortcut: Conv2d | None = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
+        self.scale_shift: bool = cfg.scale_shift
+        self.dropout: float = cfg.dropout
+        self.resample: Callable[..., Any] | None = resample
 
-    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None, *_) -> Tensor:
+    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng: Any = None, *_: Any) -> Tensor:
         h = self.norm1(x, silu=True)
         if self.resample:
             h, x = self.resample(h), self.resample(x)
@@ -96,11 +104,11 @@ class Downsample(Module):
     Ignores further arguments: a residual block in its place gets the time embedding and the rng for dropout.
     """
 
-    def __init__(self, channels: int, padding: int, rng, backend: str):
+    def __init__(self, channels: int, padding: int, rng: Any, backend: str):
         pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
-        self.conv = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
+        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
 
-    def __call__(self, x: Tensor, *_) -> Tensor:
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
         return self.conv(x)  # (N, H/2, W/2, C), rounded up if padding is 1, else down
 
 
@@ -110,10 +118,12 @@ class Upsample(Module):
     size  (H', W') to crop to before the convolution, where downsampling rounded up; None: no cropping
     """
 
-    def __init__(self, channels: int, rng, backend: str):
-        self.conv = Conv2d(channels, channels, 3, rng, backend, pad=1)
+    def __init__(self, channels: int, rng: Any, backend: str):
+        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, pad=1)
 
-    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng=None, size=None) -> Tensor:
+    def __call__(
+        self, x: Tensor, silu_temb: Tensor | None = None, rng: Any = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
         return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C) or (N, H', W', C)
 
 
@@ -129,16 +139,18 @@ class DownBlock(Module):
         self,
         widths: list[int],
         cfg: BlockConfig,
-        rng,
+        rng: Any,
         backend: str,
         attention: LayerFactory | None = None,
         downsample: LayerFactory | None = None,
     ):
-        self.resnets = [ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
-        self.attentions = [attention() for _ in self.resnets] if attention else []
-        self.downsamplers = [downsample()] if downsample else []
+        self.resnets: list[ResnetBlock] = [
+            ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)
+        ]
+        self.attentions: list[Callable[..., Tensor]] = [attention() for _ in self.resnets] if attention else []
+        self.downsamplers: list[Callable[..., Tensor]] = [downsample()] if downsample else []
 
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None, *context: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Any = None, *context: Tensor) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, silu_temb, rng)
             if self.attentions:
@@ -160,16 +172,16 @@ class MidBlock(Module):
         self,
         channels: int,
         cfg: BlockConfig,
-        rng,
+        rng: Any,
         backend: str,
         attention: LayerFactory | None = None,
         divisor: float = 1,
     ):
-        self.attentions = [attention()] if attention else []
-        self.resnets = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
-        self.scale = 1 / divisor
+        self.attentions: list[Callable[..., Tensor]] = [attention()] if attention else []
+        self.resnets: list[ResnetBlock] = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
+        self.scale: float = 1 / divisor
 
-    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng=None, *context: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng: Any = None, *context: Tensor) -> Tensor:
         h = F.affine(self.resnets[0](h, silu_temb, rng), self.scale)
         for attention in self.attentions:
             h = F.affine(attention(h, *context), self.scale)
@@ -189,16 +201,16 @@ class UpBlock(Module):
         widths: list[int],
         outputs: int,
         cfg: BlockConfig,
-        rng,
+        rng: Any,
         backend: str,
         attention: LayerFactory | None = None,
         upsample: LayerFactory | None = None,
     ):
-        self.resnets = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
-        self.attentions = [attention() for _ in widths] if attention else []
-        self.upsamplers = [upsample()] if upsample else []
+        self.resnets: list[ResnetBlock] = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
+        self.attentions: list[Callable[..., Tensor]] = [attention() for _ in widths] if attention else []
+        self.upsamplers: list[Callable[..., Tensor]] = [upsample()] if upsample else []
 
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng=None, *context: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Any = None, *context: Tensor) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(F.concat(h, hs.pop()), silu_temb, rng)
             if self.attentions:

@@ -84,7 +84,7 @@ class UNetConfig:
     add_attention: bool = True
     num_class_embeds: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("block_out_channels", "down_block_types", "up_block_types"):
             if not isinstance(getattr(self, name), list | tuple):
                 raise _unsupported(name, getattr(self, name), "give a list")

@@ -72,7 +72,7 @@ class FileConfig:
     CLASS: ClassVar[str]  # the network's class in diffusers or transformers
     FIXED: ClassVar[dict[str, Any]] = {}  # keys of which only one value is implemented; ... allows any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for entry in fields(self):  # pyright: ignore[reportArgumentType]  of the dataclasses below
             value, rule = getattr(self, entry.name), entry.metadata["rule"]
             value = tuple(value) if isinstance(value, list) else value
@@ -144,7 +144,7 @@ class TextEncoderConfig(FileConfig):
     hidden_act: str = key("quick_gelu", one_of("quick_gelu", "gelu"))
     layer_norm_eps: float = key(1e-5, real(1e-12, 1.0))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise self.bad("num_attention_heads", self.num_attention_heads, f"it must divide {self.hidden_size}")
@@ -190,7 +190,7 @@ class VAEConfig(FileConfig):
     use_quant_conv: bool = key(True, BOOLEAN)
     use_post_quant_conv: bool = key(True, BOOLEAN)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.check_levels(self.block_out_channels, self.norm_num_groups, "down_block_types", "up_block_types")
 
@@ -243,7 +243,7 @@ class TextUNetConfig(FileConfig):
     use_linear_projection: bool = key(False, BOOLEAN)
     time_embedding_dim: int | None = key(None, or_none(integer(1, 65536)))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.check_levels(self.block_out_channels, self.norm_num_groups, "down_block_types", "up_block_types")
         if len(self.heads) != len(self.block_out_channels):

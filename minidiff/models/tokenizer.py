@@ -102,19 +102,19 @@ class Tokenizer:
         length: int = 77,
     ):
         special = Special() if special is None else special
-        self.vocab = dict(vocab)
+        self.vocab: dict[str, int] = dict(vocab)
         self.special = special
         self.length = length
-        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.characters = bytes_to_unicode()
+        self.ranks: dict[tuple[str, str], int] = {pair: rank for rank, pair in enumerate(merges)}
+        self.characters: list[str] = bytes_to_unicode()
         names = {special.bos, special.eos, special.unk, special.pad}
         missing = sorted(names - self.vocab.keys())
         if missing:
             raise ValueError(f"special token {missing[0]!r:.80} is not in the vocabulary")
         if length < 2:
             raise ValueError(f"length is {length}: give at least 2, for the start and end tokens")
-        self.raw_special = _any_of(names - special.after_clean)
-        self.normalized_special = _any_of(names & special.after_clean)
+        self.raw_special: re.Pattern[str] = _any_of(names - special.after_clean)
+        self.normalized_special: re.Pattern[str] = _any_of(names & special.after_clean)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         ids = np.full((len(texts), self.length), self.vocab[self.special.pad], np.int64)

@@ -7,6 +7,7 @@ Attributes are named as in diffusers, so a checkpoint's keys are the parameter n
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,13 @@ def resamples_in_resnet(block_type: str, resample_type: str) -> bool:
     return block_type.startswith("Resnet") or ("Attn" in block_type and resample_type == "resnet")
 
 
-def self_attention(channels: int, cfg: UNetConfig, rng, backend: str, groups: int | None) -> SelfAttention:
+def self_attention(channels: int, cfg: UNetConfig, rng: Any, backend: str, groups: int | None) -> SelfAttention:
     """Self-attention over that many channels, with heads of attention_head_dim channels."""
     heads = channels // (cfg.attention_head_dim or channels)
     return SelfAttention(channels, heads, groups, cfg.norm_eps, rng, backend)
 
 
-def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng, backend: str) -> list[DownBlock]:
+def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[DownBlock]:
     """The levels from full to lowest resolution."""
     blocks: list[DownBlock] = []
     channels = cfg.block_out_channels[0]
@@ -58,7 +59,7 @@ def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng, backend: str) -> l
     return blocks
 
 
-def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng, backend: str) -> MidBlock:
+def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> MidBlock:
     """Residual block, self-attention if add_attention, residual block, at the lowest resolution."""
     channels = cfg.block_out_channels[-1]
     groups = cfg.attn_norm_num_groups or (None if cfg.scale_shift else cfg.norm_num_groups)
@@ -66,7 +67,7 @@ def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng, backend: str) -> Mid
     return MidBlock(channels, block_cfg, rng, backend, attention, cfg.mid_block_scale_factor)
 
 
-def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng, backend: str) -> list[UpBlock]:
+def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[UpBlock]:
     """The levels from lowest to full resolution."""
     blocks: list[UpBlock] = []
     widths = cfg.block_out_channels
@@ -92,23 +93,24 @@ class UNet(Module):
     backend  of the parameters: "numpy", "numba", "cupy" or "cupy-tf32"
     """
 
-    def __init__(self, config: UNetConfig, rng, backend: str = "numba"):
-        cfg = self.config = config
+    def __init__(self, config: UNetConfig, rng: Any, backend: str = "numba"):
+        self.config: UNetConfig = config
+        cfg = config
         width = cfg.block_out_channels[0]
-        self.conv_in = Conv2d(cfg.in_channels, width, 3, rng, backend, pad=1)
-        self.time_embedding = TimestepEmbedding(width, cfg.time_embed_dim, rng, backend)
+        self.conv_in: Conv2d = Conv2d(cfg.in_channels, width, 3, rng, backend, pad=1)
+        self.time_embedding: TimestepEmbedding = TimestepEmbedding(width, cfg.time_embed_dim, rng, backend)
         if cfg.num_class_embeds is not None:
-            self.class_embedding = Embedding(cfg.num_class_embeds, cfg.time_embed_dim, rng, backend)
+            self.class_embedding: Embedding = Embedding(cfg.num_class_embeds, cfg.time_embed_dim, rng, backend)
 
         block_cfg = BlockConfig(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, cfg.scale_shift, cfg.dropout)
-        self.down_blocks = down_blocks(cfg, block_cfg, rng, backend)
-        self.mid_block = mid_block(cfg, block_cfg, rng, backend)
-        self.up_blocks = up_blocks(cfg, block_cfg, rng, backend)
+        self.down_blocks: list[DownBlock] = down_blocks(cfg, block_cfg, rng, backend)
+        self.mid_block: MidBlock = mid_block(cfg, block_cfg, rng, backend)
+        self.up_blocks: list[UpBlock] = up_blocks(cfg, block_cfg, rng, backend)
 
-        self.conv_norm_out = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
-        self.conv_out = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
+        self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
 
-    def __call__(self, x_t, t: np.ndarray, cond: np.ndarray | None = None, rng=None) -> Tensor:
+    def __call__(self, x_t: Any, t: np.ndarray, cond: np.ndarray | None = None, rng: Any = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
 
         x_t   (N, H, W, C) array or Tensor; H and W divisible by 2^(levels - 1)

@@ -6,7 +6,7 @@ Attributes are named as in diffusers' AutoencoderKL.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,12 @@ EPS = 1e-6  # of all normalisations
 class Level(Module):
     """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng, backend: str):
+    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: Any, backend: str):
         widths = [inputs] + [outputs] * layers
         block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
-        self.resnets = [ResnetBlock(i, o, block_cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)]
+        self.resnets: list[ResnetBlock] = [
+            ResnetBlock(i, o, block_cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)
+        ]
         self.downsamplers: list[Downsample] = []
         self.upsamplers: list[Upsample] = []
 
@@ -38,7 +40,7 @@ class Level(Module):
         return h
 
 
-def mid_block(cfg: VAEConfig, rng, backend: str) -> MidBlock:
+def mid_block(cfg: VAEConfig, rng: Any, backend: str) -> MidBlock:
     """Residual block, self-attention with one head, residual block, at the lowest resolution."""
     width = cfg.block_out_channels[-1]
     block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
@@ -49,19 +51,19 @@ def mid_block(cfg: VAEConfig, rng, backend: str) -> MidBlock:
 class Encoder(Module):
     """(N, H, W, in_channels) -> (N, h, w, 2 latent_channels): means, then log-variances."""
 
-    def __init__(self, cfg: VAEConfig, rng, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: Any, backend: str):
         widths = cfg.block_out_channels
-        self.conv_in = Conv2d(cfg.in_channels, widths[0], 3, rng, backend, pad=1)
-        self.down_blocks = []
+        self.conv_in: Conv2d = Conv2d(cfg.in_channels, widths[0], 3, rng, backend, pad=1)
+        self.down_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
             level = Level(h, width, cfg.layers_per_block, cfg, rng, backend)
             level.downsamplers = [Downsample(width, 0, rng, backend)] if i < len(widths) - 1 else []
             self.down_blocks.append(level)
             h = width
-        self.mid_block = mid_block(cfg, rng, backend)
-        self.conv_norm_out = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
-        self.conv_out = Conv2d(h, 2 * cfg.latent_channels, 3, rng, backend, pad=1)
+        self.mid_block: MidBlock = mid_block(cfg, rng, backend)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
+        self.conv_out: Conv2d = Conv2d(h, 2 * cfg.latent_channels, 3, rng, backend, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -74,19 +76,19 @@ class Encoder(Module):
 class Decoder(Module):
     """(N, h, w, latent_channels) -> (N, H, W, out_channels)."""
 
-    def __init__(self, cfg: VAEConfig, rng, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: Any, backend: str):
         widths = cfg.block_out_channels[::-1]
-        self.conv_in = Conv2d(cfg.latent_channels, widths[0], 3, rng, backend, pad=1)
-        self.mid_block = mid_block(cfg, rng, backend)
-        self.up_blocks = []
+        self.conv_in: Conv2d = Conv2d(cfg.latent_channels, widths[0], 3, rng, backend, pad=1)
+        self.mid_block: MidBlock = mid_block(cfg, rng, backend)
+        self.up_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
             level = Level(h, width, cfg.layers_per_block + 1, cfg, rng, backend)
             level.upsamplers = [Upsample(width, rng, backend)] if i < len(widths) - 1 else []
             self.up_blocks.append(level)
             h = width
-        self.conv_norm_out = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
-        self.conv_out = Conv2d(h, cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
+        self.conv_out: Conv2d = Conv2d(h, cfg.out_channels, 3, rng, backend, pad=1)
 
     def __call__(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
@@ -101,7 +103,7 @@ class Posterior(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
 
-    def sample(self, rng) -> np.ndarray:
+    def sample(self, rng: Any) -> np.ndarray:
         """A sample of the latents, mean + std eps; rng has `standard_normal`."""
         return self.mean + self.std * rng.standard_normal(self.mean.shape, dtype=np.float32)
 
@@ -127,13 +129,14 @@ class VAE(Module):
     UNet.
     """
 
-    def __init__(self, config: VAEConfig, rng, backend: str = "numba"):
-        cfg = self.config = config
+    def __init__(self, config: VAEConfig, rng: Any, backend: str = "numba"):
+        self.config: VAEConfig = config
+        cfg = config
         C = config.latent_channels
-        self.encoder = Encoder(cfg, rng, backend)
-        self.decoder = Decoder(cfg, rng, backend)
-        self.quant_conv = Conv2d(2 * C, 2 * C, 1, rng, backend) if cfg.use_quant_conv else None
-        self.post_quant_conv = Conv2d(C, C, 1, rng, backend) if cfg.use_post_quant_conv else None
+        self.encoder: Encoder = Encoder(cfg, rng, backend)
+        self.decoder: Decoder = Decoder(cfg, rng, backend)
+        self.quant_conv: Conv2d | None = Conv2d(2 * C, 2 * C, 1, rng, backend) if cfg.use_quant_conv else None
+        self.post_quant_conv: Conv2d | None = Conv2d(C, C, 1, rng, backend) if cfg.use_post_quant_conv else None
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape (N, h, w, latent_channels) of the latents of images (N, H, W, C)."""
@@ -145,7 +148,7 @@ class VAE(Module):
         """Downsampling factor per side: H / h and W / w."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def moments(self, x) -> Tensor:
+    def moments(self, x: Any) -> Tensor:
         """Means and log-variances, (N, H / factor, W / factor, 2 latent_channels), for images x (N, H, W, C).
 
         Raises ValueError if C differs or H or W is not divisible by factor.
@@ -158,12 +161,12 @@ class VAE(Module):
         h = self.encoder(x)
         return h if self.quant_conv is None else self.quant_conv(h)
 
-    def encode(self, x) -> Posterior:
+    def encode(self, x: Any) -> Posterior:
         """The posterior of the latents of x (N, H, W, C), in host memory. Raises ValueError as `moments`."""
         mean, log_variance = np.split(self.moments(x).numpy(), 2, axis=-1)
         return Posterior(mean, np.exp(0.5 * log_variance.clip(*gaussian.LOG_VARIANCES)))
 
-    def decode(self, z) -> Tensor:
+    def decode(self, z: Any) -> Tensor:
         """Images (N, h factor, w factor, C) from latents z (N, h, w, latent_channels).
 
         Raises ValueError if z has another shape.
@@ -205,7 +208,9 @@ class Pixels:
     factor = 1
 
     def __init__(self, channels: int):
-        self.config = VAEConfig(in_channels=channels, out_channels=channels, latent_channels=channels, scaling_factor=1)
+        self.config: VAEConfig = VAEConfig(
+            in_channels=channels, out_channels=channels, latent_channels=channels, scaling_factor=1
+        )
 
     def encode(self, x: np.ndarray) -> Posterior:
         """Mean x, standard deviation 0."""

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.data.imaging import check_image_output, to_uint8, write_whole
+from minidiff.data.imaging import check_image_output, to_uint8
 from minidiff.errors import MinidiffError
-from minidiff.files import check_new_folder
-from minidiff.outputs import check_file, followed
+from minidiff.files import check_file, check_new_folder, followed, write_output
 
 
 def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
@@ -44,7 +43,7 @@ def finished(x0: np.ndarray) -> np.ndarray:
 
 def write_npz(path: Path, images: np.ndarray) -> None:
     """Write images (N, H, W, C) uint8 as arr_0 of a NumPy archive, atomically."""
-    write_whole(path, lambda file: np.savez(file, images))
+    write_output(path, lambda file: np.savez(file, images))
 
 
 def rows_by_class(labels: np.ndarray | None) -> dict[str, Any]:

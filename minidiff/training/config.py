@@ -66,7 +66,7 @@ class TrainConfig:
     kl: float = 1e-4
     fingerprint: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
             value = getattr(self, name)
             if name == "size" and value is None:

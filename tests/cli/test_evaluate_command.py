@@ -103,7 +103,7 @@ def test_evaluate_what_is_drawn_already(done, refused, real):
     np.savez("few.npz", np.zeros((7, 4, 4, 1), np.uint8))
     refused("evaluate", "few.npz", "--against", "data", match="few.npz: holds 7 images; evaluation needs at least 8")
     Path("text.npz").write_text("x")
-    refused("evaluate", "text.npz", "--against", "data", match="text.npz: cannot be read as pictures")
+    refused("evaluate", "text.npz", "--against", "data", match="text.npz: cannot be read as images")
 
 
 def test_evaluate_raw_weights(done, real):
@@ -140,7 +140,7 @@ def test_bad_pictures_are_left_out_of_an_evaluation(done, refused, tmp_path, qui
     done("train", "pets", "--out", "run", "--steps", 1, *SMALL)
     (tmp_path / "pets" / "a" / "0.png").write_text("no picture")
     evaluation = ("evaluate", "run", "--against", "pets", "--n", 16, "--steps", 2)
-    refused(*evaluation, match="pets/a/0.png: cannot be read as a picture")
+    refused(*evaluation, match="pets/a/0.png: cannot be read as an image")
     assert "left out: pets/a/0.png" in done(*evaluation, "--skip-bad", *QUICK)
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_evaluated(refused, real):
     refused(*against[:2], match="Missing option '--against'")
     refused(*against, "missing", match="missing: no such folder or file")
     idx_set(real.parent / "other", height=5, n=90)
-    refused(*against, "other", match="other: its pictures are 4x5, not of size 4")
+    refused(*against, "other", match="other: its images are 4x5, not of size 4")
     idx_set(real.parent / "few", n=20)
     refused(*against, "few", match="few: its 20 images are too few .*; give at least 80")
     refused(*against, "data", "--out", "run", match="run: is there already; choose a new folder")

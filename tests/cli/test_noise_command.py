@@ -44,10 +44,10 @@ def test_no_picture(refused, tmp_path):
     good = bytes_of("good.png")
     for name, content in {"empty.png": b"", "text.png": b"hello", "half.png": good[: len(good) // 2]}.items():
         Path(name).write_bytes(content)
-        refused("noise", name, match=f"{name}: cannot be read as a picture")
-    refused("noise", "missing.png", match="missing.png: no such picture file")
-    refused("noise", ".", match="no such picture file")
-    refused("noise", "good.png", "--out", "strip.xyz", match="strip.xyz: no picture format ends so")
+        refused("noise", name, match=f"{name}: cannot be read as an image")
+    refused("noise", "missing.png", match="missing.png: no such image file")
+    refused("noise", ".", match="no such image file")
+    refused("noise", "good.png", "--out", "strip.xyz", match="strip.xyz: unknown image format")
     refused("noise", "good.png", "--out", "missing/strip.png", match="cannot write missing/strip.png")
 
 
@@ -64,7 +64,7 @@ def test_a_picture_bomb(refused):
         + chunk(b"IDAT", zlib.compress(bytes(10**6)))
         + chunk(b"IEND", b"")
     )
-    refused("noise", "bomb.png", match="bomb.png: cannot be read as a picture.*decompression bomb")
+    refused("noise", "bomb.png", match="bomb.png: cannot be read as an image.*decompression bomb")
     Path("data").mkdir()
     shutil.move("bomb.png", "data/bomb.png")
-    refused("train", "data", "--out", "run", "--size", 32, match="bomb.png: cannot be read as a picture")
+    refused("train", "data", "--out", "run", "--size", 32, match="bomb.png: cannot be read as an image")

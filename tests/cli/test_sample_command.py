@@ -239,8 +239,8 @@ def test_damaged_runs(refused, trained):
 @pytest.mark.parametrize(
     "option, name, match",
     [
-        ("out", "sheet.txt", "sheet.txt: no picture format ends so"), ("out", "sheet", "no picture format"),
-        ("out", "missing/sheet.png", "cannot write missing/sheet.png"), ("out", "run", "no picture format"),
+        ("out", "sheet.txt", "sheet.txt: unknown image format"), ("out", "sheet", "unknown image format"),
+        ("out", "missing/sheet.png", "cannot write missing/sheet.png"), ("out", "run", "unknown image format"),
         ("gif", "walk.png", "walk.png: an animation is a GIF"), ("gif", "missing/walk.gif", "missing/walk.gif"),
     ],
 )  # fmt: skip

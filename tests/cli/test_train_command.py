@@ -65,8 +65,8 @@ def test_no_data(refused, tmp_path):
     (tmp_path / "nothing_fits" / "a.txt").write_text("x")
     (tmp_path / "file.tar").write_text("x")
     for name, match in {
-        "missing": "missing: no such folder or file", "empty": "empty: holds no picture",
-        "nothing_fits": "holds no picture", "file.tar": "file.tar: is a file", "": "no built-in dataset",
+        "missing": "missing: no such folder or file", "empty": "empty: holds no image",
+        "nothing_fits": "holds no image", "file.tar": "file.tar: is a file", "": "no built-in dataset",
     }.items():  # fmt: skip
         refused("train", name, "--out", "run", match=match)
 
@@ -138,7 +138,7 @@ def test_a_folder_of_pictures(done, tmp_path):
     (tmp_path / "pets" / "a.psd").touch()
     (tmp_path / "pets" / "cats" / "no\x1bte").touch()
     out = done("train", "pets", "--size", 8, "--out", "run", "--steps", 1, *SMALL)
-    assert "pets: 2 other files passed over: a.psd, cats/no\\x1bte\n" in out
+    assert "pets: 2 other files ignored: a.psd, cats/no\\x1bte\n" in out
     assert "pets: 6 images, 8x8 RGB, 2 classes" in out
     assert md.load_unet("run", "numpy").image_shape == (8, 8, 3)
 
@@ -213,10 +213,10 @@ def test_bad_pictures_are_named_and_left_out(done, refused, tmp_path):
     noises(tmp_path / "pets")
     done("train", "pets", "--out", "run", "--steps", 2, *SMALL)
     (tmp_path / "pets" / "2.png").write_text("no picture")
-    refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as a picture")
-    refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as a picture")
+    refused("train", "pets", "--out", "new", *SMALL, match="pets/2.png: cannot be read as an image")
+    refused("train", "pets", "--out", "run", "--resume", "--steps", 3, match="pets/2.png: cannot be read as an image")
     out = done("train", "pets", "--out", "new", "--steps", 2, "--skip-bad", *SMALL)
-    assert "left out: pets/2.png: cannot be read as a picture" in out and "pets: 3 images" in out
+    assert "left out: pets/2.png: cannot be read as an image" in out and "pets: 3 images" in out
     assert "left out: pets/2.png" in done("train", "pets", "--out", "new", "--resume", "--steps", 3)  # remembered
     out = done("train", "pets", "--out", "run", "--resume", "--steps", 3, "--skip-bad")
     assert out.count("left out") == 1 and "Done: step 3" in out

@@ -14,7 +14,7 @@ from minidiff.data.imaging import to_float
 
 
 def numbered(n):
-    """n pictures of 2x3x1; picture i has label i and lists its own number and its left-to-right order."""
+    """n images of 2x3x1; image i has label i and lists its own number and its left-to-right order."""
     images = np.zeros((n, 2, 3, 1), np.uint8)
     images[:, 0] = np.arange(n)[:, None, None]
     images[:, 1, :, 0] = [0, 100, 200]
@@ -22,7 +22,7 @@ def numbered(n):
 
 
 @given(n=st.integers(1, 12), size=st.integers(1, 30), seed=st.integers(0, 2**63))
-def test_each_epoch_has_each_picture_once(n, size, seed):
+def test_each_epoch_has_each_image_once(n, size, seed):
     steps = -(-3 * n // size)  # at least three epochs
     seen = np.concatenate([batch(numbered(n), step, size, seed)[1] for step in range(1, steps + 1)])
     assert len(seen) == steps * size
@@ -50,7 +50,7 @@ def test_a_pure_function_of_seed_and_step():
     assert any((batch(dataset, step, size, seed=4)[1] != first[step - 1][1]).any() for step in range(1, 4))
 
 
-def test_x0_is_the_picture_or_its_mirror_image_as_the_flips_say():
+def test_x0_is_the_image_or_its_mirror_image_as_the_flips_say():
     dataset, size, seed = numbered(50), 32, 5
     for step in (1, 2, 30):
         x0, labels = batch(dataset, step, size, seed)
@@ -64,7 +64,7 @@ def test_x0_is_the_picture_or_its_mirror_image_as_the_flips_say():
         np.testing.assert_array_equal(batch(dataset, step, size, seed, flip=False)[0], plain)
 
 
-def test_half_of_the_pictures_are_mirrored():
+def test_half_of_the_images_are_mirrored():
     flips = np.concatenate([batch(numbered(64), step, 64, seed=0)[0][:, 1, 0, 0] > 0 for step in range(1, 101)])
     # 6,400 fair coins: a standard deviation is 40, and six of them happen for one seed in 5e8.
     assert abs(int(flips.sum()) - 3200) < 240

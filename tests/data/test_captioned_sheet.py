@@ -1,4 +1,4 @@
-"""Pictures with words under them."""
+"""Images with words under them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from minidiff.data.imaging import PAPER
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), dtype=np.uint8)
 
 
-def test_pictures_stand_in_a_grid_above_their_words():
+def test_images_stand_in_a_grid_above_their_words():
     sheet = np.asarray(captioned_sheet(IMAGES, ["one", "two", "", "four", "five"], columns=3))
     first, cell = sheet[GAP:], 96 + GAP
     for i in range(3):
@@ -23,7 +23,7 @@ def test_pictures_stand_in_a_grid_above_their_words():
 
 @pytest.mark.parametrize("words", [1, 3, 12])
 def test_long_captions_are_broken_and_never_cut(words):
-    """Nothing is written beside the picture or into the margin below; the sheet grows."""
+    """Nothing is written beside the image or into the margin below; the sheet grows."""
     text = " ".join(["wheelchair"] * words)
     sheet = np.asarray(captioned_sheet(IMAGES[:1], [text]))
     assert sheet.shape[1] == 96 + 2 * GAP
@@ -36,6 +36,6 @@ def test_near_square_and_grey():
     assert sheet.width == 3 * (96 + GAP) + GAP
 
 
-def test_as_many_captions_as_pictures():
+def test_as_many_captions_as_images():
     with pytest.raises(ValueError):
         captioned_sheet(IMAGES, ["one"])

@@ -12,7 +12,7 @@ from minidiff.errors import MinidiffError
 TEXTS = {"a.png": "a grey cat", "b.png": 'a dog, "Rex",\nasleep', "c.jpg": "naïve 日本 🐈"}
 
 
-def write_pictures(root, names):
+def write_images(root, names):
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (40 * i, 0, 0)).save(root / name)
@@ -37,8 +37,8 @@ def refused(root, match):
 
 
 @pytest.mark.parametrize("write", [write_csv, write_jsonl])
-def test_each_picture_has_the_caption_of_its_name(tmp_path, write):
-    write_pictures(tmp_path, TEXTS)
+def test_each_image_has_the_caption_of_its_name(tmp_path, write):
+    write_images(tmp_path, TEXTS)
     write(tmp_path, reversed(TEXTS.items()))
     dataset = folder(tmp_path)
     assert dataset.captions == tuple(TEXTS.values()) and len(dataset.captions) == len(dataset)
@@ -47,29 +47,29 @@ def test_each_picture_has_the_caption_of_its_name(tmp_path, write):
 
 @pytest.mark.parametrize("write", [write_csv, write_jsonl])
 def test_classes_are_sub_folders_with_captions_too(tmp_path, write):
-    write_pictures(tmp_path, ["y/a.png", "x/b.png", "x/a.png"])
+    write_images(tmp_path, ["y/a.png", "x/b.png", "x/a.png"])
     write(tmp_path, [("y/a.png", "one"), ("./x/a.png", "two"), ("x/b.png", "three")])
     dataset = folder(tmp_path)
     assert dataset.captions == ("two", "three", "one") and dataset.labels.tolist() == [0, 0, 1]
 
 
 def test_no_file_no_captions(tmp_path):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "labels.csv").write_text("a.png,1")
     dataset = folder(tmp_path)
     assert dataset.captions == () and dataset.mirrors
 
 
 def test_a_spreadsheets_byte_order_mark_and_line_ends(tmp_path):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(b"\xef\xbb\xbftext,file_name,n\r\n a cat ,a.png,7\r\n")
     assert folder(tmp_path).captions == (" a cat ",)
 
 
-def test_pictures_left_out_take_their_captions_with_them(tmp_path):
-    write_pictures(tmp_path, TEXTS)
+def test_images_left_out_take_their_captions_with_them(tmp_path):
+    write_images(tmp_path, TEXTS)
     write_csv(tmp_path, TEXTS.items())
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     told = []
     dataset = folder(tmp_path, skip=told.append)
     assert len(told) == 1 and dataset.captions == (TEXTS["a.png"], TEXTS["c.jpg"])
@@ -80,10 +80,10 @@ def test_pictures_left_out_take_their_captions_with_them(tmp_path):
 @pytest.mark.parametrize(
     "rows, match",
     [
-        ([("a.png", "x")], r"says nothing of b\.png; add"),
-        ([], r"says nothing of a\.png; add"),
-        ([("a.png", "x"), ("b.png", "y"), ("c.png", "z")], r", line {2}: 'c\.png' is none of the folder's pictures"),
-        ([("a.png", "x"), ("b.png", "y"), ("../a.png", "z")], r", line {2}: '\.\./a\.png' is none"),
+        ([("a.png", "x")], r"has no caption for b\.png; add"),
+        ([], r"has no caption for a\.png; add"),
+        ([("a.png", "x"), ("b.png", "y"), ("c.png", "z")], r", line {2}: 'c\.png' is no image of the folder"),
+        ([("a.png", "x"), ("b.png", "y"), ("../a.png", "z")], r", line {2}: '\.\./a\.png' is no image"),
         ([("a.png", "x"), ("b.png", "y"), ("a.png", "x")], r", line {2}: 'a\.png' has a caption already, in line {0}"),
         ([("a.png", "x"), ("./a.png", "y")], r", line {1}: 'a\.png' has a caption already"),
         ([("a.png", "x"), ("b.png", " ")], r", line {1}: text is empty; fill it in"),
@@ -91,7 +91,7 @@ def test_pictures_left_out_take_their_captions_with_them(tmp_path):
     ],
 )
 def test_captions_that_do_not_fit(tmp_path, write, first, rows, match):
-    write_pictures(tmp_path, ["a.png", "b.png"])
+    write_images(tmp_path, ["a.png", "b.png"])
     write(tmp_path, rows)
     refused(tmp_path, re.sub(r"{(\d)}", lambda m: str(first + int(m[1])), match))
 
@@ -99,7 +99,7 @@ def test_captions_that_do_not_fit(tmp_path, write, first, rows, match):
 @pytest.mark.parametrize(
     "content, match",
     [
-        (b"", r"says nothing of a\.png"),
+        (b"", r"has no caption for a\.png"),
         (b"file,text\na.png,x\n", r", line 2: has no text named file_name; name the columns"),
         (b"file_name,caption\na.png,x\n", r", line 2: has no text named text; name the columns"),
         (b"a.png,a cat\nb.png,a dog\n", r", line 2: has no text named file_name"),
@@ -130,7 +130,7 @@ def test_captions_that_do_not_fit(tmp_path, write, first, rows, match):
     ],
 )
 def test_a_bad_csv(tmp_path, content, match):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(content)
     refused(tmp_path, match)
 
@@ -154,13 +154,13 @@ GOOD = b'{"file_name": "a.png", "text": "x"}\n'
     ],
 )
 def test_a_bad_jsonl(tmp_path, content, match):
-    write_pictures(tmp_path, ["a.png", "b.png"])
+    write_images(tmp_path, ["a.png", "b.png"])
     (tmp_path / "metadata.jsonl").write_bytes(content)
     refused(tmp_path, match)
 
 
 def test_what_is_no_file_or_too_long_or_there_twice(tmp_path, monkeypatch):
-    write_pictures(tmp_path, ["a.png"])
+    write_images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").mkdir()
     refused(tmp_path, "captions.csv: is no file; replace")
     (tmp_path / "captions.csv").rmdir()

@@ -30,7 +30,7 @@ def test_ten_thousand_by_default():
     assert len(cats_dogs()) == 10_000
 
 
-def test_same_seed_same_pictures_in_any_order(images):
+def test_same_seed_same_images_in_any_order(images):
     order = np.random.default_rng(1).permutation(N)[:60]
     again = cats_dogs(N, seed=0)
     np.testing.assert_array_equal(again.take(order), images[order])
@@ -43,7 +43,7 @@ def test_a_longer_set_begins_with_the_shorter(dataset, images):
     np.testing.assert_array_equal(longer.take(np.arange(20)), images[:20])
 
 
-def test_another_seed_other_pictures(dataset, images):
+def test_another_seed_other_images(dataset, images):
     other = cats_dogs(N, seed=1)
     assert (other.labels != dataset.labels).any()
     for image, before in zip(other.take(np.arange(20)), images[:20], strict=True):
@@ -78,7 +78,7 @@ def test_half_are_dogs():
 
 
 def test_labels_tell_what_is_drawn(dataset, images):
-    # A ridge regression of 400 pictures tells all of the other 100 right; wrong labels would give half.
+    # A ridge regression of 400 images tells all of the other 100 right; wrong labels would give half.
     x = np.hstack([images.reshape(N, -1) / 127.5 - 1, np.ones((N, 1))])
     y = 2.0 * dataset.labels - 1
     train, test = slice(0, 400), slice(400, N)

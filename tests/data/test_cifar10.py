@@ -22,8 +22,8 @@ BATCHES = [f"data_batch_{k}.bin" for k in range(1, 6)]
 NAMES = [f"thing {k}" for k in range(10)]
 
 
-def pictures(n, seed=0):
-    """n pictures (n, 32, 32, 3), labels (n,), and the records of them."""
+def random_images(n, seed=0):
+    """n images (n, 32, 32, 3), labels (n,), and the records of them."""
     rng = np.random.default_rng(seed)
     images = rng.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(10, size=n, dtype=np.uint8)
@@ -35,9 +35,9 @@ def pictures(n, seed=0):
 
 
 def contents():
-    """A small set: batch k has k pictures, the test batch 6."""
-    files = {name: pictures(k, seed=k)[2] for k, name in enumerate(BATCHES, start=1)}
-    files["test_batch.bin"] = pictures(6, seed=6)[2]
+    """A small set: batch k has k images, the test batch 6."""
+    files = {name: random_images(k, seed=k)[2] for k, name in enumerate(BATCHES, start=1)}
+    files["test_batch.bin"] = random_images(6, seed=6)[2]
     files["batches.meta.txt"] = "\n".join([*NAMES, "", ""]).encode()
     files["readme.html"] = b"<html>"
     return files
@@ -84,7 +84,7 @@ def refused(path, match, split="train"):
 
 def check(path):
     train, test = cifar10(path), cifar10(path, "test")
-    expected = [pictures(k, seed=k) for k in range(1, 7)]
+    expected = [random_images(k, seed=k) for k in range(1, 7)]
     for dataset, parts in ((train, expected[:5]), (test, expected[5:])):
         images, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         assert (dataset.name, dataset.shape, dataset.classes) == ("CIFAR-10", (32, 32, 3), tuple(NAMES))
@@ -124,7 +124,7 @@ BROKEN = [
     ("data_batch_3.bin", bytes(RECORD - 1), "has 3072 bytes"),
     ("data_batch_3.bin", bytes(RECORD + 1), "has 3074 bytes"),
     ("data_batch_3.bin", bytes(RECORD) + b"\x0a" + bytes(RECORD - 1), "label 10 in record 1"),
-    ("data_batch_5.bin", None, "data_batch_5.bin of CIFAR-10's binary version is not there"),
+    ("data_batch_5.bin", None, "data_batch_5.bin of CIFAR-10's binary version is missing"),
     ("batches.meta.txt", b"cat\ndog\n", "has 2 class names"),
     ("batches.meta.txt", b"\xff\xfe\0", "has 1 class names"),
 ]
@@ -146,14 +146,14 @@ def test_the_test_split_needs_its_own_batch_only(tmp_path):
 
 def test_a_file_that_is_a_folder_is_not_there(tmp_path):
     (write_folder(tmp_path, {}) / FOLDER / BATCHES[0]).mkdir()
-    refused(tmp_path, "data_batch_1.bin of CIFAR-10's binary version is not there")
+    refused(tmp_path, "data_batch_1.bin of CIFAR-10's binary version is missing")
 
 
-def test_an_absurdly_long_file(tmp_path):
+def test_a_too_large_file(tmp_path):
     write_folder(tmp_path, contents())
     with open(tmp_path / FOLDER / BATCHES[1], "wb") as file:
         file.truncate(RECORD * 10**6)  # sparse: it takes no room
-    refused(tmp_path, "too long")
+    refused(tmp_path, "larger than any file")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_any_bytes_are_refused(tmp_path_factory, junk):
     good = tar_bytes(members(contents()))
     for data in (junk, gzip.compress(junk, 1), gzip.compress(good[:512] + b"\1" + junk + good[512:], 1)):
         path.write_bytes(data)
-        refused(path, "damaged|is not there|no file of|goes on|not 0 to")
+        refused(path, "damaged|is missing|no file of|goes on|not 0 to")
 
 
 def test_the_pickled_version_is_refused(tmp_path):
@@ -259,8 +259,8 @@ def test_the_pickled_version_is_refused(tmp_path):
 
 
 def test_paths_and_splits_that_are_none(tmp_path):
-    refused(tmp_path / "missing", "is not there")
-    refused(tmp_path / ("x" * 300), "is not there")
+    refused(tmp_path / "missing", "is missing")
+    refused(tmp_path / ("x" * 300), "is missing")
     with pytest.raises(MinidiffError, match="valid: no such split"):
         cifar10(write_folder(tmp_path, contents()), "valid")
 

@@ -1,4 +1,4 @@
-"""Pictures lie in memory once: not twice when they are read, and not again when they are used."""
+"""Images lie in memory once: not twice when they are read, and not again when they are used."""
 
 import sys
 import tracemalloc
@@ -39,7 +39,7 @@ def test_idx(tmp_path):
     for name, a in (("images-idx3", images), ("labels-idx1", np.zeros(1000, np.uint8))):
         header = bytes([0, 0, 8, a.ndim]) + b"".join(n.to_bytes(4, "big") for n in a.shape)
         (tmp_path / f"train-{name}-ubyte").write_bytes(header + a.tobytes())
-    assert peak_of(lambda: idx.idx(tmp_path)) < 1.1 * images.nbytes  # all, and eight bytes of label for 4096 of picture
+    assert peak_of(lambda: idx.idx(tmp_path)) < 1.1 * images.nbytes  # all, and eight bytes of label for 4096 of image
 
 
 # Memory of its own, now and at its highest. Pages that were only asked for, but never touched, do not count.

@@ -6,7 +6,7 @@ IMAGES = np.random.default_rng(0).integers(256, size=(4, 5, 6, 3), dtype=np.uint
 LABELS = np.array([0, 1, 1, 0])
 
 
-def test_a_part_keeps_picture_label_and_caption_together():
+def test_a_part_keeps_image_label_and_caption_together():
     whole = from_arrays("four", IMAGES, LABELS, ("x", "y"), captions=("a", "b", "c", "d"))
     part = subset(subset(whole, np.array([3, 1, 2])), np.array([2, 0]))
     assert len(part) == 2 and part.captions == ("c", "d") and part.labels.tolist() == [1, 0]

@@ -12,16 +12,16 @@ def splits():
     return emoji("train"), emoji("test")
 
 
-def test_every_picture_is_in_one_split_with_its_own_caption_and_class(splits):
+def test_every_image_is_in_one_split_with_its_own_caption_and_class(splits):
     with np.load(FILE) as stored:
         images, captions, kinds = stored["images"], stored["captions"].tolist(), stored["subcategories"].tolist()
     assert sum(map(len, splits)) == len(images) == 3486
     found = Counter()
     for split in splits:
         assert len(split) == len(split.captions) and split.shape == (32, 32, 3) and not split.mirrors
-        for i, picture in enumerate(split.take(np.arange(len(split)))):
-            found[picture.tobytes(), split.captions[i], split.classes[split.labels[i]]] += 1
-    assert found == Counter(zip((picture.tobytes() for picture in images), captions, kinds, strict=True))
+        for i, image in enumerate(split.take(np.arange(len(split)))):
+            found[image.tobytes(), split.captions[i], split.classes[split.labels[i]]] += 1
+    assert found == Counter(zip((image.tobytes() for image in images), captions, kinds, strict=True))
     assert splits[0].classes == splits[1].classes and len(splits[0].classes) == 96
 
 
@@ -33,7 +33,7 @@ def test_no_flags_and_no_silhouettes_of_families(splits):
 
 
 def test_what_is_held_out_is_never_trained_on_but_its_parts_are(splits):
-    """65 pictures, 13 in each tone; every one's own name in the four other tones, and its tone on others."""
+    """65 images, 13 in each tone; every one's own name in the four other tones, and its tone on others."""
     train, test = splits
     assert not set(train.captions) & set(test.captions) and set(test.captions) <= set(held_out_captions())
     assert Counter(name_and_tone(caption)[1] for caption in test.captions) == dict.fromkeys(range(5), 13)

@@ -17,7 +17,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def pictures(rng, n, height=32, width=32, channels=3):
+def random_images(rng, n, height=32, width=32, channels=3):
     return rng.integers(0, 256, (n, height, width, channels), dtype=np.uint8)
 
 
@@ -46,7 +46,7 @@ def test_to_uint8_clips_and_rounds():
 
 
 def test_sheet_holds_every_pixel_in_its_place(rng):
-    images = pictures(rng, 5, 6, 8)
+    images = random_images(rng, 5, 6, 8)
     grid = np.asarray(sheet(images, columns=3, scale=2, gap=3))
     assert grid.shape == (2 * (12 + 3) + 3, 3 * (16 + 3) + 3, 3)
     for i, image in enumerate(images):
@@ -59,22 +59,22 @@ def test_sheet_holds_every_pixel_in_its_place(rng):
 
 
 @pytest.mark.parametrize(("n", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (10, 4, 3), (64, 8, 8)])
-def test_sheet_is_near_square_and_enlarges_small_pictures(rng, n, columns, rows):
-    assert sheet(pictures(rng, n), gap=0).size == (columns * 96, rows * 96)
+def test_sheet_is_near_square_and_enlarges_small_images(rng, n, columns, rows):
+    assert sheet(random_images(rng, n), gap=0).size == (columns * 96, rows * 96)
 
 
-def test_large_pictures_keep_their_size(rng):
-    assert sheet(pictures(rng, 1, 300, 200), gap=0).size == (200, 300)
+def test_large_images_keep_their_size(rng):
+    assert sheet(random_images(rng, 1, 300, 200), gap=0).size == (200, 300)
 
 
 def test_grey_is_shown_grey(rng):
-    images = pictures(rng, 1, channels=1)
+    images = random_images(rng, 1, channels=1)
     grid = np.asarray(sheet(images, scale=1, gap=0))
     np.testing.assert_array_equal(grid, images[0].repeat(3, axis=2))
 
 
 def test_strip_is_one_row_with_captions(rng):
-    images = pictures(rng, 3, channels=1)
+    images = random_images(rng, 3, channels=1)
     plain, captioned = strip(images), strip(images, ["t = 0", "t = 500", "t = 999"])
     assert plain.width == captioned.width >= 3 * 96
     assert 96 < plain.height < captioned.height
@@ -82,9 +82,9 @@ def test_strip_is_one_row_with_captions(rng):
     assert (below != below[0, 0]).any()  # something is written there
 
 
-def test_a_long_caption_keeps_to_its_own_picture(rng):
+def test_a_long_caption_keeps_to_its_own_image(rng):
     labels = ["an uncommonly long caption", "another"]
-    image = strip(pictures(rng, 2), labels, scale=1)
+    image = strip(random_images(rng, 2), labels, scale=1)
     margin = 4
     cell = (image.width - 3 * margin) // 2
     assert cell > 32
@@ -98,7 +98,7 @@ def test_a_long_caption_keeps_to_its_own_picture(rng):
 
 @pytest.mark.parametrize(("name", "kind"), [("a.png", "PNG"), ("a.PNG", "PNG"), ("a.jpg", "JPEG"), ("a.webp", "WEBP")])
 def test_save_writes_the_format_of_the_suffix(tmp_path, rng, name, kind):
-    image = sheet(pictures(rng, 2))
+    image = sheet(random_images(rng, 2))
     save_image(image, tmp_path / name)
     assert files(tmp_path) == [name]
     with Image.open(tmp_path / name) as read:
@@ -106,7 +106,7 @@ def test_save_writes_the_format_of_the_suffix(tmp_path, rng, name, kind):
 
 
 def test_png_is_lossless(tmp_path, rng):
-    image = sheet(pictures(rng, 2))
+    image = sheet(random_images(rng, 2))
     save_image(image, str(tmp_path / "a.png"))
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.asarray(image))
 
@@ -149,7 +149,7 @@ def test_a_folder_of_that_name(tmp_path):
     assert files(tmp_path) == ["a.png"]
 
 
-def test_the_old_picture_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
+def test_the_old_image_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     save_image(Image.new("RGB", (4, 4), "red"), path)
     old = path.read_bytes()
@@ -185,7 +185,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
 
 
 def test_gif_loops_and_holds(tmp_path, rng):
-    frames = [sheet(pictures(rng, 4, 8, 8), scale=1) for _ in range(3)]
+    frames = [sheet(random_images(rng, 4, 8, 8), scale=1) for _ in range(3)]
     save_gif(frames, tmp_path / "a.gif", ms=50, hold=1500)
     with Image.open(tmp_path / "a.gif") as read:
         assert read.n_frames == 3 and read.info["loop"] == 0
@@ -199,7 +199,7 @@ def test_gif_loops_and_holds(tmp_path, rng):
 
 
 def test_gif_is_deterministic(tmp_path, rng):
-    frames = [sheet(pictures(rng, 4)) for _ in range(2)]
+    frames = [sheet(random_images(rng, 4)) for _ in range(2)]
     for name in ("a.gif", "b.gif"):
         save_gif(frames, tmp_path / name)
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
@@ -216,7 +216,7 @@ def test_gif_refuses_another_suffix_and_a_missing_folder(tmp_path):
 
 
 def test_load_colour_and_grey(tmp_path, rng):
-    pixels = pictures(rng, 1, 5, 7)[0]
+    pixels = random_images(rng, 1, 5, 7)[0]
     Image.fromarray(pixels).save(tmp_path / "a.png")
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), pixels)
     grey = load_image(str(tmp_path / "a.png"), channels=1)
@@ -226,7 +226,7 @@ def test_load_colour_and_grey(tmp_path, rng):
 
 
 def test_load_grey_as_colour(tmp_path, rng):
-    pixels = pictures(rng, 1, channels=1)[0]
+    pixels = random_images(rng, 1, channels=1)[0]
     Image.fromarray(pixels[..., 0]).save(tmp_path / "a.png")
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), pixels.repeat(3, axis=2))
 
@@ -331,7 +331,7 @@ def test_missing_file_and_folder(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
 def test_truncated_file(tmp_path, rng, suffix):
     path = tmp_path / f"a.{suffix}"
-    sheet(pictures(rng, 4)).save(path)
+    sheet(random_images(rng, 4)).save(path)
     whole = path.read_bytes()
     for part in (0, 3, 20, len(whole) // 2):
         path.write_bytes(whole[:part])
@@ -340,24 +340,24 @@ def test_truncated_file(tmp_path, rng, suffix):
         assert one_line(error)
 
 
-def test_noise_is_not_a_picture(tmp_path, rng):
+def test_noise_is_not_a_image(tmp_path, rng):
     path = tmp_path / "a.png"
     path.write_bytes(rng.bytes(1000))
     with pytest.raises(MinidiffError, match=path.name):
         load_image(path)
 
 
-def test_only_plain_picture_formats_are_read(tmp_path, monkeypatch):
+def test_only_plain_image_formats_are_read(tmp_path, monkeypatch):
     """EPS is a program: Pillow would have Ghostscript run it."""
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.eps")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: Image.new("RGB", (8, 8)).im)
-    with pytest.raises(MinidiffError, match="cannot be read as a picture"):
+    with pytest.raises(MinidiffError, match="cannot be read as an image"):
         load_image(tmp_path / "a.eps")
 
 
-def test_damaged_bytes_give_a_picture_or_a_clear_error(tmp_path, rng):
+def test_damaged_bytes_give_a_image_or_a_clear_error(tmp_path, rng):
     path = tmp_path / "a.png"
-    sheet(pictures(rng, 1)).save(path)
+    sheet(random_images(rng, 1)).save(path)
     whole = bytearray(path.read_bytes())
     refused = 0
     for place in range(8, 100):
@@ -373,7 +373,7 @@ def test_damaged_bytes_give_a_picture_or_a_clear_error(tmp_path, rng):
 
 
 @pytest.mark.parametrize("factor", [1.5, 3])
-def test_picture_bomb(tmp_path, monkeypatch, factor):
+def test_image_bomb(tmp_path, monkeypatch, factor):
     """Pillow warns of too many pixels, and refuses twice as many; here both are refused."""
     path = tmp_path / "bomb.png"
     Image.new("L", (300, 100)).save(path)

@@ -1,4 +1,4 @@
-"""Archives of pictures: what is written can be read, and what is no such thing is refused in one line."""
+"""Archives of images: what is written can be read, and what is no such thing is refused in one line."""
 
 import io
 import re
@@ -40,18 +40,18 @@ HUGE = npy(IMAGES).replace(b"(5, 4, 6, 3)", b"(10**9, 3)  ")
 REFUSED = {
     "other name": (npy(IMAGES), "holds no arr_0", "arr_1.npy"),
     "floats": (npy(IMAGES / 255), r"arr_0 is float64 \(5, 4, 6, 3\), not uint8"),
-    "one picture": (npy(IMAGES[0]), r"arr_0 is uint8 \(4, 6, 3\), not uint8 \(N"),
+    "one image": (npy(IMAGES[0]), r"arr_0 is uint8 \(4, 6, 3\), not uint8 \(N"),
     "four channels": (npy(IMAGES.repeat(4, 3)[..., :4]), "not uint8"),
     "none": (npy(IMAGES[:0]), "not uint8"),
     "Fortran": (npy(np.asfortranarray(IMAGES)), "not uint8"),
     "objects": (npy(np.array([[[[{}]]]], dtype=object), allow_pickle=True), "not uint8"),
-    "short": (npy(IMAGES)[:-1], "arr_0 has .* bytes and claims the shape"),
-    "long": (npy(IMAGES) + b"x", "arr_0 has .* bytes and claims the shape"),
+    "short": (npy(IMAGES)[:-1], "arr_0 has .* bytes, its header gives the shape"),
+    "long": (npy(IMAGES) + b"x", "arr_0 has .* bytes, its header gives the shape"),
     "claims much": (npy(IMAGES).replace(b"(5, 4, 6, 3)", b"(5,4,6,3000)"), "not uint8"),
     "claims more": (npy(IMAGES).replace(b"(5, 4, 6, 3)", b"(50000,46,3)"), "not uint8"),
-    "no numbers": (HUGE, "cannot be read as pictures"),
-    "no header": (b"\x93NUMPY\x01\x00", "cannot be read as pictures"),
-    "no array": (b"text", "cannot be read as pictures"),
+    "no numbers": (HUGE, "cannot be read as images"),
+    "no header": (b"\x93NUMPY\x01\x00", "cannot be read as images"),
+    "no array": (b"text", "cannot be read as images"),
     "negative": (npy(IMAGES).replace(b"(5, 4, 6, 3)", b"(-5,-4,6, 3)"), "cannot be read|not uint8"),
 }
 
@@ -70,10 +70,10 @@ def refused(path, match):
 
 def test_no_archive(tmp_path):
     (tmp_path / "a.npz").write_bytes(npy(IMAGES))
-    refused(tmp_path / "a.npz", "cannot be read as pictures .File is not a zip file")
+    refused(tmp_path / "a.npz", "cannot be read as images .File is not a zip file")
     (tmp_path / "b.npz").mkdir()
-    refused(tmp_path / "b.npz", "cannot be read as pictures")
-    refused(tmp_path / "c.npz", "cannot be read as pictures .*No such file")
+    refused(tmp_path / "b.npz", "cannot be read as images")
+    refused(tmp_path / "c.npz", "cannot be read as images .*No such file")
 
 
 def test_a_damaged_archive(tmp_path):
@@ -83,7 +83,7 @@ def test_a_damaged_archive(tmp_path):
     damaged[len(good) // 2] ^= 0xFF
     for content in (good[:-30], bytes(damaged), good[: len(good) // 2]):
         (tmp_path / "a.npz").write_bytes(content)
-        refused(tmp_path / "a.npz", "cannot be read as pictures")
+        refused(tmp_path / "a.npz", "cannot be read as images")
 
 
 def test_a_bomb_is_not_inflated(tmp_path):
@@ -96,4 +96,4 @@ def test_a_bomb_is_not_inflated(tmp_path):
     for at in (data.index(b"PK\x03\x04") + 22, data.index(b"PK\x01\x02") + 24):  # where the length is told
         data = data[:at] + (2**31 + 128).to_bytes(4, "little") + data[at + 4 :]
     path.write_bytes(data)
-    refused(path, "arr_0 has 2147483776 bytes and claims the shape")
+    refused(path, "arr_0 has 2147483776 bytes, its header gives the shape")

@@ -67,11 +67,11 @@ def test_cats_dogs(monkeypatch):
     monkeypatch.setattr(cats_dogs, "cats_dogs", lambda: drawn)
     assert open_dataset("cats_dogs") is drawn
     assert open_dataset("cats_dogs", size=32) is drawn
-    refused(": its pictures are 32x32, not of size 64", "cats_dogs", size=64)
+    refused(": its images are 32x32, not of size 64", "cats_dogs", size=64)
     refused(": has no split 'valid'", "cats_dogs", split="valid")
 
 
-def test_cats_dogs_has_other_pictures_to_test_with():
+def test_cats_dogs_has_other_images_to_test_with():
     """Of as many classes; not one of them is drawn for training."""
     train, test = open_dataset("cats_dogs"), open_dataset("cats_dogs", split="test")
     assert len(test) == 4000 and abs(test.labels.mean() - 0.5) < 4 * 0.5 / 4000**0.5
@@ -117,7 +117,7 @@ def test_cifar10_as_folder_and_archive(tmp_path):
         assert len(open_dataset(str(tmp_path / name))) == 10
         assert len(open_dataset(str(tmp_path / name), split="test")) == 2
     (tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin").unlink()
-    refused("data_batch_2.bin .*is not there", str(tmp_path))
+    refused("data_batch_2.bin .*is missing", str(tmp_path))
 
 
 def test_the_pickled_cifar10_is_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_the_pickled_cifar10_is_refused(tmp_path):
     refused("Python version, a pickle", str(tmp_path))
 
 
-def test_pictures(tmp_path):
+def test_images(tmp_path):
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (6, 4)).save(tmp_path / name / "x.png")
@@ -138,19 +138,19 @@ def test_what_is_no_data(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "fake.tar.gz").write_text("x")
-    refused("holds no picture", str(tmp_path / "empty"))
-    refused("is a file, but no .tar.gz; give a folder of pictures", str(tmp_path / "file.txt"))
+    refused("holds no image", str(tmp_path / "empty"))
+    refused("is a file, but no .tar.gz; give a folder of images", str(tmp_path / "file.txt"))
     refused("damaged or no .tar.gz", str(tmp_path / "fake.tar.gz"))
     for data in (str(tmp_path / "missing"), "x" * 300, "", "null\0byte", "cifar-10"):
         refused("no such folder or file.* cats_dogs or cifar10 or emoji", data)
 
 
-@pytest.mark.parametrize("kind", ["cats_dogs", "cifar10", "emoji", "idx", "pictures"])
+@pytest.mark.parametrize("kind", ["cats_dogs", "cifar10", "emoji", "idx", "images"])
 def test_a_split_that_is_none(tmp_path, cache, kind):
     data = kind if kind in ("cats_dogs", "cifar10", "emoji") else str(tmp_path)
     if kind == "idx":
         write_idx(tmp_path, "train")
-    if kind == "pictures":
+    if kind == "images":
         Image.new("RGB", (6, 4)).save(tmp_path / "x.png")
     with pytest.raises(MinidiffError, match="valid: no such split|has no split 'valid'"):
         open_dataset(data, split="valid")
@@ -161,9 +161,9 @@ def test_a_test_split_that_is_not_there(tmp_path):
     write_idx(tmp_path / "idx", "train")
     write_cifar10(tmp_path / "cifar")
     (tmp_path / "cifar" / "test_batch.bin").unlink()
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (6, 4)).save(tmp_path / "pictures" / "x.png")
-    for data in (str(tmp_path / name) for name in ("idx", "cifar", "pictures")):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / "images" / "x.png")
+    for data in (str(tmp_path / name) for name in ("idx", "cifar", "images")):
         with pytest.raises(NoSplit):
             open_dataset(data, split="test")
     write_idx(tmp_path / "idx", "t10k")

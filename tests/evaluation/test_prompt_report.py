@@ -142,4 +142,4 @@ def test_what_is_refused(tmp_path):
     )
     (tmp_path / "bars" / "captions.csv").unlink()
     refused(evaluate_prompts, "bars", match="bars: its images have no captions, which .*run is conditioned on")
-    refused(evaluate_prompts, "cats_dogs", match="cats_dogs: its pictures are 32x32, not of size 8")
+    refused(evaluate_prompts, "cats_dogs", match="cats_dogs: its images are 32x32, not of size 8")

@@ -63,7 +63,7 @@ def test_labels_go_with_their_images(tmp_path):
 
 def test_images_of_another_shape(tmp_path):
     data = str(idx_set(tmp_path / "data", n=200))
-    refused(open_real_images, data, (8, 8, 1), 20, match="data: its pictures are 4x4, not of size 8")
+    refused(open_real_images, data, (8, 8, 1), 20, match="data: its images are 4x4, not of size 8")
     refused(
         open_real_images,
         data,
