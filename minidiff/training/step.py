@@ -33,8 +33,10 @@ class StepStats:
     The functions are called when the values are read, and only then wait for a GPU.
     """
 
-    def __init__(self, step: int, losses: Sequence[Callable], grad_norm: Callable):
-        self.step, self._losses, self._grad_norm = step, losses, grad_norm
+    def __init__(self, step: int, losses: Sequence[Callable[[], Any]], grad_norm: Callable[[], Any]):
+        self.step: int = step
+        self._losses = losses
+        self._grad_norm = grad_norm
 
     @property
     def loss(self) -> float:
