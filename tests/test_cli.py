@@ -405,6 +405,12 @@ def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_
         begin.held_out(state.open_run(Path("one")), md.open_dataset("data"))
 
 
+def test_a_damaged_test_split_is_found_before_there_is_a_run(refused, data, tmp_path):
+    idx_set(tmp_path / "test", n=7).joinpath("train-images-idx3-ubyte").rename(data / "t10k-images-idx3-ubyte")
+    for command in (["train", "data", "--out", "run", *SMALL], ["train-vae", "data", "--out", "run", *SMALL]):
+        refused(*command, match="neither t10k-labels-idx1-ubyte nor")
+
+
 def test_resume_goes_on(done, data, tmp_path):
     done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
     with pytest.MonkeyPatch.context() as patched:
