@@ -253,8 +253,18 @@ class Metrics:
             self.file.write(HEADER)
 
     def write(self, stats: StepStats, lr: float) -> None:
-        """One step's line; numbers in full precision."""
+        """One step's line; numbers in full precision. Raises MinidiffError as `check` does."""
+        self.check()
         self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r}\n")
+
+    def check(self) -> None:
+        """Raises MinidiffError if the file is no longer at its path: a state saved there would have no log."""
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise MinidiffError(f"{self.path}: was moved, removed or replaced during training; put it back, then --resume")
 
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns: before a state is saved, not after."""
