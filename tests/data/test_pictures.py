@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -401,12 +402,10 @@ def test_losses_that_have_no_place_are_left_out_of_the_plot(tmp_path, losses):
 
 
 def test_a_backend_that_matplotlib_does_not_know(tmp_path):
-    code = f"from minidiff.data.pictures import loss_plot; loss_plot([1], [0.5], {str(tmp_path / 'loss.png')!r}, 'A title')"
+    path = str(tmp_path / "loss.png")
+    code = f"from minidiff.data.pictures import loss_plot; loss_plot([1], [0.5], {path!r}, 'A title')"
     _, complaints = start(code, MPLBACKEND="GTK").communicate(timeout=100)
-    said = complaints.strip().splitlines()[-1]
-    assert said.startswith("minidiff.errors.MinidiffError: matplotlib: ") and said.endswith(
-        "unset the variable MPLBACKEND"
-    )
+    assert re.search("MinidiffError: matplotlib: .*; unset the variable MPLBACKEND$", complaints.strip())
 
 
 def test_loss_plot_in_a_missing_folder(tmp_path):
