@@ -70,7 +70,7 @@ def main() -> None:
         wrong_option = getattr(error, "format_message", None)  # typer has it, under a private name
         if wrong_option is None and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
-        message = _of_usage(error) if wrong_option else str(error)
+        message = _of_usage(error) if wrong_option else _of_system(error)
         print(f"minidiff: {printable(message)}", file=sys.stderr)
         sys.exit(2)
 
@@ -80,6 +80,13 @@ def _of_usage(error: Any) -> str:
     said, context = " ".join(error.format_message().split()), getattr(error, "ctx", None)
     command = context.command_path if context else "minidiff"
     return f"{said}{'' if said.endswith(('.', '?')) else '.'} See {command} --help."
+
+
+def _of_system(error: BaseException) -> str:
+    """What an error says; where the current folder is gone, which the system says without a name, that."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return "the current folder is no longer there: change to another one, and call minidiff again"
+    return str(error) or "there is no memory for that; close other programs, or choose smaller numbers"
 
 
 @app.command("demo")

@@ -405,6 +405,12 @@ def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_
         begin.held_out(state.open_run(Path("one")), md.open_dataset("data"))
 
 
+def test_a_damaged_test_split_is_found_before_there_is_a_run(refused, data, tmp_path):
+    idx_set(tmp_path / "test", n=7).joinpath("train-images-idx3-ubyte").rename(data / "t10k-images-idx3-ubyte")
+    for command in (["train", "data", "--out", "run", *SMALL], ["train-vae", "data", "--out", "run", *SMALL]):
+        refused(*command, match="neither t10k-labels-idx1-ubyte nor")
+
+
 def test_resume_goes_on(done, data, tmp_path):
     done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
     with pytest.MonkeyPatch.context() as patched:
@@ -785,6 +791,28 @@ def test_nobody_reads_what_a_command_prints(trained, arguments, code):
     child.stderr.close()
     assert child.wait(100) == code
     assert Path("sheet.png").is_file() == ("run" in arguments)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_too_full_for_what_is_printed(tmp_path):
+    for stream, at in (("stdout", ["info"]), ("stderr", ["sample", "nowhere"])):
+        command = [sys.executable, "-m", "minidiff", *at]
+        with open("/dev/full", "w") as full:
+            pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, stream: full}
+            done = subprocess.run(command, timeout=100, **pipes)
+        assert done.returncode == 2
+        if stream == "stdout":
+            assert "standard output cannot be written: No space left on device; make room" in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that is in use")
+def test_a_current_folder_that_is_gone(trained, tmp_path):
+    gone = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+    _, err = process("export", "run", "new", code=gone).communicate(timeout=100)
+    assert err == "minidiff: the current folder is no longer there: change to another one, and call minidiff again\n"
+    _, err = process("export", tmp_path / "run", tmp_path / "new", code=gone).communicate(timeout=100)
+    assert err == "" and (tmp_path / "new" / "unet").is_dir()
 
 
 # Sampling

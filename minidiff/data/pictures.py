@@ -210,12 +210,16 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
     """Plots a training's losses on a logarithmic axis: each one faint, the mean of the last few bold.
 
-    steps, losses: (n,), n >= 1; steps whose loss is no finite number are left out. Raises MinidiffError as `save` does.
+    steps, losses: (n,), n >= 1; steps whose loss has no place on that axis are left out: 0, and what is no finite
+    number. Raises MinidiffError as `save` does, and for an MPLBACKEND that matplotlib refuses.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
+        from matplotlib.figure import Figure
+    except ValueError as error:  # of MPLBACKEND
+        raise MinidiffError(f"matplotlib: {error}; unset the variable MPLBACKEND".replace("\n", " ")) from None
 
-    finite = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
+    finite = [(step, loss) for step, loss in zip(steps, losses, strict=True) if 0 < loss < math.inf]
     steps, losses = [step for step, _ in finite], [loss for _, loss in finite]
     window = max(1, len(losses) // 25)
     total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))

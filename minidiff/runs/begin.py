@@ -69,6 +69,7 @@ def begun(out: Path, data: str, given: dict[str, Any], threads: int | None) -> t
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the pictures")
+    _test_split(config, dataset)  # which is found damaged before there is a run
     flip = config.flip and dataset.mirrors
     return replace(config, flip=flip, threads=threads, pictures=known_by(data, dataset)), dataset
 
@@ -85,14 +86,20 @@ def known_by(data: str, dataset: Dataset) -> str:
 
 def held_out(run: Run, dataset: Dataset) -> Dataset:
     """What checkpoints are measured on: the set's test split, or, where it has none, what the run learns from."""
-    try:
-        test = open_dataset(run.config.data, run.config.size, "test")
-    except NoSplit:
-        test = dataset
-    if test.shape != dataset.shape:
-        raise MinidiffError(f"{run.config.data}: its test pictures are {test.shape}, the others {dataset.shape}")
+    test = _test_split(run.config, dataset)
     which = "its own pictures" if test is dataset else "the test split"
     console.print(f"Checkpoints are measured on {min(PICTURES, len(test))} of {which}.")
+    return test
+
+
+def _test_split(config: TrainConfig, dataset: Dataset) -> Dataset:
+    """The test split of a training set; the set itself where it has none."""
+    try:
+        test = open_dataset(config.data, config.size, "test")
+    except NoSplit:
+        return dataset
+    if test.shape != dataset.shape:
+        raise MinidiffError(f"{config.data}: its test pictures are {test.shape}, the others {dataset.shape}")
     return test
 
 

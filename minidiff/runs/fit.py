@@ -56,6 +56,7 @@ def fit(
                     return save_state(run, keep)
                 if last is None:
                     measured = probe(run, probed)
+                    metrics.check()  # that took a while
                     note_loss(run.folder, run.step, measured)
                     save_state(run, keep)
                     saved = stats.step

@@ -19,9 +19,14 @@ from PIL.Image import Image
 from minidiff.data.dataset import Dataset
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW
+from minidiff.errors import MinidiffError
 from minidiff.runs.train import StepStats, TrainConfig
 
 Weights = Mapping[str, np.ndarray]
+
+
+class DamagedPart(MinidiffError):
+    """What a run does not train, and keeps beside its states, is missing or another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ class Run(ABC):
     @classmethod
     @abstractmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[Any, ...]:
-        """What `build` is to be given, out of a state's metadata. Raises KeyError, ValueError or MinidiffError."""
+        """What `build` is to be given, of a state's metadata. Raises KeyError, ValueError, MinidiffError."""
 
     @abstractmethod
     def metadata(self) -> dict[str, str]:

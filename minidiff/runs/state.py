@@ -27,7 +27,7 @@ from minidiff.runs.checkpoint import check_claim
 from minidiff.runs.files import replace_file
 from minidiff.runs.folders import check_there, is_run
 from minidiff.runs.kept import best_file, state_file
-from minidiff.runs.run import Run
+from minidiff.runs.run import DamagedPart, Run
 from minidiff.runs.terminal import console
 from minidiff.runs.text_run import TextRun
 from minidiff.runs.train import StepStats, TrainConfig
@@ -68,14 +68,14 @@ def open_run(folder: Path, kind: type[R] = Run) -> R:
 
     If its state is damaged, the newest one that is kept and whole is taken in its place, in the end the best, and the
     console is told.
-    Raises MinidiffError for a folder without a run, or with one of another kind, and, naming every file that was
-    tried, if no state is whole.
+    Raises MinidiffError for a folder without a run, or with one of another kind, for a damaged part that lies beside
+    the states, and, naming every file that was tried, if no state is whole.
     """
     check_run(folder)
     path, *others = kept.states(folder)
     try:
         return of_kind(_read(folder, path), kind)
-    except WrongKind:
+    except (WrongKind, DamagedPart):  # of which no other state is free
         raise
     except MinidiffError as error:
         for other in others:
@@ -173,6 +173,10 @@ def _read(folder: Path, path: Path) -> Run:
         step, skipped = int(metadata["step"]), int(metadata.get("skipped", 0))  # older runs skipped none
     except (KeyError, ValueError, RecursionError):
         raise MinidiffError(f"{path}: its metadata is damaged; start a new run") from None
+    except DamagedPart:
+        raise
+    except MinidiffError as error:
+        raise MinidiffError(f"{path}: {error}") from None
     run = _build(kind, folder, config, parts, tensors["p"].size if "p" in tensors else 0, path)
     for name in BUFFERS:
         buffer = getattr(run.optimizer, name)
@@ -253,8 +257,18 @@ class Metrics:
             self.file.write(HEADER)
 
     def write(self, stats: StepStats, lr: float) -> None:
-        """One step's line; numbers in full precision."""
+        """One step's line; numbers in full precision. Raises MinidiffError as `check` does."""
+        self.check()
         self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r}\n")
+
+    def check(self) -> None:
+        """Raises MinidiffError if the file is no longer at its path: a state saved there would have no log."""
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise MinidiffError(f"{self.path}: was moved, removed or replaced during training; put it back, then --resume")
 
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns: before a state is saved, not after."""

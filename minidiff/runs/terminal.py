@@ -69,14 +69,15 @@ GONE = (errno.EPIPE, errno.EIO)  # the reader of a pipe, as in `| head -1`; a te
 
 
 class _Unread(io.FileIO):
-    """A file that drops what is written to it once nobody reads it any more."""
+    """A file that drops what is written to it once nobody reads it any more; stderr, whatever is wrong with it."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
-                raise
+            if error.errno not in GONE and self.fileno() != 2:  # of stderr there is nowhere to tell
+                reason = f"{error.strerror}; make room, or send the output elsewhere"
+                raise OSError(error.errno, f"standard output cannot be written: {reason}") from None
             return memoryview(data).nbytes
 
 

@@ -33,7 +33,7 @@ from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.models.vae import VAE, Pixels
 from minidiff.runs.pipeline import Pipeline, load_text_encoder, load_vae, save_parts
-from minidiff.runs.run import Run, Weights
+from minidiff.runs.run import DamagedPart, Run, Weights
 from minidiff.runs.text import encoded, native_size, text_to_image
 from minidiff.runs.tokens import load_tokenizer
 from minidiff.runs.train import StepStats, TrainConfig, make_optimizer, train_step
@@ -74,16 +74,21 @@ class TextRun(Run):
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[Any, ...]:
         network, frozen = TextUNetConfig.of(json.loads(metadata["unet"])), json.loads(metadata["frozen"])
+        if not isinstance(frozen, dict):
+            raise MinidiffError("the digests of what does not learn are damaged: start a new run")
         schedule = schedule_from_config(json.loads(metadata["schedule"]))
-        tokenizer, vae = load_tokenizer(folder / "tokenizer"), Pixels(network.in_channels)
-        heard = TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
-        if "vae" in frozen:
-            vae = load_vae(folder / "vae", config.backend)
-        if "text_encoder" in frozen:
-            heard = load_text_encoder(folder / "text_encoder", config.backend)
+        vae, heard = Pixels(network.in_channels), TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
+        try:
+            tokenizer = load_tokenizer(folder / "tokenizer")
+            if "vae" in frozen:
+                vae = load_vae(folder / "vae", config.backend)
+            if "text_encoder" in frozen:
+                heard = load_text_encoder(folder / "text_encoder", config.backend)
+        except MinidiffError as error:
+            raise DamagedPart(str(error)) from None
         for name, found in digests(tokenizer, vae, heard).items():
             if frozen.get(name) != found:
-                raise MinidiffError(f"{folder / name}: is not the one that the run was started with; copy it again")
+                raise DamagedPart(f"{folder / name}: is not the one that the run was started with; copy it again")
         return network, schedule, tokenizer, vae, heard
 
     def metadata(self) -> dict[str, str]:

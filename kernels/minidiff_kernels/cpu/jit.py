@@ -41,12 +41,17 @@ for _name, _value in WAITING.items():
 
 
 def user_cache_dir() -> Path:
-    """The folder in which programs of this user may keep what can be made again."""
+    """The folder in which programs of this user may keep what can be made again.
+
+    Of a user without a home it is one that cannot be made: nothing is kept.
+    """
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.devnull, ".cache")
 
 
 @cache
