@@ -125,7 +125,7 @@ def check_new_folder(path: Path) -> None:
     try:
         if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
             raise MinidiffError(f"{path}: is there already; choose a new folder")
-        if place == Path.cwd():  # to be replaced by the new one
+        if place.is_dir() and place.samefile("."):  # to be replaced by the new one
             raise MinidiffError(f"{path}: is the current folder; choose a new folder")
         _check_can_be_made(place)
     except OSError as error:

@@ -69,14 +69,15 @@ CLOSED = (errno.EPIPE, errno.EIO)  # a pipe without a reader, as after `| head -
 
 
 class _IgnoresClosed(io.FileIO):
-    """A file that discards what is written once its pipe or terminal is closed."""
+    """A file that discards what is written once its pipe or terminal is closed; stderr, whatever is wrong with it."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in CLOSED:
-                raise
+            if error.errno not in CLOSED and self.fileno() != 2:  # of stderr there is nowhere to tell
+                reason = f"{error.strerror}; make room, or send the output elsewhere"
+                raise OSError(error.errno, f"standard output cannot be written: {reason}") from None
             return memoryview(data).nbytes
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         usage_error = hasattr(error, "format_message")  # its class is private in typer
         if not usage_error and not isinstance(error, MinidiffError | OSError | MemoryError):
             raise
-        message = _usage_message(error) if usage_error else str(error)
+        message = _usage_message(error) if usage_error else _system_message(error)
         print(f"minidiff: {printable(message)}", file=sys.stderr)
         sys.exit(2)
 
@@ -76,6 +76,13 @@ def _usage_message(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "minidiff"
     return f"{message} See {command} --help."
+
+
+def _system_message(error: BaseException) -> str:
+    """The message of an error; of a current folder that was removed, for which the system has no name, one of ours."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return "the current folder is no longer there: change to another one, and call minidiff again"
+    return str(error) or "there is no memory for that; close other programs, or choose smaller numbers"
 
 
 app.command()(demo)

@@ -176,7 +176,10 @@ def cache_dir() -> Path:
     elif sys.platform == "darwin":
         home = Path.home() / "Library" / "Caches"
     else:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:
+            raise MinidiffError("no home folder is known: set XDG_CACHE_HOME to one that can be written") from None
     return Path(home) / "minidiff"
 
 

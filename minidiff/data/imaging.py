@@ -194,12 +194,16 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
     """Plot training losses on a logarithmic axis: each one faint, a moving average over n / 25 steps bold.
 
-    steps, losses: (n,), n >= 1; steps whose loss is not finite are left out. Raises MinidiffError as `save_image` does.
+    steps, losses: (n,), n >= 1; steps whose loss is not positive and finite are left out. Raises MinidiffError as
+    `save_image` does, and if matplotlib refuses MPLBACKEND.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
+        from matplotlib.figure import Figure
+    except ValueError as error:  # of MPLBACKEND
+        raise MinidiffError(f"matplotlib: {error}; unset the variable MPLBACKEND".replace("\n", " ")) from None
 
-    finite = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
+    finite = [(step, loss) for step, loss in zip(steps, losses, strict=True) if 0 < loss < math.inf]
     steps, losses = [step for step, _ in finite], [loss for _, loss in finite]
     window = max(1, len(losses) // 25)
     total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))

@@ -20,6 +20,7 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.folders import check_run
 from minidiff.formats.networks import check_weight_count
 from minidiff.formats.run_state import (
+    DamagedPart,
     RunState,
     best_file,
     damaged_metadata,
@@ -120,6 +121,10 @@ def read_parts(state: RunState, parse: Callable[[], P]) -> P:
         parts = parse()
     except (KeyError, ValueError, RecursionError):
         raise damaged_metadata(state.path) from None
+    except DamagedPart:
+        raise
+    except MinidiffError as error:
+        raise MinidiffError(f"{state.path}: {error}") from None
     for part in parts:
         if isinstance(part, UNetConfig | FileConfig):
             check_weight_count(part, state.size, state.path)
@@ -137,20 +142,25 @@ def unet_parts(metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
 def text_parts(folder: Path, metadata: Mapping[str, str], backend: str) -> TextParts:
     """The parts of a text-conditional run: of the trained networks their configurations, the frozen ones read.
 
-    Raises KeyError, ValueError or MinidiffError if they are damaged, and MinidiffError if a frozen part is not the one
-    that the run was started with.
+    Raises KeyError, ValueError or MinidiffError if they are damaged, and DamagedPart if a frozen part is damaged or not
+    the one that the run was started with.
     """
     network, frozen = TextUNetConfig.of(json.loads(metadata["unet"])), json.loads(metadata["frozen"])
+    if not isinstance(frozen, dict):
+        raise MinidiffError("the digests of the frozen parts are damaged: start a new run")
     schedule = schedule_from_config(json.loads(metadata["schedule"]))
-    tokenizer, vae = load_tokenizer(folder / "tokenizer"), Pixels(network.in_channels)
-    encoder = TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
-    if "vae" in frozen:
-        vae = load_vae(folder / "vae", backend)
-    if "text_encoder" in frozen:
-        encoder = load_text_encoder(folder / "text_encoder", backend)
+    vae, encoder = Pixels(network.in_channels), TextEncoderConfig.of(json.loads(metadata["text_encoder"]))
+    try:
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        if "vae" in frozen:
+            vae = load_vae(folder / "vae", backend)
+        if "text_encoder" in frozen:
+            encoder = load_text_encoder(folder / "text_encoder", backend)
+    except MinidiffError as error:
+        raise DamagedPart(str(error)) from None
     for name, digest in digests(tokenizer, vae, encoder).items():
         if frozen.get(name) != digest:
-            raise MinidiffError(f"{folder / name}: is not the one that the run was started with; copy it again")
+            raise DamagedPart(f"{folder / name}: is not the one that the run was started with; copy it again")
     return network, schedule, tokenizer, vae, encoder
 
 

@@ -58,6 +58,10 @@ class WrongKind(MinidiffError):
     """The folder holds a run of another kind."""
 
 
+class DamagedPart(MinidiffError):
+    """A part that a run does not train, and keeps beside its states, is missing, damaged or another one."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """What a state file holds; the arrays are still on disk.
@@ -138,7 +142,7 @@ def read_newest(folder: Path, build: Callable[[RunState], T]) -> T:
     path, *others = states(folder)
     try:
         return build(read_state(path))
-    except WrongKind:
+    except (WrongKind, DamagedPart):  # no other state is free of that
         raise
     except MinidiffError as error:
         from minidiff.terminal import console  # rich is imported only where something is printed

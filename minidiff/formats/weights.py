@@ -6,6 +6,7 @@ is held. float16 and bfloat16 are widened to float32, which loses nothing.
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from math import prod
@@ -37,15 +38,19 @@ class Stored:
     dtype: str  # safetensors' name: a key of DTYPES
     shape: tuple[int, ...]
     offset: int  # in bytes from the beginning of the file
+    file: os.stat_result  # when the header was read
 
     @property
     def size(self) -> int:
         return prod(self.shape)
 
     def read(self) -> np.ndarray:
-        """The array as float32. Raises MinidiffError if the file ends too early."""
+        """The array as float32. Raises MinidiffError if the file ends too early, or was replaced since then."""
         try:
-            a = np.fromfile(self.path, DTYPES[self.dtype], self.size, offset=self.offset).reshape(self.shape)
+            with open(self.path, "rb") as file:
+                if not os.path.samestat(os.fstat(file.fileno()), self.file):
+                    raise MinidiffError(f"{self.path}: was replaced while it was read; try again")
+                a = np.fromfile(file, DTYPES[self.dtype], self.size, offset=self.offset).reshape(self.shape)
         except (OSError, ValueError) as error:
             raise damaged(self.path, error) from None
         if self.dtype == "BF16":
@@ -125,16 +130,15 @@ def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST_JSON:
                 raise ValueError(f"a header of {length} bytes")
-            text = file.read(length)
+            text, now = file.read(length), os.fstat(file.fileno())
         with safe_open(path, "numpy") as checked:  # shapes, lengths and offsets agree with one another and the file
             header, names, metadata = json.loads(text), checked.keys(), checked.metadata() or {}
     except FileNotFoundError:
         raise MinidiffError(f"{path}: no such file; copy or train it again") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from None
-    return {
-        name: _stored(path, name, header[name], 8 + length) for name in names if not _is_position_ids(name)
-    }, metadata
+    kept = [name for name in names if not _is_position_ids(name)]
+    return {name: _stored(path, name, header[name], 8 + length, now) for name in kept}, metadata
 
 
 def _is_position_ids(name: str) -> bool:
@@ -142,13 +146,13 @@ def _is_position_ids(name: str) -> bool:
     return name.endswith("position_ids")
 
 
-def _stored(path: Path, name: str, entry: dict, start: int) -> Stored:
+def _stored(path: Path, name: str, entry: dict, start: int, file: os.stat_result) -> Stored:
     if not name.isprintable() or len(name) > 200:
         raise MinidiffError(f"{path}: has an array of the name {name!r:.200}; is it the right file?")
     if entry["dtype"] not in DTYPES:
         known = ", ".join(DTYPES)
         raise MinidiffError(f"{path}: {name} is {entry['dtype']}, and only {known} are read; save it in float32")
-    return Stored(path, name, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+    return Stored(path, name, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0], file)
 
 
 def damaged(path: Path, error: Exception) -> MinidiffError:

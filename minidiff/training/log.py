@@ -21,8 +21,18 @@ class TrainingLog:
             self.file.write(HEADER)
 
     def write(self, stats: StepStats, lr: float) -> None:
-        """Append one step's line; floats with repr precision."""
+        """Append one step's line; floats with repr precision. Raises MinidiffError as `check` does."""
+        self.check()
         self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r}\n")
+
+    def check(self) -> None:
+        """Raises MinidiffError if the file is no longer at its path: a state saved there would have no log."""
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise MinidiffError(f"{self.path}: was moved, removed or replaced during training; put it back, then --resume")
 
     def flush(self) -> None:
         """Wait until all lines are on the disk; call it before a state is saved."""

@@ -52,7 +52,7 @@ def fit(
                 if stopping:
                     return save_state(run, keep)
                 if due:
-                    loss = _save_checkpoint(run, validation, keep)
+                    loss = _save_checkpoint(run, log, validation, keep)
                     saved = stats.step
                     save_progress(run, dataset, validation)
                     on_checkpoint(saved, loss)
@@ -84,9 +84,10 @@ class _DelayedReports:
             self.last = None
 
 
-def _save_checkpoint(run: Run, validation: Dataset, keep: int) -> float:
+def _save_checkpoint(run: Run, log: TrainingLog, validation: Dataset, keep: int) -> float:
     """Save the state; returns its validation loss, which is recorded before."""
     loss = validation_loss(run, validation)
+    log.check()  # again: the validation took a while
     record_loss(run.folder, run.step, loss)
     save_state(run, keep)
     return loss

@@ -70,6 +70,7 @@ def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None)
     dataset = open_data(data, config.size, config.skip_bad)
     if config.pad_crop >= (side := min(dataset.shape[:2])):
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the images")
+    _test_split(config, dataset)  # a damaged one is found before there is a run
     flip = config.flip and dataset.mirrors
     return replace(config, flip=flip, threads=threads, fingerprint=data_fingerprint(data, dataset)), dataset
 
@@ -86,14 +87,20 @@ def data_fingerprint(data: str, dataset: Dataset) -> str:
 
 def validation_set(run: Run, dataset: Dataset) -> Dataset:
     """The dataset of validation losses: the test split, or, where there is none, the training set."""
-    try:
-        test = open_dataset(run.config.data, run.config.size, "test")
-    except NoSplit:
-        test = dataset
-    if test.shape != dataset.shape:
-        raise MinidiffError(f"{run.config.data}: its test images are {test.shape}, the others {dataset.shape}")
+    test = _test_split(run.config, dataset)
     which = "the training images" if test is dataset else "the test split"
     console.print(f"Checkpoints are measured on {min(IMAGES, len(test))} of {which}.")
+    return test
+
+
+def _test_split(config: TrainConfig, dataset: Dataset) -> Dataset:
+    """The test split of a training set; the set itself where it has none."""
+    try:
+        test = open_dataset(config.data, config.size, "test")
+    except NoSplit:
+        return dataset
+    if test.shape != dataset.shape:
+        raise MinidiffError(f"{config.data}: its test images are {test.shape}, the others {dataset.shape}")
     return test
 
 

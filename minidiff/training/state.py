@@ -96,6 +96,8 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
         config = config_from_dict(state.config)
     except ValueError:
         raise damaged_metadata(state.path) from None
+    except MinidiffError as error:
+        raise MinidiffError(f"{state.path}: {error}") from None
     parts = read_parts(state, lambda: run_class.parts_of(folder, config, state.metadata))
     run = run_class.build(folder, config, *parts, rng=None)
     optimizer = run.optimizer

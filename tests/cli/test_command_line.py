@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -229,3 +230,25 @@ def test_other_empty_places(refused, trained):
     for option in ("gif", "npz"):
         refused("sample", "run", f"--{option}", "", match=f"'--{option}': it is empty; give a path")
     refused("export", "run", "", match="is there already; choose a new folder")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_too_full_for_what_is_printed(tmp_path):
+    for stream, at in (("stdout", ["info"]), ("stderr", ["sample", "nowhere"])):
+        command = [sys.executable, "-m", "minidiff", *at]
+        with open("/dev/full", "w") as full:
+            pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, stream: full}
+            done = subprocess.run(command, timeout=100, **pipes)
+        assert done.returncode == 2
+        if stream == "stdout":
+            assert "standard output cannot be written: No space left on device; make room" in done.stderr
+            assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that is in use")
+def test_a_current_folder_that_is_gone(trained, tmp_path):
+    gone = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+    _, err = process("export", "run", "new", code=gone).communicate(timeout=100)
+    assert err == "minidiff: the current folder is no longer there: change to another one, and call minidiff again\n"
+    _, err = process("export", tmp_path / "run", tmp_path / "new", code=gone).communicate(timeout=100)
+    assert err == "" and (tmp_path / "new" / "unet").is_dir()

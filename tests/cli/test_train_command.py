@@ -347,3 +347,9 @@ def test_training_outlives_its_reader(data, tmp_path):
         assert (child.stderr.read(), child.wait(100)) == ("", 0)
     assert len(rows(tmp_path / "run")) == 30 and state.open_run(tmp_path / "run").step == 30
     assert (tmp_path / "run" / "samples" / "step-000030.png").is_file()
+
+
+def test_a_damaged_test_split_is_found_before_there_is_a_run(refused, data, tmp_path):
+    idx_set(tmp_path / "test", n=7).joinpath("train-images-idx3-ubyte").rename(data / "t10k-images-idx3-ubyte")
+    for command in (["train", "data", "--out", "run", *SMALL], ["train-vae", "data", "--out", "run", *SMALL]):
+        refused(*command, match="neither t10k-labels-idx1-ubyte nor")

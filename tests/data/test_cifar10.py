@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from minidiff_kernels.cpu import jit
 
 from minidiff.data.cifar10 import CLASSES, RECORD, cache_dir, cifar10, download_cifar10, is_cifar10
 from minidiff.errors import MinidiffError
@@ -281,6 +282,20 @@ def test_cache_dir(monkeypatch, platform, variable, home):
     if variable:
         monkeypatch.setenv(variable, "/elsewhere")
         assert cache_dir() == Path("/elsewhere/minidiff")
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs XDG's folders")
+def test_a_user_without_a_home(monkeypatch):
+    """As in a container under a number that no user has."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(MinidiffError, match="no home folder is known: set XDG_CACHE_HOME"):
+        cache_dir()
+    assert not jit.user_cache_dir().parent.is_dir()  # of kernels nothing is kept, and they say so
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 import math
 import os
+import re
 import struct
 import warnings
 import zlib
 
 import numpy as np
 import pytest
+from own_process import start
 from PIL import EpsImagePlugin, Image
 
 from minidiff.data.imaging import load_image, save_gif, save_image, save_loss_plot, sheet, strip, to_float, to_uint8
@@ -398,12 +400,19 @@ def test_loss_plot(tmp_path, rng, n):
     assert files(tmp_path) == ["loss.png"]
 
 
-@pytest.mark.parametrize("losses", [[math.nan, 0.5, math.inf, 0.4], [math.nan]])
-def test_losses_that_are_no_numbers_are_left_out_of_the_plot(tmp_path, losses):
+@pytest.mark.parametrize("losses", [[math.nan, 0.5, math.inf, 0.4], [math.nan], [0.0, 0.0], [0.5, 0.0]])
+def test_losses_that_are_not_positive_and_finite_are_left_out_of_the_plot(tmp_path, losses):
     save_loss_plot(range(1, len(losses) + 1), losses, tmp_path / "loss.png", "A title")
-    finite = [(step, loss) for step, loss in enumerate(losses, start=1) if math.isfinite(loss)]
+    finite = [(step, loss) for step, loss in enumerate(losses, start=1) if math.isfinite(loss) and loss > 0]
     save_loss_plot([step for step, _ in finite], [loss for _, loss in finite], tmp_path / "finite.png", "A title")
     np.testing.assert_array_equal(load_image(tmp_path / "loss.png"), load_image(tmp_path / "finite.png"))
+
+
+def test_a_backend_that_matplotlib_does_not_know(tmp_path):
+    path = str(tmp_path / "loss.png")
+    code = f"from minidiff.data.imaging import save_loss_plot; save_loss_plot([1], [0.5], {path!r}, 'A title')"
+    _, complaints = start(code, MPLBACKEND="GTK").communicate(timeout=100)
+    assert re.search("MinidiffError: matplotlib: .*; unset the variable MPLBACKEND$", complaints.strip())
 
 
 def test_loss_plot_in_a_missing_folder(tmp_path):

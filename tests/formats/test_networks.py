@@ -11,6 +11,7 @@ from small_runs import network, refused, tree, unet_of
 import minidiff as md
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import WEIGHTS, load_unet, save_unet
+from minidiff.formats.weights import open_safetensors
 
 CONFIGS = {
     "plain": network(),
@@ -78,3 +79,14 @@ def test_odd_names(tmp_path, name):
     (tmp_path / name / WEIGHTS).write_bytes(b"")
     with pytest.raises(MinidiffError, match="damaged"):
         load_unet(Path(tmp_path / name), "numpy")
+
+
+def test_weights_that_are_replaced_while_they_are_read(tmp_path):
+    """As those of a run in training are: arrays of two checkpoints are not mixed."""
+    unet = unet_of(CONFIGS["plain"])
+    save_unet(unet, tmp_path)
+    stored, _ = open_safetensors(tmp_path / WEIGHTS)
+    first, second, *_ = stored.values()
+    first.read()
+    save_unet(unet, tmp_path)
+    refused(second.read, match=f"{WEIGHTS}: was replaced while it was read; try again")

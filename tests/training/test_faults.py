@@ -207,3 +207,54 @@ def test_pictures_may_go_while_a_run_learns_from_them(tmp_path):
         go_on(new_run(tmp_path / name, STEPS), EVERY, on_step=lose, dataset=dataset)
         losses.append(rows(tmp_path / name))
     assert losses[0] == losses[1] and len(losses[0]) == STEPS
+
+
+# A folder that is moved, a log that is replaced
+
+
+def shift_run(folder):
+    folder.rename(folder.with_name("moved"))
+
+
+def remove_log(folder):
+    (folder / "metrics.csv").unlink()
+
+
+def rewrite_log(folder):
+    """As editors do."""
+    (folder / "new").write_bytes((folder / "metrics.csv").read_bytes())
+    (folder / "new").replace(folder / "metrics.csv")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs to rename what is open")
+@pytest.mark.parametrize("change", [shift_run, remove_log, rewrite_log])
+def test_a_log_that_is_no_longer_there(tmp_path, whole, change):
+    """Nothing is saved where the log of its steps is missing, and the checkpoint before can be resumed."""
+    folder = tmp_path / "run"
+
+    def changed(stats):
+        if stats.step == 5:
+            change(folder)
+
+    match = "metrics.csv: was moved, removed or replaced during training; put it back, .* checkpoint of step 3 is kept"
+    with pytest.raises(MinidiffError, match=match):
+        go_on(new_run(folder, STEPS), EVERY, on_step=changed)
+    if change is remove_log:
+        return
+    assert folder.exists() == (change is rewrite_log)  # not made anew
+    folder = next(tmp_path.iterdir())
+    run = reopen(folder)
+    assert run.step == 3
+    go_on(run, EVERY)
+    assert contents(folder) == contents(whole) and kept_states(folder) == kept_states(whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs to rename what is open")
+def test_a_run_moved_while_it_is_measured(tmp_path, monkeypatch):
+    """Probing takes long, between the last line of the log and the state."""
+    folder = tmp_path / "run"
+    run = new_run(folder, STEPS)
+    monkeypatch.setattr(small_runs.fit, "probe", lambda *run: shift_run(folder))
+    with pytest.raises(MinidiffError, match="metrics.csv: was moved"):
+        go_on(run, EVERY)
+    assert not folder.exists()

@@ -1,6 +1,7 @@
 """A run's folder: the one state file, its log, its lock."""
 
 import json
+import math
 import os
 import shutil
 import stat
@@ -140,7 +141,7 @@ def test_opening_changes_nothing(run_folder):
 
 def test_no_run(tmp_path):
     refused(tmp_path, "holds no run.*start one with minidiff train")
-    refused(tmp_path / "missing", "holds no run")
+    refused(tmp_path / "missing", "no such folder")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "holds no run")
     state_file(tmp_path).mkdir(parents=True)
@@ -263,6 +264,18 @@ def test_absurd_choices(run_folder, name, value):
     _, metadata = read_safetensors(state_file(run_folder))
     rewrite(run_folder, config=json.dumps({**json.loads(metadata["config"]), name: value}))
     refused(run_folder, name)
+
+
+def test_metadata_that_make_no_sense_are_those_of_a_file(run_folder):
+    """Its name stands in the message, whatever is wrong."""
+    _, metadata = read_safetensors(state_file(run_folder))
+    config, schedule = json.loads(metadata["config"]), json.loads(metadata["schedule"])
+    for damage in (
+        {"config": "null"}, {"config": json.dumps({**config, "lr": math.nan})}, {"unet": "[]"}, {"schedule": "[1]"},
+        {"schedule": json.dumps({**schedule, "num_train_timesteps": 10**9})},
+    ):  # fmt: skip
+        rewrite(run_folder, **{**metadata, **damage})
+        refused(run_folder, r"state\.safetensors: ")
 
 
 @given(data=st.data())

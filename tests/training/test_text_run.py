@@ -15,8 +15,10 @@ import minidiff as md
 from minidiff.data.batches import batch_indices
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.engine.tensor import Tensor
+from minidiff.formats.run_state import states
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.tokenizer_files import save_tokenizer
+from minidiff.formats.weights import write_safetensors
 from minidiff.models.latent_config import default_text_encoder, default_text_unet
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
@@ -157,6 +159,24 @@ def test_a_part_that_is_another_one_is_noticed(tmp_path, part):
         getattr(run.pipeline, part).parameters()[-1].data[...] += 1
     run.prepare()
     refused(state.open_run, tmp_path, match=f"{part}: is not the one that the run was started with")
+
+
+@pytest.mark.parametrize("name", ["tokenizer/vocab.json", "vae/config.json", "text_encoder/config.json"])
+def test_a_damaged_part_is_not_taken_for_a_damaged_state(tmp_path, name):
+    """Its states are whole, and are not said to be damaged."""
+    new_text_run(tmp_path, latent=True, frozen=True)
+    (tmp_path / name).write_text("{")
+    refused(state.open_run, tmp_path, match=rf"^{tmp_path / name}: not JSON; copy or write it again$")
+
+
+@pytest.mark.parametrize("frozen", ["5", "null", '["vae"]'])
+def test_damaged_digests(tmp_path, frozen):
+    new_text_run(tmp_path, latent=True)
+    for path in states(tmp_path):
+        if path.is_file():
+            tensors, metadata = read_safetensors(path)
+            write_safetensors(path, tensors, {**metadata, "frozen": frozen})
+    refused(state.open_run, tmp_path, match=r"state\.safetensors: the digests .* are damaged")
 
 
 def test_an_export_is_whole(tmp_path):

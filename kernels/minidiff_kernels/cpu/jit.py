@@ -41,12 +41,17 @@ for _name, _value in WAITING.items():
 
 
 def user_cache_dir() -> Path:
-    """The user's cache directory: the platform's convention for files that can be created again."""
+    """The user's cache directory: the platform's convention for files that can be created again.
+
+    For a user without a home directory it is one that cannot be made, so that nothing is cached.
+    """
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.devnull, ".cache")
 
 
 @cache
