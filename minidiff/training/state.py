@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -103,9 +103,8 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
     for name in BUFFERS:
         getattr(optimizer, name)[...] = optimizer.backend.asarray(state.buffers[name].read())
     optimizer.step_count, optimizer.skipped = state.step, state.skipped
-    built = run if state.path == state_file(folder) else replace(run, restored_from=state.path)
-    assert isinstance(built, kind)
-    return built
+    run = run if state.path == state_file(folder) else replace(run, restored_from=state.path)
+    return cast(R, run)
 
 
 def _name_of(kind: type[Run]) -> str:
