@@ -105,7 +105,8 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
     for name in BUFFERS:
         getattr(optimizer, name)[...] = optimizer.backend.asarray(state.buffers[name].read())
     optimizer.step_count, optimizer.skipped = state.step, state.skipped
-    return cast(R, run if state.path == state_file(folder) else replace(run, restored_from=state.path))
+    run = run if state.path == state_file(folder) else replace(run, restored_from=state.path)
+    return cast(R, run)
 
 
 def _name_of(kind: type[Run]) -> str:

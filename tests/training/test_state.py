@@ -141,7 +141,7 @@ def test_opening_changes_nothing(run_folder):
 
 def test_no_run(tmp_path):
     refused(tmp_path, "holds no run.*start one with minidiff train")
-    refused(tmp_path / "missing", "no such folder")
+    refused(tmp_path / "missing", "no such folder; give a run of minidiff train")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "holds no run")
     state_file(tmp_path).mkdir(parents=True)

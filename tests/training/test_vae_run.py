@@ -15,6 +15,8 @@ from small_runs import contents, go_on, idx_set, new_run, pictures, refused, reo
 from minidiff.data.dataset import subset
 from minidiff.data.imaging import to_float
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_networks import read_parts
+from minidiff.formats.run_state import read_state, state_file
 from minidiff.formats.stable_diffusion import load_vae
 from minidiff.models.latent_config import VAEConfig
 from minidiff.models.vae import VAE
@@ -188,11 +190,11 @@ def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
         assert tree(tmp_path) == before
 
 
-def test_a_state_that_lies_is_refused(tmp_path):
+def test_a_configuration_larger_than_the_weights_is_refused(tmp_path):
     """A configuration of a larger network than there are weights, before memory is asked for."""
-    run = a_run(tmp_path)
+    a_run(tmp_path)
     large = VAEConfig.of(NETWORK.to_dict() | dict(block_out_channels=(4, 16384)))
     with pytest.raises(MinidiffError, match="implies at least .* parameters"):
-        state._build(VAERun, tmp_path, run.config, (large,), run.optimizer.p.size, tmp_path)
+        read_parts(read_state(state_file(tmp_path)), lambda: (large,))
     assert isinstance(state.open_run(tmp_path), VAERun)
     refused(state.open_run, tmp_path, UNetRun, match="is a run of an autoencoder, not of a U-Net")
