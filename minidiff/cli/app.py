@@ -54,7 +54,7 @@ def main() -> None:
     """Run the command line. An error of usage, data or system is one line on stderr, with exit code 2."""
     sys.stdout, sys.stderr = ignore_closed(sys.stdout), ignore_closed(sys.stderr)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are named errors
+        with np.errstate(over="ignore", invalid="ignore"):  # non-finite values raise MinidiffError
             code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's exit code for KeyboardInterrupt
             print("minidiff: stopped", file=sys.stderr)
@@ -79,7 +79,7 @@ def _usage_message(error: Any) -> str:
 
 
 def _system_message(error: BaseException) -> str:
-    """The message of an error; of a current folder that was removed, for which the system has no name, one of ours."""
+    """The message of an error; our own for a removed current folder and for MemoryError, which have none."""
     if isinstance(error, FileNotFoundError) and error.filename is None:
         return "the current folder is no longer there: change to another one, and call minidiff again"
     return str(error) or "there is no memory for that; close other programs, or choose smaller numbers"
@@ -143,9 +143,9 @@ def bench_command(
     against: Annotated[
         Literal["torch", "numpy"], typer.Option(help="Compare with PyTorch, or with the NumPy reference.")
     ] = "torch",
-    batch: Annotated[int | None, typer.Option(help="Batch size.  [default: 64]", min=1, max=65536)] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size.  [default: mostly 64]", min=1, max=65536)] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Measurements of each side.  [default: 5, or a second]", min=1)
+        int | None, typer.Option(help="Timed rounds.  [default: at least 5, for about a second]", min=1)
     ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also measure torch.compile, which takes minutes.")

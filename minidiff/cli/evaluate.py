@@ -39,7 +39,10 @@ def evaluate(
     what: Annotated[Path, typer.Argument(help="A run, a diffusers folder, or an .npz archive of images.")],
     against: Annotated[str, typer.Option(help="Dataset of real images, as for train.")],
     n: Annotated[
-        int | None, typer.Option(help="Number of samples.  [default: 1000]", min=MIN_IMAGES, max=100_000)
+        int | None,
+        typer.Option(
+            help="Number of samples.  [default: 1000; of a text run, the test split's]", min=MIN_IMAGES, max=100_000
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")] = None,
     sampler: Annotated[str | None, typer.Option(help="As for sample.  [default: the folder's own]")] = None,
@@ -150,7 +153,7 @@ def _evaluate_prompts(
             for name, some in prompts.items()
         }
 
-    evaluations = sum(prompt_agreement.num_evaluations(some, steps) for some in prompts.values())
+    evaluations = sum(prompt_agreement.num_sampling_steps(some, steps) for some in prompts.values())
     generated = with_progress_bar("sampling", evaluations, generate)
     baseline = prompt_agreement.PromptSamples(real.test.captions, report.all_images(real.test))
     contents = {

@@ -42,13 +42,17 @@ RecipeName = Literal["small-cpu", "small-gpu", "ddpm"]
 PredictionType = Literal["epsilon", "sample", "v_prediction", "edm", "flow"]
 DecayName = Literal["cosine", "none"]
 
-Out = Annotated[Path, typer.Option(help="Output file or folder.", **PLACE)]
+Out = Annotated[Path, typer.Option(help="Output image.", **PLACE)]
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.  [default: all cores]")]
 Backend = Annotated[BackendName, typer.Option(help="Compute backend.")]
 ModelFolder = Annotated[Path, typer.Argument(help="A run, or a diffusers folder with unet/ and scheduler/.")]
-InputImage = Annotated[Path, typer.Argument(help="Input image; its centre is cropped to the model's size.")]
-ClassName = Annotated[str | None, typer.Option("--class", callback=valid_text, help="Class name; all: every class.")]
+InputImage = Annotated[
+    Path, typer.Argument(help="Input image; centre-cropped to the model's aspect ratio and resized.")
+]
+ClassName = Annotated[
+    str | None, typer.Option("--class", callback=valid_text, help="Class name.  [default: all, class after class]")
+]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 disables it.")]
 GuidanceScale = Annotated[
     float | None, typer.Option("--guidance", help="Classifier-free guidance scale; 1 disables it.")

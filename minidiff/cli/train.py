@@ -76,14 +76,17 @@ def train(
     --out holds the weights in diffusers' format, metrics.csv, loss.png, and for every checkpoint a grid of samples and
     a validation loss (checkpoints.csv).
 
-    Recipes set the network, the schedule and the hyperparameters; other options override them. small-cpu: 79 minutes
-    for CIFAR-10 on two cores; small-gpu: 9 million parameters; ddpm: as in Ho et al. 2020.
+    A recipe sets the network, the schedule and the hyperparameters in place of the defaults below. Other options
+    override hyperparameters and prediction type; --width, --depth and --text do not go with a recipe. small-cpu:
+    class-conditional, 79 minutes for CIFAR-10 on two cores; small-gpu: class-conditional, 9 million parameters;
+    ddpm: as in Ho et al. 2020.
 
     Prediction types: epsilon (noise), sample (x0), v_prediction, edm (preconditioning and loss weights of Karras et
     al. 2022) and flow (velocity of flow matching).
 
-    With --text the run also trains a tokenizer and a text encoder; the diffusion is over pixels, or with --latent over
-    the latents of an autoencoder, and diffusers' StableDiffusionPipeline opens the result.
+    With --text the run also trains a tokenizer and a text encoder, unless --text-encoder gives one. The diffusion
+    is over pixels, or with --latent over the latents of an autoencoder; diffusers' StableDiffusionPipeline opens
+    the latter.
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
@@ -130,12 +133,13 @@ def train_vae(
 ) -> None:
     """Train a variational autoencoder (VAE) for latent diffusion.
 
-    By default the latents have a quarter of the image's height and width; each level of --depth beyond the first
-    downsamples by 2.
+    By default the latents have a quarter of the image's height and width, or half where one of them is no multiple
+    of 4; each level of --depth beyond the first downsamples by 2.
 
-    The loss is the mean squared error of the reconstruction plus the KL divergence of the latents from N(0, I), times
-    --kl. --out holds vae/, which diffusers' AutoencoderKL opens, metrics.csv, loss.png, and for every checkpoint a
-    grid of images beside their reconstructions and a validation loss (checkpoints.csv).
+    The loss is the mean squared error of the reconstruction plus --kl times the KL divergence of the latents from
+    N(0, I), both as means over their elements. --out holds vae/, which diffusers' AutoencoderKL opens, metrics.csv,
+    loss.png, and for every checkpoint a grid of images beside their reconstructions and a validation loss
+    (checkpoints.csv).
     """
     given = _given(
         size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from minidiff.data.imaging import INK, PAPER, enlarged
 
-GAP = 8  # pixels between images, and between an image and its caption
+GAP = 8  # pixels between columns; a caption is GAP / 2 below its image
 
 
 def captioned_sheet(images: np.ndarray, captions: Sequence[str], columns: int | None = None) -> Image.Image:

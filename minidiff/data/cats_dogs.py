@@ -220,7 +220,7 @@ DOG_EARS = (*zip(HANGING_EARS, HANGING_EARS, strict=True), TIPPED_EAR, STANDING_
 def draw_dog(pen: Pen, face: Pen, rng: np.random.Generator, coat: Coat) -> None:
     """A long face with ears that hang, tip over or stand; dark eyes, and a muzzle with a big nose."""
     pattern = pick(rng, coat.patterns)
-    # With standing ears, only patterns that no cat has tell the face from a cat's.
+    # Standing ears only with patterns that no cat has and that cover enough of the face to tell it from a cat's.
     base, flap = pick(rng, DOG_EARS if pattern in ("blaze", "hood", "mask", "monocle") else DOG_EARS[:-1])
     draw_head(pen, face, coat, pattern, pick(rng, DOG_HEADS), pair(base))
     smiling = not coat.dark and rng.random() < 0.25

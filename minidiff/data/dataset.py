@@ -17,7 +17,7 @@ class Dataset:
     labels    (N,) int64, an index into `classes`
     classes   the names of the classes
     shape     (H, W, C) of one image
-    mirrors   whether a flipped image belongs to the same distribution: true of photographs, false of letters
+    mirrors   whether random horizontal flips are a valid augmentation; not so for letters and captioned images
     captions  (N,) strings; () if the dataset has none
     """
 

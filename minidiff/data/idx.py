@@ -3,7 +3,8 @@
     0  0  type  ndim | size_1 ... size_ndim | the items, the last index running fastest
 
 Sizes are big-endian uint32. Only type 0x08, unsigned bytes, is read: images and labels have no
-other. The sizes in the header are checked against the length of the file before memory is allocated.
+other. Before memory is allocated, the sizes in the header are checked against the length of the file; of a gzip file,
+against the most that it can inflate to.
 """
 
 import gzip
@@ -23,7 +24,7 @@ PREFIXES = {"train": "train", "test": "t10k"}
 DIGITS = tuple("0123456789")
 GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
-MAX_BYTES = 2**31  # about four times the largest of the family, EMNIST's
+MAX_BYTES = 2**31  # about four times the largest IDX dataset's, EMNIST ByClass
 CHUNK = 2**20
 DEFLATE_RATIO = 1032  # no gzip stream inflates to more than this times its own length
 
@@ -37,8 +38,8 @@ def is_idx(folder: str | Path) -> bool:
 def idx(folder: str | Path, split: str = "train") -> Dataset:
     """Reads {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte (or their .gz) of a folder, C = 1.
 
-    The labels are 0 ... 9. Their names are Fashion-MNIST's if the folder's own name contains "fashion", else
-    the digits. Raises MinidiffError for a file that is missing or damaged, and if the two do not match.
+    The labels are 0 ... 9. Their names are Fashion-MNIST's, shortened, if the folder's own name contains "fashion",
+    else the digits. Raises MinidiffError for a file that is missing or damaged, and if the two do not match.
     """
     if split not in PREFIXES:
         raise MinidiffError(f"{split}: no such split; take {' or '.join(PREFIXES)}")

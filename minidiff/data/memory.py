@@ -8,7 +8,10 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 
 def available() -> int | None:
-    """Bytes available without swapping, within the container's limit, else all physical memory; None if unknown."""
+    """Available memory in bytes: the smaller of MemAvailable and the container's limit (its own use not subtracted).
+
+    If neither can be read, all physical memory; None if that is unknown.
+    """
     found = [int(text) for text in map(_read, LIMITS) if text.isdecimal()]
     for line in _read(MEMINFO).splitlines():
         if line.startswith("MemAvailable:"):

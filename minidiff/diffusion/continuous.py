@@ -58,8 +58,8 @@ class Flow:
     """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x = (1 - t) x0 + t eps for t from 0 to 1.
 
     Here t = 0 is the image and t = 1 the noise, as in diffusers; the paper's time runs the other way. x is
-    x_t / (sqrt(alpha_bar) + sqrt(1 - alpha_bar)). Given x0 and eps the path is a straight line; the flow that the model
-    learns averages over all of them, and its paths are curved.
+    x_t / (sqrt(alpha_bar) + sqrt(1 - alpha_bar)). Given x0 and eps the path is a straight line; the model learns the
+    mean velocity of the paths through (x, t), so its trajectories are curved.
     """
 
     prediction_type: ClassVar[str] = "flow"

@@ -50,10 +50,10 @@ def check_strength(strength: float) -> None:
 def inpainting(
     model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray
 ) -> Callable[..., Any]:
-    """A model for inpainting: `model` where the mask is True, the exact prediction for x0 where it is False.
+    """A model for inpainting: `model` where the mask is True; where it is False, the target computed from x0 and x_t.
 
-    In the known region the noise is what x_t holds besides x0, so every sampler ends at x0 there, and at every noise
-    level `model` sees the known region with the noise of that level.
+    In the known region the noise is what x_t holds besides x0, so samplers with a clean end reach x0 there, and at
+    every noise level `model` sees the known region with the noise of that level.
     mask is bool (N, H, W, 1), or (H, W, 1) for all images. t must be a timestep of the schedule: sample with ddpm, ddim
     or pndm.
     """
@@ -72,8 +72,9 @@ def blended(
 ) -> Callable[..., Any]:
     """A model for inpainting whose known region is replaced by x0 with the noise eps at the level of t.
 
-    Blended latent diffusion (Avrahami et al. 2023, arXiv 2206.02779). At first_t, the first t of sampling, x_t is left
-    as it is. The samples are not valid in the known region: take x0 there. mask and t as in `inpainting`.
+    Blended latent diffusion (Avrahami et al. 2023, arXiv 2206.02779). At first_t, the first timestep, x_t is used
+    unchanged: it is noise everywhere. The samples are not valid in the known region: take x0 there. mask and t as
+    in `inpainting`.
     """
 
     def predict(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
@@ -84,7 +85,9 @@ def blended(
 
 
 def slerp(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
-    """Spherical linear interpolation of two noises (N, H, W, C) of each image (Shoemake 1985): 0 is a, 1 is b.
+    """Spherical linear interpolation (Shoemake 1985) of noise a and b (N, H, W, C), image by image.
+
+    fraction  0 gives a, 1 gives b
 
     Keeps the norm that Gaussian noise has, the only one that the model was trained on; linear interpolation shrinks it.
     """

@@ -3,7 +3,7 @@
 Each is a loop over noise levels (noise_levels.py): predict, estimate x0 and eps, step to the next level (steps.py).
 They differ in the estimates. predict(x_t, t) is the model's prediction; estimate(prediction, x_t, i) converts it to
 x0_hat and eps_hat at timestep i of levels.schedule; fresh_noise() is standard normal. Each yields (t, x_t, x0_hat)
-after every step: the timestep reached, the state there, and the estimate of x0 that the step was taken with.
+after every step: the timestep reached, the state there, and the model's latest estimate of x0 in that step.
 """
 
 import math
@@ -40,9 +40,10 @@ def sample(
 ) -> Trajectory:
     """The sampling loop from noise to images (N, H, W, C); yields (t, x_t, x0_hat) after each of the steps.
 
-    t is the timestep that the step has reached and x_t the state there; x0_hat is the estimate of x0 that it was taken
-    with. The last t is -1 and its x_t the sample. Sampling starts from x_T, or from noise drawn when `sample` is
-    called; stochastic samplers then draw fresh noise in every step but the last, and as_diffusers in that, too.
+    t is the timestep that the step has reached and x_t the state there; x0_hat is the model's latest estimate of x0 in
+    the step: heun's at its end, dpmpp_2m's before the extrapolation. The last t is -1 and its x_t the sample. Sampling
+    starts from x_T, or from noise drawn when `sample` is called; stochastic samplers then draw fresh noise in every
+    step, in the last only if it does not end at alpha_bar = 1, or as_diffusers (ddpm: if it is from t > 0).
     The first `begin` steps are skipped; then x_T is the state at the noise level after them.
     sampler is a Sampler, or the name of one with its other settings at their defaults.
     model(x_t, t), t (N,), is evaluated without gradients, with cond=cond unless that is None.
@@ -97,7 +98,9 @@ def ddim(
     sampler: Sampler,
     x_t: np.ndarray,
 ) -> Trajectory:
-    """DDIM (Song et al. 2021), which at the noise levels of euler is Euler's method in sigma (eq. 13)."""
+    """DDIM (Song et al. 2021, eq. 12). With eta = 0 and without clipping it is Euler's method in sigma (eq. 13), so
+    `euler` is this loop, too, at other noise levels.
+    """
     eta = sampler.eta
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
         x0_hat, eps_hat = estimate(predict(x_t, t), x_t, i)
@@ -199,7 +202,7 @@ def dpmpp_2m(
     Linearly in lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), to the middle of the step. The last step is of
     first order, with x0_hat itself, if lambda is infinite at its end, or, for stability, in fewer than 15 steps.
     """
-    first_order_end = sampler.clean_end or len(levels.ts) < 15  # as in diffusers
+    first_order_end = levels.end == 1 or len(levels.ts) < 15  # as in diffusers
     x0_last, h_last = None, 0.0
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
         x0_hat, _ = estimate(predict(x_t, t), x_t, i)

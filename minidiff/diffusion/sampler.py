@@ -18,13 +18,14 @@ class Sampler:
     name       one of SAMPLERS, the sampling loops of `reverse.py`
     spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`
     offset     added to every timestep of "leading"
-    eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 has DDPM's
+    eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 gives beta tilde (eq. 16)
     variance   of ddpm's fresh noise: "fixed_small" (beta tilde) or "fixed_large" (beta), both DDPM section 3.2
     clip       x0_hat is clipped to [-clip, clip]; None does not clip, as latents require
-    clean_end  whether the last step ends without noise (alpha_bar = 1), or at the schedule's alpha_bar of t = 0
+    clean_end  whether the last step ends at alpha_bar = 1; else at that of t = 0 (EDM and Flow always end at 1)
     karras     noise levels by Karras et al. (2022, eq. 5) instead of evenly spaced timesteps
     as_diffusers  follow diffusers 0.42.1 also where it differs from the papers: the timestep that ddim and pndm
-               step to, the noise of the last step, the single step of "linspace" (docs/samplers.md)
+               step to, the noise of the last step, the single step of "linspace", zero terminal SNR
+               with pndm and heun (docs/samplers.md)
     Raises MinidiffError for an unknown value, or one that this sampler does not support.
     """
 
@@ -54,7 +55,9 @@ class Sampler:
         if self.eta != 0 and self.name != "ddim":
             raise MinidiffError(f"eta = {self.eta} is for the ddim sampler: {self.name} has none")
         if self.karras and self.name not in KARRAS_SAMPLERS:
-            raise MinidiffError(f"karras is for {', '.join(KARRAS_SAMPLERS)}: {self.name} samples at whole timesteps")
+            raise MinidiffError(
+                f"karras is for {', '.join(KARRAS_SAMPLERS)}, not for {self.name}: leave it out, or choose one of them"
+            )
 
 
 def check_eta(eta: Any) -> None:

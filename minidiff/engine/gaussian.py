@@ -30,7 +30,7 @@ def reparameterised_sample(mean: Tensor, log_variance: Tensor, eps: np.ndarray) 
 
     Raises ValueError if the shapes differ.
     """
-    _check("draw", mean.shape, log_variance.shape, eps.shape)
+    _check("reparameterised_sample", mean.shape, log_variance.shape, eps.shape)
     return ReparameterisedSample(eps)(mean, log_variance)
 
 
@@ -52,7 +52,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
     It is the mean of 1/2 (mean^2 + variance - 1 - log variance). Raises ValueError if the shapes differ.
     """
-    _check("divergence", mean.shape, log_variance.shape)
+    _check("kl_divergence", mean.shape, log_variance.shape)
     return KLDivergence()(mean, log_variance)
 
 

@@ -33,7 +33,7 @@ class PromptSamples(NamedTuple):
 def sample_prompts(
     pipeline: Pipeline, prompts: Sequence[str], guidance: float, steps: int, sampler: Sampler, seed: int, tick: Tick
 ) -> PromptSamples:
-    """An image of each prompt; tick() is called `num_evaluations(prompts, steps)` times."""
+    """An image of each prompt; tick() is called `num_sampling_steps(prompts, steps)` times."""
     rng, images = np.random.default_rng(seed), []
     for start in range(0, len(prompts), PROMPT_BATCH_SIZE):
         batch = list(prompts[start : start + PROMPT_BATCH_SIZE])
@@ -41,7 +41,7 @@ def sample_prompts(
     return PromptSamples(prompts, np.concatenate(images))
 
 
-def num_evaluations(prompts: Sequence[str], steps: int) -> int:
+def num_sampling_steps(prompts: Sequence[str], steps: int) -> int:
     """The number of sampling steps, over all batches, that `sample_prompts` takes."""
     return -(-len(prompts) // PROMPT_BATCH_SIZE) * steps
 

@@ -11,7 +11,7 @@ from minidiff.data.emoji import TONES, name_and_tone
 from minidiff.errors import MinidiffError
 
 COLOURS = 4  # of a palette
-CELL = 8  # grey values: side of a histogram cell, and the least difference by which a pixel differs between two tones
+CELL = 8  # grey values: side of a histogram cell; a pixel differs between two tones if a channel differs by more
 SIGMA = 8.0  # grey values: standard deviation of a pixel's colour about that of the palette
 
 

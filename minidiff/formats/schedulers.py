@@ -119,7 +119,7 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     _check_is_object(config)
     if config.get("_class_name") in tuple(CONTINUOUS_KEYS):
         return continuous_from_config(config)
-    if "_class_name" in config:  # written by diffusers; minidiff writes every key
+    if "_class_name" in config:  # a file of diffusers may lack keys that have their default
         config = (HEUN_DEFAULTS if config["_class_name"] == "HeunDiscreteScheduler" else DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
     check_prediction_type(prediction_type, PREDICTION_TYPES)
@@ -127,7 +127,9 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
     if str(config.get("variance_type")).startswith("learned"):
-        raise MinidiffError(f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small")
+        raise MinidiffError(
+            f"variance_type {config['variance_type']!r:.80} is not supported: use fixed_small or fixed_large"
+        )
     if config.get("trained_betas") is not None:
         schedule = Schedule(_trained_betas(config), prediction_type)
     else:

@@ -1,8 +1,9 @@
 """Safetensors files: one, or several with an index. Nothing is ever unpickled.
 
-File contents are not trusted: a header is bounded and checked by the safetensors library, its names are
-printable, and an index names files beside it. Arrays are read one at a time, so that no second copy of a network
-is held. float16 and bfloat16 are widened to float32, which loses nothing.
+File contents are not trusted: the header's length is limited here, the safetensors library checks its contents, and
+names that are not printable and an index that names files outside of its folder are refused. Arrays are read one at a
+time, so that loading holds no second copy of a network. float16 and bfloat16 are widened to float32, which loses
+nothing.
 """
 
 import json
@@ -25,7 +26,7 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: it is the upper half of a float32
 
-# Names of attention's projections before 2023.
+# Names of the attention projections in older versions of diffusers -> today's
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -142,7 +143,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def _is_position_ids(name: str) -> bool:
-    """Whether the array is 0, 1, 2, ..., in files of text encoders saved before 2023."""
+    """Whether it is CLIP's buffer 0, 1, 2, ..., which older versions of transformers saved; it is ignored."""
     return name.endswith("position_ids")
 
 

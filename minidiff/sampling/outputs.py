@@ -12,10 +12,7 @@ from minidiff.files import check_file, check_new_folder, followed, write_output
 
 
 def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
-    """Raises MinidiffError if one of the paths cannot be written, or two of them are the same or inside `folder`.
-
-    Or if one of them is one of the inputs.
-    """
+    """Raises MinidiffError if a path cannot be written, lies in `folder` or is an input, or if two are the same file."""
     if out:
         check_image_output(out, *inputs)
     if gif:
@@ -47,9 +44,10 @@ def write_npz(path: Path, images: np.ndarray) -> None:
 
 
 def rows_by_class(labels: np.ndarray | None) -> dict[str, Any]:
-    """`columns` and `cells` of a sheet on which each class begins a row, of up to 16 images; labels (n,) in order.
+    """`columns` and `cells` of a sheet of images with these labels (n,), which are in order.
 
-    Empty for labels of fewer than two classes.
+    Each class begins a row if none has more than 16 images; otherwise they follow one another in rows of 16. Empty for
+    labels of fewer than two classes.
     """
     _, counts = np.unique([] if labels is None else labels, return_counts=True)
     if len(counts) < 2:

@@ -123,10 +123,9 @@ def _open_run_data(run: Run, data: str, config: TrainConfig) -> tuple[Dataset, s
     if dataset.shape != run.shape:
         raise MinidiffError(f"{data}: its images have shape {dataset.shape}, the run's {run.shape}; start a new run")
     fingerprint = data_fingerprint(data, dataset)
-    if (
-        config.fingerprint not in ("", fingerprint) and not left_out
-    ):  # a dataset of which images are left out has another
-        raise MinidiffError(f"{data}: is not the set that {run.folder} was started with; give that, or start a new run")
+    # skipped images change the fingerprint, so it is not compared then
+    if config.fingerprint not in ("", fingerprint) and not left_out:
+        raise MinidiffError(f"{data}: is not the dataset of {run.folder}; give the one it was started with")
     if config.classes and dataset.classes != config.classes:
         raise MinidiffError(f"{data}: its classes are not the run's, {', '.join(config.classes)}; start a new run")
     if isinstance(run, TextRun):

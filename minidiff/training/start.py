@@ -42,7 +42,7 @@ def start_run(
     except MinidiffError as error:
         raise MinidiffError(f"--recipe {name}: {error}" if name else str(error)) from None
     if name:
-        console.print(f"Recipe {name}, if nothing of it is changed: {recipe.time}")
+        console.print(f"Recipe {name}, with its settings unchanged: {recipe.time}")
     return state.new_run(UNetRun, out, config, network, schedule), dataset
 
 

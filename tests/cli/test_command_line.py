@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from minidiff.training.train import DECAY_FROM
 from small_commands import QUICK, SMALL, bytes_of, process
 from small_runs import idx_set
 
@@ -21,6 +20,7 @@ from minidiff.engine.backend import PACKAGES
 from minidiff.sampling import setup
 from minidiff.terminal import printable
 from minidiff.training import state
+from minidiff.training.config import DECAY_START
 from minidiff.training.recipes import RECIPES
 
 COMMANDS = (
@@ -58,7 +58,7 @@ def test_info(done):
 def test_typed_choices_are_those_of_the_package():
     choices = {
         options.BackendName: tuple(PACKAGES), options.SamplerName: SAMPLERS, options.SpacingName: SPACINGS,
-        options.RecipeName: tuple(RECIPES), options.DecayName: tuple(DECAY_FROM),
+        options.RecipeName: tuple(RECIPES), options.DecayName: tuple(DECAY_START),
         options.PredictionType: (*PREDICTION_TYPES, EDM().prediction_type, Flow().prediction_type),
     }  # fmt: skip
     for choice, names in choices.items():

@@ -123,7 +123,7 @@ def test_batches_share_one_random_generator(tmp_path):
     prompts = ["red bar, lying", "blue bar, standing", "green bar, lying", "red bar, standing"]
     generated = prompt_agreement.sample_prompts(pipeline, prompts, 2.0, 3, sampler, 5, lambda: ticks.append(1))
     assert generated.prompts == prompts and generated.images.shape == (4, 8, 8, 3)
-    assert len(ticks) == prompt_agreement.num_evaluations(prompts, 3) == 6
+    assert len(ticks) == prompt_agreement.num_sampling_steps(prompts, 3) == 6
     rng = np.random.default_rng(5)
     for part, start in ((prompts[:3], 0), (prompts[3:], 3)):
         again = text_to_image(pipeline, part, "", 2.0, 3, rng, sampler=sampler)

@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256)
   if (i < size) dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * expf(-0.5f * x[i] * x[i]) * 0.39894228f);
 }
 
-// A row of x is h (C) and gate (C).
+// A row of x (rows, 2 C) is C values, then C gates.
 extern "C" __global__ void __launch_bounds__(256) geglu(const float* __restrict__ x, float* y, int size, int C) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
@@ -51,9 +51,9 @@ extern "C" __global__ void __launch_bounds__(256)
   if (i < size) y[i] = a[i] + b[i];
 }
 
-// a (A, R, B, Q, C) summed over R and Q, by chunks of the R Q terms (blockIdx.y): parts (chunks, A B C). A thread block
-// is 32 results, contiguous in memory if C >= 32, by 8 rows of terms. A thread adds 16 terms in float32, then in
-// float64.
+// a (A, R, B, Q, C) summed over R and Q. blockIdx.y is a chunk of the R Q terms, and parts (chunks, A B C) are the sums
+// of chunks. A thread block is 32 consecutive results by 8 rows of terms; a thread sums runs of 16 terms in float32, and
+// these sums in float64.
 extern "C" __global__ void __launch_bounds__(256)
     sum_chunks(const float* __restrict__ a, double* parts, int A, int R, int B, int Q, int C, int chunk) {
   __shared__ double rows[8][32];
