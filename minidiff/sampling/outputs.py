@@ -12,7 +12,7 @@ from minidiff.files import check_file, check_new_folder, followed, write_output
 
 
 def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
-    """Raises MinidiffError if a path cannot be written, lies in `folder` or is an input, or if two are the same file."""
+    """Raises MinidiffError if a path cannot be written, lies in `folder` or is an input, or if two are one file."""
     if out:
         check_image_output(out, *inputs)
     if gif:
