@@ -20,9 +20,9 @@ INSTEAD = {  # what must not come back, in any form -> the field's term
     r"walk(s|ed|ing)?": "trajectory, sampling loop",
     r"number by number": "elementwise",
     r"makes? no sense": "what is out of range, by name",
-    r"(first|second|last)-level cache": "L1, L2, last-level cache",
+    r"(first|second)-level cache": "L1, L2",
     r"judges?|judged": "feature classifier",
-    r"halvings?|halves|halved|halving": "downsample",
+    r"halvings?|halved|halving": "downsample",
     r"comes? home|how much to": "guidance scale, trajectory",
 }
 WORDS = re.compile("|".join(rf"(?:\b(?:{words})\b)" for words in INSTEAD), re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from minidiff.data.npz import read_npz
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
@@ -84,29 +86,34 @@ def sampled(
     batches = inputs.batches(n if labels is None else len(labels), unet, labels)
     model = setup.guided_model(folder, unet, schedule, guidance)
 
-    def generate(tick: Tick) -> np.ndarray:
-        rng, images = np.random.default_rng(seed), []
-        for shape, cond in batches:
-            x_t = np.empty(shape)
-            for _, x_t, _ in sample(model, schedule, shape, rng, steps, chosen, cond):  # noqa: B007  the last one counts
-                tick()
-            images.append(outputs.finished(x_t))
-        return np.concatenate(images)
-
+    facts = {
+        "of": str(folder), "n": sum(shape[0] for shape, _ in batches), "weights": weights, "sampler": chosen.name,
+        "steps": steps, "guidance": guidance, "seed": seed,
+    }  # fmt: skip
     return EvaluatedImages(
         shape=unet.image_shape,
-        facts={
-            "of": str(folder), "n": sum(shape[0] for shape, _ in batches), "weights": weights, "sampler": chosen.name,
-            "steps": steps, "guidance": guidance, "seed": seed,
-        },
-        generate=generate,
+        facts=facts,
+        generate=partial(_generate, model, schedule, batches, steps, chosen, seed),
         ticks=steps * len(batches),
         classes=() if labels is None else networks.load_classes(folder),
         labels=labels,
         model=as_model(unet, schedule),
         schedule=schedule,
         warning=warning,
-    )  # fmt: skip
+    )
+
+
+def _generate(
+    model: Callable[..., Any], schedule: AnySchedule, batches: list, steps: int, sampler: Sampler, seed: int, tick: Tick
+) -> np.ndarray:
+    """Images (n, H, W, C) uint8 of all batches (shape, labels), from the noise of the seed; tick() after every step."""
+    rng, images = np.random.default_rng(seed), []
+    for shape, cond in batches:
+        x_t = np.empty(shape)
+        for _, x_t, _ in sample(model, schedule, shape, rng, steps, sampler, cond):  # noqa: B007  the last one counts
+            tick()
+        images.append(outputs.finished(x_t))
+    return np.concatenate(images)
 
 
 def _use_weights(unet: UNet, folder: Path, raw: bool) -> str:
