@@ -17,13 +17,15 @@ from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
 from minidiff.formats.folders import describe, kind_of
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import inputs, outputs, setup, text_to_image
-from minidiff.sampling.settings import sampling_settings
+from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import announce_compiling, console, stderr_console, with_progress_bar
 
 TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
@@ -131,6 +133,14 @@ def sample_command(
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
 
 
+def settings_of(folder: Path, sampling: dict[str, Any]) -> tuple[AnySchedule, Sampler, int]:
+    """`sampling_settings`; a warning of theirs is printed on stderr."""
+    schedule, sampler, steps = sampling_settings(folder, **sampling)
+    if warning := accuracy_warning(schedule, sampler, steps):
+        stderr_console.print(f"minidiff: {warning}")
+    return schedule, sampler, steps
+
+
 def _sample_classes(
     settings: Settings, n: int, name: str | None, guidance: float, gif: Path | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -140,7 +150,7 @@ def _sample_classes(
     """
     folder, backend = settings.folder, settings.backend
     unet = setup.load_image_unet(folder, backend, settings.weights)
-    schedule, sampler, steps = sampling_settings(folder, **settings.sampling)
+    schedule, sampler, steps = settings_of(folder, settings.sampling)
     labels = inputs.class_labels(folder, unet, name, n)
     model = setup.guided_model(folder, unet, schedule, guidance)
     batches = inputs.batches(n, unet, labels)
@@ -165,7 +175,7 @@ def _sample_classes(
 def _sample_prompts(settings: Settings, n: int, prompts: Prompts, size: tuple[int | None, int | None]) -> np.ndarray:
     """n images of each prompt, (n * prompts, H, W, C) uint8. size: (height, width), None for the model's own."""
     parts = setup.open_texts(settings.folder, settings.backend, settings.weights)
-    schedule, sampler, steps = sampling_settings(settings.folder, **settings.sampling)
+    schedule, sampler, steps = settings_of(settings.folder, settings.sampling)
     parts = replace(parts, schedule=schedule)
     native = text_to_image.native_size(parts)
     height, width = (own if given is None else given for given, own in zip(size, native, strict=True))

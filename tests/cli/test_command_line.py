@@ -249,6 +249,6 @@ def test_a_disk_too_full_for_what_is_printed(tmp_path):
 def test_a_current_folder_that_is_gone(trained, tmp_path):
     gone = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
     _, err = process("export", "run", "new", code=gone).communicate(timeout=100)
-    assert err == "minidiff: the current folder is no longer there: change to another one, and call minidiff again\n"
+    assert err == "minidiff: new: the current folder was removed; change to one that is there\n"
     _, err = process("export", tmp_path / "run", tmp_path / "new", code=gone).communicate(timeout=100)
     assert err == "" and (tmp_path / "new" / "unet").is_dir()

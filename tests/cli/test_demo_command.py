@@ -70,7 +70,7 @@ def test_demo_samples_after_an_interruption(done, run, small_demo, tmp_path, mon
 
 
 def test_demo_leaves_other_runs_alone(refused, trained):
-    match = r"run: is not the run of this demo \(its data is 'data', not 'cats_dogs'\); choose another --out"
+    match = r"run: is not the run of this demo \(its data is '.*data', not 'cats_dogs'\); choose another --out"
     refused("demo", "--out", ".", "--threads", 1, match=match)
 
 

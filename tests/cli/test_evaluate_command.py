@@ -86,7 +86,7 @@ def test_evaluate_with_a_classifier_of_other_data(done, refused, tmp_path, quick
     out = done(*evaluation, "--classifier", "pets")
     assert re.search(r"classifier   trained on 81 of pets, accuracy [0-9.]+ % on 9 others\n", out)
     assert "Fréchet distance" in out and "reference    73 of flat" in out
-    refused(*evaluation, "--classifier", "nothing", match="nothing: no built-in set has this name")
+    refused(*evaluation, "--classifier", "nothing", match="nothing: no such folder or file, and no built-in dataset")
 
 
 def test_evaluate_what_is_drawn_already(done, refused, real):

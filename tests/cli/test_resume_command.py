@@ -87,7 +87,7 @@ def test_choices_are_checked_before_the_data_is_fetched(refused, monkeypatch):
 
 def test_other_data(refused, trained):
     idx_set(trained / "other", n=11)
-    refused("train", "other", "--out", "run", "--resume", match="other: is not the set that run was started with")
+    refused("train", "other", "--out", "run", "--resume", match="other: is not the dataset of run; give")
     match = r"run: was started with \S+/data, not cats_dogs"
     refused("train", "cats_dogs", "--out", "run", "--resume", match=match)
     shutil.rmtree("data")
@@ -106,7 +106,7 @@ def test_a_run_goes_on_wherever_its_data_and_it_lie(done, refused, trained, monk
     pixels = bytearray(Path("moved/train-images-idx3-ubyte").read_bytes())
     pixels[-1] ^= 1
     Path("moved/train-images-idx3-ubyte").write_bytes(pixels)
-    refused("train", "moved", "--out", "../run", "--resume", match="moved: is not the set that ../run was started with")
+    refused("train", "moved", "--out", "../run", "--resume", match="moved: is not the dataset of ../run; give")
 
 
 def test_a_run_of_before_sets_were_known_by_their_pictures(done, refused, trained):
@@ -127,7 +127,7 @@ def test_a_folder_may_be_renamed(done, refused, tmp_path):
     done("train", "animals", "--out", "run", "--resume", "--steps", 2)
     noises(tmp_path / "others")
     for more in ([], ["--skip-bad"]):
-        refused("train", "others", "--out", "run", "--resume", *more, match="others: is not the set that run was")
+        refused("train", "others", "--out", "run", "--resume", *more, match="others: is not the dataset of run")
 
 
 def test_a_damaged_state_falls_back_and_says_so(done, refused, trained):
@@ -189,7 +189,7 @@ import os, time
 from minidiff.training import loop
 save_state, fsync = loop.save_state, os.fsync
 def slow(file):
-    print("saving", flush=True)
+    print("now at the disk", flush=True)
     time.sleep(100)
 def slow_save(run, keep):
     os.fsync = slow
@@ -199,7 +199,7 @@ loop.save_state = slow_save
     child = process("train", "data", "--out", "run", "--steps", 500, "--keep", 3, *SMALL, code=hang)
     folder = tmp_path / "run"
     send_after(3, child, folder, signal.SIGINT)
-    while "saving" not in child.stdout.readline():
+    while "now at the disk" not in child.stdout.readline():
         assert child.poll() is None, child.communicate()
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=50)  # of the hundred seconds that it sleeps

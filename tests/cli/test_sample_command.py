@@ -186,7 +186,7 @@ def test_pictures_of_any_kind(done, tmp_path, changes):
     "changes, match",
     [
         ({"in_channels": 4, "out_channels": 4}, "net: its pictures have 4 channels; a sheet shows 1 or 3"),
-        ({"out_channels": 2}, "the model makes .* both shapes must be equal"),
+        ({"out_channels": 2}, "the model predicts .* both shapes must be equal"),
         (
             {
                 "sample_size": 5, "block_out_channels": (8, 8), "down_block_types": ["DownBlock2D"] * 2,

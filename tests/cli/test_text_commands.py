@@ -181,7 +181,7 @@ BAD = {
     "num_attention_heads = 3 is not supported: it must divide 16": config_with("text_encoder", num_attention_heads=3),
     "parts do not fit: there are 99 tokens a text": settings_with(model_max_length=99),
     "special token '<pad>' is not in the vocabulary": settings_with(pad_token="<pad>"),
-    "sample_size = (8,) is not supported: give a whole number from 1 to 65536, or a list of two of them":
+    "sample_size = (8,) is not supported: give an integer from 1 to 65536, or a list of two of them":
         config_with("unet", sample_size=[8]),
     "sample_size = (8, 8, 8) is not supported": config_with("vae", sample_size=[8, 8, 8]),
     "tokenizer: cannot convert float infinity to integer; copy": settings_with(model_max_length=-float("inf")),
@@ -228,7 +228,7 @@ def test_a_large_picture_is_decoded_in_tiles(folder, monkeypatch):
 def test_pictures_and_masks_that_do_not_go(folder):
     ours, x0 = load_pipeline(folder, "numpy"), np.zeros((1, 32, 32, 3), np.float32)
     refused_call(image_to_image, ours, ["a"], x0[:, :30], match="30x32 pixels: give multiples")
-    refused_call(image_to_image, ours, ["a", "b"], x0, match="1 pictures and 2 prompts")
+    refused_call(image_to_image, ours, ["a", "b"], x0, match="1 images and 2 prompts")
     refused_call(lambda: image_to_image(ours, ["a"], x0, steps=0), match="steps must be an integer from 1")
     refused_call(inpaint, ours, ["a"], x0, np.ones((32, 32), bool), match=r"the mask has shape \(32, 32\)")
     refused_call(image_to_image, ours, ["a"], x0, 1.5, match="strength must be from 0 to 1, not 1.5")
