@@ -12,7 +12,7 @@ from small_text import bars, new_text_run
 from minidiff.cli import evaluate as command
 from minidiff.data import open_dataset
 from minidiff.data.dataset import subset
-from minidiff.data.imaging import save_image
+from minidiff.data.imaging import save_image, to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import feature_classifier, prompt_agreement, report
 from minidiff.formats.stable_diffusion import load_pipeline
@@ -127,7 +127,7 @@ def test_batches_share_one_random_generator(tmp_path):
     rng = np.random.default_rng(5)
     for part, start in ((prompts[:3], 0), (prompts[3:], 3)):
         again = text_to_image(pipeline, part, "", 2.0, 3, rng, sampler=sampler)
-        np.testing.assert_array_equal(generated.images[start : start + len(part)], prompt_agreement.to_uint8(again))
+        np.testing.assert_array_equal(generated.images[start : start + len(part)], to_uint8(again))
 
 
 def test_what_is_refused(tmp_path):

@@ -24,7 +24,7 @@ from diffusers import (
 from one_thread import one_thread  # noqa: F401  for all tests of this module
 from typer.testing import CliRunner
 
-from minidiff.cli import app
+from minidiff.cli.app import app
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.formats.networks import save_pipeline
 

@@ -21,7 +21,7 @@ from one_thread import one_thread  # noqa: F401  for all tests of this module
 from small_pipeline import SCHEDULE
 from typer.testing import CliRunner
 
-from minidiff.cli import app
+from minidiff.cli.app import app
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.formats.networks import load_sampler, load_schedule

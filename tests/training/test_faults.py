@@ -251,10 +251,10 @@ def test_a_log_that_is_no_longer_there(tmp_path, whole, change):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs to rename what is open")
 def test_a_run_moved_while_it_is_measured(tmp_path, monkeypatch):
-    """Probing takes long, between the last line of the log and the state."""
+    """Validation takes long, between the last line of the log and the state."""
     folder = tmp_path / "run"
     run = new_run(folder, STEPS)
-    monkeypatch.setattr(small_runs.fit, "probe", lambda *run: shift_run(folder))
+    monkeypatch.setattr(small_runs.loop, "validation_loss", lambda *run: shift_run(folder))
     with pytest.raises(MinidiffError, match="metrics.csv: was moved"):
         go_on(run, EVERY)
     assert not folder.exists()

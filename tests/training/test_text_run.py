@@ -226,7 +226,7 @@ def test_from_nothing_to_a_picture(run, small, tmp_path):
     size = ("--width", 32, "--depth", 1)
     code, out, err = run("train", "bars", "--text", "--out", "run", *size, *QUICK)
     assert (code, err) == (0, "")
-    assert "Done: step 2. Samples: minidiff sample run --prompt 'red bar, lying'" in out
+    assert "Done: step 2. To sample: minidiff sample run --prompt 'red bar, lying'" in out
     with Image.open("run/samples/step-000002.png") as image:
         assert image.width > 96
     code, out, err = run("sample", "run", "--prompt", "red bar", "--steps", 2, "--threads", 1, "--npz", "a.npz",
@@ -305,7 +305,7 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
         ),
         (("bars", "--text", "--text-encoder", "nowhere"), "nowhere: no such folder; give a run of minidiff train"),
         (("bars", "--text", "--text-encoder", "unet"), "unet: is the run of a U-Net that takes no prompt"),
-        (("bars", "--latent", "vae"), "--latent is for runs with --text: add it, or leave --latent out"),
+        (("bars", "--latent", "vae"), "--latent needs --text: add it"),
     ):
         before = tree(tmp_path)
         code, _, err = run("train", *arguments, "--out", "new", "--threads", 1)

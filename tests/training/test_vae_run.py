@@ -182,7 +182,7 @@ def test_what_does_not_go_is_refused(run, tmp_path, monkeypatch):
         ),
         (("train-vae", "data", "--out", "vae"), "holds a run already"),
         (("train-vae", "data", "--out", "new", "--kl", 2), "kl = 2.0: give a number above 0 and below 1"),
-        (("train-vae", "data", "--out", "new", "--size", 3), "its pictures are 4x4"),
+        (("train-vae", "data", "--out", "new", "--size", 3), "its images are 4x4"),
     ):
         before = tree(tmp_path)
         code, _, err = run(*arguments)
