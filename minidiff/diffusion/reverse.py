@@ -42,8 +42,7 @@ def sample(
 
     t is the timestep that the step has reached and x_t the state there; x0_hat is the model's latest estimate of x0 in
     the step: heun's at its end, dpmpp_2m's before the extrapolation. The last t is -1 and its x_t the sample. Sampling
-    starts from x_T, or from noise drawn when `sample` is called; stochastic samplers then draw fresh noise in every
-    step, in the last only if it does not end at alpha_bar = 1, or as_diffusers (ddpm: if it is from t > 0).
+    starts from x_T, or from noise drawn when `sample` is called; stochastic samplers draw fresh noise in every step.
     The first `begin` steps are skipped; then x_T is the state at the noise level after them.
     sampler is a Sampler, or the name of one with its other settings at their defaults.
     model(x_t, t), t (N,), is evaluated without gradients, with cond=cond unless that is None.
