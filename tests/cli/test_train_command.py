@@ -235,7 +235,7 @@ def test_checkpoints_are_measured_on_pictures_held_out(done, refused, data, tmp_
     shutil.rmtree(tmp_path / "test")
     idx_set(tmp_path / "test", height=8).joinpath("train-images-idx3-ubyte").rename(data / "t10k-images-idx3-ubyte")
     (tmp_path / "test" / "train-labels-idx1-ubyte").rename(data / "t10k-labels-idx1-ubyte")
-    code = "data: its test pictures are (8, 4, 1), the others (4, 4, 1)"
+    code = "data: its test images are (8, 4, 1), the others (4, 4, 1)"
     with pytest.raises(md.MinidiffError, match=re.escape(code)):
         start.validation_set(state.open_run(Path("one")), md.open_dataset("data"))
 
