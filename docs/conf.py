@@ -44,7 +44,10 @@ html_theme_options = {
 copybutton_prompt_text = "$ "
 
 nitpicky = True  # a link to a function that is not there is a warning; other libraries' pages are out of reach
-nitpick_ignore_regex = [("py:.*", r"(numpy|collections|pathlib|PIL|types)\..*"), ("py:class", r".*\.(Batch|[A-Z])")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(numpy|collections|pathlib|PIL|types)\..*"),
+    ("py:class", r".*\.(Batch|EvaluatedImages|Stored|[A-Z])"),
+]
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 autodoc_typehints = "signature"
