@@ -12,7 +12,7 @@ from minidiff.cli import options
 from minidiff.cli.sample import PROMPT_GUIDANCE, Prompts, check_no_prompt, check_prompts, sample_one_by_one
 from minidiff.data import imaging
 from minidiff.diffusion import editing
-from minidiff.diffusion.reverse import Trajectory, sample
+from minidiff.diffusion.reverse import Tick, Trajectory, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
@@ -50,18 +50,9 @@ def redraw(
         given = _prompts(prompt, negative_prompt, guidance, name)
         parts, x0, sampler = _open_pipeline(run, image, given, backend, threads)
 
-        def sample_one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
+        def sample_one(prompt: str, tick: Tick) -> np.ndarray:
             return text_to_image.image_to_image(
-                parts,
-                [prompt],
-                x0,
-                strength,
-                given.negative,
-                given.guidance,
-                steps,
-                rng,
-                sampler,
-                tick,
+                parts, [prompt], x0, strength, given.negative, given.guidance, steps, rng, sampler, tick
             )
 
         images = sample_one_by_one([prompt] * n, max(int(steps * strength), 1), sample_one)
@@ -102,18 +93,9 @@ def fill(
         parts, x0, sampler = _open_pipeline(run, image, given, backend, threads)
         masked = inputs.load_mask(mask, x0.shape[1:3], parts.vae.factor)
 
-        def sample_one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
+        def sample_one(prompt: str, tick: Tick) -> np.ndarray:
             return text_to_image.inpaint(
-                parts,
-                [prompt],
-                x0,
-                masked,
-                given.negative,
-                given.guidance,
-                steps,
-                rng,
-                sampler,
-                tick,
+                parts, [prompt], x0, masked, given.negative, given.guidance, steps, rng, sampler, tick
             )
 
         images = sample_one_by_one([prompt] * n, steps, sample_one)
@@ -182,9 +164,7 @@ def _last(trajectory: Trajectory, x_t: np.ndarray, steps: int) -> np.ndarray:
     """The last x_t (N, H, W, C) of a trajectory, or the given one if it has no steps; with a progress bar."""
     with progress_bar() as bar:
         task = bar.add_task("sampling", total=max(steps, 1), note="")
-        for _, x_t, _ in trajectory:  # noqa: B007  the last one counts
-            bar.advance(task)
-    return x_t
+        return last_x_t(trajectory, x_t, lambda: bar.advance(task))
 
 
 def _write_sheet(out: Path, images: np.ndarray, columns: int | None = None) -> None:

@@ -16,7 +16,7 @@ from minidiff.cli.options import PLACE
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.prompt_file import read_prompts
-from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.reverse import Tick, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
@@ -157,7 +157,7 @@ def _sample_classes(
     images, frames = [], []
     announce_compiling(backend)
 
-    def sample_batches(tick: text_to_image.Tick) -> None:
+    def sample_batches(tick: Tick) -> None:
         for shape, cond in batches:
             x_t = np.empty(shape)
             for _, x_t, _ in sample(model, schedule, shape, settings.rng, steps, sampler, cond):
@@ -182,7 +182,7 @@ def _sample_prompts(settings: Settings, n: int, prompts: Prompts, size: tuple[in
     text_to_image.check_size(parts, (height, width))
     check_prompts(parts, prompts, settings.backend)
 
-    def sample_one(prompt: str, tick: text_to_image.Tick) -> np.ndarray:
+    def sample_one(prompt: str, tick: Tick) -> np.ndarray:
         return text_to_image.text_to_image(
             parts,
             [prompt],
@@ -237,15 +237,13 @@ def _truncation(tokenizer: Tokenizer, text: str) -> str:
     return f"longer than {tokenizer.length} tokens; left out the last {len(cut)}: {beginning}"
 
 
-def sample_one_by_one(
-    prompts: list[str], steps: int, sample_one: Callable[[str, text_to_image.Tick], np.ndarray]
-) -> np.ndarray:
+def sample_one_by_one(prompts: list[str], steps: int, sample_one: Callable[[str, Tick], np.ndarray]) -> np.ndarray:
     """The images (N, H, W, C) uint8 of the prompts, with a progress bar.
 
     sample_one(prompt, tick) returns (1, H, W, C) in [-1, 1] and calls tick() `steps` times
     """
 
-    def sample_all(tick: text_to_image.Tick) -> np.ndarray:
+    def sample_all(tick: Tick) -> np.ndarray:
         return np.concatenate([outputs.finished(sample_one(prompt, tick)) for prompt in prompts])
 
     return with_progress_bar("sampling", steps * len(prompts), sample_all)

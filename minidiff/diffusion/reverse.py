@@ -25,6 +25,7 @@ Trajectory = Iterator[tuple[float, np.ndarray, np.ndarray]]
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Estimate = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 FreshNoise = Callable[[], np.ndarray]
+Tick = Callable[[], object]
 
 
 def sample(
@@ -68,6 +69,13 @@ def sample(
 
     start = np.float32(levels.start) * fresh_noise() if x_T is None else x_T
     return SAMPLING_LOOPS[sampler.name](predict, estimate, fresh_noise, levels, sampler, start)
+
+
+def last_x_t(trajectory: Trajectory, x_t: np.ndarray, tick: Tick) -> np.ndarray:
+    """The last x_t (N, H, W, C) of a trajectory, or the given one if it has no steps; tick() after every step."""
+    for _, x_t, _ in trajectory:  # noqa: B007  only the last one is returned
+        tick()
+    return x_t
 
 
 def ddpm(

@@ -12,13 +12,14 @@ import numpy as np
 
 from minidiff.data.dataset import Dataset, blocks
 from minidiff.data.emoji import name_and_tone
+from minidiff.diffusion.reverse import Tick
 from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import FeatureClassifier
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.sampling.outputs import finished
-from minidiff.sampling.text_to_image import Tick, text_to_image
+from minidiff.sampling.text_to_image import text_to_image
 
 PROMPT_BATCH_SIZE = 32  # prompts that are sampled together
 

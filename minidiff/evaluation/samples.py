@@ -10,7 +10,7 @@ import numpy as np
 
 from minidiff.data.npz import read_npz
 from minidiff.diffusion.preconditioning import as_model
-from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
@@ -22,8 +22,6 @@ from minidiff.training import state
 from minidiff.training.unet_run import UNetRun
 
 MIN_IMAGES = 16  # the fewest images that are evaluated
-
-Tick = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,8 @@ def _generate(
     """Images (n, H, W, C) uint8 of all batches (shape, labels), from the noise of the seed; tick() after every step."""
     rng, images = np.random.default_rng(seed), []
     for shape, cond in batches:
-        x_t = np.empty(shape)
-        for _, x_t, _ in sample(model, schedule, shape, rng, steps, sampler, cond):  # noqa: B007  the last one counts
-            tick()
-        images.append(outputs.finished(x_t))
+        trajectory = sample(model, schedule, shape, rng, steps, sampler, cond)
+        images.append(outputs.finished(last_x_t(trajectory, np.empty(shape), tick)))
     return np.concatenate(images)
 
 

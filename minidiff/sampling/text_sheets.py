@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from minidiff.data.captioned_sheet import captioned_sheet
+from minidiff.diffusion.reverse import Tick
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
 from minidiff.sampling.outputs import finished
-from minidiff.sampling.text_to_image import Tick, text_to_image
+from minidiff.sampling.text_to_image import text_to_image
 
 GUIDANCE_SCALES = range(1, 11)
 DIM = 0.15  # brightness of pixels whose attention to a word is 0

@@ -15,13 +15,11 @@ from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
-from minidiff.diffusion.reverse import Trajectory, sample
+from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.stable_diffusion import Pipeline
-
-Tick = Callable[[], object]
 
 MAX_UNTILED_PIXELS = 1024 * 1024  # larger images are decoded in tiles
 
@@ -52,7 +50,7 @@ def text_to_image(
     shape = (len(prompts), height // factor, width // factor, C)
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     trajectory = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
-    return decode(pipeline, _last(trajectory, tick))
+    return decode(pipeline, last_x_t(trajectory, np.empty(0), tick))
 
 
 def image_to_image(
@@ -80,7 +78,7 @@ def image_to_image(
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     strength = int(steps * strength) / steps
     trajectory = redraw(model, pipeline.schedule, latents, strength, rng, steps, sampler, cond)
-    return decode(pipeline, _last(trajectory, tick))
+    return decode(pipeline, last_x_t(trajectory, np.empty(0), tick))
 
 
 def inpaint(
@@ -117,7 +115,7 @@ def inpaint(
     model = blended(model, pipeline.schedule, latents, ~known, eps, levels.ts[0])
     x_T = np.float32(levels.start) * eps
     trajectory = sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond, x_T=x_T)
-    return decode(pipeline, np.where(known, latents, _last(trajectory, tick)))
+    return decode(pipeline, np.where(known, latents, last_x_t(trajectory, np.empty(0), tick)))
 
 
 def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
@@ -182,11 +180,3 @@ def _guided_model(
     if guidance == 1:
         return model, cond
     return guided(model, embeddings(pipeline, [negative_prompt]), guidance), cond
-
-
-def _last(trajectory: Trajectory, tick: Tick) -> np.ndarray:
-    """The last x_t of a trajectory; tick() after every step."""
-    x_t = np.empty(0)
-    for _, x_t, _ in trajectory:  # noqa: B007  the last one counts
-        tick()
-    return x_t
