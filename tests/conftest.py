@@ -1,5 +1,6 @@
 """Fixtures for all tests. `backend` is each backend in turn; a new one is added to BACKENDS."""
 
+import signal
 import sys
 
 import pytest
@@ -13,6 +14,11 @@ BACKENDS = ("numpy", "numba", "cupy")
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+# A background job ignores SIGINT, and nohup SIGHUP; the commands that tests start would inherit that and never stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # a handler, which children reset to the default
 threadpool_limits(1, "blas")  # NumPy's products are small here, and threads that wait for them spin
 
 

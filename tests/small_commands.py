@@ -1,7 +1,6 @@
 """Options and helpers for tests of the command line."""
 
 import os
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ def process(*arguments, code=None, **options):
     start = ["-c", f"{code}\nfrom minidiff.cli.app import main; main()"] if code else ["-m", "minidiff"]
     environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-W", "error", *start, *map(str, arguments)]
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; children would inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
