@@ -27,8 +27,10 @@ def read_json(path: Path, parse: Callable[[Any], T]) -> T:
         return parse(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise MinidiffError(f"{path}: {error.strerror}; copy or write it again") from None
-    except (ValueError, RecursionError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise MinidiffError(f"{path}: not JSON; copy or write it again") from None
+    except ValueError as error:  # of `parse`, or of an integer of thousands of digits
+        raise MinidiffError(f"{path}: {error}; copy or write it again") from None
     except MinidiffError as error:
         raise MinidiffError(f"{path}: {error}") from None
 

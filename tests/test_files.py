@@ -15,6 +15,10 @@ from minidiff.files import check_file, check_new_folder, followed, new_folder, r
 def test_json_errors(tmp_path):
     refused(read_json, tmp_path / "missing.json", dict, match="missing.json: No such file")
     refused(read_json, tmp_path, dict, match="Is a directory|Permission denied")
+    (tmp_path / "a.json").write_text("{")
+    refused(read_json, tmp_path / "a.json", dict, match="a.json: not JSON; copy or write it again$")
+    (tmp_path / "a.json").write_text('"a word"')
+    refused(read_json, tmp_path / "a.json", int, match="a.json: invalid literal for int.*; copy or write it again$")
 
 
 def test_replace_file(tmp_path):
