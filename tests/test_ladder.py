@@ -3,7 +3,6 @@
 import climb
 import numpy as np
 import pytest
-from conv4_winograd import matrices
 
 WINOGRAD = 1.2e-6  # the floor of the kernels' tests, for convolutions: tests/against_torch.py
 FLOOR = 3e-7  # and for all others
@@ -54,13 +53,3 @@ def test_the_error_of_a_spoilt_rung_shows():
     inputs["w"][:, 1, 1] *= np.float32(1.001)
     for rung in ladder.rungs.values():
         assert climb.error(rung(**inputs), ladder.reference()) > bound(ladder, WINOGRAD)
-
-
-def test_winograd_matrices_make_a_convolution():
-    """For any points: the six products give the four outputs, exactly but for rounding."""
-    rng = np.random.default_rng(0)
-    d, g = rng.standard_normal(6), rng.standard_normal(3)
-    for a, b in ((5 / 8, 3 / 2), (1, 2)):
-        At, G, Bt = matrices(a, b)
-        want = [d[i : i + 3] @ g for i in range(4)]
-        np.testing.assert_allclose(At @ ((G @ g) * (Bt @ d)), want, rtol=0, atol=1e-13)

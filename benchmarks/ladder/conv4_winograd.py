@@ -4,22 +4,14 @@ Cut the output into tiles of 4 x 4; each depends on an input tile d of 6 x 6. Wi
 
     y = A^T [ (G g G^T) * (B^T d B) ] A                           36 products instead of 144
 
-Summed over channels, each of the 36 positions is a matrix product. Each step here runs over the whole batch before the
-next one, so every intermediate array is written to memory and read again.
+Summed over channels, each of the 36 positions is a matrix product. `reference/winograd.py` does the same; here arrays
+are laid out for speed. Each step runs over the whole batch before the next one, so every intermediate array is written
+to memory and read again.
 """
 
 import numpy as np
 from minidiff_kernels.cpu.memory import empty
-
-
-def matrices(a=5 / 8, b=3 / 2):
-    """A^T (4, 6), G (6, 3), B^T (6, 6) for the points 0, a, -a, b, -b, infinity."""
-    points = np.array([0, a, -a, b, -b])
-    At = np.column_stack([np.vstack([points**i for i in range(4)]), [0, 0, 0, 1]])
-    scale = np.array([np.prod([p - q for q in points if q != p]) for p in points])
-    G = np.vstack([np.column_stack([points**i / scale for i in range(3)]), [0, 0, 1]])
-    rows = [np.append(np.poly([q for q in points if q != p])[::-1], 0) for p in points]
-    return At, G, np.vstack([*rows, np.poly(points)[::-1]])
+from minidiff_kernels.reference.winograd import matrices
 
 
 def both_sides(matrix, tiles):

@@ -1,9 +1,12 @@
-"""3x3 convolutions that use Winograd: the weight gradient on a GPU, all three products on a CPU."""
+"""3x3 convolutions that use Winograd: the reference, the weight gradient on a GPU, all three products on a CPU."""
 
+import numpy as np
 import pytest
 from against_torch import check, check_nan, rms_error, run_ours
 from kernel_cases import conv
 from minidiff_kernels.gpu import winograd
+from minidiff_kernels.reference import conv as direct
+from minidiff_kernels.reference import winograd as reference
 
 from minidiff.engine.backend import get_backend
 
@@ -64,3 +67,35 @@ def test_a_wide_weight_gradient_is_exact_in_both_precisions(name):
     got, want = (run_ours(get_backend(b), case, case.inputs) for b in (name, "numba"))
     assert rms_error(got["dw"], want["dw"]) < 2e-6
     assert (rms_error(got["dx"], want["dx"]) > 1e-4) == tf32
+
+
+def test_the_matrices_make_a_convolution():
+    """For any points: the six products give the four outputs, exactly but for rounding."""
+    rng = np.random.default_rng(0)
+    d, g = rng.standard_normal(6), rng.standard_normal(3)
+    for a, b in ((5 / 8, 3 / 2), (1, 2)):
+        At, G, Bt = reference.matrices(a, b)
+        want = [d[i : i + 3] @ g for i in range(4)]
+        np.testing.assert_allclose(At @ ((G @ g) * (Bt @ d)), want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "N, H, W, C, O, pad",
+    [
+        (2, 8, 8, 3, 5, SAME),
+        (1, 3, 3, 1, 1, (0, 0, 0, 0)),
+        (2, 7, 5, 4, 3, (2, 1, 0, 1)),
+        (2, 5, 6, 3, 2, (3, 4, 2, 5)),
+    ],
+)
+def test_the_reference_equals_the_sum_over_taps(N, H, W, C, O, pad):
+    """In float64: whole and incomplete tiles, even and uneven padding, outputs that depend on padding only."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((N, H, W, C)), rng.standard_normal((O, 3, 3, C))
+    y = direct.conv2d(x, w, pad=pad)
+    dy = rng.standard_normal(y.shape)
+    dx, dw, _ = direct.conv2d_backward(dy, x, w, 1, pad)
+    got = reference.conv2d(x, w, pad), *reference.conv2d_backward(dy, x, w, pad)
+    for a, b in zip(got, (y, dx, dw), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)

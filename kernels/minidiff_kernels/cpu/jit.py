@@ -1,4 +1,7 @@
-"""Compilation of the CPU kernels: lazy, multi-threaded (OpenMP where available), cached on disk."""
+"""Compilation of the CPU kernels: lazy, multi-threaded (OpenMP where available), cached on disk.
+
+Shared by the kernels; the reference is not compiled.
+"""
 
 import hashlib
 import os

@@ -1,7 +1,19 @@
 """Matrix products C = A B and C = A^T B, or either added to C, from register tiles.
 
-A fast product keeps a tile of C in registers while the sum over k runs (Goto and van de Geijn 2008). Numba cannot be
-told to do so, so the tile is written as LLVM instructions here. All convolutions, linear layers and attention use it.
+A fast product keeps a tile of C in registers while the sum over k runs (Goto and van de Geijn 2008):
+
+    for first in range(0, K, K_CHUNK):                        # chunks of the sum: this strip of B stays in L1
+        for strip in strips(C, panels=3):                     # up to 3 panels of columns
+            for rows in tiles(M, ROWS):                       # one register tile, C[rows, strip]
+                sums = 0                                      # ROWS x 3 vectors, in registers
+                for k in range(first, min(first + K_CHUNK, K)):
+                    columns = B[k, strip]                     # 3 vectors
+                    for m in rows:
+                        sums[m] += A[m, k] * columns          # A[m, k] in all lanes; 3 fused multiply-adds
+                C[rows, strip] += sums                        # or = in the first chunk
+
+Numba cannot be told to keep `sums` in registers, so the tile is written as LLVM instructions here. All convolutions,
+linear layers and attention use it.
 
 A matrix is a tuple (array, start, row, panel) over a flat array; its element (r, c) is
 array[start + r * row + c // LANES * panel + c % LANES]. Two layouts fit:
@@ -9,6 +21,8 @@ array[start + r * row + c // LANES * panel + c % LANES]. Two layouts fit:
     pixels          row = channels, panel = LANES: an NHWC array as it lies in memory
     packed panels   row = LANES: (columns / LANES, rows, LANES), as in GotoBLAS and BLIS. A tile reads consecutive cache
                     lines, so that no two of them compete for the same set of a cache.
+
+Shared by the kernels; in the reference, NumPy's @ is in its place.
 """
 
 from typing import Any, NamedTuple
@@ -60,13 +74,14 @@ def _opaque(builder, value):
 class _TileCode:
     """Writes the instructions of one register tile, ROWS rows by `vectors` vectors of C. In pseudo-Python:
 
+    sums = {(m, v): zeros(LANES) for m in range(ROWS) for v in range(vectors)}  # in registers
     for k in range(K):
         columns = [B[k, v * LANES : (v + 1) * LANES] for v in range(vectors)]
         prefetch one line of B and one of A into L2
         for m in range(ROWS):
-            a = A[k, m] if transposed else A[m, k]  # broadcast to all lanes
+            factor = A[k, m] if transposed else A[m, k]  # broadcast to all lanes
             for v in range(vectors):
-                sums[m, v] += a * columns[v]  # one fused multiply-add; sums stay in registers
+                sums[m, v] += factor * columns[v]  # one fused multiply-add
     C[m, v] = sums[m, v], or += if not overwrite
     """
 
@@ -156,14 +171,11 @@ def _register_tile(vectors: int, transposed: bool) -> Any:
         signature = types.void(a, b, c, K, overwrite, b_ahead)
 
         def generate(context, builder, signature, arguments):
-            a, b, c = (
-                _unpack(context, builder, kind, matrix)
-                for kind, matrix in zip(signature.args[:3], arguments[:3], strict=True)
-            )
-            K, overwrite, b_ahead = arguments[3:]
-            code = _TileCode(builder, vectors, transposed, a, b, b_ahead)
-            code.sum_over_k(K)
-            code.write(c, context.is_true(builder, types.boolean, overwrite))
+            *matrices, terms, replaces, ahead = arguments
+            A, B, C = (_unpack(context, builder, *pair) for pair in zip(signature.args[:3], matrices, strict=True))
+            code = _TileCode(builder, vectors, transposed, A, B, ahead)
+            code.sum_over_k(terms)
+            code.write(C, context.is_true(builder, types.boolean, replaces))
             return context.get_dummy_value()
 
         return signature, generate

@@ -2,6 +2,8 @@
 
 Numba vectorises plain loops where it can. Where it cannot, kernels use vectors from here: LANES float32 that are
 loaded, stored, added, multiplied or divided by one instruction. LANES depends on the processor: 4, 8 or 16.
+
+Shared by the kernels; in the reference, NumPy's operations on whole arrays are in its place.
 """
 
 import operator

@@ -10,7 +10,7 @@ of 6 x 6, which overlaps its neighbours by 2. With the kernel g and the elementw
 In the transformed domain the 6 x 6 positions are independent: at each, the sum over channels is a matrix product
 (tiles, C) @ (C, O). The matrix (tiles, channels) of one position is called a plane here; it is packed in panels of
 LANES channels. A block of tiles is transformed into scratch, multiplied and transformed back while it is in L2. The
-transforms are in winograd_transforms.py.
+transforms are in winograd_transforms.py; reference/winograd.py derives their matrices.
 """
 
 import numpy as np

@@ -1,7 +1,9 @@
 // Attention in tiles, after FlashAttention (Dao et al. 2022, arXiv:2205.14135): scores stay on the multiprocessor.
 // Between forward and backward only the log-sum-exp is kept, as in FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //
-// q, o (N, T, heads, D)   k, v (N, S, heads, D)   lse, delta (N, heads, T)
+// q, o (N, T, heads, D)   k, v (N, S, heads, D)   lse, delta (N, heads, T)   symbols as in reference/attention.py, but
+// do is dout: `do` is a keyword. q_tile, k_tile, ... are tiles in shared memory; o_sums, dq_sums, ... a thread's sums.
+//
 // A thread block takes SIDE queries (or keys) of one head and loops over the keys (or queries), SIDE at a time. A tile
 // of rows lies in shared memory as (SIDE, WIDTH + 4), zero beyond D: WIDTH is D rounded up to 32, 64 or 128, and the
 // padding of 4 avoids bank conflicts. Threads are 16 x 16; thread (x, y) has the scores of rows y, y + 16, ... with
@@ -52,9 +54,9 @@ __device__ __forceinline__ void dot(float (&products)[Tile<WIDTH>::EACH][Tile<WI
   }
 }
 
-// out[i][j] += sum over rows r of p[y + 16 i][r] tile[r][x + 16 j]; p (SIDE, SCORES_ROW) in shared memory
+// sums[i][j] += sum over rows r of p[y + 16 i][r] tile[r][x + 16 j]; p (SIDE, SCORES_ROW) in shared memory
 template <int WIDTH>
-__device__ __forceinline__ void accumulate(float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS], const float* p_tile,
+__device__ __forceinline__ void accumulate(float (&sums)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS], const float* p_tile,
                                     const float* tile) {
   constexpr int EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
@@ -68,7 +70,7 @@ __device__ __forceinline__ void accumulate(float (&out)[Tile<WIDTH>::EACH][Tile<
       const float* column = tile + r * Tile<WIDTH>::ROW + x + 16 * j;
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        float& sum = out[i][j];
+        float& sum = sums[i][j];
         sum += left[i].x * column[0];
         sum += left[i].y * column[Tile<WIDTH>::ROW];
         sum += left[i].z * column[2 * Tile<WIDTH>::ROW];
@@ -87,7 +89,7 @@ __device__ __forceinline__ float reduce_row(float value, Join join) {
 
 // Store the thread's part of a tile of rows, row i times scale[i].
 template <int WIDTH>
-__device__ __forceinline__ void store(float* to, const float (&out)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS],
+__device__ __forceinline__ void store(float* to, const float (&sums)[Tile<WIDTH>::EACH][Tile<WIDTH>::COLUMNS],
                                       const float* scale, int first, int rows, int heads, int D) {
   const int x = threadIdx.x % 16, y = threadIdx.x / 16;
 #pragma unroll
@@ -95,7 +97,7 @@ __device__ __forceinline__ void store(float* to, const float (&out)[Tile<WIDTH>:
 #pragma unroll
     for (int j = 0; j < Tile<WIDTH>::COLUMNS; j++) {
       const int row = first + y + 16 * i, d = x + 16 * j;
-      if (row < rows && d < D) to[(long long)(row) * heads * D + d] = out[i][j] * scale[i];
+      if (row < rows && d < D) to[(long long)(row) * heads * D + d] = sums[i][j] * scale[i];
     }
 }
 
@@ -111,28 +113,29 @@ __device__ __forceinline__ bool attends(int query, int key, int S, int causal) {
   return key < S && (!causal || key <= query);
 }
 
-// Online softmax: row_max is the largest score so far, and row_sum and out are relative to exp(row_max). When a larger
-// score comes, both are rescaled by exp(row_max - new_max).
+// Online softmax: row_max is the largest score so far, and row_sum and o_sums are relative to exp(row_max). When a
+// larger score comes, both are rescaled by exp(row_max - new_max).
 template <int WIDTH>
 __device__ __forceinline__ void attention(const float* q, const float* k, const float* v, float* o, float* lse, int T,
                                        int S, int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
-  float *queries = memory, *keys = queries + Tile<WIDTH>::SIZE, *values = keys + Tile<WIDTH>::SIZE;
-  float* p_tile = values + Tile<WIDTH>::SIZE;
+  float *q_tile = memory, *k_tile = q_tile + Tile<WIDTH>::SIZE, *v_tile = k_tile + Tile<WIDTH>::SIZE;
+  float* p_tile = v_tile + Tile<WIDTH>::SIZE;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.y * SIDE;
-  load<WIDTH>(queries, q + head_offset(T, heads, D), first, T, heads, D);
+  // The tile of queries, loaded once.
+  load<WIDTH>(q_tile, q + head_offset(T, heads, D), first, T, heads, D);
 
-  // For each tile of keys: scores, online softmax, out += p v.
-  float out[EACH][COLUMNS] = {}, row_max[EACH], row_sum[EACH] = {};
+  // For each tile of keys: load, s = q k^T, online softmax, o_sums += p v.
+  float o_sums[EACH][COLUMNS] = {}, row_max[EACH], row_sum[EACH] = {};
   for (int i = 0; i < EACH; i++) row_max[i] = MASKED;
   for (int key = 0; key < S; key += SIDE) {
     __syncthreads();  // the previous keys and values are no longer read
-    load<WIDTH>(keys, k + head_offset(S, heads, D), key, S, heads, D);
-    load<WIDTH>(values, v + head_offset(S, heads, D), key, S, heads, D);
+    load<WIDTH>(k_tile, k + head_offset(S, heads, D), key, S, heads, D);
+    load<WIDTH>(v_tile, v + head_offset(S, heads, D), key, S, heads, D);
     __syncthreads();
     float s[EACH][EACH];
-    dot<WIDTH>(s, queries, keys);
+    dot<WIDTH>(s, q_tile, k_tile);
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       // The scores, scaled and masked, and the new maximum of the row.
@@ -147,7 +150,7 @@ __device__ __forceinline__ void attention(const float* q, const float* k, const 
       const float correction = expf(row_max[i] - new_max);
       row_max[i] = new_max, row_sum[i] *= correction;
 #pragma unroll
-      for (int j = 0; j < COLUMNS; j++) out[i][j] *= correction;
+      for (int j = 0; j < COLUMNS; j++) o_sums[i][j] *= correction;
       // p = exp(s - max), to shared memory.
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
@@ -157,10 +160,10 @@ __device__ __forceinline__ void attention(const float* q, const float* k, const 
       }
     }
     __syncthreads();  // p is complete
-    accumulate<WIDTH>(out, p_tile, values);
+    accumulate<WIDTH>(o_sums, p_tile, v_tile);
   }
 
-  // o = out / row_sum and lse.
+  // o = o_sums / row_sum and lse = row_max + log(row_sum), row_sum being summed over the row's threads first.
   float inverse_sums[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
@@ -168,13 +171,14 @@ __device__ __forceinline__ void attention(const float* q, const float* k, const 
     inverse_sums[i] = 1 / sum;
     if (x == 0 && first + y + 16 * i < T) lse[blockIdx.x * T + first + y + 16 * i] = row_max[i] + logf(sum);
   }
-  store<WIDTH>(o + head_offset(T, heads, D), out, inverse_sums, first, T, heads, D);
+  store<WIDTH>(o + head_offset(T, heads, D), o_sums, inverse_sums, first, T, heads, D);
 }
 
 // delta[t] = do[t] . o[t]; one warp per row, blockIdx.x = n * heads + head.
 extern "C" __global__ void __launch_bounds__(256)
     attention_delta(const float* dout, const float* o, float* delta, int T, int heads, int D) {
   const int t = blockIdx.y * 8 + threadIdx.x / 32;
+  // Each lane sums every 32nd product, then the warp sums over its lanes.
   float sum = 0;
   if (t < T)
     for (int d = threadIdx.x % 32; d < D; d += 32) {
@@ -192,23 +196,25 @@ __device__ __forceinline__ void attention_backward_q(const float* dout, const fl
                                                     int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
-  float *queries = memory, *douts = queries + Tile<WIDTH>::SIZE, *keys = douts + Tile<WIDTH>::SIZE;
-  float *values = keys + Tile<WIDTH>::SIZE, *ds_tile = values + Tile<WIDTH>::SIZE;
+  float *q_tile = memory, *dout_tile = q_tile + Tile<WIDTH>::SIZE, *k_tile = dout_tile + Tile<WIDTH>::SIZE;
+  float *v_tile = k_tile + Tile<WIDTH>::SIZE, *ds_tile = v_tile + Tile<WIDTH>::SIZE;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.y * SIDE;
-  load<WIDTH>(queries, q + head_offset(T, heads, D), first, T, heads, D);
-  load<WIDTH>(douts, dout + head_offset(T, heads, D), first, T, heads, D);
+  // The tile of queries, with their do, loaded once.
+  load<WIDTH>(q_tile, q + head_offset(T, heads, D), first, T, heads, D);
+  load<WIDTH>(dout_tile, dout + head_offset(T, heads, D), first, T, heads, D);
 
-  // For each tile of keys: scores, dp = do v^T, ds, out += ds k.
-  float out[EACH][COLUMNS] = {}, ones[EACH];
+  // For each tile of keys: load, s = q k^T and dp = do v^T, ds, dq_sums += ds k.
+  float dq_sums[EACH][COLUMNS] = {}, ones[EACH];
   for (int i = 0; i < EACH; i++) ones[i] = 1;
   for (int key = 0; key < S; key += SIDE) {
     __syncthreads();  // the previous keys and values are no longer read
-    load<WIDTH>(keys, k + head_offset(S, heads, D), key, S, heads, D);
-    load<WIDTH>(values, v + head_offset(S, heads, D), key, S, heads, D);
+    load<WIDTH>(k_tile, k + head_offset(S, heads, D), key, S, heads, D);
+    load<WIDTH>(v_tile, v + head_offset(S, heads, D), key, S, heads, D);
     __syncthreads();
     float s[EACH][EACH], dp[EACH][EACH];
-    dot<WIDTH>(s, queries, keys);
-    dot<WIDTH>(dp, douts, values);
+    dot<WIDTH>(s, q_tile, k_tile);
+    dot<WIDTH>(dp, dout_tile, v_tile);
+    // ds = p (dp - delta) scale, to shared memory.
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const int row = min(first + y + 16 * i, T - 1);
@@ -222,9 +228,9 @@ __device__ __forceinline__ void attention_backward_q(const float* dout, const fl
       }
     }
     __syncthreads();  // ds is complete
-    accumulate<WIDTH>(out, ds_tile, keys);
+    accumulate<WIDTH>(dq_sums, ds_tile, k_tile);
   }
-  store<WIDTH>(dq + head_offset(T, heads, D), out, ones, first, T, heads, D);
+  store<WIDTH>(dq + head_offset(T, heads, D), dq_sums, ones, first, T, heads, D);
 }
 
 // dk = ds^T q and dv = p^T do, for a tile of keys. Scores are transposed: rows are keys, columns queries.
@@ -234,24 +240,26 @@ __device__ __forceinline__ void attention_backward_kv(const float* dout, const f
                                                  int S, int heads, int D, float scale, int causal) {
   constexpr int SIDE = Tile<WIDTH>::SIDE, EACH = Tile<WIDTH>::EACH, COLUMNS = Tile<WIDTH>::COLUMNS;
   DYNAMIC_SHARED(float, memory);
-  float *keys = memory, *values = keys + Tile<WIDTH>::SIZE, *queries = values + Tile<WIDTH>::SIZE;
-  float *douts = queries + Tile<WIDTH>::SIZE, *p_tile = douts + Tile<WIDTH>::SIZE;
+  float *k_tile = memory, *v_tile = k_tile + Tile<WIDTH>::SIZE, *q_tile = v_tile + Tile<WIDTH>::SIZE;
+  float *dout_tile = q_tile + Tile<WIDTH>::SIZE, *p_tile = dout_tile + Tile<WIDTH>::SIZE;
   float* ds_tile = p_tile + Tile<WIDTH>::SCORES;
   const int x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.y * SIDE;
-  load<WIDTH>(keys, k + head_offset(S, heads, D), first, S, heads, D);
-  load<WIDTH>(values, v + head_offset(S, heads, D), first, S, heads, D);
+  // The tile of keys, with their values, loaded once.
+  load<WIDTH>(k_tile, k + head_offset(S, heads, D), first, S, heads, D);
+  load<WIDTH>(v_tile, v + head_offset(S, heads, D), first, S, heads, D);
 
-  // For each tile of queries: scores^T, dp^T = v do^T, p^T and ds^T, dv += p^T do, dk += ds^T q.
-  float out_k[EACH][COLUMNS] = {}, out_v[EACH][COLUMNS] = {}, ones[EACH];
+  // For each tile of queries: load, s^T = k q^T and dp^T = v do^T, p^T and ds^T, dv_sums += p^T do, dk_sums += ds^T q.
+  float dk_sums[EACH][COLUMNS] = {}, dv_sums[EACH][COLUMNS] = {}, ones[EACH];
   for (int i = 0; i < EACH; i++) ones[i] = 1;
   for (int query = 0; query < T; query += SIDE) {
     __syncthreads();  // the previous queries are no longer read
-    load<WIDTH>(queries, q + head_offset(T, heads, D), query, T, heads, D);
-    load<WIDTH>(douts, dout + head_offset(T, heads, D), query, T, heads, D);
+    load<WIDTH>(q_tile, q + head_offset(T, heads, D), query, T, heads, D);
+    load<WIDTH>(dout_tile, dout + head_offset(T, heads, D), query, T, heads, D);
     __syncthreads();
     float s[EACH][EACH], dp[EACH][EACH];
-    dot<WIDTH>(s, keys, queries);
-    dot<WIDTH>(dp, values, douts);
+    dot<WIDTH>(s, k_tile, q_tile);
+    dot<WIDTH>(dp, v_tile, dout_tile);
+    // p^T and ds^T, to shared memory.
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
       const int column = query + x + 16 * j;
@@ -267,11 +275,11 @@ __device__ __forceinline__ void attention_backward_kv(const float* dout, const f
       }
     }
     __syncthreads();  // p and ds are complete
-    accumulate<WIDTH>(out_v, p_tile, douts);
-    accumulate<WIDTH>(out_k, ds_tile, queries);
+    accumulate<WIDTH>(dv_sums, p_tile, dout_tile);
+    accumulate<WIDTH>(dk_sums, ds_tile, q_tile);
   }
-  store<WIDTH>(dk + head_offset(S, heads, D), out_k, ones, first, S, heads, D);
-  store<WIDTH>(dv + head_offset(S, heads, D), out_v, ones, first, S, heads, D);
+  store<WIDTH>(dk + head_offset(S, heads, D), dk_sums, ones, first, S, heads, D);
+  store<WIDTH>(dv + head_offset(S, heads, D), dv_sums, ones, first, S, heads, D);
 }
 
 #define FOR_WIDTH(WIDTH)                                                                                              \

@@ -1,7 +1,9 @@
-// Shared by all kernels: prepended to the file of each family before compilation. No header is needed.
+// What all kernels need: prepended to the file of each family before compilation. No header is needed.
 //
 // PTX instructions without a C++ equivalent are wrapped here, so that tests can run the same kernels on a CPU:
 // tests/gpu_simulator/ has its own version of everything between #ifndef and #endif.
+//
+// Shared by the kernels; the reference needs no device code.
 
 #ifndef SIMULATED
 

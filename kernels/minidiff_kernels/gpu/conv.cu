@@ -139,6 +139,7 @@ __device__ __forceinline__ void weight_gradient(
     int O, int KH, int KW, int stride, int top, int left) {
   DYNAMIC_SHARED(float, strips);
   __shared__ Location taps[TN];
+  // This thread block's tile (m0, n0).
   const int columns = KH * KW * C, blocks = (columns + TN - 1) / TN;
   const int m0 = blockIdx.x / blocks * TM, n0 = blockIdx.x % blocks * TN;
 

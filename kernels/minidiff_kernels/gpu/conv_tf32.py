@@ -1,4 +1,7 @@
-"""Convolution on tensor cores: factors truncated to TF32 (ten bits of mantissa), sums in float32."""
+"""Convolution on tensor cores: factors truncated to TF32 (ten bits of mantissa), sums in float32.
+
+Accelerates reference/conv.py, to about three digits.
+"""
 
 from . import conv
 

@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256)
   if (i < size) dx[i] = dy[i] * (normal_cdf(x[i]) + x[i] * expf(-0.5f * x[i] * x[i]) * 0.39894228f);
 }
 
-// A row of x (rows, 2 C) is C values, then C gates.
+// A row of x (rows, 2 C) is C values h, then C gates; `h` is the index of the value.
 extern "C" __global__ void __launch_bounds__(256) geglu(const float* __restrict__ x, float* y, int size, int C) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
@@ -52,13 +52,14 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // a (A, R, B, Q, C) summed over R and Q. blockIdx.y is a chunk of the R Q terms, and parts (chunks, A B C) are the sums
-// of chunks. A thread block is 32 consecutive results by 8 rows of terms; a thread sums runs of 16 terms in float32, and
-// these sums in float64.
+// of chunks. A thread block is 32 consecutive results by 8 rows of terms; a thread sums runs of 16 terms in float32,
+// and these sums in float64.
 extern "C" __global__ void __launch_bounds__(256)
     sum_chunks(const float* __restrict__ a, double* parts, int A, int R, int B, int Q, int C, int chunk) {
   __shared__ double rows[8][32];
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32, result = blockIdx.x * 32 + lane, results = A * B * C;
   const int begin = blockIdx.y * chunk, end = min(R * Q, begin + chunk);
+  // This thread's terms: every eighth of the chunk.
   double total = 0;
   if (result < results) {
     const int first = result / C / B, second = result / C % B, third = result % C;
@@ -70,6 +71,7 @@ extern "C" __global__ void __launch_bounds__(256)
       total += sum;
     }
   }
+  // The sum over the 8 rows, in a fixed order.
   rows[row][lane] = total;
   __syncthreads();
   if (row > 0 || result >= results) return;

@@ -2,6 +2,8 @@
 
 CuPy checks nothing: it passes the pointer of an array whatever its strides, a Python int as 64 bits and a float as a
 double.
+
+Shared by the kernels; the reference is called directly.
 """
 
 from functools import cache, lru_cache
@@ -14,8 +16,8 @@ HERE = Path(__file__).parent
 DEFAULT_SHARED = 32 * 1024  # bytes of dynamic shared memory without opt-in: 48 KB less what a kernel has statically
 PRODUCT_PREAMBLES = ("common", "product")
 PREAMBLES = {  # files that are prepended to each family's file
-    "conv": PRODUCT_PREAMBLES, "winograd": PRODUCT_PREAMBLES, "norm": ("common",), "attention": ("common",),
-    "elementwise": ("common",), "resample": ("common",), "optim": ("common",),
+    "conv": PRODUCT_PREAMBLES, "winograd": (*PRODUCT_PREAMBLES, "winograd_transforms"), "norm": ("common",),
+    "attention": ("common",), "elementwise": ("common",), "resample": ("common",), "optim": ("common",),
 }  # fmt: skip
 NULL = np.uint64(0)  # a null pointer
 

@@ -61,25 +61,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __shared__ float means[THREADS], rstds[THREADS];  // of this thread block's groups
   const int groups = width / group_width, together = min(group_width, slice.channels);
   for (int g = threadIdx.x; g < groups; g += THREADS) {
-    double first = 0, second = 0;
-    for (int c = g * together; c < (g + 1) * together; c++) first += sums[c], second += sums[slice.channels + c];
-    const double count = (double)(S) * group_width, shift = first / count;
-    const double variance = fmax(second / count - shift * shift, 0.0);
-    means[g] = x[start + g * group_width] + shift;
-    rstds[g] = 1 / sqrt(isnan(first) ? first : variance + eps);
+    double sum = 0, squares = 0;
+    for (int c = g * together; c < (g + 1) * together; c++) sum += sums[c], squares += sums[slice.channels + c];
+    const double count = (double)(S) * group_width, mean_off = sum / count;
+    const double var = fmax(squares / count - mean_off * mean_off, 0.0);
+    means[g] = x[start + g * group_width] + mean_off;
+    rstds[g] = 1 / sqrt(isnan(sum) ? sum : var + eps);
     mean[n * G + c0 / group_width + g] = means[g];
     rstd[n * G + c0 / group_width + g] = rstds[g];
   }
   __syncthreads();
 
-  // Normalise.
+  // Normalise: y = z or z sigmoid(z).
   if (slice.first == slice.stride) return;
   for (int c = slice.channel; c < width; c += slice.channels) {
-    const float centre = means[c / group_width], scale = rstds[c / group_width] * weight[c0 + c], shift = bias[c0 + c];
+    const float group_mean = means[c / group_width], scale = rstds[c / group_width] * weight[c0 + c];
+    const float shift = bias[c0 + c];
 #pragma unroll 4
     for (int s = slice.first; s < S; s += slice.stride) {
       const long long i = start + (long long)(s) * C + c;
-      const float z = (x[i] - centre) * scale + shift;
+      const float z = (x[i] - group_mean) * scale + shift;
       y[i] = silu ? z * sigmoid(z) : z;
     }
   }
@@ -105,23 +106,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const float* means = mean + n * G + c0 / group_width;
   const float* rstds = rstd + n * G + c0 / group_width;
   float* part = parts + (long long)(n) * 2 * C + c0;
-  // Sums of dz and dz xhat by channel: parts, and the thread's sums of g and g xhat over its channels.
+  // Sums of dz and dz xhat by channel: parts, and the thread's sums of g and g xhat over its channels. All threads loop
+  // equally, since sum_by_channel has barriers.
   double total_g = 0, total_gx = 0;
-  for (int c0_ = 0; c0_ < width; c0_ += slice.channels) {  // all threads loop equally: sum_by_channel has barriers
-    const int c = c0_ + slice.channel;
-    float sum = 0, sum_x = 0;
+  for (int from = 0; from < width; from += slice.channels) {
+    const int c = from + slice.channel;
+    float sum_dz = 0, sum_dzx = 0;
     if (slice.first < slice.stride && c < width) {
-      const float centre = means[c / group_width], scale = rstds[c / group_width];
+      const float group_mean = means[c / group_width], group_rstd = rstds[c / group_width];
 #pragma unroll 4
       for (int s = slice.first; s < S; s += slice.stride) {
         const long long i = start + (long long)(s) * C + c;
-        const float xhat = (x[i] - centre) * scale;
+        const float xhat = (x[i] - group_mean) * group_rstd;
         const float dz = gradient_of_z(dy[i], xhat, weight[c0 + c], bias[c0 + c], silu);
-        sum += dz;
-        sum_x += dz * xhat;
+        sum_dz += dz;
+        sum_dzx += dz * xhat;
       }
     }
-    partials[threadIdx.x] = sum, partials[THREADS + threadIdx.x] = sum_x;
+    partials[threadIdx.x] = sum_dz, partials[THREADS + threadIdx.x] = sum_dzx;
     sum_by_channel(partials, sums, width, slice);
     if (threadIdx.x < slice.channels && c < width) {
       part[c] = sums[threadIdx.x], part[C + c] = sums[slice.channels + threadIdx.x];
@@ -136,23 +138,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __shared__ float means_g[THREADS], means_gx[THREADS];
   const int groups = width / group_width, together = min(group_width, slice.channels);
   for (int g = threadIdx.x; g < groups; g += THREADS) {
-    double first = 0, second = 0;
-    for (int c = g * together; c < (g + 1) * together; c++) first += partials[c], second += partials[THREADS + c];
-    means_g[g] = first / ((double)(S) * group_width), means_gx[g] = second / ((double)(S) * group_width);
+    double sum_g = 0, sum_gx = 0;
+    for (int c = g * together; c < (g + 1) * together; c++) sum_g += partials[c], sum_gx += partials[THREADS + c];
+    means_g[g] = sum_g / ((double)(S) * group_width), means_gx[g] = sum_gx / ((double)(S) * group_width);
   }
   __syncthreads();
 
-  // dx.
+  // dx, from dz computed again.
   if (slice.first == slice.stride) return;
   for (int c = slice.channel; c < width; c += slice.channels) {
-    const float centre = means[c / group_width], scale = rstds[c / group_width];
+    const float group_mean = means[c / group_width], group_rstd = rstds[c / group_width];
     const float mean_g = means_g[c / group_width], mean_gx = means_gx[c / group_width];
 #pragma unroll 4
     for (int s = slice.first; s < S; s += slice.stride) {
       const long long i = start + (long long)(s) * C + c;
-      const float xhat = (x[i] - centre) * scale;
+      const float xhat = (x[i] - group_mean) * group_rstd;
       const float dz = gradient_of_z(dy[i], xhat, weight[c0 + c], bias[c0 + c], silu);
-      dx[i] = scale * (dz * weight[c0 + c] - mean_g - xhat * mean_gx);
+      dx[i] = group_rstd * (dz * weight[c0 + c] - mean_g - xhat * mean_gx);
     }
   }
 }

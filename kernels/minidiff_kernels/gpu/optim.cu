@@ -23,9 +23,11 @@ extern "C" __global__ void __launch_bounds__(256)
           float clip, float keep, float new_m, float new_v, float rate, float unbias_v, float eps, float new_ema) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size || !isfinite(*norm)) return;
-  const float gradient = g[i] * float(fmin(1.0, clip / (*norm + 1e-6)));
-  m[i] += new_m * (gradient - m[i]);
-  v[i] += new_v * (gradient * gradient - v[i]);
+  // The clipped gradient.
+  const float gc = g[i] * float(fmin(1.0, clip / (*norm + 1e-6)));
+  // Moments, weight decay and update, moving average.
+  m[i] += new_m * (gc - m[i]);
+  v[i] += new_v * (gc * gc - v[i]);
   p[i] = p[i] * keep - rate * m[i] / (sqrtf(v[i]) * unbias_v + eps);
   if (ema) ema[i] += new_ema * (p[i] - ema[i]);
 }

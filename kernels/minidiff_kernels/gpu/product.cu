@@ -3,6 +3,8 @@
 // A thread block of 128 threads computes a tile of TM x TN. The sum advances in steps of DEPTH = 16 terms: in each, a
 // strip of a (TM x 16) and one of b (TN x 16) come into shared memory, copied by the caller's `start_copies`. A
 // pipeline stage is STRIPS steps between two barriers; copies run STAGES - 1 stages ahead of the products.
+//
+// Shared by the kernels; in the reference, NumPy's @ is in its place.
 
 constexpr int DEPTH = 16, THREADS = 128;
 constexpr int UNROLLED = 4;  // copies of a thread whose addresses are computed together
@@ -52,6 +54,7 @@ struct Float32 {
   static __device__ __forceinline__ void multiply(float (&sums)[8 * COLS], const float* a, const float* b) {
 #pragma unroll 2
     for (int pair = 0; pair < DEPTH / 2; pair++) {  // two terms at a time: four would need too many registers
+      // Two terms of the thread's 8 rows of a, then of its columns of b one by one, times each other.
       float2 left[8];
 #pragma unroll
       for (int i = 0; i < 8; i++) left[i] = *(const float2*)(a + swizzled(row(COLS * i), pair / 2) + pair % 2 * 2);
@@ -84,6 +87,7 @@ struct TensorCore {
 
   static __device__ __forceinline__ void multiply(float (&sums)[16 * FRAGMENTS], const float* a, const float* b) {
     const int t = threadIdx.x % 4, first = threadIdx.x / 32 % (TN / WIDE) * WIDE + threadIdx.x % 32 / 4;
+    // All fragments of b, then of a one by one, times each other.
     float4 right[FRAGMENTS];
 #pragma unroll
     for (int j = 0; j < FRAGMENTS; j++) right[j] = *(const float4*)(b + swizzled(first + 8 * j, t));

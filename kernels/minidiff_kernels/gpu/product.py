@@ -1,4 +1,7 @@
-"""Tile constants of the matrix products (product.cu), and split-K: the sum divided among thread blocks."""
+"""Tile constants of the matrix products (product.cu), and split-K: the sum divided among thread blocks.
+
+Shared by the kernels; in the reference, NumPy's @ is in its place.
+"""
 
 from .launch import ceil_div, launch
 

@@ -1,6 +1,7 @@
 // Nearest-neighbour upsampling and concatenation along the channels. T is float4 if all channel counts are multiples of
 // 4, else float; sizes and channels count elements of T. One thread per T.
 
+// y[n, 2 h + i, 2 w + j, c] = x[n, h, w, c] for i, j < 2; row = n H + h.
 template <class T>
 __device__ __forceinline__ void upsample(const T* __restrict__ x, T* y, int size, int W, int C) {
   const int i = blockIdx.x * 256 + threadIdx.x;  // of y, (N H, 2, W, 2, C)
@@ -9,6 +10,7 @@ __device__ __forceinline__ void upsample(const T* __restrict__ x, T* y, int size
   y[i] = x[(row * W + w) * C + c];
 }
 
+// dx[n, h, w, c] = the sum of dy[n, 2 h + i, 2 w + j, c] over i, j < 2.
 template <class T>
 __device__ __forceinline__ void upsample_backward(const T* __restrict__ dy, T* dx, int size, int W, int C) {
   const int i = blockIdx.x * 256 + threadIdx.x;  // of dx, (N H, W, C)
@@ -17,6 +19,7 @@ __device__ __forceinline__ void upsample_backward(const T* __restrict__ dy, T* d
   dx[i] = (dy[upper] + dy[upper + C]) + (dy[lower] + dy[lower + C]);
 }
 
+// y (rows, A + B) = the channels of a (rows, A), then those of b (rows, B).
 template <class T>
 __device__ __forceinline__ void concat(const T* __restrict__ a, const T* __restrict__ b, T* y, int size, int A, int B) {
   const int i = blockIdx.x * 256 + threadIdx.x;
@@ -25,6 +28,7 @@ __device__ __forceinline__ void concat(const T* __restrict__ a, const T* __restr
   y[i] = c < A ? a[row * A + c] : b[row * B + c - A];
 }
 
+// da (rows, A) and db (rows, B) = the first A and the other B channels of dy (rows, A + B).
 template <class T>
 __device__ __forceinline__ void split(const T* __restrict__ dy, T* da, T* db, int size, int A, int B) {
   const int i = blockIdx.x * 256 + threadIdx.x;

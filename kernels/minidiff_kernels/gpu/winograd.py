@@ -12,7 +12,7 @@ from .product import DEPTH, THREADS, shared, sum_splits
 
 SPLIT_TILES = 8 * DEPTH  # tiles in one float32 sum, since the transforms magnify its rounding error
 SCRATCH = 2**27  # floats of transformed tiles and their products in memory at a time: 512 MB
-MIN_TILES = 32  # below that the weight transform costs accumulate than the products save
+MIN_TILES = 32  # below that the weight transform costs more than the products save
 
 
 def supports(w_shape, stride, dy_shape):
@@ -29,26 +29,12 @@ def weight_gradient(dy, x, w_shape, pad):
     pass_tiles = _tiles_per_pass(tiles, O, C)
     for first in range(0, tiles, pass_tiles):
         quads = ceil_div(min(pass_tiles, tiles - first), 4)
-        transformed_dy, transformed_x = empty((36, quads, O, 4)), empty((36, quads, C, 4))
+        dM, V = empty((36, quads, O, 4)), empty((36, quads, C, 4))
         grid = down, across, first, quads
-        launch("winograd", "transform_dy", ceil_div(4 * quads * O, 256), 256, dy, transformed_dy, N, P, Q, O, *grid)
-        launch(
-            "winograd",
-            "transform_x",
-            ceil_div(4 * quads * C, 256),
-            256,
-            x,
-            transformed_x,
-            N,
-            H,
-            W,
-            C,
-            *grid,
-            pad[0],
-            pad[2],
-        )
-        _multiply(transformed_dy, transformed_x, dw, accumulate=first > 0)
-        del transformed_dy, transformed_x  # so that the next pass can reuse their memory
+        launch("winograd", "transform_dy", ceil_div(4 * quads * O, 256), 256, dy, dM, N, P, Q, O, *grid)
+        launch("winograd", "transform_x", ceil_div(4 * quads * C, 256), 256, x, V, N, H, W, C, *grid, pad[0], pad[2])
+        _multiply(dM, V, dw, accumulate=first > 0)
+        del dM, V  # so that the next pass can reuse their memory
     return dw
 
 
@@ -63,15 +49,15 @@ def _tiles_per_pass(tiles, O, C):
     return ceil_div(tiles, ceil_div(tiles, most * SPLIT_TILES) * SPLIT_TILES) * SPLIT_TILES
 
 
-def _multiply(transformed_dy, transformed_x, dw, accumulate):
+def _multiply(dM, V, dw, accumulate):
     """dw = (or += if accumulate) the weight gradient of these tiles: 36 products, sums of splits, weight transform."""
     O, _, _, C = dw.shape
-    quads, rows = transformed_dy.shape[1], 64 if O <= 64 else 128
+    quads, rows = dM.shape[1], 64 if O <= 64 else 128
     splits = ceil_div(4 * quads, SPLIT_TILES)
     parts, tiles = empty((splits, 36, O, C)), ceil_div(O, rows) * ceil_div(C, 128)
     launch(
-        "winograd", f"multiply_{rows}x128", (tiles, splits, 36), THREADS, transformed_dy, transformed_x, parts,
+        "winograd", f"multiply_{rows}x128", (tiles, splits, 36), THREADS, dM, V, parts,
         O, C, quads, SPLIT_TILES // DEPTH, shared=shared(rows),
     )  # fmt: skip
-    u = parts if splits == 1 else sum_splits(parts, None, None, empty((36, O, C)))
-    launch("winograd", "transform_dw", ceil_div(O * C, 64), 64, u, dw, O, C, accumulate)
+    dU = parts if splits == 1 else sum_splits(parts, None, None, empty((36, O, C)))
+    launch("winograd", "transform_dw", ceil_div(O * C, 64), 64, dU, dw, O, C, accumulate)
