@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import SIGMA_DATA
+from minidiff.diffusion.continuous import preconditioning
 from minidiff.diffusion.forward import q_sample, target
 from minidiff.diffusion.schedule import AnySchedule, snr
 from minidiff.engine.losses import mse
@@ -52,4 +52,5 @@ def min_snr_weight(schedule: AnySchedule, t: np.ndarray, gamma: float = 5.0) -> 
         return x0_weight * (1 - alpha_bar)
     if schedule.prediction_type == "flow":
         return x0_weight * (1 - alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar)) ** 2
-    return x0_weight * SIGMA_DATA**2 * (1 - alpha_bar) / (1 - alpha_bar + SIGMA_DATA**2 * alpha_bar)  # c_out^2
+    _, c_out, _, _ = preconditioning(snr(schedule, t) ** -0.5)  # edm
+    return x0_weight * c_out**2

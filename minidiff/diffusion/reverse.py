@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.forward import x0_and_eps
+from minidiff.diffusion.forward import eps_from_x0, x0_and_eps, x0_from_eps
 from minidiff.diffusion.noise_levels import NoiseLevels, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
-from minidiff.diffusion.steps import clipped, ddim_update, eps_given_x0, log_snr, p_sample, x0_given_eps
+from minidiff.diffusion.steps import clipped, ddim_update, log_snr, p_sample
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 
@@ -61,7 +61,7 @@ def sample(
         x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
         x0_hat = clipped(x0_hat, sampler.clip)
         if sampler.clip is not None and sampler.name != "ddim":  # which keeps the model's eps_hat
-            eps_hat = eps_given_x0(x_t, x0_hat, levels.schedule.alphas_cumprod[i])
+            eps_hat = eps_from_x0(levels.schedule, x0_hat, x_t, i)
         return x0_hat, eps_hat
 
     def fresh_noise() -> np.ndarray:
@@ -139,20 +139,38 @@ def heun(
 ) -> Trajectory:
     """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, repeated with the mean slope of its two ends.
 
-    eps_hat is the derivative of x_t / sqrt(alpha_bar) by sigma; the prediction of rectified flow is that of x by t.
-    The last step is Euler's.
+    x = x_t / sqrt(alpha_bar) = x0 + sigma eps has the slope d = (x - D(x; sigma)) / sigma over sigma (eq. 3 and 4): the
+    denoiser D is x0_hat, and so d is eps_hat. `ddim_update` is x + (sigma_prev - sigma) d, in terms of x_t. Rectified
+    flow is solved over its t (`heun_over_t`).
     """
+    if levels.schedule.prediction_type == "flow":
+        yield from heun_over_t(predict, estimate, levels, x_t)
+        return
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
-        prediction = predict(x_t, t)
-        x0_hat, eps_hat = estimate(prediction, x_t, i)
-        x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
-        if i > 0 and levels.schedule.prediction_type == "flow":
-            x0_hat, mean = estimate((prediction + predict(x_prev, t_prev)) / 2, x_t, i)
-            x_prev = ddim_update(x0_hat, mean, alpha_bar, alpha_bar_prev)
-        elif i > 0:
-            x0_hat, eps_end = estimate(predict(x_prev, t_prev), x_prev, i - 1)
-            mean = (eps_hat + eps_end) / 2
-            x_prev = ddim_update(x0_given_eps(x_t, mean, alpha_bar), mean, alpha_bar, alpha_bar_prev)
+        # the slope at sigma: d = (x - D(x; sigma)) / sigma
+        x0_hat, d = estimate(predict(x_t, t), x_t, i)
+        # Euler's step: x_prev = x + (sigma_prev - sigma) d
+        x_prev = ddim_update(x0_hat, d, alpha_bar, alpha_bar_prev)
+        if i > 0:  # sigma_prev > 0
+            # the slope at sigma_prev: d_prev = (x_prev - D(x_prev; sigma_prev)) / sigma_prev
+            x0_hat, d_prev = estimate(predict(x_prev, t_prev), x_prev, i - 1)
+            # the step again, from x, with the mean of both slopes: x_prev = x + (sigma_prev - sigma) (d + d_prev) / 2
+            mean = (d + d_prev) / 2
+            x_prev = ddim_update(x0_from_eps(levels.schedule, mean, x_t, i), mean, alpha_bar, alpha_bar_prev)
+        x_t = x_prev
+        yield t_prev, x_t, x0_hat
+
+
+def heun_over_t(predict: Predict, estimate: Estimate, levels: NoiseLevels, x_t: np.ndarray) -> Trajectory:
+    """Heun's method for rectified flow, over t: the slope dx/dt of x = (1 - t) x0 + t eps is the prediction itself."""
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
+        v = predict(x_t, t)
+        x0_hat, eps_hat = estimate(v, x_t, i)
+        x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)  # Euler's step: x + (t_prev - t) v
+        if i > 0:
+            mean = (v + predict(x_prev, t_prev)) / 2
+            x0_hat, eps_hat = estimate(mean, x_t, i)
+            x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
         x_t = x_prev
         yield t_prev, x_t, x0_hat
 
@@ -217,7 +235,8 @@ def dpmpp_2m(
         extrapolated = x0_hat
         if x0_last is not None and not (i == 0 and first_order_end):
             extrapolated = x0_hat + (h / h_last / 2) * (x0_hat - x0_last)
-        x_t = ddim_update(extrapolated, eps_given_x0(x_t, extrapolated, alpha_bar), alpha_bar, alpha_bar_prev)
+        eps_hat = eps_from_x0(levels.schedule, extrapolated, x_t, i)
+        x_t = ddim_update(extrapolated, eps_hat, alpha_bar, alpha_bar_prev)
         x0_last, h_last = x0_hat, h
         yield t_prev, x_t, x0_hat
 

@@ -27,8 +27,8 @@ class Schedule:
     name             diffusers' beta_schedule; "trained" for betas given as numbers
     beta_start, beta_end   the two parameters of the beta schedule, if it has them
 
-    Raises MinidiffError for other betas, for an unknown prediction type, and for "epsilon" with zero terminal
-    SNR (a last beta of 1): x_t is pure noise there, so eps does not determine x0.
+    Raises MinidiffError for other betas, for an unknown prediction type, and for "epsilon" and "edm" with zero terminal
+    SNR (a last beta of 1): x_t is pure noise there, so eps does not determine x0, and EDM's sigma is infinite.
     """
 
     betas: np.ndarray
@@ -43,8 +43,10 @@ class Schedule:
         _check_alphas_cumprod(self.alphas_cumprod)
         check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
         # zero in float32, the precision of images
-        if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
-            raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")
+        if self.prediction_type in ("epsilon", "edm") and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
+            raise MinidiffError(
+                f"zero terminal SNR rules prediction_type {self.prediction_type!r} out: use 'v_prediction'"
+            )
 
     def __len__(self) -> int:
         """T, the number of steps."""

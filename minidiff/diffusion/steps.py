@@ -89,16 +89,6 @@ def clipped(x0_hat: np.ndarray, clip: float | None) -> np.ndarray:
     return x0_hat if clip is None else x0_hat.clip(-clip, clip)
 
 
-def x0_given_eps(x_t: np.ndarray, eps_hat: np.ndarray, alpha_bar: float) -> np.ndarray:
-    """x0_hat from eps_hat at the noise level alpha_bar (DDPM eq. 15)."""
-    return (x_t - math.sqrt(1 - alpha_bar) * eps_hat) / math.sqrt(alpha_bar)
-
-
-def eps_given_x0(x_t: np.ndarray, x0_hat: np.ndarray, alpha_bar: float) -> np.ndarray:
-    """eps_hat from x0_hat at the noise level alpha_bar (DDPM eq. 4, solved)."""
-    return (x_t - math.sqrt(alpha_bar) * x0_hat) / math.sqrt(1 - alpha_bar)
-
-
 def log_snr(alpha_bar: float) -> float:
     """lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), half the log-SNR; infinite at alpha_bar = 1."""
     return (math.log(alpha_bar) - math.log(1 - alpha_bar)) / 2 if alpha_bar < 1 else math.inf
