@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 RHO = 7  # Karras et al. (2022), section 3: larger values put more of the noise levels near sigma_min
@@ -39,9 +40,9 @@ class EDM:
         """1 / (1 + sigma^2), in t's shape."""
         return 1 / (1 + np.square(_within(t, 1e-9, 1e9)))
 
-    def sample_t(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Noise levels (n,) for a training step: ln sigma is normal with mean -1.2 and standard deviation 1.2."""
-        return np.exp(1.2 * rng.standard_normal(n) - 1.2)
+        return np.exp(1.2 * rng.standard_normal((n,), dtype=np.float64) - 1.2)
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """The noise levels of sampling, (steps,) from sigma_max down to sigma_min (eq. 5)."""
@@ -84,7 +85,7 @@ class Flow:
         t = _within(t, 0.0, 1.0)
         return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
 
-    def sample_t(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Times (n,) for a training step, uniform in [0, 1)."""
         return rng.random(n)
 

@@ -14,25 +14,26 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, x0_and_eps, x0_from_eps
+from minidiff.diffusion.model import Model, evaluate
 from minidiff.diffusion.noise_levels import NoiseLevels, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.steps import clipped, ddim_update, log_snr, p_sample
-from minidiff.engine.tensor import no_grad
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 Trajectory = Iterator[tuple[float, np.ndarray, np.ndarray]]
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Estimate = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-FreshNoise = Callable[[], np.ndarray]
+Noise = Callable[[], np.ndarray]
 Tick = Callable[[], object]
 
 
 def sample(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     shape: tuple[int, int, int, int],
-    rng: Any,
+    rng: Rng,
     steps: int = 50,
     sampler: str | Sampler = "ddim",
     cond: Any = None,
@@ -55,7 +56,7 @@ def sample(
     levels = noise_levels(schedule, steps, sampler).from_step(begin)
 
     def predict(x_t: np.ndarray, t: float) -> np.ndarray:
-        return _predict(model, x_t, t, cond)
+        return evaluate(model, x_t, np.full(len(x_t), t), cond)
 
     def estimate(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
         x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
@@ -71,20 +72,17 @@ def sample(
     return SAMPLING_LOOPS[sampler.name](predict, estimate, fresh_noise, levels, sampler, start)
 
 
-def last_x_t(trajectory: Trajectory, x_t: np.ndarray, tick: Tick) -> np.ndarray:
-    """The last x_t (N, H, W, C) of a trajectory, or the given one if it has no steps; tick() after every step."""
+def last_x_t(trajectory: Trajectory, tick: Tick = lambda: None) -> np.ndarray:
+    """The last x_t (N, H, W, C) of a trajectory: its sample. tick() is called after every step."""
+    x_t = None
     for _, x_t, _ in trajectory:  # noqa: B007  only the last one is returned
         tick()
+    assert x_t is not None  # a trajectory has at least one step
     return x_t
 
 
 def ddpm(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """DDPM algorithm 2. The last step adds no noise; in diffusers, only if it is from t = 0."""
     for i, t, t_prev, *_ in levels.sampler_steps():
@@ -98,12 +96,7 @@ def ddpm(
 
 
 def ddim(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """DDIM (Song et al. 2021, eq. 12). With eta = 0 and without clipping it is Euler's method in sigma (eq. 13), so
     `euler` is this loop, too, at other noise levels.
@@ -117,12 +110,7 @@ def ddim(
 
 
 def euler_ancestral(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """Euler's step to below the next noise level, then fresh noise up to it (k-diffusion): DDIM's step with eta = 1."""
     as_ddim = Sampler("ddim", eta=1.0, as_diffusers=sampler.as_diffusers)
@@ -130,12 +118,7 @@ def euler_ancestral(
 
 
 def heun(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, repeated with the mean slope of its two ends.
 
@@ -176,12 +159,7 @@ def heun_over_t(predict: Predict, estimate: Estimate, levels: NoiseLevels, x_t: 
 
 
 def pndm(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """PLMS (Liu et al. 2022, eq. 12): DDIM with the Adams-Bashforth combination of the last four predictions.
 
@@ -215,12 +193,7 @@ ADAMS_BASHFORTH = {
 
 
 def dpmpp_2m(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x0_hat extrapolated linearly from the last two.
 
@@ -250,17 +223,6 @@ SAMPLING_LOOPS = {
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
 }
-
-
-def _predict(model: Callable[..., Any], x_t: np.ndarray, t: float, cond: Any) -> np.ndarray:
-    """The model's prediction at x_t, as an array in host memory."""
-    extras = {} if cond is None else {"cond": cond}
-    with no_grad():
-        prediction = model(x_t, np.full(len(x_t), t), **extras)  # (N, H, W, C)
-    prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
-    if prediction.shape != x_t.shape:
-        raise MinidiffError(f"the model predicts {prediction.shape} for x_t {x_t.shape}: both shapes must be equal")
-    return prediction
 
 
 def _check_shapes(shape: tuple[int, ...], x_T: np.ndarray | None) -> None:

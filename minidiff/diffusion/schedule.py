@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 MAX_TIMESTEPS = 1_000_000
@@ -56,7 +57,7 @@ class Schedule:
         """alphas_cumprod[t] in t's shape. Raises MinidiffError unless t is integers from 0 to T - 1."""
         return lookup(self.alphas_cumprod, t)
 
-    def sample_t(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Timesteps (n,) for a training step, uniform (DDPM algorithm 1)."""
         return rng.integers(0, len(self), n)
 
