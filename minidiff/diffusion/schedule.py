@@ -192,8 +192,7 @@ def _check_betas(betas: np.ndarray) -> None:
 
 
 def _check_alphas_cumprod(alpha_bar: np.ndarray) -> None:
-    stuck = np.flatnonzero(
-        np.diff(alpha_bar, prepend=1.0) >= 0
-    )  # a beta below float64's precision, or alpha_bar already 0
+    # a beta below float64's precision, or alpha_bar already 0
+    stuck = np.flatnonzero(np.diff(alpha_bar, prepend=1.0) >= 0)
     if len(stuck):
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")

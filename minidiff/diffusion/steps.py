@@ -76,10 +76,8 @@ def ddim_update(
     sqrt((1 - alpha_bar) / alpha_bar) is this one (DDIM eq. 13), with eta = 1 it is Euler's ancestral step; solvers of
     higher order use other estimates x0_hat and eps_hat.
     """
-    # under both roots only rounding makes a value negative
-    sigma = float(eta) * math.sqrt(
-        max(0.0, (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
-    )  # eq. 16
+    # eq. 16; under both roots only rounding makes a value negative
+    sigma = float(eta) * math.sqrt(max(0.0, (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)))
     eps_coef = math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2))
     return math.sqrt(alpha_bar_prev) * x0_hat + eps_coef * eps_hat + sigma * z  # eq. 12
 
