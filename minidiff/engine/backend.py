@@ -1,5 +1,8 @@
 """One interface to all kernels: typed methods, each bound by a table to its kernel in one of three packages."""
 
+# a kernel takes the place of each method, whose body is its docstring
+# pyright: reportReturnType=false
+
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +76,7 @@ class Backend:
 
     def conv2d_backward(
         self, dy: Array, x: Array, w: Array, stride: int = 1, pad: tuple[int, ...] = (0, 0, 0, 0), need_dx: bool = True
-    ) -> tuple[Array | None, Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         """dx (None unless need_dx), dw, dbias."""
 
     def group_norm(
