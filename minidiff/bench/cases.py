@@ -255,7 +255,8 @@ def flop(config: Net) -> int:
         total += 2 * 2 * q.size * k.shape[1]
         return np.zeros_like(q), None
 
-    counting = replace(get_backend("numpy"), conv2d=conv2d, attention=attention)
+    reference = get_backend("numpy")
+    counting = replace(reference, kernels={**reference.kernels, "conv2d": conv2d, "attention": attention})
     unet = ours.unet(counting, config, rng=None)
     inputs = _network_inputs(config, 1, "x_t", "t")()
     with no_grad():

@@ -1,8 +1,7 @@
 """The commands that edit images: image-to-image, inpainting and interpolation."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -12,6 +11,7 @@ from minidiff.cli import options
 from minidiff.cli.sample import PROMPT_GUIDANCE, Prompts, check_no_prompt, check_prompts, sample_one_by_one
 from minidiff.data import imaging
 from minidiff.diffusion import editing
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.reverse import Tick, Trajectory, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
@@ -20,7 +20,7 @@ from minidiff.formats import networks
 from minidiff.formats.stable_diffusion import Pipeline
 from minidiff.models.unet import UNet
 from minidiff.sampling import inputs, outputs, setup, text_to_image
-from minidiff.terminal import announce_compiling, console, progress_bar
+from minidiff.terminal import announce_compiling, console, with_progress_bar
 
 
 def redraw(
@@ -62,7 +62,7 @@ def redraw(
     unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
     x0 = inputs.load_network_input(image, unet.image_shape).repeat(n, 0)
     trajectory = editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels)
-    images = _last(trajectory, x0, round(strength * steps))
+    images = _sampled(trajectory, round(strength * steps))
     _write_sheet(out, outputs.finished(np.concatenate([x0[:1], images])))
 
 
@@ -105,7 +105,7 @@ def fill(
     unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
     x0 = inputs.load_network_input(image, unet.image_shape).repeat(n, 0)
     model = editing.inpainting(model, schedule, x0, inputs.load_mask(mask, x0.shape[1:3]))
-    images = _last(sample(model, schedule, x0.shape, rng, steps, cond=labels), x0, steps)
+    images = _sampled(sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
     _write_sheet(out, outputs.finished(np.concatenate([x0[:1], images])))
 
 
@@ -126,13 +126,13 @@ def between(
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((2, 1, *unet.image_shape), dtype=np.float32)
     x_T = np.concatenate([editing.slerp(a, b, weight) for weight in np.linspace(0, 1, n)])  # (n, H, W, C)
-    images = _last(sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), x_T, steps)
+    images = _sampled(sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), steps)
     _write_sheet(out, outputs.finished(images), columns=n)
 
 
 def _open_network(
     run: Path, n: int, name: str | None, guidance: float | None, backend: str, threads: int | None
-) -> tuple[UNet, Callable[..., Any], AnySchedule, np.ndarray | None]:
+) -> tuple[UNet, Model, AnySchedule, np.ndarray | None]:
     """The network, the guided model, its schedule, and labels (n,), or None for an unconditional network."""
     machine.use_threads(threads, backend)
     unet = setup.load_image_unet(run, backend)
@@ -160,11 +160,9 @@ def _open_pipeline(
     return parts, x0, networks.load_sampler(run, "ddim")
 
 
-def _last(trajectory: Trajectory, x_t: np.ndarray, steps: int) -> np.ndarray:
-    """The last x_t (N, H, W, C) of a trajectory, or the given one if it has no steps; with a progress bar."""
-    with progress_bar() as bar:
-        task = bar.add_task("sampling", total=max(steps, 1), note="")
-        return last_x_t(trajectory, x_t, lambda: bar.advance(task))
+def _sampled(trajectory: Trajectory, steps: int) -> np.ndarray:
+    """The sample (N, H, W, C) of a trajectory, with a progress bar."""
+    return with_progress_bar("sampling", max(steps, 1), lambda tick: last_x_t(trajectory, tick))
 
 
 def _write_sheet(out: Path, images: np.ndarray, columns: int | None = None) -> None:

@@ -19,6 +19,7 @@ from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.reverse import Tick, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
 from minidiff.formats.folders import describe, kind_of
@@ -54,7 +55,7 @@ class Settings:
     folder: Path
     sampling: dict[str, Any]
     weights: setup.Choice
-    rng: Any
+    rng: Rng
     backend: str
 
 

@@ -51,10 +51,15 @@ def subset(dataset: Dataset, index: np.ndarray) -> Dataset:
     return replace(dataset, take=lambda i: dataset.take(index[i]), labels=dataset.labels[index], captions=captions)
 
 
+def slices(n: int, size: int) -> Iterator[slice]:
+    """Slices that cut 0 ... n - 1 into parts of `size`; the last may be shorter."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
 def blocks(dataset: Dataset, size: int = 1024) -> Iterator[np.ndarray]:
     """All images in order, in blocks of (size, H, W, C) uint8; the last block may be shorter."""
-    for start in range(0, len(dataset), size):
-        yield dataset.take(np.arange(start, min(start + size, len(dataset))))
+    for part in slices(len(dataset), size):
+        yield dataset.take(np.arange(part.start, part.stop))
 
 
 def update_digest(digest: Any, dataset: Dataset, tick: Callable[[], object], size: int = 1024) -> None:

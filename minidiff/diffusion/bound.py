@@ -10,18 +10,18 @@ Both Gaussians of a step have the mean of q_posterior, one given x0, the other g
 """
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minidiff.diffusion.forward import extract, q_posterior, q_sample, x0_and_eps
+from minidiff.diffusion.model import Model, evaluate
 from minidiff.diffusion.noise_levels import NoiseLevels, max_steps, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.steps import clipped
-from minidiff.engine.tensor import no_grad
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 DDPM = Sampler("ddpm", variance="fixed_large")
@@ -41,10 +41,10 @@ class Bound(NamedTuple):
 
 
 def bits_per_dim(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     x0: np.ndarray,
-    rng: Any,
+    rng: Rng,
     cond: Any = None,
     evaluations: int | None = None,
     steps: int | None = None,
@@ -84,14 +84,11 @@ def _interval_bounds(T: int, intervals: int) -> list[int]:
 
 
 def _estimate(
-    model: Callable[..., Any], levels: NoiseLevels, x0: np.ndarray, i: np.ndarray, rng: Any, cond: Any, sampler: Sampler
+    model: Model, levels: NoiseLevels, x0: np.ndarray, i: np.ndarray, rng: Rng, cond: Any, sampler: Sampler
 ) -> tuple[np.ndarray, np.ndarray]:
     """x_t at steps i (N,), with noise from rng, and the model's estimate x0_hat, clipped: float64 (N, H, W, C)."""
     x_t = q_sample(levels.schedule, x0, i, rng.standard_normal(x0.shape, dtype=np.float32).astype(x0.dtype))
-    extras = {} if cond is None else {"cond": cond}
-    with no_grad():
-        prediction = model(x_t, levels.ts[len(levels.ts) - 1 - i], **extras)
-    prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
+    prediction = evaluate(model, x_t, levels.ts[len(levels.ts) - 1 - i], cond)
     x0_hat, _ = x0_and_eps(levels.schedule, prediction, x_t, i)
     return x_t.astype(np.float64), clipped(x0_hat, sampler.clip).astype(np.float64)
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 RHO = 7  # Karras et al. (2022), section 3: larger values put more of the noise levels near sigma_min
@@ -21,7 +22,8 @@ SIGMA_DATA = 0.5  # the standard deviation of images in [-1, 1], about (ibid., t
 class EDM:
     """Karras et al. 2022 (arXiv 2206.00364), table 1: t is sigma, the standard deviation of the noise.
 
-    x = x0 + sigma eps, which is x_t / sqrt(alpha_bar). Sampling goes from sigma_max to sigma_min and then to 0.
+    x = x0 + sigma eps, which is x_t / sqrt(alpha_bar), and D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) is x0_hat
+    (`preconditioning`). Sampling goes from sigma_max to sigma_min and then to 0.
     Raises MinidiffError unless 0 < sigma_min < sigma_max <= 10000.
     """
 
@@ -38,9 +40,9 @@ class EDM:
         """1 / (1 + sigma^2), in t's shape."""
         return 1 / (1 + np.square(_within(t, 1e-9, 1e9)))
 
-    def sample_t(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Noise levels (n,) for a training step: ln sigma is normal with mean -1.2 and standard deviation 1.2."""
-        return np.exp(1.2 * rng.standard_normal(n) - 1.2)
+        return np.exp(1.2 * rng.standard_normal((n,), dtype=np.float64) - 1.2)
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """The noise levels of sampling, (steps,) from sigma_max down to sigma_min (eq. 5)."""
@@ -48,9 +50,23 @@ class EDM:
 
     def network_input(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
         """c_in x, which has unit variance, and c_noise (table 1): (N, H, W, C) and (N,)."""
-        c_in_x = x_t / x_t_std(signal, noise)
-        c_noise = np.log(t) / 4
-        return c_in_x, c_noise
+        x, sigma = x_t / signal, noise / signal  # (N, H, W, C), (N, 1, 1, 1)
+        _, _, c_in, _ = preconditioning(sigma)
+        _, _, _, c_noise = preconditioning(t)
+        return c_in * x, c_noise
+
+
+def preconditioning(sigma: Any) -> tuple[Any, Any, Any, Any]:
+    """c_skip, c_out, c_in and c_noise of EDM (Karras et al. 2022, table 1) in sigma's shape.
+
+    The denoiser D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) is x0_hat, F is the network. Its input and its target
+    (x0 - c_skip x) / c_out (eq. 8) have variance 1 at every sigma if x0's standard deviation is SIGMA_DATA.
+    """
+    c_skip = SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
+    c_out = sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2) ** 0.5
+    c_in = 1 / (sigma**2 + SIGMA_DATA**2) ** 0.5
+    c_noise = np.log(sigma) / 4
+    return c_skip, c_out, c_in, c_noise
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class Flow:
         t = _within(t, 0.0, 1.0)
         return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
 
-    def sample_t(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Times (n,) for a training step, uniform in [0, 1)."""
         return rng.random(n)
 
@@ -80,11 +96,6 @@ class Flow:
     def network_input(self, x_t: Any, signal: Any, noise: Any, t: np.ndarray) -> tuple[Any, np.ndarray]:
         """x and 1000 t, the range of DDPM's timesteps: (N, H, W, C) and (N,)."""
         return x_t / (signal + noise), 1000 * np.asarray(t)
-
-
-def x_t_std(signal: Any, noise: Any) -> Any:
-    """The standard deviation of x_t, if that of x0 is SIGMA_DATA."""
-    return (noise**2 + SIGMA_DATA**2 * signal**2) ** 0.5
 
 
 def karras(largest: float, smallest: float, steps: int) -> np.ndarray:

@@ -3,25 +3,26 @@
 None of these needs training. Images x0 are float32 (N, H, W, C) in [-1, 1].
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, q_sample, target
+from minidiff.diffusion.model import Model, evaluate
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.reverse import Trajectory, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 
 def redraw(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     x0: np.ndarray,
     strength: float,
-    rng: Any,
+    rng: Rng,
     steps: int = 50,
     sampler: str | Sampler = "ddim",
     cond: Any = None,
@@ -47,9 +48,7 @@ def check_strength(strength: float) -> None:
         raise MinidiffError(f"strength must be from 0 to 1, not {strength!r:.80}")
 
 
-def inpainting(
-    model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray
-) -> Callable[..., Any]:
+def inpainting(model: Model, schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray) -> Model:
     """A model for inpainting: `model` where the mask is True; where it is False, the target computed from x0 and x_t.
 
     In the known region the noise is what x_t holds besides x0, so samplers with a clean end reach x0 there, and at
@@ -58,18 +57,16 @@ def inpainting(
     or pndm.
     """
 
-    def predict(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> np.ndarray:
-        prediction = model(x_t, t, **extras)
-        prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
+    def predict(x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> np.ndarray:
         eps = eps_from_x0(schedule, x0, x_t, t)
-        return np.where(mask, prediction, target(schedule, x0, t, eps))
+        return np.where(mask, evaluate(model, x_t, t, cond), target(schedule, x0, t, eps))
 
     return predict
 
 
 def blended(
-    model: Callable[..., Any], schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray, eps: np.ndarray, first_t: float
-) -> Callable[..., Any]:
+    model: Model, schedule: AnySchedule, x0: np.ndarray, mask: np.ndarray, eps: np.ndarray, first_t: float
+) -> Model:
     """A model for inpainting whose known region is replaced by x0 with the noise eps at the level of t.
 
     Blended latent diffusion (Avrahami et al. 2023, arXiv 2206.02779). At first_t, the first timestep, x_t is used

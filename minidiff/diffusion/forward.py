@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import SIGMA_DATA, x_t_std
+from minidiff.diffusion.continuous import SIGMA_DATA, preconditioning
 from minidiff.diffusion.schedule import AnySchedule, Schedule, lookup
 from minidiff.errors import MinidiffError
 
@@ -69,8 +69,8 @@ def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> n
     """The prediction target at x_t, by the schedule's prediction type.
 
     epsilon: eps. sample: x0. v_prediction: v. flow: eps - x0, the velocity dx/dt (Liu et al. 2022, eq. 1, where time
-    runs the other way and the sign is opposite). edm: (x0 - c_skip x) / c_out (Karras et al. 2022, eq. 8), here written
-    in x0 and eps; its variance is 1 at every t if x0's standard deviation is SIGMA_DATA.
+    runs the other way and the sign is opposite). edm: (x0 - c_skip x) / c_out (Karras et al. 2022, eq. 8), computed in
+    float64, since at small sigma the numerator is a small difference.
     """
     if schedule.prediction_type == "epsilon":
         return eps
@@ -79,8 +79,11 @@ def target(schedule: AnySchedule, x0: np.ndarray, t: Time, eps: np.ndarray) -> n
     if schedule.prediction_type == "flow":
         return eps - x0
     if schedule.prediction_type == "edm":
-        signal, noise = signal_and_noise(schedule, t, x0)
-        return (noise / SIGMA_DATA * x0 - SIGMA_DATA * signal * eps) / x_t_std(signal, noise)
+        signal, noise = signal_and_noise(schedule, t, x0.astype(np.float64))
+        sigma = noise / signal  # (N, 1, 1, 1) float64
+        c_skip, c_out, _, _ = preconditioning(sigma)
+        x = x0 + sigma * eps
+        return ((x0 - c_skip * x) / c_out).astype(x0.dtype)
     return v_from_x0_eps(schedule, x0, eps, t)
 
 
@@ -97,11 +100,10 @@ def x0_and_eps(
     signal, noise = signal_and_noise(schedule, t, x_t)
     if schedule.prediction_type == "flow":
         return (x_t - noise * prediction) / (signal + noise), (x_t + signal * prediction) / (signal + noise)
-    std = x_t_std(signal, noise)
-    scaled_x_t = x_t / std**2
-    scaled_prediction = SIGMA_DATA * prediction / std
-    x0_hat = SIGMA_DATA**2 * signal * scaled_x_t + noise * scaled_prediction  # c_skip x + c_out F (EDM table 1)
-    eps_hat = noise * scaled_x_t - signal * scaled_prediction
+    x, sigma = x_t / signal, noise / signal  # edm
+    c_skip, c_out, c_in, _ = preconditioning(sigma)
+    x0_hat = c_skip * x + c_out * prediction  # D(x; sigma)
+    eps_hat = c_in * (c_in * sigma * x - SIGMA_DATA * prediction)  # (x - x0_hat) / sigma; that cancels at small sigma
     return x0_hat, eps_hat
 
 

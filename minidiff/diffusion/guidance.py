@@ -5,20 +5,19 @@ replaced by the null class now and then makes both a conditional and an uncondit
 extrapolates from the unconditional one beyond the conditional one.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
+
+from minidiff.diffusion.model import Model, evaluate
 
 
 def guided(
-    model: Callable[..., Any],
+    model: Model,
     null: int | np.ndarray,
     scale: float,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0, float("inf")),
     negative: int | None = None,
-) -> Callable[..., np.ndarray]:
+) -> Model:
     """A model that predicts p_null + scale (p_cond - p_null), by one evaluation of `model` on a batch twice as large.
 
     null      the null class; for text, the embeddings of the empty prompt, or of a negative prompt
@@ -34,9 +33,9 @@ def guided(
 
     def predict(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray) -> np.ndarray:
         if scale == 1 or not lowest <= t[0] <= highest:
-            return _array(model(x_t, t, cond=cond))
+            return evaluate(model, x_t, t, cond)
         null_cond = np.full_like(cond, null if negative is None else negative)
-        both = _array(model(np.concatenate([x_t, x_t]), np.concatenate([t, t]), cond=np.concatenate([cond, null_cond])))
+        both = evaluate(model, np.concatenate([x_t, x_t]), np.concatenate([t, t]), np.concatenate([cond, null_cond]))
         p_cond, p_null = np.split(both, 2)  # (N, H, W, C) each
         prediction = p_null + np.float32(scale) * (p_cond - p_null)
         return _rescaled(prediction, p_cond, rescale) if rescale else prediction
@@ -49,7 +48,3 @@ def _rescaled(prediction: np.ndarray, p_cond: np.ndarray, rescale: float) -> np.
     axes = (1, 2, 3)
     ratio = p_cond.std(axes, keepdims=True) / prediction.std(axes, keepdims=True)  # (N, 1, 1, 1)
     return (np.float32(rescale) * ratio + np.float32(1 - rescale)) * prediction
-
-
-def _array(prediction: Any) -> np.ndarray:
-    return prediction.numpy() if hasattr(prediction, "numpy") else prediction

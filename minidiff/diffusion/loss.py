@@ -1,25 +1,26 @@
 """The training loss, and its min-SNR weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.continuous import SIGMA_DATA
+from minidiff.diffusion.continuous import preconditioning
 from minidiff.diffusion.forward import q_sample, target
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule, snr
 from minidiff.engine.losses import mse
+from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Tensor
 
 
 def training_loss(
-    model: Callable[..., Tensor],
+    model: Model,
     schedule: AnySchedule,
     x0: np.ndarray,
     t: np.ndarray,
     eps: np.ndarray,
     cond: Any = None,
-    rng: Any = None,
+    rng: Rng | None = None,
     weight: np.ndarray | None = None,
 ) -> Tensor:
     """Mean squared error of the model's prediction at x_t, a scalar (DDPM algorithm 1 and eq. 14).
@@ -52,4 +53,5 @@ def min_snr_weight(schedule: AnySchedule, t: np.ndarray, gamma: float = 5.0) -> 
         return x0_weight * (1 - alpha_bar)
     if schedule.prediction_type == "flow":
         return x0_weight * (1 - alpha_bar) / (np.sqrt(alpha_bar) + np.sqrt(1 - alpha_bar)) ** 2
-    return x0_weight * SIGMA_DATA**2 * (1 - alpha_bar) / (1 - alpha_bar + SIGMA_DATA**2 * alpha_bar)  # c_out^2
+    _, c_out, _, _ = preconditioning(snr(schedule, t) ** -0.5)  # edm
+    return x0_weight * c_out**2

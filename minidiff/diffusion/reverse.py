@@ -13,26 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.forward import x0_and_eps
+from minidiff.diffusion.forward import eps_from_x0, x0_and_eps, x0_from_eps
+from minidiff.diffusion.model import Model, evaluate
 from minidiff.diffusion.noise_levels import NoiseLevels, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
-from minidiff.diffusion.steps import clipped, ddim_update, eps_given_x0, log_snr, p_sample, x0_given_eps
-from minidiff.engine.tensor import no_grad
+from minidiff.diffusion.steps import clipped, ddim_update, log_snr, p_sample
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 Trajectory = Iterator[tuple[float, np.ndarray, np.ndarray]]
 Predict = Callable[[np.ndarray, float], np.ndarray]
 Estimate = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-FreshNoise = Callable[[], np.ndarray]
+Noise = Callable[[], np.ndarray]
 Tick = Callable[[], object]
 
 
 def sample(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     shape: tuple[int, int, int, int],
-    rng: Any,
+    rng: Rng,
     steps: int = 50,
     sampler: str | Sampler = "ddim",
     cond: Any = None,
@@ -55,13 +56,13 @@ def sample(
     levels = noise_levels(schedule, steps, sampler).from_step(begin)
 
     def predict(x_t: np.ndarray, t: float) -> np.ndarray:
-        return _predict(model, x_t, t, cond)
+        return evaluate(model, x_t, np.full(len(x_t), t), cond)
 
     def estimate(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
         x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
         x0_hat = clipped(x0_hat, sampler.clip)
         if sampler.clip is not None and sampler.name != "ddim":  # which keeps the model's eps_hat
-            eps_hat = eps_given_x0(x_t, x0_hat, levels.schedule.alphas_cumprod[i])
+            eps_hat = eps_from_x0(levels.schedule, x0_hat, x_t, i)
         return x0_hat, eps_hat
 
     def fresh_noise() -> np.ndarray:
@@ -71,20 +72,17 @@ def sample(
     return SAMPLING_LOOPS[sampler.name](predict, estimate, fresh_noise, levels, sampler, start)
 
 
-def last_x_t(trajectory: Trajectory, x_t: np.ndarray, tick: Tick) -> np.ndarray:
-    """The last x_t (N, H, W, C) of a trajectory, or the given one if it has no steps; tick() after every step."""
+def last_x_t(trajectory: Trajectory, tick: Tick = lambda: None) -> np.ndarray:
+    """The last x_t (N, H, W, C) of a trajectory: its sample. tick() is called after every step."""
+    x_t = None
     for _, x_t, _ in trajectory:  # noqa: B007  only the last one is returned
         tick()
+    assert x_t is not None  # a trajectory has at least one step
     return x_t
 
 
 def ddpm(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """DDPM algorithm 2. The last step adds no noise; in diffusers, only if it is from t = 0."""
     for i, t, t_prev, *_ in levels.sampler_steps():
@@ -98,12 +96,7 @@ def ddpm(
 
 
 def ddim(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """DDIM (Song et al. 2021, eq. 12). With eta = 0 and without clipping it is Euler's method in sigma (eq. 13), so
     `euler` is this loop, too, at other noise levels.
@@ -117,12 +110,7 @@ def ddim(
 
 
 def euler_ancestral(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """Euler's step to below the next noise level, then fresh noise up to it (k-diffusion): DDIM's step with eta = 1."""
     as_ddim = Sampler("ddim", eta=1.0, as_diffusers=sampler.as_diffusers)
@@ -130,40 +118,48 @@ def euler_ancestral(
 
 
 def heun(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """Heun's method (Karras et al. 2022, algorithm 1): Euler's step, repeated with the mean slope of its two ends.
 
-    eps_hat is the derivative of x_t / sqrt(alpha_bar) by sigma; the prediction of rectified flow is that of x by t.
-    The last step is Euler's.
+    x = x_t / sqrt(alpha_bar) = x0 + sigma eps has the slope d = (x - D(x; sigma)) / sigma over sigma (eq. 3 and 4): the
+    denoiser D is x0_hat, and so d is eps_hat. `ddim_update` is x + (sigma_prev - sigma) d, in terms of x_t. Rectified
+    flow is solved over its t (`heun_over_t`).
     """
+    if levels.schedule.prediction_type == "flow":
+        yield from heun_over_t(predict, estimate, levels, x_t)
+        return
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
-        prediction = predict(x_t, t)
-        x0_hat, eps_hat = estimate(prediction, x_t, i)
-        x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
-        if i > 0 and levels.schedule.prediction_type == "flow":
-            x0_hat, mean = estimate((prediction + predict(x_prev, t_prev)) / 2, x_t, i)
-            x_prev = ddim_update(x0_hat, mean, alpha_bar, alpha_bar_prev)
-        elif i > 0:
-            x0_hat, eps_end = estimate(predict(x_prev, t_prev), x_prev, i - 1)
-            mean = (eps_hat + eps_end) / 2
-            x_prev = ddim_update(x0_given_eps(x_t, mean, alpha_bar), mean, alpha_bar, alpha_bar_prev)
+        # the slope at sigma: d = (x - D(x; sigma)) / sigma
+        x0_hat, d = estimate(predict(x_t, t), x_t, i)
+        # Euler's step: x_prev = x + (sigma_prev - sigma) d
+        x_prev = ddim_update(x0_hat, d, alpha_bar, alpha_bar_prev)
+        if i > 0:  # sigma_prev > 0
+            # the slope at sigma_prev: d_prev = (x_prev - D(x_prev; sigma_prev)) / sigma_prev
+            x0_hat, d_prev = estimate(predict(x_prev, t_prev), x_prev, i - 1)
+            # the step again, from x, with the mean of both slopes: x_prev = x + (sigma_prev - sigma) (d + d_prev) / 2
+            mean = (d + d_prev) / 2
+            x_prev = ddim_update(x0_from_eps(levels.schedule, mean, x_t, i), mean, alpha_bar, alpha_bar_prev)
+        x_t = x_prev
+        yield t_prev, x_t, x0_hat
+
+
+def heun_over_t(predict: Predict, estimate: Estimate, levels: NoiseLevels, x_t: np.ndarray) -> Trajectory:
+    """Heun's method for rectified flow, over t: the slope dx/dt of x = (1 - t) x0 + t eps is the prediction itself."""
+    for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
+        v = predict(x_t, t)
+        x0_hat, eps_hat = estimate(v, x_t, i)
+        x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)  # Euler's step: x + (t_prev - t) v
+        if i > 0:
+            mean = (v + predict(x_prev, t_prev)) / 2
+            x0_hat, eps_hat = estimate(mean, x_t, i)
+            x_prev = ddim_update(x0_hat, eps_hat, alpha_bar, alpha_bar_prev)
         x_t = x_prev
         yield t_prev, x_t, x0_hat
 
 
 def pndm(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """PLMS (Liu et al. 2022, eq. 12): DDIM with the Adams-Bashforth combination of the last four predictions.
 
@@ -197,12 +193,7 @@ ADAMS_BASHFORTH = {
 
 
 def dpmpp_2m(
-    predict: Predict,
-    estimate: Estimate,
-    fresh_noise: FreshNoise,
-    levels: NoiseLevels,
-    sampler: Sampler,
-    x_t: np.ndarray,
+    predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x0_hat extrapolated linearly from the last two.
 
@@ -217,7 +208,8 @@ def dpmpp_2m(
         extrapolated = x0_hat
         if x0_last is not None and not (i == 0 and first_order_end):
             extrapolated = x0_hat + (h / h_last / 2) * (x0_hat - x0_last)
-        x_t = ddim_update(extrapolated, eps_given_x0(x_t, extrapolated, alpha_bar), alpha_bar, alpha_bar_prev)
+        eps_hat = eps_from_x0(levels.schedule, extrapolated, x_t, i)
+        x_t = ddim_update(extrapolated, eps_hat, alpha_bar, alpha_bar_prev)
         x0_last, h_last = x0_hat, h
         yield t_prev, x_t, x0_hat
 
@@ -231,17 +223,6 @@ SAMPLING_LOOPS = {
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
 }
-
-
-def _predict(model: Callable[..., Any], x_t: np.ndarray, t: float, cond: Any) -> np.ndarray:
-    """The model's prediction at x_t, as an array in host memory."""
-    extras = {} if cond is None else {"cond": cond}
-    with no_grad():
-        prediction = model(x_t, np.full(len(x_t), t), **extras)  # (N, H, W, C)
-    prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
-    if prediction.shape != x_t.shape:
-        raise MinidiffError(f"the model predicts {prediction.shape} for x_t {x_t.shape}: both shapes must be equal")
-    return prediction
 
 
 def _check_shapes(shape: tuple[int, ...], x_T: np.ndarray | None) -> None:

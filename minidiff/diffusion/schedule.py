@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 MAX_TIMESTEPS = 1_000_000
@@ -27,8 +28,8 @@ class Schedule:
     name             diffusers' beta_schedule; "trained" for betas given as numbers
     beta_start, beta_end   the two parameters of the beta schedule, if it has them
 
-    Raises MinidiffError for other betas, for an unknown prediction type, and for "epsilon" with zero terminal
-    SNR (a last beta of 1): x_t is pure noise there, so eps does not determine x0.
+    Raises MinidiffError for other betas, for an unknown prediction type, and for "epsilon" and "edm" with zero terminal
+    SNR (a last beta of 1): x_t is pure noise there, so eps does not determine x0, and EDM's sigma is infinite.
     """
 
     betas: np.ndarray
@@ -43,8 +44,10 @@ class Schedule:
         _check_alphas_cumprod(self.alphas_cumprod)
         check_prediction_type(self.prediction_type, (*PREDICTION_TYPES, "edm", "flow"))
         # zero in float32, the precision of images
-        if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
-            raise MinidiffError("zero terminal SNR rules prediction_type 'epsilon' out: use 'v_prediction'")
+        if self.prediction_type in ("epsilon", "edm") and self.alphas_cumprod[-1] < np.finfo(np.float32).tiny:
+            raise MinidiffError(
+                f"zero terminal SNR rules prediction_type {self.prediction_type!r} out: use 'v_prediction'"
+            )
 
     def __len__(self) -> int:
         """T, the number of steps."""
@@ -54,7 +57,7 @@ class Schedule:
         """alphas_cumprod[t] in t's shape. Raises MinidiffError unless t is integers from 0 to T - 1."""
         return lookup(self.alphas_cumprod, t)
 
-    def sample_t(self, rng: Any, n: int) -> np.ndarray:
+    def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Timesteps (n,) for a training step, uniform (DDPM algorithm 1)."""
         return rng.integers(0, len(self), n)
 
@@ -189,8 +192,7 @@ def _check_betas(betas: np.ndarray) -> None:
 
 
 def _check_alphas_cumprod(alpha_bar: np.ndarray) -> None:
-    stuck = np.flatnonzero(
-        np.diff(alpha_bar, prepend=1.0) >= 0
-    )  # a beta below float64's precision, or alpha_bar already 0
+    # a beta below float64's precision, or alpha_bar already 0
+    stuck = np.flatnonzero(np.diff(alpha_bar, prepend=1.0) >= 0)
     if len(stuck):
         raise MinidiffError(f"alphas_cumprod does not fall at t = {stuck[0]}: use fewer steps or other betas")

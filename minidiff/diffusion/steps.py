@@ -76,10 +76,8 @@ def ddim_update(
     sqrt((1 - alpha_bar) / alpha_bar) is this one (DDIM eq. 13), with eta = 1 it is Euler's ancestral step; solvers of
     higher order use other estimates x0_hat and eps_hat.
     """
-    # under both roots only rounding makes a value negative
-    sigma = float(eta) * math.sqrt(
-        max(0.0, (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev))
-    )  # eq. 16
+    # eq. 16; under both roots only rounding makes a value negative
+    sigma = float(eta) * math.sqrt(max(0.0, (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)))
     eps_coef = math.sqrt(max(0.0, 1 - alpha_bar_prev - sigma**2))
     return math.sqrt(alpha_bar_prev) * x0_hat + eps_coef * eps_hat + sigma * z  # eq. 12
 
@@ -87,16 +85,6 @@ def ddim_update(
 def clipped(x0_hat: np.ndarray, clip: float | None) -> np.ndarray:
     """x0_hat clipped to [-clip, clip]; unchanged if clip is None."""
     return x0_hat if clip is None else x0_hat.clip(-clip, clip)
-
-
-def x0_given_eps(x_t: np.ndarray, eps_hat: np.ndarray, alpha_bar: float) -> np.ndarray:
-    """x0_hat from eps_hat at the noise level alpha_bar (DDPM eq. 15)."""
-    return (x_t - math.sqrt(1 - alpha_bar) * eps_hat) / math.sqrt(alpha_bar)
-
-
-def eps_given_x0(x_t: np.ndarray, x0_hat: np.ndarray, alpha_bar: float) -> np.ndarray:
-    """eps_hat from x0_hat at the noise level alpha_bar (DDPM eq. 4, solved)."""
-    return (x_t - math.sqrt(alpha_bar) * x0_hat) / math.sqrt(1 - alpha_bar)
 
 
 def log_snr(alpha_bar: float) -> float:

@@ -42,7 +42,7 @@ class TorchGenerator:
 
     rand, randint and randperm are bit-identical to torch's. randn is within 5e-7 of torch's where torch has AVX2;
     without it torch rounds the angle theta in another way, and the difference is 5e-6 at most.
-    With standard_normal and integers it is an rng such as `sample` and `train_step` take.
+    With standard_normal, integers and random it is an Rng, such as `sample` and `train_step` take.
     """
 
     def __init__(self, twister: np.random.RandomState):
@@ -109,6 +109,10 @@ class TorchGenerator:
     def integers(self, low: int, high: int, size: int | tuple[int, ...]) -> np.ndarray:
         """randint, under NumPy's name."""
         return self.randint(low, high, size)
+
+    def random(self, size: int | tuple[int, ...]) -> np.ndarray:
+        """rand in float64, under NumPy's name."""
+        return self.rand(size, np.float64)
 
     def _words(self, count: int, long: bool = False) -> np.ndarray:
         """The next words, uint32 (count,). A long one, uint64, is two words, the high one first."""

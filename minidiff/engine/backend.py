@@ -1,13 +1,20 @@
-"""One interface to all kernels: a table that binds the name of each operation to its implementation."""
+"""One interface to all kernels: typed methods, each bound by a table to its kernel in one of three packages."""
+
+# a kernel takes the place of each method, whose body is its docstring
+# pyright: reportReturnType=false
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from minidiff.errors import MinidiffError
+
+Array = Any  # of the backend: numpy.ndarray or cupy.ndarray
 
 PACKAGES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu", "cupy-tf32": "gpu"}
 
@@ -17,63 +24,129 @@ FAMILIES = {
     "norm": ("group_norm", "group_norm_backward"),
     "attention": ("attention", "attention_backward"),
     "elementwise": (
-        "silu",
-        "silu_backward",
-        "gelu",
-        "gelu_backward",
-        "geglu",
-        "geglu_backward",
-        "add",
-        "sum_to",
-        "embedding",
-        "embedding_backward",
+        "silu", "silu_backward", "gelu", "gelu_backward", "geglu", "geglu_backward",
+        "add", "sum_to", "embedding", "embedding_backward",
     ),
     "resample": ("upsample_nearest", "upsample_nearest_backward", "concat", "concat_backward"),
     "optim": ("grad_norm", "adamw"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """Every operation of the engine, bound to one set of kernels.
+    """Every operation of the engine, computed by one set of kernels.
 
-    `minidiff_kernels/reference/` documents what each computes, with shapes, in the file of its family.
+    The kernel of an operation is an attribute of the instance, where it hides the method: a call of it is a call of the
+    kernel. `minidiff_kernels/reference/` documents what each computes, with shapes, in the file of its family.
     Plain array algebra (reshape, mean, indexing) runs on `xp`, the array module: numpy or cupy.
     """
 
     name: str  # one of PACKAGES
     xp: ModuleType
+    kernels: Mapping[str, Callable[..., Any]]  # by operation
 
-    empty: Callable[..., Any]  # shape -> uninitialised array, from the backend's memory pool
-    asarray: Callable[..., Any]  # host array -> this backend's array
-    to_numpy: Callable[..., Any]  # this backend's array -> host array
-    later: Callable[..., Any]  # this backend's array -> function that returns it as a host array
-
-    conv2d: Callable[..., Any]  # x, w, bias, stride, pad, add -> y
-    conv2d_backward: Callable[..., Any]  # dy, x, w, stride, pad, need_dx -> dx, dw, dbias
-    group_norm: Callable[..., Any]  # x, weight, bias, groups, eps, silu -> y, mean, rstd
-    group_norm_backward: Callable[..., Any]  # dy, x, weight, bias, mean, rstd, silu -> dx, dweight, dbias
-    attention: Callable[..., Any]  # q, k, v, causal -> o, lse
-    attention_backward: Callable[..., Any]  # do, q, k, v, o, lse, causal -> dq, dk, dv
-    silu: Callable[..., Any]  # x -> y
-    silu_backward: Callable[..., Any]  # dy, x -> dx
-    gelu: Callable[..., Any]  # x -> y
-    gelu_backward: Callable[..., Any]  # dy, x -> dx
-    geglu: Callable[..., Any]  # x -> y
-    geglu_backward: Callable[..., Any]  # dy, x -> dx
-    add: Callable[..., Any]  # a, b of the same shape -> a + b
-    sum_to: Callable[..., Any]  # dy, shape -> dy summed to that shape
-    embedding: Callable[..., Any]  # table, index -> rows
-    embedding_backward: Callable[..., Any]  # dy, index, rows -> dtable
-    upsample_nearest: Callable[..., Any]  # x -> y, twice as high and wide
-    upsample_nearest_backward: Callable[..., Any]  # dy -> dx
-    concat: Callable[..., Any]  # a, b -> concatenated along the channels
-    concat_backward: Callable[..., Any]  # dy, number of channels of a -> da, db
-    grad_norm: Callable[..., Any]  # g -> 0-d array
-    adamw: Callable[..., Any]  # flat buffers, updated in place
+    def __post_init__(self) -> None:
+        vars(self).update(self.kernels)
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """An uninitialised float32 array, from the backend's memory pool."""
+
+    def asarray(self, a: Any) -> Array:
+        """The values of a host array, or of one of this backend, as an array of this backend."""
+
+    def to_numpy(self, a: Array) -> np.ndarray:
+        """The values in host memory."""
+
+    def later(self, a: Array) -> Callable[[], np.ndarray]:
+        """A function that returns the values in host memory, and waits for a GPU only then."""
+
+    def conv2d(
+        self,
+        x: Array,
+        w: Array,
+        bias: Array | None = None,
+        stride: int = 1,
+        pad: tuple[int, ...] = (0, 0, 0, 0),
+        add: Array | None = None,
+    ) -> Array:
+        """Convolution of x (N, H, W, C) with w (O, KH, KW, C), plus `add` -> y (N, P, Q, O)."""
+
+    def conv2d_backward(
+        self, dy: Array, x: Array, w: Array, stride: int = 1, pad: tuple[int, ...] = (0, 0, 0, 0), need_dx: bool = True
+    ) -> tuple[Array, Array, Array]:
+        """dx (None unless need_dx), dw, dbias."""
+
+    def group_norm(
+        self, x: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Group normalisation of x (N, ..., C), then SiLU if `silu` -> y, mean, rstd."""
+
+    def group_norm_backward(
+        self, dy: Array, x: Array, weight: Array, bias: Array, mean: Array, rstd: Array, silu: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """dx, dweight, dbias."""
+
+    def attention(self, q: Array, k: Array, v: Array, causal: bool = False) -> tuple[Array, Array]:
+        """softmax(q k^T / sqrt(D)) v of each head, q (N, T, heads, D) -> o, and the log-sum-exp of the scores, lse."""
+
+    def attention_backward(
+        self, do: Array, q: Array, k: Array, v: Array, o: Array, lse: Array, causal: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """dq, dk, dv."""
+
+    def silu(self, x: Array) -> Array:
+        """x sigmoid(x)."""
+
+    def silu_backward(self, dy: Array, x: Array) -> Array:
+        """dx."""
+
+    def gelu(self, x: Array) -> Array:
+        """x Phi(x), Phi the cumulative distribution function of N(0, 1)."""
+
+    def gelu_backward(self, dy: Array, x: Array) -> Array:
+        """dx."""
+
+    def geglu(self, x: Array) -> Array:
+        """h gelu(gate), the halves of x (..., 2 C) -> (..., C)."""
+
+    def geglu_backward(self, dy: Array, x: Array) -> Array:
+        """dx."""
+
+    def add(self, a: Array, b: Array) -> Array:
+        """a + b, of the same shape."""
+
+    def sum_to(self, dy: Array, shape: tuple[int, ...]) -> Array:
+        """dy summed over the axes along which `shape` was broadcast."""
+
+    def embedding(self, table: Array, index: np.ndarray) -> Array:
+        """Rows of table (K, D) -> (N, D)."""
+
+    def embedding_backward(self, dy: Array, index: np.ndarray, rows: int) -> Array:
+        """dtable (rows, D)."""
+
+    def upsample_nearest(self, x: Array) -> Array:
+        """Each pixel twice in both directions: (N, H, W, C) -> (N, 2 H, 2 W, C)."""
+
+    def upsample_nearest_backward(self, dy: Array) -> Array:
+        """dx."""
+
+    def concat(self, a: Array, b: Array) -> Array:
+        """The channels of a, then those of b."""
+
+    def concat_backward(self, dy: Array, channels: int) -> tuple[Array, Array]:
+        """da, the first so many channels of dy, and db."""
+
+    def grad_norm(self, g: Array) -> Array:
+        """The norm of all gradients g (P,), a 0-d array."""
+
+    def adamw(
+        self, p: Array, g: Array, m: Array, v: Array, ema: Array | None, norm: Array, clip: float,
+        lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, ema_decay: float,
+    ) -> None:  # fmt: skip
+        """Clipping, one step of AdamW and of the EMA on flat buffers (P,), in place."""
 
 
 @cache
@@ -93,12 +166,12 @@ def get_backend(name: str) -> Backend:
     if package == "cpu" and not importlib.import_module("minidiff_kernels.cpu.jit").ENABLED:
         package = "reference"  # NUMBA_DISABLE_JIT is set; `minidiff info` reports it
     xp = _cupy(name) if package == "gpu" else importlib.import_module("numpy")
-    ops = {}
+    kernels: dict[str, Callable[..., Any]] = {}
     for family, names in FAMILIES.items():
         file = "conv_tf32" if (name, family) == ("cupy-tf32", "conv") else family
         module = importlib.import_module(f"minidiff_kernels.{package}.{file}")
-        ops |= {op: getattr(module, op) for op in names}
-    return Backend(name, xp, **ops)
+        kernels |= {op: getattr(module, op) for op in names}
+    return Backend(name, xp, kernels)
 
 
 def _cupy(name: str) -> ModuleType:

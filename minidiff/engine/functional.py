@@ -4,10 +4,9 @@ The classes implement each operation on raw arrays; the functions below them are
 `losses.py` and `pooling.py` hold further operations. `minidiff_kernels/reference/` documents what the kernels compute.
 """
 
-from typing import Any
-
 import numpy as np
 
+from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Function, Tensor
 
 
@@ -307,7 +306,7 @@ def embedding(table: Tensor, index: np.ndarray) -> Tensor:
     return Embedding(index.astype(np.int64))(table)
 
 
-def dropout(x: Tensor, p: float, rng: Any = None) -> Tensor:
+def dropout(x: Tensor, p: float, rng: Rng | None = None) -> Tensor:
     """Each element 0 with probability p, else x / (1 - p) (Srivastava et al. 2014); x itself if rng is None.
 
     rng: has `integers`.

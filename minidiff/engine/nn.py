@@ -12,6 +12,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.backend import Backend, get_backend
+from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
 
 
@@ -98,7 +99,7 @@ def _moved(value, backend: Backend):
     return [_moved(v, backend) for v in value] if isinstance(value, list) else value
 
 
-def _uniform(rng: Any, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
+def _uniform(rng: InitRng, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
     bound = fan_in**-0.5
     data = np.zeros(shape, np.float32) if rng is None else rng.uniform(-bound, bound, shape).astype(np.float32)
     return Parameter(data, get_backend(backend))
@@ -107,7 +108,7 @@ def _uniform(rng: Any, shape: tuple[int, ...], fan_in: int, backend: str) -> Par
 class Linear(Module):
     """y = x weight^T + bias; weight (O, I), bias (O,)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str, bias: bool = True):
+    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str, bias: bool = True):
         self.weight: Parameter = _uniform(rng, (outputs, inputs), inputs, backend)
         self.bias: Parameter | None = _uniform(rng, (outputs,), inputs, backend) if bias else None
 
@@ -123,7 +124,7 @@ class Conv2d(Module):
         inputs: int,
         outputs: int,
         kernel: int,
-        rng: Any,
+        rng: InitRng,
         backend: str,
         stride: int = 1,
         pad: int | tuple[int, ...] = 0,
@@ -166,7 +167,7 @@ class LayerNorm(Module):
 class Embedding(Module):
     """A learned vector for each of K indices; weight (K, D), initialised from N(0, I)."""
 
-    def __init__(self, rows: int, width: int, rng: Any, backend: str):
+    def __init__(self, rows: int, width: int, rng: InitRng, backend: str):
         shape = (rows, width)
         data = np.zeros(shape, np.float32) if rng is None else rng.standard_normal(shape).astype(np.float32)
         self.weight: Parameter = Parameter(data, get_backend(backend))
@@ -181,7 +182,7 @@ class SelfAttention(Module):
     Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0. groups None: no normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng: Any, backend: str):
+    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng: InitRng, backend: str):
         self.heads = heads
         self.group_norm: GroupNorm | None = None if groups is None else GroupNorm(groups, channels, eps, backend)
         self.to_q: Linear = Linear(channels, channels, rng, backend)

@@ -16,7 +16,7 @@ import numpy as np
 from minidiff_kernels.cpu.jit import user_cache_dir
 
 from minidiff.data.batches import batch, prefetch
-from minidiff.data.dataset import Dataset, blocks, update_digest
+from minidiff.data.dataset import Dataset, blocks, slices, update_digest
 from minidiff.data.imaging import to_float
 from minidiff.engine.losses import cross_entropy
 from minidiff.engine.optim import AdamW, learning_rate
@@ -52,8 +52,8 @@ class FeatureClassifier:
         """Images (N, H, W, C) uint8 with their features and predicted classes."""
         features, predictions = [], []
         with no_grad():
-            for start in range(0, len(images), 256):
-                f, logits = self.classifier.features_and_logits(to_float(images[start : start + 256]))
+            for part in slices(len(images), 256):
+                f, logits = self.classifier.features_and_logits(to_float(images[part]))
                 features.append(f.numpy())
                 predictions.append(logits.numpy().argmax(1))
         return Classified(images, np.concatenate(features), np.concatenate(predictions))

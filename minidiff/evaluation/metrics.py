@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from minidiff.data.dataset import slices
+
 ROWS = 1024  # of the distance matrix at a time, which bounds memory
 
 
@@ -107,8 +109,8 @@ def whitening(f: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 def _distances(f: np.ndarray, g: np.ndarray) -> Iterator[np.ndarray]:
     """|x - y|^2 = |x|^2 + |y|^2 - 2 x.y for rows x of f, ROWS at a time, and all y of g: (ROWS, m) each."""
     g2 = np.square(g).sum(1)
-    for start in range(0, len(f), ROWS):
-        x = f[start : start + ROWS]
+    for part in slices(len(f), ROWS):
+        x = f[part]
         yield np.square(x).sum(1)[:, None] + g2 - 2 * x @ g.T
 
 

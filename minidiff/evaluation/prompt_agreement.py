@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidiff.data.dataset import Dataset, blocks
+from minidiff.data.dataset import Dataset, blocks, slices
 from minidiff.data.emoji import name_and_tone
 from minidiff.diffusion.reverse import Tick
 from minidiff.diffusion.sampler import Sampler
@@ -36,8 +36,8 @@ def sample_prompts(
 ) -> PromptSamples:
     """An image of each prompt; tick() is called `num_sampling_steps(prompts, steps)` times."""
     rng, images = np.random.default_rng(seed), []
-    for start in range(0, len(prompts), PROMPT_BATCH_SIZE):
-        batch = list(prompts[start : start + PROMPT_BATCH_SIZE])
+    for part in slices(len(prompts), PROMPT_BATCH_SIZE):
+        batch = list(prompts[part])
         images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng, None, sampler, tick)))
     return PromptSamples(prompts, np.concatenate(images))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from minidiff import machine
 from minidiff.data import is_image_folder, open_dataset
-from minidiff.data.dataset import Dataset, blocks, subset
+from minidiff.data.dataset import Dataset, blocks, slices, subset
 from minidiff.data.imaging import save_each, save_image, sheet, to_float
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.errors import MinidiffError, NoSplit
@@ -205,7 +205,7 @@ def bits_per_dimension(subject: EvaluatedImages, dataset: Dataset, seed: int) ->
             tick()
             return model(x_t, t, **extras)
 
-        parts = [np.arange(start, min(start + BATCH_SIZE, n)) for start in range(0, n, BATCH_SIZE)]
+        parts = (np.arange(n)[part] for part in slices(n, BATCH_SIZE))
         bounds = [
             bits_per_dim(
                 counted, schedule, to_float(dataset.take(part)), rng,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.data.npz import read_npz
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
@@ -42,7 +43,7 @@ class EvaluatedImages:
     ticks: int = 0
     classes: tuple[str, ...] = ()
     labels: np.ndarray | None = None
-    model: Callable[..., Any] | None = None
+    model: Model | None = None
     schedule: AnySchedule | None = None
     warning: str = ""
 
@@ -102,13 +103,13 @@ def sampled(
 
 
 def _generate(
-    model: Callable[..., Any], schedule: AnySchedule, batches: list, steps: int, sampler: Sampler, seed: int, tick: Tick
+    model: Model, schedule: AnySchedule, batches: list, steps: int, sampler: Sampler, seed: int, tick: Tick
 ) -> np.ndarray:
     """Images (n, H, W, C) uint8 of all batches (shape, labels), from the noise of the seed; tick() after every step."""
     rng, images = np.random.default_rng(seed), []
     for shape, cond in batches:
         trajectory = sample(model, schedule, shape, rng, steps, sampler, cond)
-        images.append(outputs.finished(last_x_t(trajectory, np.empty(shape), tick)))
+        images.append(outputs.finished(last_x_t(trajectory, tick)))
     return np.concatenate(images)
 
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module, Parameter
+from minidiff.engine.rng import InitRng
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import check_run
 from minidiff.formats.networks import check_weight_count
@@ -170,7 +171,7 @@ def build_pipeline(
     tokenizer: Tokenizer,
     vae: VAE | Pixels,
     text_encoder: TextEncoder | TextEncoderConfig,
-    rng: Any,
+    rng: InitRng,
     backend: str,
 ) -> Pipeline:
     """The pipeline of a text-conditional run; rng initialises the weights of what is trained, None: zeros.

@@ -11,6 +11,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
+from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 
 LayerFactory = Callable[[], Callable[..., Tensor]]  # creates a layer
@@ -44,7 +45,7 @@ def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_sh
 class TimestepEmbedding(Module):
     """Linear, SiLU, linear: sinusoids (N, inputs) -> time embedding temb (N, outputs)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str):
+    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str):
         self.linear_1: Linear = Linear(inputs, outputs, rng, backend)
         self.linear_2: Linear = Linear(outputs, outputs, rng, backend)
 
@@ -64,7 +65,7 @@ class ResnetBlock(Module):
         inputs: int,
         outputs: int,
         cfg: BlockConfig,
-        rng: Any,
+        rng: InitRng,
         backend: str,
         resample: Callable[..., Any] | None = None,
     ):
@@ -79,7 +80,7 @@ class ResnetBlock(Module):
         self.dropout: float = cfg.dropout
         self.resample: Callable[..., Any] | None = resample
 
-    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng: Any = None, *_: Any) -> Tensor:
+    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None, *_: Any) -> Tensor:
         h = self.norm1(x, silu=True)
         if self.resample:
             h, x = self.resample(h), self.resample(x)
@@ -104,7 +105,7 @@ class Downsample(Module):
     Ignores further arguments: a residual block in its place gets the time embedding and the rng for dropout.
     """
 
-    def __init__(self, channels: int, padding: int, rng: Any, backend: str):
+    def __init__(self, channels: int, padding: int, rng: InitRng, backend: str):
         pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
         self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
 
@@ -118,11 +119,11 @@ class Upsample(Module):
     size  (H', W') to crop to before the convolution, where downsampling rounded up; None: no cropping
     """
 
-    def __init__(self, channels: int, rng: Any, backend: str):
+    def __init__(self, channels: int, rng: InitRng, backend: str):
         self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, pad=1)
 
     def __call__(
-        self, x: Tensor, silu_temb: Tensor | None = None, rng: Any = None, size: tuple[int, ...] | None = None
+        self, x: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None, size: tuple[int, ...] | None = None
     ) -> Tensor:
         return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C) or (N, H', W', C)
 
@@ -139,7 +140,7 @@ class DownBlock(Module):
         self,
         widths: list[int],
         cfg: BlockConfig,
-        rng: Any,
+        rng: InitRng,
         backend: str,
         attention: LayerFactory | None = None,
         downsample: LayerFactory | None = None,
@@ -150,7 +151,9 @@ class DownBlock(Module):
         self.attentions: list[Callable[..., Tensor]] = [attention() for _ in self.resnets] if attention else []
         self.downsamplers: list[Callable[..., Tensor]] = [downsample()] if downsample else []
 
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Any = None, *context: Tensor) -> Tensor:
+    def __call__(
+        self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Rng | None = None, *context: Tensor
+    ) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, silu_temb, rng)
             if self.attentions:
@@ -172,7 +175,7 @@ class MidBlock(Module):
         self,
         channels: int,
         cfg: BlockConfig,
-        rng: Any,
+        rng: InitRng,
         backend: str,
         attention: LayerFactory | None = None,
         divisor: float = 1,
@@ -181,7 +184,7 @@ class MidBlock(Module):
         self.resnets: list[ResnetBlock] = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
         self.scale: float = 1 / divisor
 
-    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng: Any = None, *context: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None, *context: Tensor) -> Tensor:
         h = F.affine(self.resnets[0](h, silu_temb, rng), self.scale)
         for attention in self.attentions:
             h = F.affine(attention(h, *context), self.scale)
@@ -201,7 +204,7 @@ class UpBlock(Module):
         widths: list[int],
         outputs: int,
         cfg: BlockConfig,
-        rng: Any,
+        rng: InitRng,
         backend: str,
         attention: LayerFactory | None = None,
         upsample: LayerFactory | None = None,
@@ -210,7 +213,9 @@ class UpBlock(Module):
         self.attentions: list[Callable[..., Tensor]] = [attention() for _ in widths] if attention else []
         self.upsamplers: list[Callable[..., Tensor]] = [upsample()] if upsample else []
 
-    def __call__(self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Any = None, *context: Tensor) -> Tensor:
+    def __call__(
+        self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Rng | None = None, *context: Tensor
+    ) -> Tensor:
         for i, resnet in enumerate(self.resnets):
             h = resnet(F.concat(h, hs.pop()), silu_temb, rng)
             if self.attentions:

@@ -4,13 +4,12 @@ The metrics compare the features of inner layers. Those of the last layer separa
 them a blurred cat looks like any other.
 """
 
-from typing import Any
-
 import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.pooling import global_avg_pool
+from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
 
 WIDTHS = (16, 32, 64, 128)  # channels at full resolution, 1/2, 1/4 and 1/8
@@ -20,7 +19,7 @@ GROUPS, EPS = 8, 1e-5
 class DownsampleBlock(Module):
     """Norm, SiLU, 3x3 convolution with stride 2: (N, H, W, inputs) -> (N, H/2, W/2, outputs), rounded up."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str):
+    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str):
         self.norm = GroupNorm(GROUPS, inputs, EPS, backend)
         self.conv = Conv2d(inputs, outputs, 3, rng, backend, stride=2, pad=1)
 
@@ -31,7 +30,7 @@ class DownsampleBlock(Module):
 class ResidualBlock(Module):
     """Residual block: norm, SiLU, conv, twice; + x (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
 
-    def __init__(self, channels: int, rng: Any, backend: str):
+    def __init__(self, channels: int, rng: InitRng, backend: str):
         self.norm1 = GroupNorm(GROUPS, channels, EPS, backend)
         self.conv1 = Conv2d(channels, channels, 3, rng, backend, pad=1)
         self.norm2 = GroupNorm(GROUPS, channels, EPS, backend)
@@ -49,7 +48,7 @@ class Classifier(Module):
     rng                 initialises the weights; None: zeros, to be loaded
     """
 
-    def __init__(self, channels: int, classes: int, rng: Any, backend: str = "numba"):
+    def __init__(self, channels: int, classes: int, rng: InitRng, backend: str = "numba"):
         self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, backend, pad=1)
         self.downsamplers = [DownsampleBlock(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
         self.blocks = [ResidualBlock(width, rng, backend) for width in WIDTHS[1:-1]]

@@ -5,12 +5,12 @@ the one at the end-of-text token depends on the whole text. Attributes are named
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Embedding, LayerNorm, Linear, Module
+from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.latent_config import TextEncoderConfig
 
@@ -26,7 +26,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 class Embeddings(Module):
     """Token embedding plus position embedding: ids (N, T) -> (N, T, D)."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: Any, backend: str):
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
         self.token_embedding: Embedding = Embedding(cfg.vocab_size, cfg.hidden_size, rng, backend)
         self.position_embedding: Embedding = Embedding(cfg.max_position_embeddings, cfg.hidden_size, rng, backend)
 
@@ -39,7 +39,7 @@ class Embeddings(Module):
 class CausalSelfAttention(Module):
     """Attention of every position to itself and earlier ones, + add: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: Any, backend: str):
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
         width = cfg.hidden_size
         self.heads: int = cfg.num_attention_heads
         self.k_proj: Linear = Linear(width, width, rng, backend)
@@ -57,7 +57,7 @@ class CausalSelfAttention(Module):
 class MLP(Module):
     """Position-wise feed-forward network, + add: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: Any, backend: str):
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
         self.fc1: Linear = Linear(cfg.hidden_size, cfg.intermediate_size, rng, backend)
         self.fc2: Linear = Linear(cfg.intermediate_size, cfg.hidden_size, rng, backend)
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[cfg.hidden_act]
@@ -69,7 +69,7 @@ class MLP(Module):
 class Layer(Module):
     """Pre-norm transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: Any, backend: str):
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
         self.self_attn: CausalSelfAttention = CausalSelfAttention(cfg, rng, backend)
         self.layer_norm1: LayerNorm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, backend)
         self.mlp: MLP = MLP(cfg, rng, backend)
@@ -83,7 +83,7 @@ class Layer(Module):
 class Layers(Module):
     """The list of layers, nested as in transformers so that the keys match; TextEncoder calls them."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: Any, backend: str):
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
         self.layers: list[Layer] = [Layer(cfg, rng, backend) for _ in range(cfg.num_hidden_layers)]
 
 
@@ -93,7 +93,7 @@ class TextEncoder(Module):
     config, rng, backend: as for UNet.
     """
 
-    def __init__(self, config: TextEncoderConfig, rng: Any, backend: str = "numba"):
+    def __init__(self, config: TextEncoderConfig, rng: InitRng, backend: str = "numba"):
         self.config: TextEncoderConfig = config
         self.embeddings: Embeddings = Embeddings(config, rng, backend)
         self.encoder: Layers = Layers(config, rng, backend)

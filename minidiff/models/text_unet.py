@@ -12,6 +12,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, LayerNorm, Linear, Module
+from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import (
     BlockConfig,
@@ -30,7 +31,7 @@ from minidiff.models.latent_config import CROSS_DOWN, CROSS_UP, TextUNetConfig
 class Attention(Module):
     """Multi-head attention from x (N, T, C) to context (N, S, D), + add (N, T, C) -> (N, T, C)."""
 
-    def __init__(self, channels: int, context_width: int, heads: int, rng: Any, backend: str):
+    def __init__(self, channels: int, context_width: int, heads: int, rng: InitRng, backend: str):
         self.heads = heads
         self.to_q: Linear = Linear(channels, channels, rng, backend, bias=False)
         self.to_k: Linear = Linear(context_width, channels, rng, backend, bias=False)
@@ -48,7 +49,7 @@ class Attention(Module):
 class GEGLU(Module):
     """h gelu(gate), h and gate the halves of a linear layer's output (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str):
+    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str):
         self.proj: Linear = Linear(inputs, 2 * outputs, rng, backend)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class GEGLU(Module):
 class FeedForward(Module):
     """Position-wise feed-forward network with GEGLU and 4 C hidden channels, + add: (N, T, C) -> (N, T, C)."""
 
-    def __init__(self, channels: int, rng: Any, backend: str):
+    def __init__(self, channels: int, rng: InitRng, backend: str):
         geglu = GEGLU(channels, 4 * channels, rng, backend)
         linear = Linear(4 * channels, channels, rng, backend)
         self.net: list[Any] = [geglu, None, linear]  # diffusers has a dropout at index 1
@@ -73,7 +74,7 @@ class TransformerBlock(Module):
     x (N, T, C), context (N, S, D) -> (N, T, C).
     """
 
-    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: Any, backend: str):
+    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: InitRng, backend: str):
         self.norm1: LayerNorm = LayerNorm(channels, 1e-5, backend)
         self.attn1: Attention = Attention(channels, channels, heads, rng, backend)
         self.norm2: LayerNorm = LayerNorm(channels, 1e-5, backend)
@@ -91,7 +92,7 @@ class TransformerBlock(Module):
 class Transformer(Module):
     """x + transformer blocks over its pixels as a sequence of H W tokens: (N, H, W, C) -> (N, H, W, C)."""
 
-    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: Any, backend: str):
+    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: InitRng, backend: str):
         def project() -> Linear | Conv2d:  # the same function, with weights of shape (O, I) or (O, 1, 1, I)
             linear = cfg.use_linear_projection
             return Linear(channels, channels, rng, backend) if linear else Conv2d(channels, channels, 1, rng, backend)
@@ -112,7 +113,7 @@ class Transformer(Module):
         return self.proj_out(F.reshape(h, x.shape), add=x)  # (N, H, W, C)
 
 
-def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[DownBlock]:
+def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: InitRng, backend: str) -> list[DownBlock]:
     """The levels from full to lowest resolution."""
     blocks: list[DownBlock] = []
     channels = cfg.block_out_channels[0]
@@ -127,7 +128,7 @@ def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any, backend: 
     return blocks
 
 
-def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[UpBlock]:
+def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: InitRng, backend: str) -> list[UpBlock]:
     """The levels from lowest to full resolution."""
     blocks: list[UpBlock] = []
     widths = cfg.block_out_channels
@@ -148,7 +149,7 @@ class TextUNet(Module):
     config, rng, backend: as for UNet.
     """
 
-    def __init__(self, config: TextUNetConfig, rng: Any, backend: str = "numba"):
+    def __init__(self, config: TextUNetConfig, rng: InitRng, backend: str = "numba"):
         self.config: TextUNetConfig = config
         cfg = config
         width = cfg.block_out_channels[0]
@@ -165,7 +166,7 @@ class TextUNet(Module):
         self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
         self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
 
-    def __call__(self, x_t: Any, t: np.ndarray, cond: Any, rng: Any = None) -> Tensor:
+    def __call__(self, x_t: Any, t: np.ndarray, cond: Any, rng: Rng | None = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
 
         x_t   (N, H, W, C) array or Tensor; downsampling rounds odd H and W up

@@ -14,6 +14,7 @@ import numpy as np
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, Embedding, GroupNorm, Module, SelfAttention
 from minidiff.engine.pooling import avg_pool
+from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import (
     BlockConfig,
@@ -35,13 +36,13 @@ def resamples_in_resnet(block_type: str, resample_type: str) -> bool:
     return block_type.startswith("Resnet") or ("Attn" in block_type and resample_type == "resnet")
 
 
-def self_attention(channels: int, cfg: UNetConfig, rng: Any, backend: str, groups: int | None) -> SelfAttention:
+def self_attention(channels: int, cfg: UNetConfig, rng: InitRng, backend: str, groups: int | None) -> SelfAttention:
     """Self-attention over that many channels, with heads of attention_head_dim channels."""
     heads = channels // (cfg.attention_head_dim or channels)
     return SelfAttention(channels, heads, groups, cfg.norm_eps, rng, backend)
 
 
-def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[DownBlock]:
+def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: InitRng, backend: str) -> list[DownBlock]:
     """The levels from full to lowest resolution."""
     blocks: list[DownBlock] = []
     channels = cfg.block_out_channels[0]
@@ -59,7 +60,7 @@ def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str)
     return blocks
 
 
-def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> MidBlock:
+def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng: InitRng, backend: str) -> MidBlock:
     """Residual block, self-attention if add_attention, residual block, at the lowest resolution."""
     channels = cfg.block_out_channels[-1]
     groups = cfg.attn_norm_num_groups or (None if cfg.scale_shift else cfg.norm_num_groups)
@@ -67,7 +68,7 @@ def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -
     return MidBlock(channels, block_cfg, rng, backend, attention, cfg.mid_block_scale_factor)
 
 
-def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[UpBlock]:
+def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: InitRng, backend: str) -> list[UpBlock]:
     """The levels from lowest to full resolution."""
     blocks: list[UpBlock] = []
     widths = cfg.block_out_channels
@@ -93,7 +94,7 @@ class UNet(Module):
     backend  of the parameters: "numpy", "numba", "cupy" or "cupy-tf32"
     """
 
-    def __init__(self, config: UNetConfig, rng: Any, backend: str = "numba"):
+    def __init__(self, config: UNetConfig, rng: InitRng, backend: str = "numba"):
         self.config: UNetConfig = config
         cfg = config
         width = cfg.block_out_channels[0]
@@ -110,7 +111,7 @@ class UNet(Module):
         self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
         self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
 
-    def __call__(self, x_t: Any, t: np.ndarray, cond: np.ndarray | None = None, rng: Any = None) -> Tensor:
+    def __call__(self, x_t: Any, t: np.ndarray, cond: np.ndarray | None = None, rng: Rng | None = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
 
         x_t   (N, H, W, C) array or Tensor; H and W divisible by 2^(levels - 1)

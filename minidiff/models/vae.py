@@ -15,6 +15,7 @@ from minidiff.engine import gaussian
 from minidiff.engine.backend import get_backend
 from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
+from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import BlockConfig, Downsample, MidBlock, ResnetBlock, Upsample
 from minidiff.models.latent_config import VAEConfig
@@ -25,7 +26,7 @@ EPS = 1e-6  # of all normalisations
 class Level(Module):
     """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: Any, backend: str):
+    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: InitRng, backend: str):
         widths = [inputs] + [outputs] * layers
         block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
         self.resnets: list[ResnetBlock] = [
@@ -40,7 +41,7 @@ class Level(Module):
         return h
 
 
-def mid_block(cfg: VAEConfig, rng: Any, backend: str) -> MidBlock:
+def mid_block(cfg: VAEConfig, rng: InitRng, backend: str) -> MidBlock:
     """Residual block, self-attention with one head, residual block, at the lowest resolution."""
     width = cfg.block_out_channels[-1]
     block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
@@ -51,7 +52,7 @@ def mid_block(cfg: VAEConfig, rng: Any, backend: str) -> MidBlock:
 class Encoder(Module):
     """(N, H, W, in_channels) -> (N, h, w, 2 latent_channels): means, then log-variances."""
 
-    def __init__(self, cfg: VAEConfig, rng: Any, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: InitRng, backend: str):
         widths = cfg.block_out_channels
         self.conv_in: Conv2d = Conv2d(cfg.in_channels, widths[0], 3, rng, backend, pad=1)
         self.down_blocks: list[Level] = []
@@ -76,7 +77,7 @@ class Encoder(Module):
 class Decoder(Module):
     """(N, h, w, latent_channels) -> (N, H, W, out_channels)."""
 
-    def __init__(self, cfg: VAEConfig, rng: Any, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: InitRng, backend: str):
         widths = cfg.block_out_channels[::-1]
         self.conv_in: Conv2d = Conv2d(cfg.latent_channels, widths[0], 3, rng, backend, pad=1)
         self.mid_block: MidBlock = mid_block(cfg, rng, backend)
@@ -103,7 +104,7 @@ class Posterior(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
 
-    def sample(self, rng: Any) -> np.ndarray:
+    def sample(self, rng: Rng) -> np.ndarray:
         """A sample of the latents, mean + std eps; rng has `standard_normal`."""
         return self.mean + self.std * rng.standard_normal(self.mean.shape, dtype=np.float32)
 
@@ -129,7 +130,7 @@ class VAE(Module):
     UNet.
     """
 
-    def __init__(self, config: VAEConfig, rng: Any, backend: str = "numba"):
+    def __init__(self, config: VAEConfig, rng: InitRng, backend: str = "numba"):
         self.config: VAEConfig = config
         cfg = config
         C = config.latent_channels

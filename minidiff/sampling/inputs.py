@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from minidiff.data.dataset import slices
 from minidiff.data.imaging import load_image, to_float
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
@@ -67,9 +68,6 @@ def class_labels(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarr
 def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:
     """Shape (N, H, W, C) and labels (N,), or None, of each batch of up to BATCH_SIZE of n images."""
     return [
-        (
-            (min(BATCH_SIZE, n - first), *unet.image_shape),
-            None if labels is None else labels[first : first + BATCH_SIZE],
-        )
-        for first in range(0, n, BATCH_SIZE)
+        ((part.stop - part.start, *unet.image_shape), None if labels is None else labels[part])
+        for part in slices(n, BATCH_SIZE)
     ]

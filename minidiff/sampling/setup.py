@@ -1,10 +1,9 @@
 """Networks and pipelines opened for sampling, with chosen weights and classifier-free guidance."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
@@ -45,7 +44,7 @@ def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
     return load_pipeline(folder, backend) if choice is None else load_run_pipeline(folder, choice, backend)
 
 
-def guided_model(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) -> Callable[..., Any]:
+def guided_model(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) -> Model:
     """The network as a model (x_t, t, cond) -> prediction, with classifier-free guidance unless its scale is 1.
 
     Raises MinidiffError if the scale is not from 0 to 100, if the network is not class-conditional, or if classes.json

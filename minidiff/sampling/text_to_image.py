@@ -6,17 +6,16 @@ classifier-free guidance. Images are float32 (N, H, W, 3), nominally in [-1, 1],
 the images are diffusers'. tick() is called after every sampling step.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
+from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.stable_diffusion import Pipeline
@@ -30,7 +29,7 @@ def text_to_image(
     negative_prompt: str = "",
     guidance: float = 7.5,
     steps: int = 50,
-    rng: Any = None,
+    rng: Rng | None = None,
     size: tuple[int, int] | None = None,
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
@@ -50,7 +49,7 @@ def text_to_image(
     shape = (len(prompts), height // factor, width // factor, C)
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     trajectory = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
-    return decode(pipeline, last_x_t(trajectory, np.empty(0), tick))
+    return decode(pipeline, last_x_t(trajectory, tick))
 
 
 def image_to_image(
@@ -61,7 +60,7 @@ def image_to_image(
     negative_prompt: str = "",
     guidance: float = 7.5,
     steps: int = 50,
-    rng: Any = None,
+    rng: Rng | None = None,
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
 ) -> np.ndarray:
@@ -78,7 +77,7 @@ def image_to_image(
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     strength = int(steps * strength) / steps
     trajectory = redraw(model, pipeline.schedule, latents, strength, rng, steps, sampler, cond)
-    return decode(pipeline, last_x_t(trajectory, np.empty(0), tick))
+    return decode(pipeline, last_x_t(trajectory, tick))
 
 
 def inpaint(
@@ -89,7 +88,7 @@ def inpaint(
     negative_prompt: str = "",
     guidance: float = 7.5,
     steps: int = 50,
-    rng: Any = None,
+    rng: Rng | None = None,
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
 ) -> np.ndarray:
@@ -115,7 +114,7 @@ def inpaint(
     model = blended(model, pipeline.schedule, latents, ~known, eps, levels.ts[0])
     x_T = np.float32(levels.start) * eps
     trajectory = sample(model, pipeline.schedule, latents.shape, rng, steps, sampler, cond, x_T=x_T)
-    return decode(pipeline, np.where(known, latents, last_x_t(trajectory, np.empty(0), tick)))
+    return decode(pipeline, np.where(known, latents, last_x_t(trajectory, tick)))
 
 
 def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
@@ -124,7 +123,7 @@ def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
         return pipeline.text_encoder(pipeline.tokenizer(texts)).numpy()
 
 
-def encode(pipeline: Pipeline, x0: np.ndarray, rng: Any) -> np.ndarray:
+def encode(pipeline: Pipeline, x0: np.ndarray, rng: Rng) -> np.ndarray:
     """Scaled latents (N, h, w, latent_channels) of images, sampled from the VAE's posterior."""
     check_size(pipeline, x0.shape[1:3])
     with no_grad():
@@ -173,7 +172,7 @@ def check_guidance(guidance: float) -> None:
 
 def _guided_model(
     pipeline: Pipeline, prompts: list[str], negative_prompt: str, guidance: float
-) -> tuple[Callable[..., Any], np.ndarray]:
+) -> tuple[Model, np.ndarray]:
     """The model with classifier-free guidance, and its conditioning (N, T, D)."""
     check_guidance(guidance)
     model, cond = as_model(pipeline.unet, pipeline.schedule), embeddings(pipeline, prompts)

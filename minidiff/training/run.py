@@ -19,6 +19,7 @@ from PIL.Image import Image
 from minidiff.data.dataset import Dataset
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW
+from minidiff.engine.rng import InitRng
 from minidiff.training.config import TrainConfig
 from minidiff.training.step import StepStats
 
@@ -61,7 +62,7 @@ class Run(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: Any) -> Self:
+    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: InitRng) -> Self:
         """The run at step 0 of networks at their random start, or of zeros to be loaded, where rng is None."""
 
     @classmethod

@@ -8,6 +8,7 @@ import numpy as np
 
 from minidiff.data import Dataset
 from minidiff.data.batches import evenly_spaced
+from minidiff.data.dataset import slices
 from minidiff.data.imaging import to_float
 from minidiff.diffusion.schedule import Schedule
 from minidiff.engine.tensor import no_grad
@@ -122,7 +123,7 @@ def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
     index = evenly_spaced(len(dataset), SCALE_IMAGES)
     rng, size = np.random.default_rng([config.seed, 0]), config.batch_size // config.accumulate
     with no_grad():
-        parts = (to_float(dataset.take(index[start : start + size])) for start in range(0, len(index), size))
+        parts = (to_float(dataset.take(index[part])) for part in slices(len(index), size))
         latents = np.concatenate([vae.encode(x).sample(rng) for x in parts])  # (n, h, w, latent_channels)
     std = max(float(latents.std()), 1e-6)
     console.print(f"Latents: {'x'.join(map(str, latents.shape[1:]))}, of standard deviation {std:.3g}")

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.data.dataset import slices
 from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW
+from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.training.config import TrainConfig
@@ -48,11 +51,11 @@ class StepStats:
 
 
 def train_step(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     optimizer: AdamW,
     x0: np.ndarray,
-    rng: Any,
+    rng: Rng,
     cond: Any = None,
     min_snr: float | None = None,
     accumulate: int = 1,
@@ -85,9 +88,9 @@ def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[
     if n % accumulate:
         raise ValueError(f"a batch of {n} cannot be split into {accumulate} equal parts")
     optimizer.zero_grad()
-    losses, size = [], n // accumulate
-    for start in range(0, n, size):
-        loss = loss_of(slice(start, start + size))
+    losses = []
+    for part in slices(n, n // accumulate):
+        loss = loss_of(part)
         loss.backward(np.float32(1 / accumulate))
         losses.append(loss.backend.later(loss.data))
     norm = optimizer.step()
@@ -95,7 +98,7 @@ def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[
 
 
 def train(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     optimizer: AdamW,
     batches: Iterator[tuple[np.ndarray, Any]],

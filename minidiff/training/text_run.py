@@ -19,9 +19,10 @@ from PIL.Image import Image
 
 from minidiff.data.batches import batch, batch_indices, drop_labels, evenly_spaced
 from minidiff.data.captioned_sheet import captioned_sheet
-from minidiff.data.dataset import Dataset
+from minidiff.data.dataset import Dataset, slices
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.engine.nn import Parameter
+from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.formats.run_networks import build_pipeline, digests, text_parts, trained_parameters
 from minidiff.formats.schedulers import schedule_to_config
@@ -50,7 +51,7 @@ class TextRun(Run):
     frozen: Mapping[str, str]
 
     @classmethod
-    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: Any) -> Self:
+    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: InitRng) -> Self:
         """parts: the U-Net's configuration, schedule, tokenizer, autoencoder or Pixels, and text encoder: the
         configuration of one to train, or a frozen one.
         """
@@ -84,7 +85,7 @@ class TextRun(Run):
     def shape(self) -> tuple[int, int, int]:
         return *native_size(self.pipeline), self.pipeline.vae.config.in_channels
 
-    def model(self, x_t: Any, t: np.ndarray, cond: np.ndarray, rng: Any = None) -> Tensor:
+    def model(self, x_t: Any, t: np.ndarray, cond: np.ndarray, rng: Rng | None = None) -> Tensor:
         """Text encoder and U-Net as one model: the prediction at x_t (N, h, w, C), t (N,) and token ids cond (N, T)."""
         with no_grad() if "text_encoder" in self.frozen else nullcontext():
             text = self.pipeline.text_encoder(cond)
@@ -119,8 +120,8 @@ class TextRun(Run):
     def _latents(self, x0: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Scaled latents of images x0 (N, H, W, C), drawn from the encoder's distribution; encoded part by part."""
         size = self.config.batch_size // self.config.accumulate
-        parts = (x0[start : start + size] for start in range(0, len(x0), size))
-        return np.concatenate([encode(self.pipeline, part, rng) for part in parts])  # (N, h, w, latent_channels)
+        parts = slices(len(x0), size)
+        return np.concatenate([encode(self.pipeline, x0[part], rng) for part in parts])  # (N, h, w, latent_channels)
 
     def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
         """Samples for captions, half of the training set and half held out, with the captions."""

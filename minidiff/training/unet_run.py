@@ -14,13 +14,15 @@ import numpy as np
 from PIL.Image import Image
 
 from minidiff.data.batches import batch, drop_labels
-from minidiff.data.dataset import Dataset
+from minidiff.data.dataset import Dataset, slices
 from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.preconditioning import as_model
-from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Parameter
+from minidiff.engine.rng import InitRng
 from minidiff.formats.networks import save_pipeline, save_unet
 from minidiff.formats.run_networks import unet_parts
 from minidiff.formats.schedulers import schedule_to_config
@@ -43,7 +45,7 @@ class UNetRun(Run):
     schedule: AnySchedule
 
     @classmethod
-    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: Any) -> Self:
+    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: InitRng) -> Self:
         """parts: the network's configuration, and the schedule."""
         network, schedule = parts
         unet = UNet(network, rng, config.backend)
@@ -73,7 +75,7 @@ class UNetRun(Run):
         return self.unet.image_shape
 
     @property
-    def model(self) -> Callable[..., Any]:
+    def model(self) -> Model:
         """The network as a function of x_t and t."""
         return as_model(self.unet, self.schedule)
 
@@ -109,8 +111,7 @@ class UNetRun(Run):
         rng = np.random.default_rng([self.config.seed, 0])
         labels = np.arange(n) * len(self.config.classes) // n if self.config.classes else None
         shape = (n, *self.unet.image_shape)
-        *_, (_, x_0, _) = sample(self.model, self.schedule, shape, rng, steps, cond=labels)
-        return to_uint8(x_0)
+        return to_uint8(last_x_t(sample(self.model, self.schedule, shape, rng, steps, cond=labels)))
 
     def export(self, folder: Path, weights: Weights) -> None:
         save_unet(self.unet, folder / "unet", dict(weights))
@@ -118,7 +119,7 @@ class UNetRun(Run):
 
 
 def noise_loss(
-    model: Callable[..., Any],
+    model: Model,
     schedule: AnySchedule,
     x0: np.ndarray,
     cond: np.ndarray | None,
@@ -133,7 +134,7 @@ def noise_loss(
     t, eps = schedule.sample_t(rng, n), rng.standard_normal(x0.shape, dtype=np.float32)
     weight = None if config.min_snr is None else min_snr_weight(schedule, t, config.min_snr)
     total, size = 0.0, config.batch_size // config.accumulate
-    for part in (slice(start, min(start + size, n)) for start in range(0, n, size)):
+    for part in slices(n, size):
         conds, weights = (None if a is None else a[part] for a in (cond, weight))
         loss = training_loss(model, schedule, x0[part], t[part], eps[part], conds, weight=weights)
         total += float(loss.numpy()) * (part.stop - part.start)

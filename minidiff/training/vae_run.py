@@ -14,9 +14,11 @@ import numpy as np
 from PIL.Image import Image
 
 from minidiff.data.batches import batch, evenly_spaced
-from minidiff.data.dataset import Dataset
+from minidiff.data.dataset import Dataset, slices
 from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.engine.nn import Parameter
+from minidiff.engine.optim import AdamW
+from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import save_network
@@ -39,7 +41,7 @@ class VAERun(Run):
     vae: VAE
 
     @classmethod
-    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: Any) -> Self:
+    def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: InitRng) -> Self:
         """parts: the network's configuration."""
         (network,) = parts
         vae = VAE(network, rng, config.backend)
@@ -76,7 +78,7 @@ class VAERun(Run):
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """Mean squared error of the reconstructions from the latents' means."""
         x0, size = to_float(dataset.take(index)), self.config.batch_size // self.config.accumulate
-        parts = (x0[start : start + size] for start in range(0, len(x0), size))
+        parts = (x0[part] for part in slices(len(x0), size))
         return sum(float(np.square(reconstruct(self.vae, x) - x, dtype=np.float64).sum()) for x in parts) / x0.size
 
     def describe_validation(self, loss: float) -> str:
@@ -94,7 +96,7 @@ class VAERun(Run):
         save_network(folder / "vae", self.vae.config.to_dict(), weights)
 
 
-def vae_step(vae: VAE, optimizer: Any, x: np.ndarray, rng: Any, kl: float = 1e-4, accumulate: int = 1) -> StepStats:
+def vae_step(vae: VAE, optimizer: AdamW, x: np.ndarray, rng: Rng, kl: float = 1e-4, accumulate: int = 1) -> StepStats:
     """One step on `vae_loss` of images x float32 (N, H, W, C) in [-1, 1]; rng draws the noise of their latents.
 
     kl is the weight of the KL term; accumulate as in `train_step`.

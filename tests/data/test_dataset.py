@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from minidiff.data.dataset import fingerprint, from_arrays, subset
+from minidiff.data.dataset import fingerprint, from_arrays, slices, subset
 
 IMAGES = np.random.default_rng(0).integers(256, size=(4, 5, 6, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 0])
@@ -11,6 +12,13 @@ def test_a_part_keeps_image_label_and_caption_together():
     part = subset(subset(whole, np.array([3, 1, 2])), np.array([2, 0]))
     assert len(part) == 2 and part.captions == ("c", "d") and part.labels.tolist() == [1, 0]
     np.testing.assert_array_equal(part.take(np.arange(2)), IMAGES[[2, 3]])
+
+
+@pytest.mark.parametrize(("n", "parts"), [(0, []), (2, [2]), (3, [3]), (7, [3, 3, 1])])
+def test_slices_cut_a_batch_in_order(n, parts):
+    cut = list(slices(n, 3))
+    assert [part.stop - part.start for part in cut] == parts
+    assert [i for part in cut for i in range(n)[part]] == list(range(n))
 
 
 def test_a_part_of_what_has_no_captions_has_none():

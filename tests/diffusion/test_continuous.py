@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
+from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow, preconditioning
 from minidiff.diffusion.forward import q_sample, target, x0_and_eps
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.preconditioning import as_model
@@ -32,8 +32,70 @@ def test_x_t_is_the_papers_x_scaled():
     np.testing.assert_allclose(x, (1 - s) * X0 + s * EPS, rtol=1e-12, atol=1e-15)
 
 
-def test_edm_is_table_1_of_karras():
-    """c_in, c_noise, c_skip and c_out, and D(x; sigma) from the network's prediction."""
+def test_preconditioning_is_table_1_of_karras():
+    """At sigma = SIGMA_DATA = 1/2 and at sigma = 2; and by what it is derived from (appendix B.6, eq. 117 to 131)."""
+    np.testing.assert_allclose(preconditioning(0.5), [1 / 2, 0.5**1.5, 2**0.5, np.log(0.5) / 4], rtol=1e-15)
+    np.testing.assert_allclose(preconditioning(2.0), [1 / 17, 2 / 17**0.5, 2 / 17**0.5, np.log(2) / 4], rtol=1e-15)
+    sigma = np.geomspace(0.002, 1e4, 50)
+    c_skip, c_out, c_in, _ = preconditioning(sigma)
+
+    def target_std(c_skip):
+        """Of x0 - c_skip (x0 + sigma eps), with the deviation SIGMA_DATA of x0."""
+        return np.hypot((1 - c_skip) * SIGMA_DATA, c_skip * sigma)
+
+    np.testing.assert_allclose(c_in * np.hypot(SIGMA_DATA, sigma), 1, rtol=1e-14)  # the input has variance 1
+    np.testing.assert_allclose(c_out, target_std(c_skip), rtol=1e-10)  # and the target: 1 - c_skip loses five digits
+    assert np.all(c_out < target_std(c_skip * 1.001)) and np.all(c_out < target_std(c_skip * 0.999))  # the least c_out
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.05, 1.0, 80.0, 1e4])
+def test_edm_keeps_its_digits_in_float32(sigma):
+    """target is rounded once; x0_hat and eps_hat are as exact as some ten roundings of each of their two terms."""
+    x0, eps, F = (np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32) for seed in range(3))
+    total = sigma**2 + SIGMA_DATA**2
+    exact = (
+        sigma / SIGMA_DATA * x0.astype(np.float64) - SIGMA_DATA * eps
+    ) / total**0.5  # without c_skip's cancellation
+    np.testing.assert_allclose(target(EDM(), x0, sigma, eps), exact, rtol=2**-24 + 1e-9)
+    x_t = q_sample(EDM(), x0, sigma, eps)
+    x = x_t * np.sqrt(1 + sigma**2)  # float64
+    x0_hat, eps_hat = x0_and_eps(EDM(), F, x_t, sigma)
+    assert x0_hat.dtype == eps_hat.dtype == np.float32
+    for found, a, b in (
+        (x0_hat, SIGMA_DATA**2 / total * x, sigma * SIGMA_DATA / total**0.5 * F),
+        (eps_hat, sigma / total * x, -SIGMA_DATA / total**0.5 * F),
+    ):
+        assert np.all(np.abs(found - (a + b)) <= 10 * 2**-24 * (np.abs(a) + np.abs(b)))
+
+
+def test_heun_is_algorithm_1_of_karras():
+    """Written as in the paper, on x instead of x_t, with sigma(t) = t and s(t) = 1."""
+    sigmas = EDM().sampling_times(6)
+    x_T = np.random.default_rng(0).standard_normal(SHAPE)
+
+    def F(x, c_noise):
+        return np.sin(3 * x) + c_noise.reshape(-1, 1, 1, 1)
+
+    def D(x, sigma):
+        c_skip, c_out, c_in, c_noise = preconditioning(sigma)
+        return c_skip * x + c_out * F(c_in * x, np.full(1, c_noise))
+
+    x = x_T * np.sqrt(1 + sigmas[0] ** 2)
+    for sigma, sigma_next in zip(sigmas, [*sigmas[1:], 0], strict=True):
+        d = (x - D(x, sigma)) / sigma
+        x_next = x + (sigma_next - sigma) * d
+        if sigma_next != 0:
+            d_next = (x_next - D(x_next, sigma_next)) / sigma_next
+            x_next = x + (sigma_next - sigma) * (d + d_next) / 2
+        x = x_next
+    sampler = Sampler("heun", clip=None)
+    *_, (_, x_0, _) = sample(as_model(F, EDM()), EDM(), SHAPE, np.random.default_rng(), 6, sampler, x_T=x_T)
+    # sigma = 0.002 from 1 - alpha_bar = 4e-6 in float64 has eleven digits
+    np.testing.assert_allclose(x_0, x, rtol=1e-9, atol=1e-9)
+
+
+def test_edm_takes_its_network_by_table_1():
+    """c_in and c_noise in its input, and D(x; sigma) from its prediction."""
     sigma = np.array([0.05, 0.7, 20.0])
     s = sigma.reshape(-1, 1, 1, 1)
     x_t = q_sample(EDM(), X0, sigma, EPS)

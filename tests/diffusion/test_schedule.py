@@ -81,11 +81,13 @@ def test_zero_terminal_snr_keeps_the_first_alpha_bar_and_zeroes_the_last(make):
     np.testing.assert_allclose((old - old[-1]) / (old[0] - old[-1]), new / new[0], atol=1e-12)
 
 
-def test_zero_terminal_snr_refuses_epsilon():
+def test_zero_terminal_snr_refuses_epsilon_and_edm():
     with pytest.raises(MinidiffError, match="'epsilon'.*'v_prediction'"):
         s.rescale_zero_terminal_snr(s.linear_schedule())
     with pytest.raises(MinidiffError, match="'epsilon'"):
         s.Schedule(np.array([0.1, 1.0]))
+    with pytest.raises(MinidiffError, match="'edm'"):
+        s.Schedule(np.array([0.1, 1.0]), "edm")
     with pytest.raises(MinidiffError, match="1 step"):
         s.rescale_zero_terminal_snr(s.linear_schedule(1, prediction_type="sample"))
 

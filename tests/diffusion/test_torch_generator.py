@@ -37,6 +37,15 @@ def test_rand(seed, numbers):
     np.testing.assert_array_equal(drawn, np.float32(numbers))
 
 
+def test_every_schedule_draws_its_timesteps():
+    """random and standard_normal in float64, as NumPy's generators give them."""
+    t = md.Flow().sample_t(torch_generator(0), 3)
+    np.testing.assert_array_equal(t, torch_generator(0).rand(3, np.float64), strict=True)
+    sigma = md.EDM().sample_t(torch_generator(0), 3)
+    np.testing.assert_array_equal(sigma, np.exp(1.2 * torch_generator(0).randn(3, np.float64) - 1.2), strict=True)
+    assert md.linear_schedule(10).sample_t(torch_generator(0), 3).dtype == np.int64
+
+
 def test_rand_in_float64():
     drawn = torch_generator(0).rand((3,), np.float64)
     np.testing.assert_array_equal(drawn, [0.9700530018065531, 0.707819864399788, 0.45938294312745087])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import minidiff as md
+from minidiff.diffusion.forward import x0_and_eps
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import linear_schedule
@@ -50,6 +51,22 @@ def test_samples_are_diffusers(name, steps):
 
     theirs = sample_of_diffusers(scheduler, predict, torch.from_numpy(noise), steps).numpy()
     np.testing.assert_allclose(x_0, theirs, rtol=0, atol={"EDMEulerScheduler": 6e-5}.get(name, 6e-6))
+
+
+def test_preconditioning_is_diffusers():
+    """c_in x and c_noise into the network and D(x; sigma) out of it, in float64: theirs is table 1 in torch."""
+    scheduler = diffusers.EDMEulerScheduler(sigma_data=0.5)
+    rng = np.random.default_rng(0)
+    x0, eps, F = (torch.from_numpy(rng.standard_normal((1, 4, 4, 3))) for _ in range(3))
+    for sigma in torch.tensor([0.002, 0.05, 1.0, 80.0, 1e4], dtype=torch.float64):
+        x, t = x0 + sigma * eps, sigma.numpy().reshape(1)
+        x_t = md.q_sample(md.EDM(), x0.numpy(), t, eps.numpy())
+        inputs = []
+        md.as_model(lambda *given, inputs=inputs: inputs.extend(given), md.EDM())(x_t, t)
+        np.testing.assert_allclose(inputs[0], scheduler.precondition_inputs(x, sigma), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(inputs[1], scheduler.precondition_noise(sigma), rtol=1e-12)
+        x0_hat, _ = x0_and_eps(md.EDM(), F.numpy(), x_t, t)
+        np.testing.assert_allclose(x0_hat, scheduler.precondition_outputs(x, F, sigma), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CLASSES)
