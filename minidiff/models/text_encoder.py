@@ -12,7 +12,7 @@ import numpy as np
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Embedding, LayerNorm, Linear, Module
 from minidiff.engine.tensor import Tensor
-from minidiff.models.latent_config import TextEncoderConfig
+from minidiff.models.config import TextEncoderConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from minidiff.models.blocks import (
     timestep_embedding,
     up_block_widths,
 )
-from minidiff.models.latent_config import CROSS_DOWN, CROSS_UP, TextUNetConfig
+from minidiff.models.config import CROSS_DOWN, CROSS_UP, TextUNetConfig
 
 
 class Attention(Module):

@@ -17,7 +17,7 @@ from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import BlockConfig, Downsample, MidBlock, ResnetBlock, Upsample
-from minidiff.models.latent_config import VAEConfig
+from minidiff.models.config import VAEConfig
 
 EPS = 1e-6  # of all normalisations
 
