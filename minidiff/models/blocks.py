@@ -44,9 +44,9 @@ def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_sh
 class TimestepEmbedding(Module):
     """Linear, SiLU, linear: sinusoids (N, inputs) -> time embedding temb (N, outputs)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str):
-        self.linear_1: Linear = Linear(inputs, outputs, rng, backend)
-        self.linear_2: Linear = Linear(outputs, outputs, rng, backend)
+    def __init__(self, inputs: int, outputs: int, rng: Any):
+        self.linear_1: Linear = Linear(inputs, outputs, rng)
+        self.linear_2: Linear = Linear(outputs, outputs, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -65,16 +65,15 @@ class ResnetBlock(Module):
         outputs: int,
         cfg: BlockConfig,
         rng: Any,
-        backend: str,
         resample: Callable[..., Any] | None = None,
     ):
         temb_outputs = 2 * outputs if cfg.scale_shift else outputs
-        self.norm1: GroupNorm = GroupNorm(cfg.groups, inputs, cfg.eps, backend)
-        self.conv1: Conv2d = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj: Linear | None = Linear(cfg.temb, temb_outputs, rng, backend) if cfg.temb else None
-        self.norm2: GroupNorm = GroupNorm(cfg.groups, outputs, cfg.eps, backend)
-        self.conv2: Conv2d = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
-        self.conv_shortcut: Conv2d | None = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
+        self.norm1: GroupNorm = GroupNorm(cfg.groups, inputs, cfg.eps)
+        self.conv1: Conv2d = Conv2d(inputs, outputs, 3, rng, pad=1)
+        self.time_emb_proj: Linear | None = Linear(cfg.temb, temb_outputs, rng) if cfg.temb else None
+        self.norm2: GroupNorm = GroupNorm(cfg.groups, outputs, cfg.eps)
+        self.conv2: Conv2d = Conv2d(outputs, outputs, 3, rng, pad=1)
+        self.conv_shortcut: Conv2d | None = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng)
         self.scale_shift: bool = cfg.scale_shift
         self.dropout: float = cfg.dropout
         self.resample: Callable[..., Any] | None = resample
@@ -104,9 +103,9 @@ class Downsample(Module):
     Ignores further arguments: a residual block in its place gets the time embedding and the rng for dropout.
     """
 
-    def __init__(self, channels: int, padding: int, rng: Any, backend: str):
+    def __init__(self, channels: int, padding: int, rng: Any):
         pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
-        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
+        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, stride=2, pad=pad)
 
     def __call__(self, x: Tensor, *_: Any) -> Tensor:
         return self.conv(x)  # (N, H/2, W/2, C), rounded up if padding is 1, else down
@@ -118,8 +117,8 @@ class Upsample(Module):
     size  (H', W') to crop to before the convolution, where downsampling rounded up; None: no cropping
     """
 
-    def __init__(self, channels: int, rng: Any, backend: str):
-        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, pad=1)
+    def __init__(self, channels: int, rng: Any):
+        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, pad=1)
 
     def __call__(
         self, x: Tensor, silu_temb: Tensor | None = None, rng: Any = None, size: tuple[int, ...] | None = None
@@ -140,12 +139,11 @@ class DownBlock(Module):
         widths: list[int],
         cfg: BlockConfig,
         rng: Any,
-        backend: str,
         attention: LayerFactory | None = None,
         downsample: LayerFactory | None = None,
     ):
         self.resnets: list[ResnetBlock] = [
-            ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)
+            ResnetBlock(i, o, cfg, rng) for i, o in zip(widths, widths[1:], strict=False)
         ]
         self.attentions: list[Callable[..., Tensor]] = [attention() for _ in self.resnets] if attention else []
         self.downsamplers: list[Callable[..., Tensor]] = [downsample()] if downsample else []
@@ -173,12 +171,11 @@ class MidBlock(Module):
         channels: int,
         cfg: BlockConfig,
         rng: Any,
-        backend: str,
         attention: LayerFactory | None = None,
         divisor: float = 1,
     ):
         self.attentions: list[Callable[..., Tensor]] = [attention()] if attention else []
-        self.resnets: list[ResnetBlock] = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
+        self.resnets: list[ResnetBlock] = [ResnetBlock(channels, channels, cfg, rng) for _ in range(2)]
         self.scale: float = 1 / divisor
 
     def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng: Any = None, *context: Tensor) -> Tensor:
@@ -202,11 +199,10 @@ class UpBlock(Module):
         outputs: int,
         cfg: BlockConfig,
         rng: Any,
-        backend: str,
         attention: LayerFactory | None = None,
         upsample: LayerFactory | None = None,
     ):
-        self.resnets: list[ResnetBlock] = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
+        self.resnets: list[ResnetBlock] = [ResnetBlock(width, outputs, cfg, rng) for width in widths]
         self.attentions: list[Callable[..., Tensor]] = [attention() for _ in widths] if attention else []
         self.upsamplers: list[Callable[..., Tensor]] = [upsample()] if upsample else []
 

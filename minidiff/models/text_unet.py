@@ -30,12 +30,12 @@ from minidiff.models.config import CROSS_DOWN, CROSS_UP, TextUNetConfig
 class Attention(Module):
     """Multi-head attention from x (N, T, C) to context (N, S, D), + add (N, T, C) -> (N, T, C)."""
 
-    def __init__(self, channels: int, context_width: int, heads: int, rng: Any, backend: str):
+    def __init__(self, channels: int, context_width: int, heads: int, rng: Any):
         self.heads = heads
-        self.to_q: Linear = Linear(channels, channels, rng, backend, bias=False)
-        self.to_k: Linear = Linear(context_width, channels, rng, backend, bias=False)
-        self.to_v: Linear = Linear(context_width, channels, rng, backend, bias=False)
-        self.to_out: list[Linear] = [Linear(channels, channels, rng, backend)]
+        self.to_q: Linear = Linear(channels, channels, rng, bias=False)
+        self.to_k: Linear = Linear(context_width, channels, rng, bias=False)
+        self.to_v: Linear = Linear(context_width, channels, rng, bias=False)
+        self.to_out: list[Linear] = [Linear(channels, channels, rng)]
 
     def __call__(self, x: Tensor, context: Tensor, add: Tensor) -> Tensor:
         q = self.to_q(x)  # (N, T, C)
@@ -48,8 +48,8 @@ class Attention(Module):
 class GEGLU(Module):
     """h gelu(gate), h and gate the halves of a linear layer's output (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: Any, backend: str):
-        self.proj: Linear = Linear(inputs, 2 * outputs, rng, backend)
+    def __init__(self, inputs: int, outputs: int, rng: Any):
+        self.proj: Linear = Linear(inputs, 2 * outputs, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.geglu(self.proj(x))  # (N, T, outputs)
@@ -58,9 +58,9 @@ class GEGLU(Module):
 class FeedForward(Module):
     """Position-wise feed-forward network with GEGLU and 4 C hidden channels, + add: (N, T, C) -> (N, T, C)."""
 
-    def __init__(self, channels: int, rng: Any, backend: str):
-        geglu = GEGLU(channels, 4 * channels, rng, backend)
-        linear = Linear(4 * channels, channels, rng, backend)
+    def __init__(self, channels: int, rng: Any):
+        geglu = GEGLU(channels, 4 * channels, rng)
+        linear = Linear(4 * channels, channels, rng)
         self.net: list[Any] = [geglu, None, linear]  # diffusers has a dropout at index 1
 
     def __call__(self, x: Tensor, add: Tensor) -> Tensor:
@@ -73,13 +73,13 @@ class TransformerBlock(Module):
     x (N, T, C), context (N, S, D) -> (N, T, C).
     """
 
-    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: Any, backend: str):
-        self.norm1: LayerNorm = LayerNorm(channels, 1e-5, backend)
-        self.attn1: Attention = Attention(channels, channels, heads, rng, backend)
-        self.norm2: LayerNorm = LayerNorm(channels, 1e-5, backend)
-        self.attn2: Attention = Attention(channels, cfg.cross_attention_dim, heads, rng, backend)
-        self.norm3: LayerNorm = LayerNorm(channels, 1e-5, backend)
-        self.ff: FeedForward = FeedForward(channels, rng, backend)
+    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: Any):
+        self.norm1: LayerNorm = LayerNorm(channels, 1e-5)
+        self.attn1: Attention = Attention(channels, channels, heads, rng)
+        self.norm2: LayerNorm = LayerNorm(channels, 1e-5)
+        self.attn2: Attention = Attention(channels, cfg.cross_attention_dim, heads, rng)
+        self.norm3: LayerNorm = LayerNorm(channels, 1e-5)
+        self.ff: FeedForward = FeedForward(channels, rng)
 
     def __call__(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.norm1(x)
@@ -91,17 +91,15 @@ class TransformerBlock(Module):
 class Transformer(Module):
     """x + transformer blocks over its pixels as a sequence of H W tokens: (N, H, W, C) -> (N, H, W, C)."""
 
-    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: Any, backend: str):
+    def __init__(self, channels: int, heads: int, cfg: TextUNetConfig, rng: Any):
         def project() -> Linear | Conv2d:  # the same function, with weights of shape (O, I) or (O, 1, 1, I)
             linear = cfg.use_linear_projection
-            return Linear(channels, channels, rng, backend) if linear else Conv2d(channels, channels, 1, rng, backend)
+            return Linear(channels, channels, rng) if linear else Conv2d(channels, channels, 1, rng)
 
-        self.norm: GroupNorm = GroupNorm(cfg.norm_num_groups, channels, 1e-6, backend)
+        self.norm: GroupNorm = GroupNorm(cfg.norm_num_groups, channels, 1e-6)
         self.proj_in: Linear | Conv2d = project()
         layers = range(cfg.transformer_layers_per_block)
-        self.transformer_blocks: list[TransformerBlock] = [
-            TransformerBlock(channels, heads, cfg, rng, backend) for _ in layers
-        ]
+        self.transformer_blocks: list[TransformerBlock] = [TransformerBlock(channels, heads, cfg, rng) for _ in layers]
         self.proj_out: Linear | Conv2d = project()
 
     def __call__(self, x: Tensor, context: Tensor) -> Tensor:
@@ -112,22 +110,22 @@ class Transformer(Module):
         return self.proj_out(F.reshape(h, x.shape), add=x)  # (N, H, W, C)
 
 
-def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[DownBlock]:
+def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any) -> list[DownBlock]:
     """The levels from full to lowest resolution."""
     blocks: list[DownBlock] = []
     channels = cfg.block_out_channels[0]
     last = len(cfg.block_out_channels) - 1
     for i, (block_type, width) in enumerate(zip(cfg.down_block_types, cfg.block_out_channels, strict=True)):
-        transformer = partial(Transformer, width, cfg.heads[i], cfg, rng, backend)
-        downsample = None if i == last else partial(Downsample, width, 1, rng, backend)
+        transformer = partial(Transformer, width, cfg.heads[i], cfg, rng)
+        downsample = None if i == last else partial(Downsample, width, 1, rng)
         widths = [channels] + [width] * cfg.layers_per_block
         attention = transformer if block_type == CROSS_DOWN else None
-        blocks.append(DownBlock(widths, block_cfg, rng, backend, attention, downsample))
+        blocks.append(DownBlock(widths, block_cfg, rng, attention, downsample))
         channels = width
     return blocks
 
 
-def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[UpBlock]:
+def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any) -> list[UpBlock]:
     """The levels from lowest to full resolution."""
     blocks: list[UpBlock] = []
     widths = cfg.block_out_channels
@@ -135,10 +133,10 @@ def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any, backend: st
     inputs = up_block_widths(widths[0], widths, cfg.layers_per_block)
     for i, block_type in enumerate(cfg.up_block_types):
         width = widths[last - i]
-        transformer = partial(Transformer, width, cfg.heads[last - i], cfg, rng, backend)
-        upsample = None if i == last else partial(Upsample, width, rng, backend)
+        transformer = partial(Transformer, width, cfg.heads[last - i], cfg, rng)
+        upsample = None if i == last else partial(Upsample, width, rng)
         attention = transformer if block_type == CROSS_UP else None
-        blocks.append(UpBlock(inputs[i], width, block_cfg, rng, backend, attention, upsample))
+        blocks.append(UpBlock(inputs[i], width, block_cfg, rng, attention, upsample))
     return blocks
 
 
@@ -152,18 +150,19 @@ class TextUNet(Module):
         self.config: TextUNetConfig = config
         cfg = config
         width = cfg.block_out_channels[0]
-        self.conv_in: Conv2d = Conv2d(cfg.in_channels, width, 3, rng, backend, pad=1)
-        self.time_embedding: TimestepEmbedding = TimestepEmbedding(width, cfg.time_embed_dim, rng, backend)
+        self.conv_in: Conv2d = Conv2d(cfg.in_channels, width, 3, rng, pad=1)
+        self.time_embedding: TimestepEmbedding = TimestepEmbedding(width, cfg.time_embed_dim, rng)
 
         block_cfg = BlockConfig(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, dropout=cfg.dropout)
         lowest = cfg.block_out_channels[-1]
-        transformer = partial(Transformer, lowest, cfg.heads[-1], cfg, rng, backend)
-        self.down_blocks: list[DownBlock] = down_blocks(cfg, block_cfg, rng, backend)
-        self.mid_block: MidBlock = MidBlock(lowest, block_cfg, rng, backend, transformer)
-        self.up_blocks: list[UpBlock] = up_blocks(cfg, block_cfg, rng, backend)
+        transformer = partial(Transformer, lowest, cfg.heads[-1], cfg, rng)
+        self.down_blocks: list[DownBlock] = down_blocks(cfg, block_cfg, rng)
+        self.mid_block: MidBlock = MidBlock(lowest, block_cfg, rng, transformer)
+        self.up_blocks: list[UpBlock] = up_blocks(cfg, block_cfg, rng)
 
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
-        self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps)
+        self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, pad=1)
+        self.move(backend)
 
     def __call__(self, x_t: Any, t: np.ndarray, cond: Any, rng: Any = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).

@@ -35,13 +35,13 @@ def resamples_in_resnet(block_type: str, resample_type: str) -> bool:
     return block_type.startswith("Resnet") or ("Attn" in block_type and resample_type == "resnet")
 
 
-def self_attention(channels: int, cfg: UNetConfig, rng: Any, backend: str, groups: int | None) -> SelfAttention:
+def self_attention(channels: int, cfg: UNetConfig, rng: Any, groups: int | None) -> SelfAttention:
     """Self-attention over that many channels, with heads of attention_head_dim channels."""
     heads = channels // (cfg.attention_head_dim or channels)
-    return SelfAttention(channels, heads, groups, cfg.norm_eps, rng, backend)
+    return SelfAttention(channels, heads, groups, cfg.norm_eps, rng)
 
 
-def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[DownBlock]:
+def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any) -> list[DownBlock]:
     """The levels from full to lowest resolution."""
     blocks: list[DownBlock] = []
     channels = cfg.block_out_channels[0]
@@ -49,25 +49,25 @@ def down_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str)
     for i, (block_type, width) in enumerate(zip(cfg.down_block_types, cfg.block_out_channels, strict=True)):
         attention = None
         if "Attn" in block_type:
-            attention = partial(self_attention, width, cfg, rng, backend, cfg.norm_num_groups)
-        downsample = partial(Downsample, width, cfg.downsample_padding, rng, backend)
+            attention = partial(self_attention, width, cfg, rng, cfg.norm_num_groups)
+        downsample = partial(Downsample, width, cfg.downsample_padding, rng)
         if resamples_in_resnet(block_type, cfg.downsample_type):
-            downsample = partial(ResnetBlock, width, width, block_cfg, rng, backend, avg_pool)
+            downsample = partial(ResnetBlock, width, width, block_cfg, rng, avg_pool)
         widths = [channels] + [width] * cfg.layers_per_block
-        blocks.append(DownBlock(widths, block_cfg, rng, backend, attention, None if i == last else downsample))
+        blocks.append(DownBlock(widths, block_cfg, rng, attention, None if i == last else downsample))
         channels = width
     return blocks
 
 
-def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> MidBlock:
+def mid_block(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any) -> MidBlock:
     """Residual block, self-attention if add_attention, residual block, at the lowest resolution."""
     channels = cfg.block_out_channels[-1]
     groups = cfg.attn_norm_num_groups or (None if cfg.scale_shift else cfg.norm_num_groups)
-    attention = partial(self_attention, channels, cfg, rng, backend, groups) if cfg.add_attention else None
-    return MidBlock(channels, block_cfg, rng, backend, attention, cfg.mid_block_scale_factor)
+    attention = partial(self_attention, channels, cfg, rng, groups) if cfg.add_attention else None
+    return MidBlock(channels, block_cfg, rng, attention, cfg.mid_block_scale_factor)
 
 
-def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -> list[UpBlock]:
+def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any) -> list[UpBlock]:
     """The levels from lowest to full resolution."""
     blocks: list[UpBlock] = []
     widths = cfg.block_out_channels
@@ -76,12 +76,12 @@ def up_blocks(cfg: UNetConfig, block_cfg: BlockConfig, rng: Any, backend: str) -
     for i, (block_type, width) in enumerate(zip(cfg.up_block_types, reversed(widths), strict=True)):
         attention = None
         if "Attn" in block_type:
-            attention = partial(self_attention, width, cfg, rng, backend, cfg.norm_num_groups)
-        upsample = partial(Upsample, width, rng, backend)
+            attention = partial(self_attention, width, cfg, rng, cfg.norm_num_groups)
+        upsample = partial(Upsample, width, rng)
         if resamples_in_resnet(block_type, cfg.upsample_type):
-            upsample = partial(ResnetBlock, width, width, block_cfg, rng, backend, F.upsample_nearest)
+            upsample = partial(ResnetBlock, width, width, block_cfg, rng, F.upsample_nearest)
         upsample = None if i == last else upsample
-        blocks.append(UpBlock(inputs[i], width, block_cfg, rng, backend, attention, upsample))
+        blocks.append(UpBlock(inputs[i], width, block_cfg, rng, attention, upsample))
     return blocks
 
 
@@ -97,18 +97,19 @@ class UNet(Module):
         self.config: UNetConfig = config
         cfg = config
         width = cfg.block_out_channels[0]
-        self.conv_in: Conv2d = Conv2d(cfg.in_channels, width, 3, rng, backend, pad=1)
-        self.time_embedding: TimestepEmbedding = TimestepEmbedding(width, cfg.time_embed_dim, rng, backend)
+        self.conv_in: Conv2d = Conv2d(cfg.in_channels, width, 3, rng, pad=1)
+        self.time_embedding: TimestepEmbedding = TimestepEmbedding(width, cfg.time_embed_dim, rng)
         if cfg.num_class_embeds is not None:
-            self.class_embedding: Embedding = Embedding(cfg.num_class_embeds, cfg.time_embed_dim, rng, backend)
+            self.class_embedding: Embedding = Embedding(cfg.num_class_embeds, cfg.time_embed_dim, rng)
 
         block_cfg = BlockConfig(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, cfg.scale_shift, cfg.dropout)
-        self.down_blocks: list[DownBlock] = down_blocks(cfg, block_cfg, rng, backend)
-        self.mid_block: MidBlock = mid_block(cfg, block_cfg, rng, backend)
-        self.up_blocks: list[UpBlock] = up_blocks(cfg, block_cfg, rng, backend)
+        self.down_blocks: list[DownBlock] = down_blocks(cfg, block_cfg, rng)
+        self.mid_block: MidBlock = mid_block(cfg, block_cfg, rng)
+        self.up_blocks: list[UpBlock] = up_blocks(cfg, block_cfg, rng)
 
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps, backend)
-        self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps)
+        self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, pad=1)
+        self.move(backend)
 
     def __call__(self, x_t: Any, t: np.ndarray, cond: np.ndarray | None = None, rng: Any = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).

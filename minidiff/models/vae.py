@@ -25,11 +25,11 @@ EPS = 1e-6  # of all normalisations
 class Level(Module):
     """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: Any, backend: str):
+    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: Any):
         widths = [inputs] + [outputs] * layers
         block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
         self.resnets: list[ResnetBlock] = [
-            ResnetBlock(i, o, block_cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)
+            ResnetBlock(i, o, block_cfg, rng) for i, o in zip(widths, widths[1:], strict=False)
         ]
         self.downsamplers: list[Downsample] = []
         self.upsamplers: list[Upsample] = []
@@ -40,30 +40,30 @@ class Level(Module):
         return h
 
 
-def mid_block(cfg: VAEConfig, rng: Any, backend: str) -> MidBlock:
+def mid_block(cfg: VAEConfig, rng: Any) -> MidBlock:
     """Residual block, self-attention with one head, residual block, at the lowest resolution."""
     width = cfg.block_out_channels[-1]
     block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
-    attention = partial(SelfAttention, width, 1, cfg.norm_num_groups, EPS, rng, backend)
-    return MidBlock(width, block_cfg, rng, backend, attention if cfg.mid_block_add_attention else None)
+    attention = partial(SelfAttention, width, 1, cfg.norm_num_groups, EPS, rng)
+    return MidBlock(width, block_cfg, rng, attention if cfg.mid_block_add_attention else None)
 
 
 class Encoder(Module):
     """(N, H, W, in_channels) -> (N, h, w, 2 latent_channels): means, then log-variances."""
 
-    def __init__(self, cfg: VAEConfig, rng: Any, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: Any):
         widths = cfg.block_out_channels
-        self.conv_in: Conv2d = Conv2d(cfg.in_channels, widths[0], 3, rng, backend, pad=1)
+        self.conv_in: Conv2d = Conv2d(cfg.in_channels, widths[0], 3, rng, pad=1)
         self.down_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
-            level = Level(h, width, cfg.layers_per_block, cfg, rng, backend)
-            level.downsamplers = [Downsample(width, 0, rng, backend)] if i < len(widths) - 1 else []
+            level = Level(h, width, cfg.layers_per_block, cfg, rng)
+            level.downsamplers = [Downsample(width, 0, rng)] if i < len(widths) - 1 else []
             self.down_blocks.append(level)
             h = width
-        self.mid_block: MidBlock = mid_block(cfg, rng, backend)
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
-        self.conv_out: Conv2d = Conv2d(h, 2 * cfg.latent_channels, 3, rng, backend, pad=1)
+        self.mid_block: MidBlock = mid_block(cfg, rng)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS)
+        self.conv_out: Conv2d = Conv2d(h, 2 * cfg.latent_channels, 3, rng, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -76,19 +76,19 @@ class Encoder(Module):
 class Decoder(Module):
     """(N, h, w, latent_channels) -> (N, H, W, out_channels)."""
 
-    def __init__(self, cfg: VAEConfig, rng: Any, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: Any):
         widths = cfg.block_out_channels[::-1]
-        self.conv_in: Conv2d = Conv2d(cfg.latent_channels, widths[0], 3, rng, backend, pad=1)
-        self.mid_block: MidBlock = mid_block(cfg, rng, backend)
+        self.conv_in: Conv2d = Conv2d(cfg.latent_channels, widths[0], 3, rng, pad=1)
+        self.mid_block: MidBlock = mid_block(cfg, rng)
         self.up_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
-            level = Level(h, width, cfg.layers_per_block + 1, cfg, rng, backend)
-            level.upsamplers = [Upsample(width, rng, backend)] if i < len(widths) - 1 else []
+            level = Level(h, width, cfg.layers_per_block + 1, cfg, rng)
+            level.upsamplers = [Upsample(width, rng)] if i < len(widths) - 1 else []
             self.up_blocks.append(level)
             h = width
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
-        self.conv_out: Conv2d = Conv2d(h, cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS)
+        self.conv_out: Conv2d = Conv2d(h, cfg.out_channels, 3, rng, pad=1)
 
     def __call__(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
@@ -133,10 +133,11 @@ class VAE(Module):
         self.config: VAEConfig = config
         cfg = config
         C = config.latent_channels
-        self.encoder: Encoder = Encoder(cfg, rng, backend)
-        self.decoder: Decoder = Decoder(cfg, rng, backend)
-        self.quant_conv: Conv2d | None = Conv2d(2 * C, 2 * C, 1, rng, backend) if cfg.use_quant_conv else None
-        self.post_quant_conv: Conv2d | None = Conv2d(C, C, 1, rng, backend) if cfg.use_post_quant_conv else None
+        self.encoder: Encoder = Encoder(cfg, rng)
+        self.decoder: Decoder = Decoder(cfg, rng)
+        self.quant_conv: Conv2d | None = Conv2d(2 * C, 2 * C, 1, rng) if cfg.use_quant_conv else None
+        self.post_quant_conv: Conv2d | None = Conv2d(C, C, 1, rng) if cfg.use_post_quant_conv else None
+        self.move(backend)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape (N, h, w, latent_channels) of the latents of images (N, H, W, C)."""
