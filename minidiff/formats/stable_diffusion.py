@@ -54,7 +54,7 @@ class Pipeline:
     sampler: Sampler
 
     def to(self, backend: str) -> Self:
-        """A pipeline with the networks copied to another backend."""
+        """A pipeline with the networks on another backend, by `Module.to`."""
         return replace(self, **{k: part.to(backend) for k, part in vars(self).items() if isinstance(part, Module)})
 
 

@@ -5,7 +5,6 @@ self-attention among the pixels, cross-attention to the text embeddings, a posit
 Attributes are named as in diffusers.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,8 @@ import numpy as np
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, LayerNorm, Linear, Module
 from minidiff.engine.tensor import Tensor
-from minidiff.models.blocks import (
-    BlockConfig,
-    DownBlock,
-    Downsample,
-    MidBlock,
-    TimestepEmbedding,
-    UpBlock,
-    Upsample,
-    timestep_embedding,
-    up_block_widths,
-)
-from minidiff.models.config import CROSS_DOWN, CROSS_UP, TextUNetConfig
+from minidiff.models.config import TextUNetConfig
+from minidiff.models.unet import AnyUNet
 
 
 class Attention(Module):
@@ -110,59 +99,11 @@ class Transformer(Module):
         return self.proj_out(F.reshape(h, x.shape), add=x)  # (N, H, W, C)
 
 
-def down_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any) -> list[DownBlock]:
-    """The levels from full to lowest resolution."""
-    blocks: list[DownBlock] = []
-    channels = cfg.block_out_channels[0]
-    last = len(cfg.block_out_channels) - 1
-    for i, (block_type, width) in enumerate(zip(cfg.down_block_types, cfg.block_out_channels, strict=True)):
-        transformer = partial(Transformer, width, cfg.heads[i], cfg, rng)
-        downsample = None if i == last else partial(Downsample, width, 1, rng)
-        widths = [channels] + [width] * cfg.layers_per_block
-        attention = transformer if block_type == CROSS_DOWN else None
-        blocks.append(DownBlock(widths, block_cfg, rng, attention, downsample))
-        channels = width
-    return blocks
-
-
-def up_blocks(cfg: TextUNetConfig, block_cfg: BlockConfig, rng: Any) -> list[UpBlock]:
-    """The levels from lowest to full resolution."""
-    blocks: list[UpBlock] = []
-    widths = cfg.block_out_channels
-    last = len(widths) - 1
-    inputs = up_block_widths(widths[0], widths, cfg.layers_per_block)
-    for i, block_type in enumerate(cfg.up_block_types):
-        width = widths[last - i]
-        transformer = partial(Transformer, width, cfg.heads[last - i], cfg, rng)
-        upsample = None if i == last else partial(Upsample, width, rng)
-        attention = transformer if block_type == CROSS_UP else None
-        blocks.append(UpBlock(inputs[i], width, block_cfg, rng, attention, upsample))
-    return blocks
-
-
-class TextUNet(Module):
+class TextUNet(AnyUNet[TextUNetConfig]):
     """model_output = unet(x_t, t, cond=text): the prediction of eps, or another target, conditioned on text embeddings.
 
     config, rng, backend: as for UNet.
     """
-
-    def __init__(self, config: TextUNetConfig, rng: Any, backend: str = "numba"):
-        self.config: TextUNetConfig = config
-        cfg = config
-        width = cfg.block_out_channels[0]
-        self.conv_in: Conv2d = Conv2d(cfg.in_channels, width, 3, rng, pad=1)
-        self.time_embedding: TimestepEmbedding = TimestepEmbedding(width, cfg.time_embed_dim, rng)
-
-        block_cfg = BlockConfig(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, dropout=cfg.dropout)
-        lowest = cfg.block_out_channels[-1]
-        transformer = partial(Transformer, lowest, cfg.heads[-1], cfg, rng)
-        self.down_blocks: list[DownBlock] = down_blocks(cfg, block_cfg, rng)
-        self.mid_block: MidBlock = MidBlock(lowest, block_cfg, rng, transformer)
-        self.up_blocks: list[UpBlock] = up_blocks(cfg, block_cfg, rng)
-
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, width, cfg.norm_eps)
-        self.conv_out: Conv2d = Conv2d(width, cfg.out_channels, 3, rng, pad=1)
-        self.move(backend)
 
     def __call__(self, x_t: Any, t: np.ndarray, cond: Any, rng: Any = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
@@ -173,30 +114,13 @@ class TextUNet(Module):
         rng   for dropout; None: no dropout
         Raises ValueError if a shape does not match.
         """
-        cfg = self.config
         x_t, text = (a if isinstance(a, Tensor) else Tensor(a, self.backend) for a in (x_t, cond))
-        self._check(x_t, t, text)
-        silu_temb = F.silu(self._temb(t))  # (N, E)
-        h = self.conv_in(F.affine(x_t, 2, -1) if cfg.center_input_sample else x_t)
-        hs = [h]
-        for down in self.down_blocks:
-            h = down(h, silu_temb, hs, rng, text)
-        h = self.mid_block(h, silu_temb, rng, text)
-        for up in self.up_blocks:
-            h = up(h, silu_temb, hs, rng, text)
-        return self.conv_out(self.conv_norm_out(h, silu=True))
+        self._check(x_t, t)
+        N, D = x_t.shape[0], self.config.cross_attention_dim
+        if len(text.shape) != 3 or (text.shape[0], text.shape[2]) != (N, D):
+            raise ValueError(f"cond has shape {text.shape}: give ({N}, S, {D})")
+        return self._predict(x_t, self._temb(t), text, rng)
 
-    def _temb(self, t: np.ndarray) -> Tensor:
+    def _attention(self, level: int, rng: Any) -> Transformer:
         cfg = self.config
-        sinusoids = timestep_embedding(t, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
-        return self.time_embedding(Tensor(sinusoids, self.backend))
-
-    def _check(self, x_t: Tensor, t: np.ndarray, text: Tensor) -> None:
-        cfg = self.config
-        if len(x_t.shape) != 4 or x_t.shape[3] != cfg.in_channels:
-            raise ValueError(f"x_t has shape {x_t.shape}, the network takes (N, H, W, {cfg.in_channels})")
-        N = x_t.shape[0]
-        if np.shape(t) != (N,):
-            raise ValueError(f"t has shape {np.shape(t)}, x_t holds {N} images: give ({N},)")
-        if len(text.shape) != 3 or (text.shape[0], text.shape[2]) != (N, cfg.cross_attention_dim):
-            raise ValueError(f"cond has shape {text.shape}: give ({N}, S, {cfg.cross_attention_dim})")
+        return Transformer(cfg.block_out_channels[level], cfg.heads[level], cfg, rng)

@@ -5,7 +5,6 @@ from which the latents are sampled. Built from the U-Net's blocks, without time 
 Attributes are named as in diffusers' AutoencoderKL.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,16 +22,15 @@ EPS = 1e-6  # of all normalisations
 
 
 class Level(Module):
-    """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level."""
+    """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level.
 
-    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: Any):
-        widths = [inputs] + [outputs] * layers
-        block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
-        self.resnets: list[ResnetBlock] = [
-            ResnetBlock(i, o, block_cfg, rng) for i, o in zip(widths, widths[1:], strict=False)
-        ]
-        self.downsamplers: list[Downsample] = []
-        self.upsamplers: list[Upsample] = []
+    widths  channels of the first input, then of each residual block's output
+    """
+
+    def __init__(self, widths: list[int], cfg: VAEConfig, rng: Any, downsample: bool = False, upsample: bool = False):
+        self.resnets: list[ResnetBlock] = [resnet(i, o, cfg, rng) for i, o in zip(widths, widths[1:], strict=False)]
+        self.downsamplers: list[Downsample] = [Downsample(widths[-1], 0, rng)] if downsample else []
+        self.upsamplers: list[Upsample] = [Upsample(widths[-1], rng)] if upsample else []
 
     def __call__(self, h: Tensor) -> Tensor:
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
@@ -40,12 +38,16 @@ class Level(Module):
         return h
 
 
+def resnet(inputs: int, outputs: int, cfg: VAEConfig, rng: Any) -> ResnetBlock:
+    """A residual block without time embedding."""
+    return ResnetBlock(inputs, outputs, BlockConfig(cfg.norm_num_groups, EPS), rng)
+
+
 def mid_block(cfg: VAEConfig, rng: Any) -> MidBlock:
     """Residual block, self-attention with one head, residual block, at the lowest resolution."""
-    width = cfg.block_out_channels[-1]
-    block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
-    attention = partial(SelfAttention, width, 1, cfg.norm_num_groups, EPS, rng)
-    return MidBlock(width, block_cfg, rng, attention if cfg.mid_block_add_attention else None)
+    C = cfg.block_out_channels[-1]
+    attentions = [SelfAttention(C, 1, cfg.norm_num_groups, EPS, rng)] if cfg.mid_block_add_attention else []
+    return MidBlock(attentions, [resnet(C, C, cfg, rng) for _ in range(2)])
 
 
 class Encoder(Module):
@@ -57,9 +59,8 @@ class Encoder(Module):
         self.down_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
-            level = Level(h, width, cfg.layers_per_block, cfg, rng)
-            level.downsamplers = [Downsample(width, 0, rng)] if i < len(widths) - 1 else []
-            self.down_blocks.append(level)
+            channels = [h] + [width] * cfg.layers_per_block
+            self.down_blocks.append(Level(channels, cfg, rng, downsample=i < len(widths) - 1))
             h = width
         self.mid_block: MidBlock = mid_block(cfg, rng)
         self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS)
@@ -83,9 +84,8 @@ class Decoder(Module):
         self.up_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
-            level = Level(h, width, cfg.layers_per_block + 1, cfg, rng)
-            level.upsamplers = [Upsample(width, rng)] if i < len(widths) - 1 else []
-            self.up_blocks.append(level)
+            channels = [h] + [width] * (cfg.layers_per_block + 1)
+            self.up_blocks.append(Level(channels, cfg, rng, upsample=i < len(widths) - 1))
             h = width
         self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS)
         self.conv_out: Conv2d = Conv2d(h, cfg.out_channels, 3, rng, pad=1)
