@@ -115,7 +115,7 @@ class TextUNet(AnyUNet[TextUNetConfig]):
         Raises ValueError if a shape does not match.
         """
         x_t, text = (a if isinstance(a, Tensor) else Tensor(a, self.backend) for a in (x_t, cond))
-        self._check(x_t, t)
+        self._check_images(x_t, t)
         N, D = x_t.shape[0], self.config.cross_attention_dim
         if len(text.shape) != 3 or (text.shape[0], text.shape[2]) != (N, D):
             raise ValueError(f"cond has shape {text.shape}: give ({N}, S, {D})")

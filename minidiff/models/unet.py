@@ -114,7 +114,7 @@ class AnyUNet(Module, Generic[C]):
         block_cfg = BlockConfig(cfg.norm_num_groups, cfg.norm_eps, cfg.time_embed_dim, cfg.scale_shift, cfg.dropout)
         return ResnetBlock(inputs, outputs, block_cfg, rng, resample)
 
-    def _check(self, x_t: Tensor, t: np.ndarray) -> None:
+    def _check_images(self, x_t: Tensor, t: np.ndarray) -> None:
         if len(x_t.shape) != 4 or x_t.shape[3] != self.config.in_channels:
             raise ValueError(f"x_t has shape {x_t.shape}, the network takes (N, H, W, {self.config.in_channels})")
         if np.shape(t) != x_t.shape[:1]:
@@ -144,8 +144,7 @@ class UNet(AnyUNet[UNetConfig]):
         Raises ValueError if a shape does not match, or labels are missing or unexpected.
         """
         x_t = x_t if isinstance(x_t, Tensor) else Tensor(x_t, self.backend)
-        self._check(x_t, t)
-        self._check_labels(x_t, cond)
+        self._check(x_t, t, cond)
         temb = self._temb(t)
         if cond is not None and self.class_embedding is not None:
             temb = F.add(temb, self.class_embedding(cond))  # (N, E)
@@ -170,7 +169,8 @@ class UNet(AnyUNet[UNetConfig]):
         cfg, width = self.config, self.config.block_out_channels[level]
         return SelfAttention(width, width // (cfg.attention_head_dim or width), groups, cfg.norm_eps, rng)
 
-    def _check_labels(self, x_t: Tensor, cond: np.ndarray | None) -> None:
+    def _check(self, x_t: Tensor, t: np.ndarray, cond: np.ndarray | None) -> None:
+        self._check_images(x_t, t)
         N, H, W, _ = x_t.shape
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         if H % factor or W % factor:
