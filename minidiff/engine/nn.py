@@ -129,13 +129,7 @@ class Conv2d(Module):
     """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one integer for all."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        rng: Any,
-        stride: int = 1,
-        pad: int | tuple[int, ...] = 0,
+        self, inputs: int, outputs: int, kernel: int, rng: Any, stride: int = 1, pad: int | tuple[int, ...] = 0
     ):
         fan_in = inputs * kernel * kernel
         self.weight: Parameter = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in)

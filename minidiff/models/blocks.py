@@ -58,12 +58,7 @@ class ResnetBlock(Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        cfg: BlockConfig,
-        rng: Any,
-        resample: Callable[..., Any] | None = None,
+        self, inputs: int, outputs: int, cfg: BlockConfig, rng: Any, resample: Callable[..., Any] | None = None
     ):
         temb_outputs = 2 * outputs if cfg.scale_shift else outputs
         self.norm1: GroupNorm = GroupNorm(cfg.groups, inputs, cfg.eps)
