@@ -26,7 +26,8 @@ from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import load_sampler, load_schedule, load_unet, save_unet
 from minidiff.formats.stable_diffusion import load_pipeline
-from minidiff.models.config import UNetConfig, default_config
+from minidiff.models.config import UNetConfig
+from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
 from minidiff.training.step import train, train_step

@@ -6,7 +6,7 @@ import numpy as np
 
 from minidiff.data.dataset import Dataset, from_arrays
 from minidiff.diffusion.schedule import cosine_schedule
-from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig, VAEConfig
+from minidiff.models.config import TextEncoderConfig, TextUNetConfig, VAEConfig
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels

@@ -17,8 +17,8 @@ from minidiff.bench import ours
 from minidiff.engine.backend import get_backend
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
-from minidiff.models.config import UNetConfig, default_config
-from minidiff.models.latent_config import TextUNetConfig, default_text_unet
+from minidiff.models.config import TextUNetConfig, UNetConfig
+from minidiff.models.default_configs import default_config, default_text_unet
 
 Net = UNetConfig | TextUNetConfig
 

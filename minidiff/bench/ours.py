@@ -15,7 +15,7 @@ from minidiff.engine.losses import mse
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.models.blocks import timestep_embedding
-from minidiff.models.latent_config import TextUNetConfig
+from minidiff.models.config import TextUNetConfig
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.unet import UNet
 

@@ -21,7 +21,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from minidiff.bench import ours
 from minidiff.engine.backend import get_backend
-from minidiff.models.latent_config import TextUNetConfig
+from minidiff.models.config import TextUNetConfig
 
 PLANES = ("x", "z", "w", "dy", "x_t", "eps", "y", "dx", "dz", "dw")  # those with four axes are NHWC or OHWI
 FLAT = ("attention", "silu", "add", "adamw")  # operations without a memory layout

@@ -19,7 +19,8 @@ from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
 from minidiff.formats.schedulers import schedule_to_config
-from minidiff.models.config import UNetConfig, default_config
+from minidiff.models.config import UNetConfig
+from minidiff.models.default_configs import default_config
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
 from minidiff.training.log import read_log

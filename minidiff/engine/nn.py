@@ -1,5 +1,7 @@
 """Layers. A Module's parameters are found by iterating over its attributes, in the order of definition.
 
+Layers are made on NumPy; `Module.to` moves them, and the networks of models/ move themselves once they are complete.
+
 Initialisation is PyTorch's: linear and convolution layers uniform in ±1 / sqrt(fan_in), embeddings standard normal,
 norms 1 and 0. If rng is None these weights are zeros, to be loaded; they take no memory until written.
 """
@@ -17,12 +19,12 @@ from minidiff.engine.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A trainable leaf."""
+    """A trainable leaf, on NumPy unless a backend is given."""
 
     __slots__ = ()
 
-    def __init__(self, data: Any, backend: Backend):
-        super().__init__(data, backend, requires_grad=True)
+    def __init__(self, data: Any, backend: Backend | None = None):
+        super().__init__(data, backend or get_backend("numpy"), requires_grad=True)
 
 
 class Module:
@@ -66,11 +68,19 @@ class Module:
             raise ValueError(f"weights do not fit: {'; '.join(found)}")
 
     def to(self, backend: str) -> Self:
-        """A new module with its parameters copied to another backend."""
+        """A new module with its parameters on another backend.
+
+        To and from a GPU they are copied. "numpy" and "numba" share host memory: between them nothing is copied, both
+        modules hold the same arrays, and a change of one in place changes the other.
+        """
         module = copy.copy(self)
-        for attribute, value in vars(self).items():
-            setattr(module, attribute, _moved(value, get_backend(backend)))
+        module.move(backend)
         return module
+
+    def move(self, backend: str) -> None:
+        """`to` for this module itself, such as a network that is complete: its layers are made on NumPy."""
+        for attribute, value in vars(self).items():
+            setattr(self, attribute, _moved(value, get_backend(backend)))
 
     @property
     def backend(self) -> Backend:
@@ -93,24 +103,24 @@ def _first_few(names: list[str]) -> str:
 
 def _moved(value, backend: Backend):
     if isinstance(value, Parameter):
-        return Parameter(value.numpy().copy(), backend)
+        return Parameter(value.numpy(), backend)
     if isinstance(value, Module):
         return value.to(backend.name)
     return [_moved(v, backend) for v in value] if isinstance(value, list) else value
 
 
-def _uniform(rng: InitRng, shape: tuple[int, ...], fan_in: int, backend: str) -> Parameter:
+def _uniform(rng: InitRng, shape: tuple[int, ...], fan_in: int) -> Parameter:
     bound = fan_in**-0.5
     data = np.zeros(shape, np.float32) if rng is None else rng.uniform(-bound, bound, shape).astype(np.float32)
-    return Parameter(data, get_backend(backend))
+    return Parameter(data)
 
 
 class Linear(Module):
     """y = x weight^T + bias; weight (O, I), bias (O,)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str, bias: bool = True):
-        self.weight: Parameter = _uniform(rng, (outputs, inputs), inputs, backend)
-        self.bias: Parameter | None = _uniform(rng, (outputs,), inputs, backend) if bias else None
+    def __init__(self, inputs: int, outputs: int, rng: InitRng, bias: bool = True):
+        self.weight: Parameter = _uniform(rng, (outputs, inputs), inputs)
+        self.bias: Parameter | None = _uniform(rng, (outputs,), inputs) if bias else None
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias, add)  # (..., O)
@@ -120,18 +130,11 @@ class Conv2d(Module):
     """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one integer for all."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        rng: InitRng,
-        backend: str,
-        stride: int = 1,
-        pad: int | tuple[int, ...] = 0,
+        self, inputs: int, outputs: int, kernel: int, rng: InitRng, stride: int = 1, pad: int | tuple[int, ...] = 0
     ):
         fan_in = inputs * kernel * kernel
-        self.weight: Parameter = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in, backend)
-        self.bias: Parameter = _uniform(rng, (outputs,), fan_in, backend)
+        self.weight: Parameter = _uniform(rng, (outputs, kernel, kernel, inputs), fan_in)
+        self.bias: Parameter = _uniform(rng, (outputs,), fan_in)
         self.stride = stride
         self.pad: tuple[int, ...] = pad if isinstance(pad, tuple) else (pad,) * 4
 
@@ -142,9 +145,9 @@ class Conv2d(Module):
 class GroupNorm(Module):
     """Group normalisation of C channels; calling it with `silu=True` applies SiLU in the same pass."""
 
-    def __init__(self, groups: int, channels: int, eps: float, backend: str):
-        self.weight: Parameter = Parameter(np.ones(channels, np.float32), get_backend(backend))
-        self.bias: Parameter = Parameter(np.zeros(channels, np.float32), get_backend(backend))
+    def __init__(self, groups: int, channels: int, eps: float):
+        self.weight: Parameter = Parameter(np.ones(channels, np.float32))
+        self.bias: Parameter = Parameter(np.zeros(channels, np.float32))
         self.groups: int = groups
         self.eps: float = eps
 
@@ -155,9 +158,9 @@ class GroupNorm(Module):
 class LayerNorm(Module):
     """Layer normalisation over the last axis, of length C."""
 
-    def __init__(self, channels: int, eps: float, backend: str):
-        self.weight: Parameter = Parameter(np.ones(channels, np.float32), get_backend(backend))
-        self.bias: Parameter = Parameter(np.zeros(channels, np.float32), get_backend(backend))
+    def __init__(self, channels: int, eps: float):
+        self.weight: Parameter = Parameter(np.ones(channels, np.float32))
+        self.bias: Parameter = Parameter(np.zeros(channels, np.float32))
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -167,10 +170,10 @@ class LayerNorm(Module):
 class Embedding(Module):
     """A learned vector for each of K indices; weight (K, D), initialised from N(0, I)."""
 
-    def __init__(self, rows: int, width: int, rng: InitRng, backend: str):
+    def __init__(self, rows: int, width: int, rng: InitRng):
         shape = (rows, width)
         data = np.zeros(shape, np.float32) if rng is None else rng.standard_normal(shape).astype(np.float32)
-        self.weight: Parameter = Parameter(data, get_backend(backend))
+        self.weight: Parameter = Parameter(data)
 
     def __call__(self, index: np.ndarray) -> Tensor:
         return F.embedding(self.weight, index)  # (N, D)
@@ -182,13 +185,13 @@ class SelfAttention(Module):
     Names are those of diffusers' Attention: group_norm, to_q, to_k, to_v, to_out.0. groups None: no normalisation.
     """
 
-    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng: InitRng, backend: str):
+    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, rng: InitRng):
         self.heads = heads
-        self.group_norm: GroupNorm | None = None if groups is None else GroupNorm(groups, channels, eps, backend)
-        self.to_q: Linear = Linear(channels, channels, rng, backend)
-        self.to_k: Linear = Linear(channels, channels, rng, backend)
-        self.to_v: Linear = Linear(channels, channels, rng, backend)
-        self.to_out: list[Linear] = [Linear(channels, channels, rng, backend)]
+        self.group_norm: GroupNorm | None = None if groups is None else GroupNorm(groups, channels, eps)
+        self.to_q: Linear = Linear(channels, channels, rng)
+        self.to_k: Linear = Linear(channels, channels, rng)
+        self.to_v: Linear = Linear(channels, channels, rng)
+        self.to_out: list[Linear] = [Linear(channels, channels, rng)]
 
     def __call__(self, x: Tensor) -> Tensor:
         N, H, W, C = x.shape

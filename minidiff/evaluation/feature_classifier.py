@@ -119,8 +119,8 @@ def train_classifier(train: Dataset, test: Dataset, backend: str, tick: Callable
         optimizer.lr = learning_rate(LR, step, steps, warmup=steps // 10, decay_from=0.1)
         _step(classifier, optimizer, x, labels)
         tick()
-    with optimizer.averaged():
-        trained = FeatureClassifier(classifier.to(backend), train, 0.0, len(test))
+    optimizer.p[...] = optimizer.ema  # the classifier's weights are views of p
+    trained = FeatureClassifier(classifier, train, 0.0, len(test))
     predictions = np.concatenate([trained.classify(images).predictions for images in blocks(test)])  # (len(test),)
     return replace(trained, accuracy=float((predictions == test.labels).mean()))
 

@@ -24,8 +24,8 @@ from minidiff.formats.schedulers import (
     schedule_to_config,
 )
 from minidiff.formats.weights import WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
-from minidiff.models.config import UNetConfig, config_from_dict, config_to_dict
-from minidiff.models.latent_config import FileConfig, TextEncoderConfig
+from minidiff.models.config import TextEncoderConfig, UNetConfig
+from minidiff.models.config_rules import FileConfig
 from minidiff.models.unet import UNet
 
 N = TypeVar("N", bound=Module)
@@ -40,7 +40,7 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     """
     check_kind(Path(folder), "unet")
     folder = _component(folder, "unet", "config.json")
-    config = read_json(folder / "config.json", config_from_dict)
+    config = read_json(folder / "config.json", UNetConfig.of)
     stored = find_weights(folder)
     check_weight_count(config, sum(a.size for a in stored.values()), folder / "config.json")
     return fill_weights(UNet(config, None, backend), stored, folder / WEIGHTS)
@@ -63,7 +63,7 @@ def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
     return network
 
 
-def check_weight_count(config: UNetConfig | FileConfig, weights: int, path: Path) -> None:
+def check_weight_count(config: FileConfig, weights: int, path: Path) -> None:
     """Raises MinidiffError if the configuration implies more parameters than `weights`, before they are allocated."""
     if (least := _min_parameters(config)) > weights:
         raise MinidiffError(
@@ -88,7 +88,7 @@ def _min_parameters(config: Any) -> int:
 
 def save_unet(unet: UNet, folder: str | Path, weights: dict[str, np.ndarray] | None = None) -> None:
     """Write the network as a UNet2DModel folder; `weights` (such as their moving average) in place of its own."""
-    save_network(Path(folder), config_to_dict(unet.config), unet.state_dict() if weights is None else weights)
+    save_network(Path(folder), unet.config.to_dict(), unet.state_dict() if weights is None else weights)
 
 
 def save_network(folder: Path, config: dict[str, Any], weights: Mapping[str, np.ndarray], file: str = WEIGHTS) -> None:

@@ -33,8 +33,8 @@ from minidiff.formats.schedulers import schedule_from_config
 from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.formats.weights import DTYPES
-from minidiff.models.config import UNetConfig, config_from_dict
-from minidiff.models.latent_config import FileConfig, TextEncoderConfig, TextUNetConfig
+from minidiff.models.config import TextEncoderConfig, TextUNetConfig, UNetConfig
+from minidiff.models.config_rules import FileConfig
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ def read_parts(state: RunState, parse: Callable[[], P]) -> P:
     except MinidiffError as error:
         raise MinidiffError(f"{state.path}: {error}") from None
     for part in parts:
-        if isinstance(part, UNetConfig | FileConfig):
+        if isinstance(part, FileConfig):
             check_weight_count(part, state.size, state.path)
     return parts
 
@@ -137,7 +137,7 @@ def unet_parts(metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
 
     Raises KeyError, ValueError or MinidiffError if they are damaged.
     """
-    return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+    return UNetConfig.of(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
 
 
 def text_parts(folder: Path, metadata: Mapping[str, str], backend: str) -> TextParts:

@@ -19,7 +19,8 @@ from minidiff.formats.folders import INDEX, check_kind, kind_of
 from minidiff.formats.networks import fill_weights, load_sampler, load_schedule, save_network, save_scheduler
 from minidiff.formats.tokenizer_files import load_tokenizer, save_tokenizer
 from minidiff.formats.weights import WEIGHTS, find_weights, refuse_pickles
-from minidiff.models.latent_config import FileConfig, TextEncoderConfig, TextUNetConfig, VAEConfig
+from minidiff.models.config import TextEncoderConfig, TextUNetConfig, VAEConfig
+from minidiff.models.config_rules import FileConfig
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ class Pipeline:
     sampler: Sampler
 
     def to(self, backend: str) -> Self:
-        """A pipeline with the networks copied to another backend."""
+        """A pipeline with the networks on another backend, by `Module.to`."""
         return replace(self, **{k: part.to(backend) for k, part in vars(self).items() if isinstance(part, Module)})
 
 

@@ -14,8 +14,6 @@ from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 
-LayerFactory = Callable[[], Callable[..., Tensor]]  # creates a layer
-
 
 class BlockConfig(NamedTuple):
     """The settings that all residual blocks of a network share."""
@@ -45,9 +43,9 @@ def timestep_embedding(t: np.ndarray, width: int, flip_sin_to_cos: bool, freq_sh
 class TimestepEmbedding(Module):
     """Linear, SiLU, linear: sinusoids (N, inputs) -> time embedding temb (N, outputs)."""
 
-    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str):
-        self.linear_1: Linear = Linear(inputs, outputs, rng, backend)
-        self.linear_2: Linear = Linear(outputs, outputs, rng, backend)
+    def __init__(self, inputs: int, outputs: int, rng: InitRng):
+        self.linear_1: Linear = Linear(inputs, outputs, rng)
+        self.linear_2: Linear = Linear(outputs, outputs, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -61,26 +59,20 @@ class ResnetBlock(Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        cfg: BlockConfig,
-        rng: InitRng,
-        backend: str,
-        resample: Callable[..., Any] | None = None,
+        self, inputs: int, outputs: int, cfg: BlockConfig, rng: InitRng, resample: Callable[..., Any] | None = None
     ):
         temb_outputs = 2 * outputs if cfg.scale_shift else outputs
-        self.norm1: GroupNorm = GroupNorm(cfg.groups, inputs, cfg.eps, backend)
-        self.conv1: Conv2d = Conv2d(inputs, outputs, 3, rng, backend, pad=1)
-        self.time_emb_proj: Linear | None = Linear(cfg.temb, temb_outputs, rng, backend) if cfg.temb else None
-        self.norm2: GroupNorm = GroupNorm(cfg.groups, outputs, cfg.eps, backend)
-        self.conv2: Conv2d = Conv2d(outputs, outputs, 3, rng, backend, pad=1)
-        self.conv_shortcut: Conv2d | None = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng, backend)
+        self.norm1: GroupNorm = GroupNorm(cfg.groups, inputs, cfg.eps)
+        self.conv1: Conv2d = Conv2d(inputs, outputs, 3, rng, pad=1)
+        self.time_emb_proj: Linear | None = Linear(cfg.temb, temb_outputs, rng) if cfg.temb else None
+        self.norm2: GroupNorm = GroupNorm(cfg.groups, outputs, cfg.eps)
+        self.conv2: Conv2d = Conv2d(outputs, outputs, 3, rng, pad=1)
+        self.conv_shortcut: Conv2d | None = None if inputs == outputs else Conv2d(inputs, outputs, 1, rng)
         self.scale_shift: bool = cfg.scale_shift
         self.dropout: float = cfg.dropout
         self.resample: Callable[..., Any] | None = resample
 
-    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None, *_: Any) -> Tensor:
+    def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None) -> Tensor:
         h = self.norm1(x, silu=True)
         if self.resample:
             h, x = self.resample(h), self.resample(x)
@@ -100,138 +92,114 @@ class ResnetBlock(Module):
 
 
 class Downsample(Module):
-    """3x3 convolution with stride 2. padding 0 pads at the bottom and right only, as DDPM did.
+    """3x3 convolution with stride 2. padding 0 pads at the bottom and right only, as DDPM did."""
 
-    Ignores further arguments: a residual block in its place gets the time embedding and the rng for dropout.
-    """
-
-    def __init__(self, channels: int, padding: int, rng: InitRng, backend: str):
+    def __init__(self, channels: int, padding: int, rng: InitRng):
         pad = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
-        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, stride=2, pad=pad)
+        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, stride=2, pad=pad)
 
-    def __call__(self, x: Tensor, *_: Any) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return self.conv(x)  # (N, H/2, W/2, C), rounded up if padding is 1, else down
 
 
 class Upsample(Module):
-    """Nearest-neighbour upsampling by 2, then a 3x3 convolution. Ignores the time embedding and the rng.
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution.
 
     size  (H', W') to crop to before the convolution, where downsampling rounded up; None: no cropping
     """
 
-    def __init__(self, channels: int, rng: InitRng, backend: str):
-        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, backend, pad=1)
+    def __init__(self, channels: int, rng: InitRng):
+        self.conv: Conv2d = Conv2d(channels, channels, 3, rng, pad=1)
 
-    def __call__(
-        self, x: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None, size: tuple[int, ...] | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
         return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C) or (N, H', W', C)
+
+
+def attend(attention: Any, h: Tensor, text: Tensor | None) -> Tensor:
+    """Self-attention, or with text embeddings (N, S, D) a transformer that attends to them too; h (N, H, W, C)."""
+    return attention(h) if text is None else attention(h, text)
 
 
 class DownBlock(Module):
     """One level of the down path; the output of every layer is pushed on hs.
 
-    widths      channels of the first input, then of each residual block's output
-    attention   factory of the attention after each residual block, called with h and *context; None: no attention
-    downsample  factory of the level's last layer; None at the lowest level
+    attentions    one after each residual block, or none
+    downsamplers  the level's last layer; none at the lowest level
     """
 
     def __init__(
-        self,
-        widths: list[int],
-        cfg: BlockConfig,
-        rng: InitRng,
-        backend: str,
-        attention: LayerFactory | None = None,
-        downsample: LayerFactory | None = None,
+        self, resnets: list[ResnetBlock], attentions: list[Any], downsamplers: list[Downsample] | list[ResnetBlock]
     ):
-        self.resnets: list[ResnetBlock] = [
-            ResnetBlock(i, o, cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)
-        ]
-        self.attentions: list[Callable[..., Tensor]] = [attention() for _ in self.resnets] if attention else []
-        self.downsamplers: list[Callable[..., Tensor]] = [downsample()] if downsample else []
+        self.resnets: list[ResnetBlock] = resnets
+        self.attentions: list[Any] = attentions
+        self.downsamplers: list[Downsample] | list[ResnetBlock] = downsamplers
 
     def __call__(
-        self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Rng | None = None, *context: Tensor
+        self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], text: Tensor | None = None, rng: Rng | None = None
     ) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            h = resnet(h, silu_temb, rng)
+            h = resnet(h, silu_temb, rng)  # (N, H, W, C)
             if self.attentions:
-                h = self.attentions[i](h, *context)
+                h = attend(self.attentions[i], h, text)
             hs.append(h)
-        for downsample in self.downsamplers:
-            h = downsample(h, silu_temb, rng)
+        for layer in self.downsamplers:
+            h = layer(h, silu_temb, rng) if isinstance(layer, ResnetBlock) else layer(h)  # (N, H/2, W/2, C)
             hs.append(h)
         return h
 
 
 class MidBlock(Module):
-    """Residual block, attention, residual block; the output of each is divided by `divisor`.
+    """Residual block, attention or none, residual block: (N, H, W, C) -> same; each output is divided by `divisor`."""
 
-    attention   factory as of DownBlock; None: no attention
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        cfg: BlockConfig,
-        rng: InitRng,
-        backend: str,
-        attention: LayerFactory | None = None,
-        divisor: float = 1,
-    ):
-        self.attentions: list[Callable[..., Tensor]] = [attention()] if attention else []
-        self.resnets: list[ResnetBlock] = [ResnetBlock(channels, channels, cfg, rng, backend) for _ in range(2)]
+    def __init__(self, attentions: list[Any], resnets: list[ResnetBlock], divisor: float = 1):
+        self.attentions: list[Any] = attentions
+        self.resnets: list[ResnetBlock] = resnets
         self.scale: float = 1 / divisor
 
-    def __call__(self, h: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None, *context: Tensor) -> Tensor:
+    def __call__(
+        self, h: Tensor, silu_temb: Tensor | None = None, text: Tensor | None = None, rng: Rng | None = None
+    ) -> Tensor:
         h = F.affine(self.resnets[0](h, silu_temb, rng), self.scale)
         for attention in self.attentions:
-            h = F.affine(attention(h, *context), self.scale)
+            h = F.affine(attend(attention, h, text), self.scale)
         return F.affine(self.resnets[1](h, silu_temb, rng), self.scale)
 
 
 class UpBlock(Module):
     """One level of the up path; every residual block's input is concatenated with an entry popped from hs.
 
-    widths      channels of these concatenated inputs
-    attention   factory as of DownBlock
-    upsample    factory of the level's last layer; None at full resolution
+    attentions  one after each residual block, or none
+    upsamplers  the level's last layer; none at full resolution
     """
 
     def __init__(
-        self,
-        widths: list[int],
-        outputs: int,
-        cfg: BlockConfig,
-        rng: InitRng,
-        backend: str,
-        attention: LayerFactory | None = None,
-        upsample: LayerFactory | None = None,
+        self, resnets: list[ResnetBlock], attentions: list[Any], upsamplers: list[Upsample] | list[ResnetBlock]
     ):
-        self.resnets: list[ResnetBlock] = [ResnetBlock(width, outputs, cfg, rng, backend) for width in widths]
-        self.attentions: list[Callable[..., Tensor]] = [attention() for _ in widths] if attention else []
-        self.upsamplers: list[Callable[..., Tensor]] = [upsample()] if upsample else []
+        self.resnets: list[ResnetBlock] = resnets
+        self.attentions: list[Any] = attentions
+        self.upsamplers: list[Upsample] | list[ResnetBlock] = upsamplers
 
     def __call__(
-        self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], rng: Rng | None = None, *context: Tensor
+        self, h: Tensor, silu_temb: Tensor, hs: list[Tensor], text: Tensor | None = None, rng: Rng | None = None
     ) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            h = resnet(F.concat(h, hs.pop()), silu_temb, rng)
+            h = resnet(F.concat(h, hs.pop()), silu_temb, rng)  # (N, H, W, C)
             if self.attentions:
-                h = self.attentions[i](h, *context)
-        for upsample in self.upsamplers:
-            h = upsample(h, silu_temb, rng, hs[-1].shape[1:3])  # the size of the next level's skip connection
+                h = attend(self.attentions[i], h, text)
+        for layer in self.upsamplers:
+            size = hs[-1].shape[1:3]  # of the next level's skip connection
+            h = layer(h, silu_temb, rng) if isinstance(layer, ResnetBlock) else layer(h, size)  # (N, 2H, 2W, C)
         return h
 
 
-def up_block_widths(first: int, widths: tuple[int, ...], layers: int) -> list[list[int]]:
-    """Input channels of every residual block of the up path, per level from lowest to full resolution.
+def up_block_inputs(widths: tuple[int, ...], layers: int) -> list[list[int]]:
+    """Input channels of every residual block of the up path, per level, full resolution first.
 
-    Each is the channels of the previous layer plus those of the popped entry of hs. hs holds conv_in's output (`first`
-    channels), then per level of the down path the outputs of its `layers` residual blocks and of its downsampling.
+    Each is the channels of the previous layer plus those of the popped entry of hs. hs holds conv_in's output, of
+    widths[0] channels, then per level of the down path the outputs of its `layers` residual blocks and of its
+    downsampling.
     """
-    pushed = [first]
+    pushed = [widths[0]]
     for i, width in enumerate(widths):
         pushed += [width] * (layers + (i < len(widths) - 1))
     h = widths[-1]
@@ -241,4 +209,4 @@ def up_block_widths(first: int, widths: tuple[int, ...], layers: int) -> list[li
         for _ in range(layers + 1):
             inputs[-1].append(h + pushed.pop())
             h = width
-    return inputs
+    return inputs[::-1]

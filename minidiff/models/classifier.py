@@ -19,9 +19,9 @@ GROUPS, EPS = 8, 1e-5
 class DownsampleBlock(Module):
     """Norm, SiLU, 3x3 convolution with stride 2: (N, H, W, inputs) -> (N, H/2, W/2, outputs), rounded up."""
 
-    def __init__(self, inputs: int, outputs: int, rng: InitRng, backend: str):
-        self.norm = GroupNorm(GROUPS, inputs, EPS, backend)
-        self.conv = Conv2d(inputs, outputs, 3, rng, backend, stride=2, pad=1)
+    def __init__(self, inputs: int, outputs: int, rng: InitRng):
+        self.norm = GroupNorm(GROUPS, inputs, EPS)
+        self.conv = Conv2d(inputs, outputs, 3, rng, stride=2, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.conv(self.norm(x, silu=True))
@@ -30,11 +30,11 @@ class DownsampleBlock(Module):
 class ResidualBlock(Module):
     """Residual block: norm, SiLU, conv, twice; + x (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
 
-    def __init__(self, channels: int, rng: InitRng, backend: str):
-        self.norm1 = GroupNorm(GROUPS, channels, EPS, backend)
-        self.conv1 = Conv2d(channels, channels, 3, rng, backend, pad=1)
-        self.norm2 = GroupNorm(GROUPS, channels, EPS, backend)
-        self.conv2 = Conv2d(channels, channels, 3, rng, backend, pad=1)
+    def __init__(self, channels: int, rng: InitRng):
+        self.norm1 = GroupNorm(GROUPS, channels, EPS)
+        self.conv1 = Conv2d(channels, channels, 3, rng, pad=1)
+        self.norm2 = GroupNorm(GROUPS, channels, EPS)
+        self.conv2 = Conv2d(channels, channels, 3, rng, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x, silu=True))
@@ -49,11 +49,12 @@ class Classifier(Module):
     """
 
     def __init__(self, channels: int, classes: int, rng: InitRng, backend: str = "numba"):
-        self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, backend, pad=1)
-        self.downsamplers = [DownsampleBlock(i, o, rng, backend) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
-        self.blocks = [ResidualBlock(width, rng, backend) for width in WIDTHS[1:-1]]
-        self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS, backend)
-        self.out = Linear(WIDTHS[-1], classes, rng, backend)
+        self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, pad=1)
+        self.downsamplers = [DownsampleBlock(i, o, rng) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
+        self.blocks = [ResidualBlock(width, rng) for width in WIDTHS[1:-1]]
+        self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS)
+        self.out = Linear(WIDTHS[-1], classes, rng)
+        self.move(backend)
 
     def features_and_logits(self, x: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, 96), the residual blocks' outputs averaged over all pixels, and logits (N, K).

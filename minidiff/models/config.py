@@ -1,45 +1,73 @@
-"""The U-Net's configuration: the keys of diffusers' config.json for UNet2DModel, as a dataclass."""
+"""The networks' configurations: the keys of their config.json files in diffusers and transformers, as dataclasses."""
 
-from dataclasses import asdict, dataclass, fields
-from math import gcd
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
-from minidiff.errors import MinidiffError
+from minidiff.models.config_rules import BOOLEAN, SIZE, FileConfig, each, either, integer, key, one_of, or_none, real
 
-CHOICES = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    "downsample_type": ("conv", "resnet"),
-    "upsample_type": ("conv", "resnet"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
-}
-
-# The smallest and largest value of each number.
-INTEGERS = {
-    "in_channels": (1, 1024), "out_channels": (1, 1024), "layers_per_block": (1, 64), "norm_num_groups": (1, 1024),
-    "downsample_padding": (0, 1),
-}  # fmt: skip
-OPTIONAL_INTEGERS = {
-    "attention_head_dim": (1, 16384), "attn_norm_num_groups": (1, 1024), "time_embedding_dim": (1, 65536),
-    "num_class_embeds": (1, 1_000_000),
-}  # fmt: skip
-REALS = {
-    "norm_eps": (1e-12, 1.0), "dropout": (0.0, 0.99), "freq_shift": (0.0, 1.0), "mid_block_scale_factor": (1e-3, 1e3),
-}  # fmt: skip
-
-# Keys of which only one value is implemented.
-FIXED = {
-    "act_fn": "silu",
-    "class_embed_type": None,
-    "mid_block_type": "UNetMidBlock2D",
-    "time_embedding_type": "positional",
-}
+DOWN, ATTN_DOWN, RESNET_DOWN = "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"
+UP, ATTN_UP, RESNET_UP = "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"
+CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 
-GROUPS = 8  # of a default network's norms
+def has_attention(block_type: str) -> bool:
+    """Whether each residual block of a level of that type is followed by attention."""
+    return "Attn" in block_type
+
+
+class LevelsConfig(FileConfig):
+    """Base class of networks of levels: one width and one block type each, down and up."""
+
+    block_out_channels: tuple[int, ...]
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    norm_num_groups: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        widths, groups = self.block_out_channels, self.norm_num_groups
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != len(widths):
+                remedy = f"give one for each of the {len(widths)} widths in block_out_channels"
+                raise self.bad(name, getattr(self, name), remedy)
+        for width in widths:
+            if width % groups:
+                remedy = f"it must divide every width in block_out_channels, and {width} is one"
+                raise self.bad("norm_num_groups", groups, remedy)
+
+
+class AnyUNetConfig(LevelsConfig):
+    """Base class of the U-Nets' configurations. Where there is a value here, TextUNetConfig has no other."""
+
+    in_channels: int
+    out_channels: int
+    layers_per_block: int
+    norm_eps: float
+    dropout: float
+    center_input_sample: bool
+    flip_sin_to_cos: bool
+    freq_shift: float
+    time_embedding_dim: int | None
+    num_class_embeds: int | None = None
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    resnet_time_scale_shift: str = "default"
+    mid_block_scale_factor: float = 1
+
+    @property
+    def time_embed_dim(self) -> int:
+        """Channels of the time embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def scale_shift(self) -> bool:
+        """Whether the time embedding scales and shifts."""
+        return self.resnet_time_scale_shift == "scale_shift"
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(AnyUNetConfig):
     """Architecture of a U-Net, with the keys and defaults of diffusers' UNet2DModel.
 
     attention_head_dim       channels per head; None: one head over all channels
@@ -55,200 +83,178 @@ class UNetConfig:
     Raises MinidiffError, which names key and value, if a value is not supported.
     """
 
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
-    down_block_types: tuple[str, ...] = (
-        "DownBlock2D",
-        "AttnDownBlock2D",
-        "AttnDownBlock2D",
-        "AttnDownBlock2D",
-    )
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    attn_norm_num_groups: int | None = None
-    attention_head_dim: int | None = 8
-    downsample_padding: int = 1
-    downsample_type: str = "conv"
-    upsample_type: str = "conv"
-    resnet_time_scale_shift: str = "default"
-    mid_block_scale_factor: float = 1
-    center_input_sample: bool = False
-    time_embedding_dim: int | None = None
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    dropout: float = 0.0
-    add_attention: bool = True
-    num_class_embeds: int | None = None
+    CLASS: ClassVar[str] = "UNet2DModel"
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu", "class_embed_type": None, "mid_block_type": "UNetMidBlock2D", "num_train_timesteps": ...,
+        "time_embedding_type": "positional",
+    }  # fmt: skip
+
+    sample_size: int | tuple[int, int] | None = key(None, SIZE)
+    in_channels: int = key(3, integer(1, 1024))
+    out_channels: int = key(3, integer(1, 1024))
+    block_out_channels: tuple[int, ...] = key((224, 448, 672, 896), each(integer(2, 16384)))
+    down_block_types: tuple[str, ...] = key((DOWN,) + (ATTN_DOWN,) * 3, each(one_of(DOWN, ATTN_DOWN, RESNET_DOWN)))
+    up_block_types: tuple[str, ...] = key((ATTN_UP,) * 3 + (UP,), each(one_of(UP, ATTN_UP, RESNET_UP)))
+    layers_per_block: int = key(2, integer(1, 64))
+    norm_num_groups: int = key(32, integer(1, 1024))
+    norm_eps: float = key(1e-5, real(1e-12, 1.0))
+    attn_norm_num_groups: int | None = key(None, or_none(integer(1, 1024)))
+    attention_head_dim: int | None = key(8, or_none(integer(1, 16384)))
+    downsample_padding: int = key(1, integer(0, 1))
+    downsample_type: str = key("conv", one_of("conv", "resnet"))
+    upsample_type: str = key("conv", one_of("conv", "resnet"))
+    resnet_time_scale_shift: str = key("default", one_of("default", "scale_shift"))
+    mid_block_scale_factor: float = key(1, real(1e-3, 1e3))
+    center_input_sample: bool = key(False, BOOLEAN)
+    time_embedding_dim: int | None = key(None, or_none(integer(1, 65536)))
+    flip_sin_to_cos: bool = key(True, BOOLEAN)
+    freq_shift: float = key(0, real(0, 1))
+    dropout: float = key(0.0, real(0, 0.99))
+    add_attention: bool = key(True, BOOLEAN)
+    num_class_embeds: int | None = key(None, or_none(integer(1, 1_000_000)))
 
     def __post_init__(self) -> None:
-        for name in ("block_out_channels", "down_block_types", "up_block_types"):
-            if not isinstance(getattr(self, name), list | tuple):
-                raise _unsupported(name, getattr(self, name), "give a list")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.sample_size, list):
-            object.__setattr__(self, "sample_size", tuple(self.sample_size))
-        _check_numbers(self)
-        _check_choices(self)
-        _check_levels(self)
+        super().__post_init__()
+        widths, head = self.block_out_channels, self.attention_head_dim
+        if widths[0] // 2 <= self.freq_shift:
+            remedy = f"it must be less than half the first width, {widths[0]}"
+            raise self.bad("freq_shift", self.freq_shift, remedy)
+        for width in self._widths_with_attention():
+            if head and width % head:
+                raise self.bad("attention_head_dim", head, f"it must divide the width {width}")
+        if self.attn_norm_num_groups and widths[-1] % self.attn_norm_num_groups:
+            remedy = f"it must divide the last width, {widths[-1]}"
+            raise self.bad("attn_norm_num_groups", self.attn_norm_num_groups, remedy)
+
+    def _widths_with_attention(self) -> list[int]:
+        types = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        levels = zip(self.block_out_channels, types, strict=True)
+        widths = [width for width, (down, up) in levels if has_attention(down) or has_attention(up)]
+        return widths + [self.block_out_channels[-1]] * self.add_attention
+
+
+@dataclass(frozen=True)
+class TextUNetConfig(AnyUNetConfig):
+    """The text-conditional U-Net, with the keys and defaults of diffusers' UNet2DConditionModel.
+
+    attention_head_dim            the NUMBER of heads (diffusers' naming mistake), for all levels or per level
+    cross_attention_dim           channels of the text embeddings
+    transformer_layers_per_block  transformer blocks after each residual block
+    use_linear_projection         the projections before and after them are linear layers (Stable Diffusion 2.x) or
+                                  1x1 convolutions (1.x)
+    """
+
+    CLASS: ClassVar[str] = "UNet2DConditionModel"
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu", "addition_embed_type": None, "addition_embed_type_num_heads": ...,
+        "addition_time_embed_dim": None,
+        "attention_type": "default", "class_embed_type": None, "class_embeddings_concat": False,
+        "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "encoder_hid_dim": None, "encoder_hid_dim_type": None, "mid_block_only_cross_attention": None,
+        "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": None,
+        "num_class_embeds": None, "only_cross_attention": False, "projection_class_embeddings_input_dim": None,
+        "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+        "reverse_transformer_layers_per_block": None, "time_cond_proj_dim": None, "time_embedding_act_fn": None,
+        "time_embedding_type": "positional", "timestep_post_act": None, "upcast_attention": ...,
+    }  # fmt: skip
+
+    sample_size: int | tuple[int, int] | None = key(None, SIZE)
+    in_channels: int = key(4, integer(1, 1024))
+    out_channels: int = key(4, integer(1, 1024))
+    center_input_sample: bool = key(False, BOOLEAN)
+    flip_sin_to_cos: bool = key(True, BOOLEAN)
+    freq_shift: float = key(0, real(0, 1))
+    down_block_types: tuple[str, ...] = key((CROSS_DOWN,) * 3 + (DOWN,), each(one_of(CROSS_DOWN, DOWN)))
+    up_block_types: tuple[str, ...] = key((UP,) + (CROSS_UP,) * 3, each(one_of(CROSS_UP, UP)))
+    block_out_channels: tuple[int, ...] = key((320, 640, 1280, 1280), each(integer(4, 16384)))
+    layers_per_block: int = key(2, integer(1, 64))
+    dropout: float = key(0.0, real(0, 0.99))
+    norm_num_groups: int = key(32, integer(1, 1024))
+    norm_eps: float = key(1e-5, real(1e-12, 1.0))
+    cross_attention_dim: int = key(1280, integer(1, 16384))
+    transformer_layers_per_block: int = key(1, integer(1, 64))
+    attention_head_dim: int | tuple[int, ...] = key(8, either(integer(1, 1024), each(integer(1, 1024))))
+    use_linear_projection: bool = key(False, BOOLEAN)
+    time_embedding_dim: int | None = key(None, or_none(integer(1, 65536)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.heads) != len(self.block_out_channels):
+            raise self.bad("attention_head_dim", self.attention_head_dim, "give one integer, or one per level")
+        for width, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if width % heads:
+                raise self.bad("attention_head_dim", self.attention_head_dim, f"{heads} heads do not divide {width}")
 
     @property
-    def time_embed_dim(self) -> int:
-        """Channels of the time embedding."""
-        return self.time_embedding_dim or 4 * self.block_out_channels[0]
-
-    @property
-    def scale_shift(self) -> bool:
-        """Whether the time embedding scales and shifts."""
-        return self.resnet_time_scale_shift == "scale_shift"
+    def heads(self) -> tuple[int, ...]:
+        """Number of attention heads per level."""
+        heads = self.attention_head_dim
+        return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
 
-def _unsupported(name: str, value, remedy: str) -> MinidiffError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
-    return MinidiffError(f"U-Net configuration: {name} = {shown} is not supported: {remedy}")
+@dataclass(frozen=True)
+class VAEConfig(LevelsConfig):
+    """The autoencoder, with the keys and defaults of diffusers' AutoencoderKL.
 
-
-def _is_int(value, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _check_numbers(cfg: UNetConfig) -> None:
-    for name, (low, high) in INTEGERS.items():
-        if not _is_int(getattr(cfg, name), low, high):
-            raise _unsupported(name, getattr(cfg, name), f"give an integer from {low} to {high}")
-    for name, (low, high) in OPTIONAL_INTEGERS.items():
-        if getattr(cfg, name) is not None and not _is_int(getattr(cfg, name), low, high):
-            raise _unsupported(name, getattr(cfg, name), f"give null or an integer from {low} to {high}")
-    for name, (low, high) in REALS.items():
-        value = getattr(cfg, name)
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _unsupported(name, value, f"give a number from {low} to {high}")
-    for name in ("flip_sin_to_cos", "center_input_sample", "add_attention"):
-        if type(getattr(cfg, name)) is not bool:
-            raise _unsupported(name, getattr(cfg, name), "give true or false")
-    size = cfg.sample_size
-    pair = size if isinstance(size, list | tuple) else (size, size)
-    if size is not None and not (len(pair) == 2 and all(_is_int(n, 1, 65536) for n in pair)):
-        raise _unsupported("sample_size", size, "give null, an integer or [height, width]")
-
-
-def _check_levels(cfg: UNetConfig) -> None:
-    widths = cfg.block_out_channels
-    if not 1 <= len(widths) <= 12 or not all(_is_int(c, 2, 16384) for c in widths):
-        raise _unsupported("block_out_channels", widths, "give 1 to 12 integers from 2 to 16384")
-    if widths[0] // 2 <= cfg.freq_shift:
-        raise _unsupported("freq_shift", cfg.freq_shift, f"it must be less than half the first width, {widths[0]}")
-    for c in widths:
-        if c % cfg.norm_num_groups:
-            raise _unsupported(
-                "norm_num_groups",
-                cfg.norm_num_groups,
-                f"it must divide every width in block_out_channels, and {c} is one",
-            )
-        if cfg.attention_head_dim and c % cfg.attention_head_dim and _has_attention(cfg, c):
-            raise _unsupported("attention_head_dim", cfg.attention_head_dim, f"it must divide the width {c}")
-    if cfg.attn_norm_num_groups and widths[-1] % cfg.attn_norm_num_groups:
-        raise _unsupported(
-            "attn_norm_num_groups", cfg.attn_norm_num_groups, f"it must divide the last width, {widths[-1]}"
-        )
-    for name in ("down_block_types", "up_block_types"):
-        if len(getattr(cfg, name)) != len(widths):
-            raise _unsupported(
-                name, getattr(cfg, name), f"give one for each of the {len(widths)} widths in block_out_channels"
-            )
-
-
-def _check_choices(cfg: UNetConfig) -> None:
-    for name, known in CHOICES.items():
-        value = getattr(cfg, name)
-        for choice in value if name.endswith("_block_types") else [value]:
-            if choice not in known:
-                raise _unsupported(name, choice, f"choose from {', '.join(known)}")
-
-
-def _has_attention(cfg: UNetConfig, width: int) -> bool:
-    levels = zip(cfg.block_out_channels, cfg.down_block_types, cfg.up_block_types[::-1], strict=False)
-    in_mid_block = cfg.add_attention and width == cfg.block_out_channels[-1]
-    return in_mid_block or any(c == width and "Attn" in f"{down}{up}" for c, down, up in levels)
-
-
-def config_from_dict(values: dict) -> UNetConfig:
-    """The configuration in a diffusers config.json. Raises MinidiffError if a key or value is not supported."""
-    if not isinstance(values, dict):
-        raise MinidiffError(
-            f"U-Net configuration: expected an object of keys and values, found {type(values).__name__}"
-        )
-    if values.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise _unsupported("_class_name", values["_class_name"], "only UNet2DModel is read here")
-    known = {field.name for field in fields(UNetConfig)}
-    for name, value in values.items():
-        if name.startswith("_") or name in known or name == "num_train_timesteps":  # for learned time embeddings only
-            continue
-        if name not in FIXED:
-            raise _unsupported(ascii(name)[1:-1], value, "the key is not known")
-        if value != FIXED[name]:
-            raise _unsupported(name, value, f"only {FIXED[name]!r} is")
-    return UNetConfig(**{name: value for name, value in values.items() if name in known})
-
-
-def config_to_dict(cfg: UNetConfig) -> dict:
-    """The contents of a diffusers config.json."""
-    return {"_class_name": "UNet2DModel", **asdict(cfg)}
-
-
-def num_downsamples(H: int, W: int) -> int:
-    """How often H and W can be divided by 2 without a remainder, at most 3 times and not below 4 pixels."""
-    for count in (3, 2, 1):
-        factor = 2**count
-        if H % factor == 0 and W % factor == 0 and min(H, W) >= 4 * factor:
-            return count
-    return 0
-
-
-def downsamplings(H: int, W: int, depth: int, fewest: int = 1, most: int = 12) -> int:
-    """How often a network of `depth` levels downsamples H x W pixels by two: depth - 1 times.
-
-    Raises MinidiffError if depth is outside fewest..most, or if 2^(depth - 1) does not divide H and W.
+    latent_channels   channels of the latents
+    scaling_factor    factor that gives the latents a standard deviation of about 1
+    sample_size       height and width of a tile in tiled decoding, in pixels
     """
-    side = gcd(H, W)
-    most = min(most, (side & -side).bit_length())  # one level more than the times that two divides both
-    if not fewest <= depth <= most:
-        allowed = f"give {fewest} to {most} levels" if fewest <= most else "cut the images to another size"
-        raise MinidiffError(f"depth {depth}: does not go with {W}x{H} pixels; {allowed}")
-    return depth - 1
+
+    CLASS: ClassVar[str] = "AutoencoderKL"
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None, "force_upcast": ...,
+    }  # fmt: skip
+
+    in_channels: int = key(3, integer(1, 1024))
+    out_channels: int = key(3, integer(1, 1024))
+    block_out_channels: tuple[int, ...] = key((64,), each(integer(1, 16384)))
+    down_block_types: tuple[str, ...] = key(("DownEncoderBlock2D",), each(one_of("DownEncoderBlock2D")))
+    up_block_types: tuple[str, ...] = key(("UpDecoderBlock2D",), each(one_of("UpDecoderBlock2D")))
+    layers_per_block: int = key(1, integer(1, 64))
+    latent_channels: int = key(4, integer(1, 1024))
+    norm_num_groups: int = key(32, integer(1, 1024))
+    sample_size: int | tuple[int, int] = key(32, SIZE)
+    scaling_factor: float = key(0.18215, real(1e-6, 1e6))
+    mid_block_add_attention: bool = key(True, BOOLEAN)
+    use_quant_conv: bool = key(True, BOOLEAN)
+    use_post_quant_conv: bool = key(True, BOOLEAN)
 
 
-def check_width(width: int, multiple: int) -> None:
-    """Raises MinidiffError if the width of the first level is no multiple of `multiple`, or more than 4096."""
-    if width % multiple or not multiple <= width <= 4096:
-        raise MinidiffError(f"width {width}: give a multiple of {multiple}, from {multiple} to 4096")
+@dataclass(frozen=True)
+class TextEncoderConfig(FileConfig):
+    """CLIP's text encoder, with the keys and defaults of transformers' CLIPTextConfig.
 
-
-def default_config(
-    shape: tuple[int, int, int], width: int = 32, num_class_embeds: int | None = None, depth: int | None = None
-) -> UNetConfig:
-    """A U-Net for images (H, W, C): widths 1, 2, 3, 3, ... times `width`, self-attention at the lowest resolution.
-
-    depth  number of levels; None: `num_downsamples(H, W) + 1`
-    Raises MinidiffError if width is no multiple of 8, or if H and W do not allow that depth.
+    hidden_size              channels of a token
+    intermediate_size        hidden channels of the feed-forward network
+    max_position_embeddings  maximum length of a text, in tokens
     """
-    H, W, C = shape
-    check_width(width, GROUPS)
-    downsamples = num_downsamples(H, W) if depth is None else downsamplings(H, W, depth)
-    widths = tuple(width * min(level + 1, 3) for level in range(downsamples + 1))
-    return UNetConfig(
-        sample_size=H if H == W else (H, W),
-        in_channels=C,
-        out_channels=C,
-        block_out_channels=widths,
-        down_block_types=("DownBlock2D",) * downsamples + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * downsamples,
-        layers_per_block=1,
-        norm_num_groups=GROUPS,
-        attention_head_dim=None,
-        num_class_embeds=num_class_embeds,
-    )
+
+    CLASS: ClassVar[str] = "CLIPTextModel"
+
+    vocab_size: int = key(49408, integer(2, 1_000_000))
+    hidden_size: int = key(512, integer(1, 16384))
+    intermediate_size: int = key(2048, integer(1, 65536))
+    num_hidden_layers: int = key(12, integer(1, 100))
+    num_attention_heads: int = key(8, integer(1, 1024))
+    max_position_embeddings: int = key(77, integer(2, 65536))
+    hidden_act: str = key("quick_gelu", one_of("quick_gelu", "gelu"))
+    layer_norm_eps: float = key(1e-5, real(1e-12, 1.0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_size % self.num_attention_heads:
+            raise self.bad("num_attention_heads", self.num_attention_heads, f"it must divide {self.hidden_size}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a transformers config.json."""
+        return {"architectures": [self.CLASS], "model_type": "clip_text_model", **asdict(self)}
+
+    @classmethod
+    def check_keys(cls, values: dict[str, Any], known: set[str]) -> None:
+        """Only the model type and the attention mask: transformers writes many keys that change nothing here."""
+        if values.get("model_type") != "clip_text_model":
+            raise cls.bad("model_type", values.get("model_type"), "only 'clip_text_model' is read here")
+        if values.get("use_attention_mask"):
+            raise cls.bad("use_attention_mask", True, "only false is")

@@ -12,7 +12,7 @@ from minidiff.engine import functional as F
 from minidiff.engine.nn import Embedding, LayerNorm, Linear, Module
 from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
-from minidiff.models.latent_config import TextEncoderConfig
+from minidiff.models.config import TextEncoderConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 class Embeddings(Module):
     """Token embedding plus position embedding: ids (N, T) -> (N, T, D)."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
-        self.token_embedding: Embedding = Embedding(cfg.vocab_size, cfg.hidden_size, rng, backend)
-        self.position_embedding: Embedding = Embedding(cfg.max_position_embeddings, cfg.hidden_size, rng, backend)
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng):
+        self.token_embedding: Embedding = Embedding(cfg.vocab_size, cfg.hidden_size, rng)
+        self.position_embedding: Embedding = Embedding(cfg.max_position_embeddings, cfg.hidden_size, rng)
 
     def __call__(self, ids: np.ndarray) -> Tensor:
         N, T = ids.shape
@@ -39,13 +39,13 @@ class Embeddings(Module):
 class CausalSelfAttention(Module):
     """Attention of every position to itself and earlier ones, + add: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng):
         width = cfg.hidden_size
         self.heads: int = cfg.num_attention_heads
-        self.k_proj: Linear = Linear(width, width, rng, backend)
-        self.v_proj: Linear = Linear(width, width, rng, backend)
-        self.q_proj: Linear = Linear(width, width, rng, backend)
-        self.out_proj: Linear = Linear(width, width, rng, backend)
+        self.k_proj: Linear = Linear(width, width, rng)
+        self.v_proj: Linear = Linear(width, width, rng)
+        self.q_proj: Linear = Linear(width, width, rng)
+        self.out_proj: Linear = Linear(width, width, rng)
 
     def __call__(self, x: Tensor, add: Tensor) -> Tensor:
         N, T, D = x.shape
@@ -57,9 +57,9 @@ class CausalSelfAttention(Module):
 class MLP(Module):
     """Position-wise feed-forward network, + add: (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
-        self.fc1: Linear = Linear(cfg.hidden_size, cfg.intermediate_size, rng, backend)
-        self.fc2: Linear = Linear(cfg.intermediate_size, cfg.hidden_size, rng, backend)
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng):
+        self.fc1: Linear = Linear(cfg.hidden_size, cfg.intermediate_size, rng)
+        self.fc2: Linear = Linear(cfg.intermediate_size, cfg.hidden_size, rng)
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[cfg.hidden_act]
 
     def __call__(self, x: Tensor, add: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ class MLP(Module):
 class Layer(Module):
     """Pre-norm transformer layer: x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
-        self.self_attn: CausalSelfAttention = CausalSelfAttention(cfg, rng, backend)
-        self.layer_norm1: LayerNorm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, backend)
-        self.mlp: MLP = MLP(cfg, rng, backend)
-        self.layer_norm2: LayerNorm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, backend)
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng):
+        self.self_attn: CausalSelfAttention = CausalSelfAttention(cfg, rng)
+        self.layer_norm1: LayerNorm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
+        self.mlp: MLP = MLP(cfg, rng)
+        self.layer_norm2: LayerNorm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = self.self_attn(self.layer_norm1(x), add=x)
@@ -83,8 +83,8 @@ class Layer(Module):
 class Layers(Module):
     """The list of layers, nested as in transformers so that the keys match; TextEncoder calls them."""
 
-    def __init__(self, cfg: TextEncoderConfig, rng: InitRng, backend: str):
-        self.layers: list[Layer] = [Layer(cfg, rng, backend) for _ in range(cfg.num_hidden_layers)]
+    def __init__(self, cfg: TextEncoderConfig, rng: InitRng):
+        self.layers: list[Layer] = [Layer(cfg, rng) for _ in range(cfg.num_hidden_layers)]
 
 
 class TextEncoder(Module):
@@ -95,9 +95,10 @@ class TextEncoder(Module):
 
     def __init__(self, config: TextEncoderConfig, rng: InitRng, backend: str = "numba"):
         self.config: TextEncoderConfig = config
-        self.embeddings: Embeddings = Embeddings(config, rng, backend)
-        self.encoder: Layers = Layers(config, rng, backend)
-        self.final_layer_norm: LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps, backend)
+        self.embeddings: Embeddings = Embeddings(config, rng)
+        self.encoder: Layers = Layers(config, rng)
+        self.final_layer_norm: LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.move(backend)
 
     def __call__(self, ids: np.ndarray, clip_skip: int = 0) -> Tensor:
         """Embeddings (N, T, D), after the final layer norm.

@@ -5,7 +5,6 @@ from which the latents are sampled. Built from the U-Net's blocks, without time 
 Attributes are named as in diffusers' AutoencoderKL.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,22 +17,23 @@ from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import BlockConfig, Downsample, MidBlock, ResnetBlock, Upsample
-from minidiff.models.latent_config import VAEConfig
+from minidiff.models.config import VAEConfig
 
 EPS = 1e-6  # of all normalisations
 
 
 class Level(Module):
-    """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level."""
+    """Residual blocks, then downsampling (encoder) or upsampling (decoder), except in the last level.
 
-    def __init__(self, inputs: int, outputs: int, layers: int, cfg: VAEConfig, rng: InitRng, backend: str):
-        widths = [inputs] + [outputs] * layers
-        block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
-        self.resnets: list[ResnetBlock] = [
-            ResnetBlock(i, o, block_cfg, rng, backend) for i, o in zip(widths, widths[1:], strict=False)
-        ]
-        self.downsamplers: list[Downsample] = []
-        self.upsamplers: list[Upsample] = []
+    widths  channels of the first input, then of each residual block's output
+    """
+
+    def __init__(
+        self, widths: list[int], cfg: VAEConfig, rng: InitRng, downsample: bool = False, upsample: bool = False
+    ):
+        self.resnets: list[ResnetBlock] = [resnet(i, o, cfg, rng) for i, o in zip(widths, widths[1:], strict=False)]
+        self.downsamplers: list[Downsample] = [Downsample(widths[-1], 0, rng)] if downsample else []
+        self.upsamplers: list[Upsample] = [Upsample(widths[-1], rng)] if upsample else []
 
     def __call__(self, h: Tensor) -> Tensor:
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
@@ -41,30 +41,33 @@ class Level(Module):
         return h
 
 
-def mid_block(cfg: VAEConfig, rng: InitRng, backend: str) -> MidBlock:
+def resnet(inputs: int, outputs: int, cfg: VAEConfig, rng: InitRng) -> ResnetBlock:
+    """A residual block without time embedding."""
+    return ResnetBlock(inputs, outputs, BlockConfig(cfg.norm_num_groups, EPS), rng)
+
+
+def mid_block(cfg: VAEConfig, rng: InitRng) -> MidBlock:
     """Residual block, self-attention with one head, residual block, at the lowest resolution."""
-    width = cfg.block_out_channels[-1]
-    block_cfg = BlockConfig(cfg.norm_num_groups, EPS)
-    attention = partial(SelfAttention, width, 1, cfg.norm_num_groups, EPS, rng, backend)
-    return MidBlock(width, block_cfg, rng, backend, attention if cfg.mid_block_add_attention else None)
+    C = cfg.block_out_channels[-1]
+    attentions = [SelfAttention(C, 1, cfg.norm_num_groups, EPS, rng)] if cfg.mid_block_add_attention else []
+    return MidBlock(attentions, [resnet(C, C, cfg, rng) for _ in range(2)])
 
 
 class Encoder(Module):
     """(N, H, W, in_channels) -> (N, h, w, 2 latent_channels): means, then log-variances."""
 
-    def __init__(self, cfg: VAEConfig, rng: InitRng, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: InitRng):
         widths = cfg.block_out_channels
-        self.conv_in: Conv2d = Conv2d(cfg.in_channels, widths[0], 3, rng, backend, pad=1)
+        self.conv_in: Conv2d = Conv2d(cfg.in_channels, widths[0], 3, rng, pad=1)
         self.down_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
-            level = Level(h, width, cfg.layers_per_block, cfg, rng, backend)
-            level.downsamplers = [Downsample(width, 0, rng, backend)] if i < len(widths) - 1 else []
-            self.down_blocks.append(level)
+            channels = [h] + [width] * cfg.layers_per_block
+            self.down_blocks.append(Level(channels, cfg, rng, downsample=i < len(widths) - 1))
             h = width
-        self.mid_block: MidBlock = mid_block(cfg, rng, backend)
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
-        self.conv_out: Conv2d = Conv2d(h, 2 * cfg.latent_channels, 3, rng, backend, pad=1)
+        self.mid_block: MidBlock = mid_block(cfg, rng)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS)
+        self.conv_out: Conv2d = Conv2d(h, 2 * cfg.latent_channels, 3, rng, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -77,19 +80,18 @@ class Encoder(Module):
 class Decoder(Module):
     """(N, h, w, latent_channels) -> (N, H, W, out_channels)."""
 
-    def __init__(self, cfg: VAEConfig, rng: InitRng, backend: str):
+    def __init__(self, cfg: VAEConfig, rng: InitRng):
         widths = cfg.block_out_channels[::-1]
-        self.conv_in: Conv2d = Conv2d(cfg.latent_channels, widths[0], 3, rng, backend, pad=1)
-        self.mid_block: MidBlock = mid_block(cfg, rng, backend)
+        self.conv_in: Conv2d = Conv2d(cfg.latent_channels, widths[0], 3, rng, pad=1)
+        self.mid_block: MidBlock = mid_block(cfg, rng)
         self.up_blocks: list[Level] = []
         h = widths[0]
         for i, width in enumerate(widths):
-            level = Level(h, width, cfg.layers_per_block + 1, cfg, rng, backend)
-            level.upsamplers = [Upsample(width, rng, backend)] if i < len(widths) - 1 else []
-            self.up_blocks.append(level)
+            channels = [h] + [width] * (cfg.layers_per_block + 1)
+            self.up_blocks.append(Level(channels, cfg, rng, upsample=i < len(widths) - 1))
             h = width
-        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS, backend)
-        self.conv_out: Conv2d = Conv2d(h, cfg.out_channels, 3, rng, backend, pad=1)
+        self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, h, EPS)
+        self.conv_out: Conv2d = Conv2d(h, cfg.out_channels, 3, rng, pad=1)
 
     def __call__(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
@@ -134,10 +136,11 @@ class VAE(Module):
         self.config: VAEConfig = config
         cfg = config
         C = config.latent_channels
-        self.encoder: Encoder = Encoder(cfg, rng, backend)
-        self.decoder: Decoder = Decoder(cfg, rng, backend)
-        self.quant_conv: Conv2d | None = Conv2d(2 * C, 2 * C, 1, rng, backend) if cfg.use_quant_conv else None
-        self.post_quant_conv: Conv2d | None = Conv2d(C, C, 1, rng, backend) if cfg.use_post_quant_conv else None
+        self.encoder: Encoder = Encoder(cfg, rng)
+        self.decoder: Decoder = Decoder(cfg, rng)
+        self.quant_conv: Conv2d | None = Conv2d(2 * C, 2 * C, 1, rng) if cfg.use_quant_conv else None
+        self.post_quant_conv: Conv2d | None = Conv2d(C, C, 1, rng) if cfg.use_post_quant_conv else None
+        self.move(backend)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape (N, h, w, latent_channels) of the latents of images (N, H, W, C)."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from minidiff.diffusion.schedule import AnySchedule, cosine_schedule, linear_schedule
 from minidiff.errors import MinidiffError
-from minidiff.models.config import UNetConfig, default_config
+from minidiff.models.config import UNetConfig
+from minidiff.models.default_configs import default_config
 
 SCHEDULE = cosine_schedule(1000, prediction_type="v_prediction")  # of a run without a recipe
 Shape = tuple[int, int, int]  # (H, W, C)

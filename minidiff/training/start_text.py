@@ -17,7 +17,8 @@ from minidiff.formats.folders import GIVE, check_exists, check_kind
 from minidiff.formats.stable_diffusion import load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.models.bpe import learn_merges
-from minidiff.models.latent_config import TextEncoderConfig, default_text_encoder, default_text_unet
+from minidiff.models.config import TextEncoderConfig
+from minidiff.models.default_configs import default_text_encoder, default_text_unet
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels

@@ -26,7 +26,7 @@ from minidiff.engine.rng import InitRng
 from minidiff.formats.networks import save_pipeline, save_unet
 from minidiff.formats.run_networks import unet_parts
 from minidiff.formats.schedulers import schedule_to_config
-from minidiff.models.config import UNetConfig, config_to_dict
+from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
@@ -58,7 +58,7 @@ class UNetRun(Run):
 
     def metadata(self) -> dict[str, str]:
         return {
-            "unet": json.dumps(config_to_dict(self.unet.config)),
+            "unet": json.dumps(self.unet.config.to_dict()),
             "schedule": json.dumps(schedule_to_config(self.schedule)),
         }
 

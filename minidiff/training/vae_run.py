@@ -22,8 +22,8 @@ from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import save_network
-from minidiff.models.config import GROUPS, check_width, downsamplings
-from minidiff.models.latent_config import VAEConfig
+from minidiff.models.config import VAEConfig
+from minidiff.models.default_configs import GROUPS, check_width, downsamplings
 from minidiff.models.vae import VAE, vae_loss
 from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights

@@ -25,11 +25,11 @@ class GroupNormSiLU(torch.nn.GroupNorm):
 
 
 def layer(label, make, net, x, **call):
-    """make(backend) returns our layer, net is torch's. Both get the same parameters, which are inputs like x."""
+    """make() returns our layer, net is torch's. Both get the same parameters, which are inputs like x."""
     images = x.ndim == 4
 
     def ours(backend, dy, x, **state):
-        module = make(backend.name)
+        module = make().to(backend.name)
         module.load_state_dict({name: backend.to_numpy(a) for name, a in state.items()})
         given = Tensor(x, backend, requires_grad=True) if x.dtype.kind == "f" else x
         y = module(given, **call)
@@ -41,7 +41,7 @@ def layer(label, make, net, x, **call):
         y = functional_call(net, torch_layout(state), nchw(x) if images else x)
         return nhwc(y) if images else y
 
-    shapes = {name: a.shape for name, a in make("numpy").state_dict().items()}
+    shapes = {name: a.shape for name, a in make().state_dict().items()}
     state = {name: draw(*shape, scale=0.5, seed=i) for i, (name, shape) in enumerate(shapes.items(), 1)}
     y = theirs(torch.tensor(x), **{name: torch.tensor(a) for name, a in state.items()})
     return Case(label, {"dy": draw(*y.shape, seed=9), "x": x, **state}, ours, autograd(theirs), CONV_FLOOR)
@@ -56,47 +56,47 @@ def diffusers_attention(channels, heads, groups):
 
 
 CASES = [
-    layer("Linear", lambda b: nn.Linear(5, 7, RNG, b), torch.nn.Linear(5, 7), draw(2, 3, 5)),
-    layer("Linear, no bias", lambda b: nn.Linear(5, 7, RNG, b, bias=False), torch.nn.Linear(5, 7, False), draw(4, 5)),
-    layer("Conv2d", lambda b: nn.Conv2d(3, 8, 3, RNG, b, pad=1), torch.nn.Conv2d(3, 8, 3, padding=1), draw(2, 5, 4, 3)),
-    layer("Conv2d, 1x1", lambda b: nn.Conv2d(3, 8, 1, RNG, b), torch.nn.Conv2d(3, 8, 1), draw(1, 5, 4, 3)),
+    layer("Linear", lambda: nn.Linear(5, 7, RNG), torch.nn.Linear(5, 7), draw(2, 3, 5)),
+    layer("Linear, no bias", lambda: nn.Linear(5, 7, RNG, bias=False), torch.nn.Linear(5, 7, False), draw(4, 5)),
+    layer("Conv2d", lambda: nn.Conv2d(3, 8, 3, RNG, pad=1), torch.nn.Conv2d(3, 8, 3, padding=1), draw(2, 5, 4, 3)),
+    layer("Conv2d, 1x1", lambda: nn.Conv2d(3, 8, 1, RNG), torch.nn.Conv2d(3, 8, 1), draw(1, 5, 4, 3)),
     layer(
         "Conv2d, stride 2",
-        lambda b: nn.Conv2d(3, 8, 3, RNG, b, stride=2, pad=1),
+        lambda: nn.Conv2d(3, 8, 3, RNG, stride=2, pad=1),
         torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
         draw(2, 6, 8, 3),
     ),
     layer(
         "Conv2d, stride 2, uneven padding",
-        lambda b: nn.Conv2d(3, 8, 3, RNG, b, stride=2, pad=(0, 1, 0, 1)),
+        lambda: nn.Conv2d(3, 8, 3, RNG, stride=2, pad=(0, 1, 0, 1)),
         UnevenPadConv(3, 8, 3, stride=2),
         draw(2, 6, 8, 3),
     ),
-    layer("GroupNorm", lambda b: nn.GroupNorm(3, 6, 1e-5, b), torch.nn.GroupNorm(3, 6), draw(2, 4, 5, 6)),
-    layer("GroupNorm, SiLU", lambda b: nn.GroupNorm(2, 6, 1e-5, b), GroupNormSiLU(2, 6), draw(2, 4, 5, 6), silu=True),
-    layer("LayerNorm", lambda b: nn.LayerNorm(6, 1e-5, b), torch.nn.LayerNorm(6), draw(3, 4, 6)),
-    layer("Embedding", lambda b: nn.Embedding(5, 8, RNG, b), torch.nn.Embedding(5, 8), np.array([4, 0, 4, 2])),
+    layer("GroupNorm", lambda: nn.GroupNorm(3, 6, 1e-5), torch.nn.GroupNorm(3, 6), draw(2, 4, 5, 6)),
+    layer("GroupNorm, SiLU", lambda: nn.GroupNorm(2, 6, 1e-5), GroupNormSiLU(2, 6), draw(2, 4, 5, 6), silu=True),
+    layer("LayerNorm", lambda: nn.LayerNorm(6, 1e-5), torch.nn.LayerNorm(6), draw(3, 4, 6)),
+    layer("Embedding", lambda: nn.Embedding(5, 8, RNG), torch.nn.Embedding(5, 8), np.array([4, 0, 4, 2])),
     layer(
         "SelfAttention, one head",
-        lambda b: nn.SelfAttention(48, 1, 3, 1e-6, RNG, b),
+        lambda: nn.SelfAttention(48, 1, 3, 1e-6, RNG),
         diffusers_attention(48, 1, 3),
         draw(2, 4, 5, 48),
     ),
     layer(
         "SelfAttention, four heads",
-        lambda b: nn.SelfAttention(32, 4, 8, 1e-6, RNG, b),
+        lambda: nn.SelfAttention(32, 4, 8, 1e-6, RNG),
         diffusers_attention(32, 4, 8),
         draw(2, 5, 3, 32),
     ),
     layer(
         "SelfAttention, no normalisation",
-        lambda b: nn.SelfAttention(32, 2, None, 1e-6, RNG, b),
+        lambda: nn.SelfAttention(32, 2, None, 1e-6, RNG),
         diffusers_attention(32, 2, None),
         draw(2, 5, 3, 32),
     ),
     layer(
         "SelfAttention, one pixel",
-        lambda b: nn.SelfAttention(8, 2, 2, 1e-6, RNG, b),
+        lambda: nn.SelfAttention(8, 2, 2, 1e-6, RNG),
         diffusers_attention(8, 2, 2),
         draw(1, 1, 1, 8),
     ),
@@ -112,11 +112,12 @@ class Net(nn.Module):
     """Parameters, modules, a list of modules, and attributes that are neither."""
 
     def __init__(self, backend):
-        self.inner = nn.Linear(3, 2, np.random.default_rng(0), backend)
+        self.inner = nn.Linear(3, 2, np.random.default_rng(0))
         self.nothing = None
-        self.blocks = [nn.GroupNorm(1, 2, 1e-5, backend), nn.Embedding(4, 2, np.random.default_rng(1), backend)]
-        self.scale = nn.Parameter(np.ones(2, np.float32), get_backend(backend))
+        self.blocks = [nn.GroupNorm(1, 2, 1e-5), nn.Embedding(4, 2, np.random.default_rng(1))]
+        self.scale = nn.Parameter(np.ones(2, np.float32))
         self.width = 2
+        self.move(backend)
 
     def __call__(self, x):
         return self.blocks[0](self.inner(x))
@@ -169,7 +170,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(backend, change
 
 def test_without_an_rng_weights_are_zeros(backend):
     layers = {nn.Linear: (3, 2), nn.Conv2d: (3, 2, 3), nn.Embedding: (3, 2)}
-    for p in (p for layer, sizes in layers.items() for p in layer(*sizes, None, backend.name).parameters()):
+    for p in (p for layer, sizes in layers.items() for p in layer(*sizes, None).to(backend.name).parameters()):
         assert p.numpy().size >= 2 and not p.numpy().any() and p.numpy().dtype == np.float32
 
 
@@ -182,17 +183,26 @@ def test_to_returns_a_new_module_on_the_other_backend(backend, start):
     x = draw(3, 3)
     y, y_moved = (n(Tensor(x, n.backend)).numpy() for n in (net, moved))
     np.testing.assert_allclose(y_moved, y, rtol=1e-5, atol=1e-6)
-    moved.load_state_dict({name: a + 1 for name, a in moved.state_dict().items()})
-    np.testing.assert_array_equal(net(Tensor(x, net.backend)).numpy(), y)
+
+
+@pytest.mark.parametrize("start", ["numpy", "numba"])
+def test_to_shares_host_memory_and_copies_to_a_gpu(backend, start):
+    net = Net(start)
+    moved = net.to(backend.name)
+    before = net.state_dict()
+    moved.load_state_dict({name: a + 1 for name, a in before.items()})
+    shared = backend.xp is np
+    for name, p in net.named_parameters():
+        np.testing.assert_array_equal(p.numpy(), before[name] + shared)
 
 
 def test_initial_weights_are_distributed_as_torch_s():
     """Uniform in ±1 / sqrt(fan_in): the largest of n is within 10 / n of the bound, with probability 1 - e^-10."""
-    linear, conv = nn.Linear(400, 30, RNG, "numpy"), nn.Conv2d(16, 20, 5, RNG, "numpy")
+    linear, conv = nn.Linear(400, 30, RNG), nn.Conv2d(16, 20, 5, RNG)
     for module in (linear, conv):
         weight, bound = module.weight.numpy(), 400**-0.5
         assert bound * (1 - 10 / weight.size) < abs(weight).max() <= np.float32(bound)
         assert module.bias is not None and abs(module.bias.numpy()).max() <= np.float32(bound)
-    norm, table = nn.GroupNorm(2, 4, 1e-5, "numpy"), nn.Embedding(100, 100, RNG, "numpy").weight.numpy()
+    norm, table = nn.GroupNorm(2, 4, 1e-5), nn.Embedding(100, 100, RNG).weight.numpy()
     assert norm.weight.numpy().tolist() == [1] * 4 and norm.bias.numpy().tolist() == [0] * 4
     assert abs(table.mean()) < 0.05 and abs(table.std() - 1) < 0.05  # five standard errors

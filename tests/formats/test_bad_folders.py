@@ -141,7 +141,7 @@ def change_config(folder, **changes):
 )  # fmt: skip
 def test_a_value_that_is_not_supported_is_named(folder, name, value):
     change_config(folder, **{name: value})
-    refused(load_unet, folder, match=f"config.json: U-Net configuration: {name if name[0] != 'b' else '.*'}")
+    refused(load_unet, folder, match=f"config.json: UNet2DModel configuration: {name if name[0] != 'b' else '.*'}")
 
 
 @pytest.mark.parametrize(

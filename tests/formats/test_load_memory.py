@@ -54,3 +54,29 @@ def test_loading_holds_one_copy(folder, name):
     assert weights == 4 * 35_746_307
     assert weights <= growth <= 1.3 * weights  # the pages that hold them, and the arrays that were read last
     assert peak <= 1.3 * weights
+
+
+# Stable Diffusion 1.x's U-Net: pages of memory that were ever written, as getrusage counts them.
+BUILD = """
+import resource, sys
+import minidiff as md
+from minidiff.models.config import TextUNetConfig
+from minidiff.models.text_unet import TextUNet
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+md.get_backend(sys.argv[1])
+before = peak()
+unet = TextUNet(TextUNetConfig(cross_attention_dim=768), None, sys.argv[1])
+print(sum(4 * p.data.size for p in unet.parameters()), peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux only")
+@pytest.mark.parametrize("name", ["numpy", "numba"])  # a GPU has no memory that is taken when it is written
+def test_weights_of_zero_take_no_memory(name):
+    said, _ = run(f"import sys; sys.argv[1:] = [{name!r}]\n{BUILD}")
+    weights, growth = map(int, said.split())
+    assert weights == 4 * 859_520_964
+    assert growth <= 0.02 * weights

@@ -8,7 +8,8 @@ import pytest
 from diffusers import UNet2DModel
 
 from minidiff.errors import MinidiffError
-from minidiff.models.config import FIXED, UNetConfig, config_from_dict, config_to_dict, default_config
+from minidiff.models.config import UNetConfig
+from minidiff.models.default_configs import default_config
 
 GOOD = UNetConfig(
     sample_size=(8, 16),
@@ -59,7 +60,7 @@ def test_every_key_has_bad_values():
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD.items() for value in values])
 def test_a_bad_value_is_named(name, value):
-    with pytest.raises(MinidiffError, match=f"^U-Net configuration: {name} = .* is not supported: [^\n]+$"):
+    with pytest.raises(MinidiffError, match=f"^UNet2DModel configuration: {name} = .* is not supported: [^\n]+$"):
         replace(GOOD, **{name: value})
 
 
@@ -90,15 +91,15 @@ def test_lists_become_tuples():
     "cfg", [GOOD, replace(GOOD, sample_size=None, num_class_embeds=None), default_config((28, 28, 1))]
 )
 def test_json_round_trip(cfg):
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(cfg)))) == cfg
+    assert UNetConfig.of(json.loads(json.dumps(cfg.to_dict()))) == cfg
 
 
 def test_diffusers_reads_ours_and_we_read_diffusers():
     """diffusers keeps every value of our dictionary, and we read all keys that it writes."""
-    net = UNet2DModel.from_config(config_to_dict(GOOD))
+    net = UNet2DModel.from_config(GOOD.to_dict())
     written = json.loads(net.to_json_string())
-    assert {name: written[name] for name in config_to_dict(GOOD)} == json.loads(json.dumps(config_to_dict(GOOD)))
-    assert config_from_dict(written) == GOOD
+    assert {name: written[name] for name in GOOD.to_dict()} == json.loads(json.dumps(GOOD.to_dict()))
+    assert UNetConfig.of(written) == GOOD
 
 
 def test_defaults_are_those_of_diffusers():
@@ -107,7 +108,7 @@ def test_defaults_are_those_of_diffusers():
 
     theirs = {name: p.default for name, p in inspect.signature(UNet2DModel).parameters.items()}
     ours = {field.name: field.default for field in fields(UNetConfig)}
-    assert {**ours, **FIXED, "num_train_timesteps": None} == theirs
+    assert {**ours, **UNetConfig.FIXED, "num_train_timesteps": None} == theirs
 
 
 @pytest.mark.parametrize(
@@ -125,17 +126,17 @@ def test_defaults_are_those_of_diffusers():
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
     with pytest.raises(MinidiffError, match=message):
-        config_from_dict(config_to_dict(GOOD) | change)
+        UNetConfig.of(GOOD.to_dict() | change)
 
 
 @pytest.mark.parametrize("values", [None, [], "config", 3])
 def test_a_configuration_is_an_object(values):
-    with pytest.raises(MinidiffError, match="expected an object of keys and values"):
-        config_from_dict(values)
+    with pytest.raises(MinidiffError, match="UNet2DModel configuration: expected keys and values, found"):
+        UNetConfig.of(values)
 
 
 def test_keys_that_begin_with_an_underscore_are_ignored():
-    assert config_from_dict(config_to_dict(GOOD) | {"_diffusers_version": "0.42.1", "_name_or_path": "x"}) == GOOD
+    assert UNetConfig.of(GOOD.to_dict() | {"_diffusers_version": "0.42.1", "_name_or_path": "x"}) == GOOD
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from minidiff.diffusion.noise_levels import timesteps
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
 from minidiff.formats.weights import INDEX, RENAMED, WEIGHTS
-from minidiff.models.config import config_to_dict
 
 # Their tables are float32 products of up to a thousand factors 1 - beta, each off by 6e-8; the smallest factor, 0.001
 # where a beta is clipped, is off by 6e-8 / 0.001 = 6e-5 of itself. atol is for the zero of zero terminal SNR.
@@ -72,7 +71,7 @@ def our_unet(config, backend="numpy"):
 
 def their_unet(config):
     torch.manual_seed(3)
-    return UNet2DModel.from_config(config_to_dict(config))
+    return UNet2DModel.from_config(config.to_dict())
 
 
 # Ours, read by diffusers
@@ -147,7 +146,7 @@ def test_we_read_their_network(tmp_path, config, backend):
     theirs = their_unet(config)
     theirs.save_pretrained(tmp_path)
     ours = md.load_unet(tmp_path, backend.name)
-    for name, value in config_to_dict(config).items():
+    for name, value in config.to_dict().items():
         assert name == "_class_name" or getattr(ours.config, name) == value
     same_output(ours, theirs)
 
@@ -262,7 +261,7 @@ def test_a_pickle_is_not_read(tmp_path, suffix):
     ],
 )  # fmt: skip
 def test_what_we_do_not_build_is_refused_by_name(tmp_path, change):
-    UNet2DModel.from_config({**config_to_dict(network()), **change}).save_pretrained(tmp_path)
+    UNet2DModel.from_config({**network().to_dict(), **change}).save_pretrained(tmp_path)
     with pytest.raises(MinidiffError, match="|".join(f"config.json: .*{name}" for name in change)):
         md.load_unet(tmp_path)
 

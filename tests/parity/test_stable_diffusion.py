@@ -22,7 +22,7 @@ from minidiff.engine.nn import GroupNorm, LayerNorm, Module
 from minidiff.engine.tensor import Tensor
 from minidiff.formats.stable_diffusion import load_text_encoder, load_text_unet, load_vae
 from minidiff.models.blocks import timestep_embedding
-from minidiff.models.latent_config import TextEncoderConfig, TextUNetConfig, VAEConfig
+from minidiff.models.config import TextEncoderConfig, TextUNetConfig, VAEConfig
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.vae import VAE

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from minidiff.diffusion.loss import training_loss
 from minidiff.diffusion.schedule import linear_schedule
 from minidiff.engine.optim import AdamW
-from minidiff.models.config import config_to_dict, default_config
+from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
 
 STEPS, SHAPE, LR = 20, (8, 8, 8, 3), 1e-3
@@ -40,7 +40,7 @@ def our_losses(backend):
 @cache
 def torch_losses():
     state, losses = UNet(CONFIG, np.random.default_rng(0), "numpy").state_dict(), []
-    net = UNet2DModel.from_config(config_to_dict(CONFIG))
+    net = UNet2DModel.from_config(CONFIG.to_dict())
     net.load_state_dict(torch_layout({key: torch.tensor(a) for key, a in state.items()}))
     alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR)

@@ -11,7 +11,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import timestep_embedding
-from minidiff.models.config import UNetConfig, config_to_dict, default_config
+from minidiff.models.config import UNetConfig
+from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
 
 
@@ -82,7 +83,7 @@ def ours(name, backend):
 
 
 def diffusers_net(name, dtype):
-    net = UNet2DModel.from_config(config_to_dict(CONFIGS[name][0])).eval()
+    net = UNet2DModel.from_config(CONFIGS[name][0].to_dict()).eval()
     net.load_state_dict(torch_layout({key: torch.tensor(a) for key, a in inputs(name)[-1].items()}))
     return torch.nn.Module.to(net, dtype=dtype, memory_format=torch.channels_last)
 
@@ -107,7 +108,7 @@ def theirs(name, dtype):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_keys_and_shapes_are_diffusers_s(name):
     ours = UNet(CONFIGS[name][0], np.random.default_rng(0), "numpy").state_dict()
-    theirs = UNet2DModel.from_config(config_to_dict(CONFIGS[name][0])).state_dict()
+    theirs = UNet2DModel.from_config(CONFIGS[name][0].to_dict()).state_dict()
     shapes = {key: tuple(np.moveaxis(a.numpy(), 1, -1).shape if a.ndim == 4 else a.shape) for key, a in theirs.items()}
     assert {key: a.shape for key, a in ours.items()} == shapes
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from one_thread import one_thread  # noqa: F401  for all tests of this module
 
 from minidiff.engine.optim import AdamW
-from minidiff.models.latent_config import VAEConfig
+from minidiff.models.config import VAEConfig
 from minidiff.models.vae import VAE, vae_loss
 from minidiff.training.vae_run import vae_step
 

@@ -81,7 +81,7 @@ def test_the_training_sheet_has_an_image_of_each_checkpoint(parts, shown, tmp_pa
 def test_recorded_weights_are_those_of_attention(backend):
     """With one head, weights times values give the layer's output."""
     rng = np.random.default_rng(0)
-    attention = Attention(8, 6, 1, rng, backend.name)
+    attention = Attention(8, 6, 1, rng).to(backend.name)
     x, context, add = (Tensor(backend.asarray(rng.standard_normal(s, dtype=np.float32)), backend)
                      for s in ((2, 9, 8), (2, 5, 6), (2, 9, 8)))  # fmt: skip
     weights = []

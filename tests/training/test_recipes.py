@@ -8,7 +8,7 @@ from small_runs import idx_set, network, pictures
 
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
-from minidiff.models.config import default_config
+from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
 from minidiff.training import recipes, start, state
 from minidiff.training.config import TrainConfig

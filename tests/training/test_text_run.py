@@ -19,7 +19,7 @@ from minidiff.formats.run_state import states
 from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.tokenizer_files import save_tokenizer
 from minidiff.formats.weights import write_safetensors
-from minidiff.models.latent_config import default_text_encoder, default_text_unet
+from minidiff.models.default_configs import default_text_encoder, default_text_unet
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer, vocabulary

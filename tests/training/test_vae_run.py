@@ -18,7 +18,7 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.run_networks import read_parts
 from minidiff.formats.run_state import read_state, state_file
 from minidiff.formats.stable_diffusion import load_vae
-from minidiff.models.latent_config import VAEConfig
+from minidiff.models.config import VAEConfig
 from minidiff.models.vae import VAE
 from minidiff.training import state, vae_run
 from minidiff.training.checkpoints import read_losses
