@@ -16,9 +16,9 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.imaging import load_image, sheet, to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.formats.run_state import kept_states, read_state
-from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.weights import WEIGHTS
-from minidiff.sampling import inputs, outputs, setup
+from minidiff.sampling import inputs, outputs
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint
 from minidiff.training import loop, state
 
@@ -112,8 +112,7 @@ def by_class():
 
 @pytest.mark.parametrize("n, counts", [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (12, [4, 4, 4])])
 def test_n_images_over_all_classes(n, counts, by_class):
-    unet = setup.load_image_unet(Path("classes"), "numpy")
-    labels = inputs.class_labels(Path("classes"), unet, "all", n)
+    labels = inputs.class_labels(open_pipeline("classes", "numpy"), "all", n)
     assert len(labels) == n and (np.diff(labels) >= 0).all()
     np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], counts)
     if n % 3 == 0:
@@ -236,7 +235,7 @@ def sheet_of(*images):
 def test_edits_with_a_prompt(run, latent):
     """The very images of the functions, by DDIM; the original comes first."""
     new_text_run(Path("again"), latent=latent)
-    parts, x0 = load_pipeline("again", "numpy"), to_float(load_image("image.png")[None])
+    parts, x0 = open_pipeline("again", "numpy"), to_float(load_image("image.png")[None])
     mask = np.arange(8).reshape(1, 8, 1).repeat(8, 0) < 4
     more = ("again", "image.png", "--n", 2, *PROMPT, "--negative-prompt", "blue", "--guidance", 3)
     rest = "blue", 3.0, 4
