@@ -1,6 +1,9 @@
 """Opened folders: the weights are those that training put there, bit for bit, and each file is read once."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import own_process
@@ -12,6 +15,7 @@ from small_commands import COLOURS, pipeline
 from small_runs import go_on, idx_set, new_run, refused
 from small_text import new_text_run
 
+import minidiff
 from minidiff.errors import MinidiffWarning
 from minidiff.formats.run_networks import read_unet
 from minidiff.formats.run_state import WrongKind, best_file, kept_states, read_state, state_file, step_file
@@ -163,3 +167,26 @@ def test_each_json_is_opened_once_and_weights_at_most_twice(folders, monkeypatch
         assert any(path.endswith(".safetensors") for path in opened), f"{command}: {opened}"
         most = {path: 1 if path.endswith(".json") else 2 for path in opened}
         assert {path: n for path, n in opened.items() if n > most[path]} == {}, command
+
+
+def test_the_walk_to_the_first_kernel_is_the_documented_one(folders, monkeypatch, run):
+    """The functions that docs/contributing.md lists are called, in that order."""
+    monkeypatch.chdir(folders)
+    page = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(.+?)` \| `(.+?)` \|", page, re.MULTILINE)
+    walk = [f"{module} {function}" for _, module, function in rows]
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1)) and 20 < len(rows) <= 25
+    package, calls = Path(minidiff.__file__).parent, []
+
+    def called(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(package):
+            calls.append(f"{path.relative_to(package).as_posix()} {frame.f_code.co_qualname}")
+
+    sys.setprofile(called)
+    try:
+        assert run("sample", "unet", "--n", 1, "--steps", 1, "--backend", "numpy", "--threads", 1)[0] == 0
+    finally:
+        sys.setprofile(None)
+    rest = iter(calls)
+    assert [step for step in walk if step not in rest] == []
