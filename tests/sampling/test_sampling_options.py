@@ -131,6 +131,17 @@ def test_a_row_for_each_class_also_of_an_uneven_number(images, run, by_class):
     assert load_image("row.png").shape == np.asarray(sheet(got, columns=4)).shape
 
 
+def test_a_row_between_two_samples_is_of_one_class(run, by_class):
+    """The first, unless another is named; of all only if they are asked for."""
+    rows = {}
+    for name in (None, "a", "b", "all"):
+        assert (
+            run("between", "classes", *(["--class", name] if name else []), "--n", 4, "--out", "a.png", *QUICK)[0] == 0
+        )
+        rows[name] = load_image("a.png").tobytes()
+    assert rows[None] == rows["a"] and len(set(rows.values())) == 3
+
+
 def test_long_rows_follow_one_another():
     labels = np.repeat([0, 1], 20)
     assert outputs.rows_by_class(labels) == {"columns": 16, "cells": list(range(40))}
@@ -251,6 +262,13 @@ def test_edits_with_a_prompt(run, latent):
     code, out, err = run("fill", more[0], more[1], "left.png", *more[2:], *quick)
     assert (code, err) == (0, "") and "8/8" in out
     np.testing.assert_array_equal(load_image("sheet.png"), sheet_of(x0, *want))
+
+
+def test_the_strength_is_as_many_steps_with_a_prompt_as_without(run):
+    """0.9 of 4 steps are 3, as in diffusers."""
+    for more in (["unet", "image.png"], ["text", "image.png", *PROMPT]):
+        code, out, _ = run("redraw", *more, "--strength", 0.9, "--n", 1, "--steps", 4, *QUICK[2:])
+        assert code == 0 and "3/3" in out
 
 
 def test_a_stable_diffusion_folder_can_be_edited_with(run, tmp_path):
