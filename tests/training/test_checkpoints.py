@@ -130,14 +130,16 @@ def test_a_truncated_state_falls_back_to_the_one_before(stopped, whole, copies, 
 
 def test_a_state_that_is_gone_falls_back_too(stopped):
     state_file(stopped).unlink()
-    assert reopen(stopped).step == 9
+    with pytest.warns(MinidiffWarning, match="Going back to step 9"):
+        assert reopen(stopped).step == 9
     assert step_of(state_file(stopped)) == 9
 
 
 def test_if_none_is_whole_it_says_so(stopped):
     for path in (state_file(stopped), *states(stopped).values()):
         damage(path, copies=True)
-    assert state.open_run(stopped).step == 9  # the best
+    with pytest.warns(MinidiffWarning, match="Going back to step 9, best.safetensors"):
+        assert state.open_run(stopped).step == 9
     damage(best_file(stopped))
     before = tree(stopped)
     with pytest.raises(MinidiffError, match="training/state.safetensors: damaged or not safetensors") as caught:
@@ -152,7 +154,8 @@ def test_a_later_future_is_forgotten(tmp_path):
     go_on(new_run(tmp_path, STEPS), 3, keep=100)
     for step in (12, 9, 6):
         damage(step_file(tmp_path, step))
-    run = reopen(tmp_path)
+    with pytest.warns(MinidiffWarning, match="Going back to step 3"):
+        run = reopen(tmp_path)
     assert run.step == 3 and list(states(tmp_path)) == [0, 3] and list(read_losses(tmp_path)) == [3]
     assert step_of(best_file(tmp_path)) == step_of(state_file(tmp_path)) == 3
 
