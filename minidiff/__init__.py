@@ -1,8 +1,8 @@
 """minidiff: diffusion models from scratch, to be read.
 
 import minidiff as md
-unet = md.load_unet("runs/cats")
-for t, x_t, x0_hat in md.sample(unet, md.load_schedule("runs/cats"), (64, 32, 32, 3), rng): ...
+pipeline = md.open_pipeline("runs/cats")
+for t, x_t, x0_hat in md.sample(pipeline.unet, pipeline.schedule, (64, *pipeline.image_shape), rng): ...
 
 The public names stand in api.py.
 """

@@ -23,21 +23,23 @@ from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.backend import get_backend
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
-from minidiff.errors import MinidiffError
+from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.networks import load_sampler, load_schedule, load_unet, save_unet
-from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
 from minidiff.training.step import train, train_step
 
 __all__ = [
-    "AdamW", "EDM", "Flow", "MinidiffError", "Sampler", "Schedule", "Tensor", "UNet", "UNetConfig", "as_model",
+    "AdamW", "EDM", "Flow", "MinidiffError", "MinidiffWarning", "Pipeline", "Sampler", "Schedule", "Tensor",
+    "TextPipeline", "UNet", "UNetConfig", "as_model",
     "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "get_backend", "guided",
     "image_to_image", "inpaint", "inpainting",
-    "linear_schedule", "load_pipeline", "load_sampler", "load_schedule", "load_unet",
-    "min_snr_weight", "no_grad", "open_dataset", "p_sample", "q_posterior", "q_sample", "redraw",
+    "linear_schedule", "load_sampler", "load_schedule", "load_unet",
+    "min_snr_weight", "no_grad", "open_dataset", "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw",
     "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
     "text_to_image", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip

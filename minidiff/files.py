@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,16 +16,40 @@ LARGEST_JSON = 16 << 20  # bytes
 T = TypeVar("T")
 
 
-def read_json(path: Path, parse: Callable[[Any], T]) -> T:
-    """parse(value) of the value in a JSON file.
+@dataclass(frozen=True)
+class JSONFile:
+    """A JSON file that was read, for those that parse different keys of its value."""
 
-    Raises MinidiffError, with the file's name, if the file cannot be read, is larger than LARGEST_JSON or not JSON, and
-    if `parse` raises one.
+    path: Path
+    value: Any
+
+    def parse(self, parse: Callable[[Any], T]) -> T:
+        """What `parse` makes of the value. Raises MinidiffError, with the file's name, if `parse` raises one."""
+        with _naming(self.path):
+            return parse(self.value)
+
+
+def open_json(path: Path) -> JSONFile:
+    """A JSON file, read.
+
+    Raises MinidiffError, with the file's name, if it cannot be read, is larger than LARGEST_JSON or not JSON.
     """
-    try:
+    with _naming(path):
         if path.stat().st_size > LARGEST_JSON:
             raise MinidiffError("larger than any configuration; is it the right file?")
-        return parse(json.loads(path.read_text(encoding="utf-8")))
+        return JSONFile(path, json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_json(path: Path, parse: Callable[[Any], T]) -> T:
+    """parse(value) of the value in a JSON file. Raises MinidiffError as `open_json` and `JSONFile.parse` do."""
+    return open_json(path).parse(parse)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors in this block become MinidiffErrors that name the file."""
+    try:
+        yield
     except OSError as error:
         raise MinidiffError(f"{path}: {error.strerror}; copy or write it again") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):

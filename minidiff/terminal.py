@@ -1,10 +1,13 @@
-"""The consoles of the command line: escaping of untrusted text, progress bars, closed pipes."""
+"""The consoles of the command line: escaping of untrusted text, progress bars, the library's reports, closed pipes."""
 
 import errno
 import io
+import logging
 import shlex
 import unicodedata
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
@@ -12,6 +15,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from minidiff import machine
+from minidiff.errors import MinidiffWarning
+from minidiff.progress import progress_shown
 
 T = TypeVar("T")
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, surrogates, line and paragraph separators
@@ -105,9 +110,10 @@ def announce_compiling(backend: str) -> None:
         console.print("Compiling the kernels for this processor, once: about a minute.")
 
 
-def about(seconds: float) -> str:
-    """A duration in rounded seconds or minutes."""
-    return f"about {max(round(seconds), 1)} s" if seconds < 90 else f"about {round(seconds / 60)} minutes"
+def print_warning(text: str) -> None:
+    """Print a warning, unless it is empty, as a line on stderr."""
+    if text:
+        stderr_console.print(f"minidiff: {text}")
 
 
 class Note(ProgressColumn):
@@ -128,8 +134,50 @@ def progress_bar(transient: bool = False, on: Console = console) -> Progress:
 
 def with_progress_bar(name: str, total: int, work: Callable[[Callable[[], object]], T]) -> T:
     """work(tick) with a progress bar, which every tick() advances by one of `total`."""
-    with progress_bar() as bar:
+    with shown_progress(name, total) as tick:
+        return work(tick)
+
+
+@contextmanager
+def shown_progress(name: str, total: int, transient: bool = False) -> Iterator[Callable[..., object]]:
+    """A progress bar; yields tick(done=1), which advances it."""
+    with progress_bar(transient) as bar:
         task = bar.add_task(name, total=total, note="")
-        result = work(lambda: bar.advance(task))
+        yield lambda done=1: bar.advance(task, done)
         bar.update(task, completed=total)  # work may finish with fewer ticks
-        return result
+
+
+@contextmanager
+def reports_shown() -> Iterator[None]:
+    """Within this block the library's progress, messages (logging) and MinidiffWarnings are printed, a line each."""
+    logger, handler = logging.getLogger("minidiff"), _Lines()
+    level = logger.level
+    with warnings.catch_warnings(), progress_shown(shown_progress):
+        warnings.simplefilter("always", MinidiffWarning)  # whatever Python's -W says
+        warnings.showwarning = _warning_printer(warnings.showwarning)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    """Prints the messages of the library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage())
+
+
+def _warning_printer(others: Callable[..., None]) -> Callable[..., None]:
+    """In place of warnings.showwarning: prints a MinidiffWarning, and passes all other warnings on."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, MinidiffWarning):
+            console.print(str(message))
+        else:
+            others(message, category, *where)
+
+    return show

@@ -23,7 +23,7 @@ from minidiff.cli.train import train, train_vae
 from minidiff.data import imaging
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
-from minidiff.terminal import console, ignore_closed, printable, progress_bar, stderr_console
+from minidiff.terminal import console, ignore_closed, printable, progress_bar, reports_shown, stderr_console
 from minidiff.training import state
 from minidiff.training.recipes import SCHEDULE
 
@@ -54,7 +54,7 @@ def main() -> None:
     """Run the command line. An error of usage, data or system is one line on stderr, with exit code 2."""
     sys.stdout, sys.stderr = ignore_closed(sys.stdout), ignore_closed(sys.stderr)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # non-finite values raise MinidiffError
+        with np.errstate(over="ignore", invalid="ignore"), reports_shown():  # non-finite values raise MinidiffError
             code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
         if code == 130:  # typer's exit code for KeyboardInterrupt
             print("minidiff: stopped", file=sys.stderr)

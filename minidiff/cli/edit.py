@@ -8,18 +8,23 @@ import typer
 
 from minidiff import machine
 from minidiff.cli import options
-from minidiff.cli.sample import PROMPT_GUIDANCE, Prompts, check_no_prompt, check_prompts, sample_one_by_one
+from minidiff.cli.sample import (
+    PROMPT_GUIDANCE,
+    Prompts,
+    check_prompt_options,
+    check_prompts,
+    open_for,
+    sample_one_by_one,
+)
 from minidiff.data import imaging
 from minidiff.diffusion import editing
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.reverse import Tick, Trajectory, last_x_t, sample
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
-from minidiff.formats import networks
-from minidiff.formats.stable_diffusion import Pipeline
-from minidiff.models.unet import UNet
-from minidiff.sampling import inputs, outputs, setup, text_to_image
+from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.opening import open_pipeline
+from minidiff.sampling.settings import guided_model
 from minidiff.terminal import announce_compiling, console, with_progress_bar
 
 
@@ -44,25 +49,27 @@ def redraw(
     1 without a prompt.
     """
     imaging.check_image_output(out, image)
-    editing.check_strength(strength)
+    taken = editing.steps_taken(strength, steps)
     rng = np.random.default_rng(seed)
     if prompt is not None:
         given = _prompts(prompt, negative_prompt, guidance, name)
-        parts, x0, sampler = _open_pipeline(run, image, given, backend, threads)
+        pipeline, x0 = _open_for_prompt(run, image, given, backend, threads)
 
         def sample_one(prompt: str, tick: Tick) -> np.ndarray:
             return text_to_image.image_to_image(
-                parts, [prompt], x0, strength, given.negative, given.guidance, steps, rng, sampler, tick
+                pipeline, [prompt], x0, strength, given.negative, given.guidance, steps, rng, tick=tick
             )
 
-        images = sample_one_by_one([prompt] * n, max(int(steps * strength), 1), sample_one)
+        images = sample_one_by_one([prompt] * n, max(taken, 1), sample_one)
         _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    check_no_prompt(run, {"negative-prompt": negative_prompt})
-    unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
-    x0 = inputs.load_network_input(image, unet.image_shape).repeat(n, 0)
-    trajectory = editing.redraw(model, schedule, x0, strength, rng, steps, cond=labels)
-    images = _sampled(trajectory, round(strength * steps))
+    check_prompt_options({"negative-prompt": negative_prompt})
+    machine.use_threads(threads, backend)
+    pipeline = open_for(False, run, backend, sampler="ddim")
+    model, labels = _class_model(pipeline, n, name, guidance)
+    x0 = inputs.load_network_input(image, pipeline.image_shape).repeat(n, 0)
+    trajectory = editing.redraw(model, pipeline.schedule, x0, strength, rng, steps, cond=labels)
+    images = _sampled(trajectory, taken)
     _write_sheet(out, outputs.finished(np.concatenate([x0[:1], images])))
 
 
@@ -90,22 +97,24 @@ def fill(
     rng = np.random.default_rng(seed)
     if prompt is not None:
         given = _prompts(prompt, negative_prompt, guidance, name)
-        parts, x0, sampler = _open_pipeline(run, image, given, backend, threads)
-        masked = inputs.load_mask(mask, x0.shape[1:3], parts.vae.factor)
+        pipeline, x0 = _open_for_prompt(run, image, given, backend, threads)
+        masked = inputs.load_mask(mask, x0.shape[1:3], pipeline.vae.factor)
 
         def sample_one(prompt: str, tick: Tick) -> np.ndarray:
             return text_to_image.inpaint(
-                parts, [prompt], x0, masked, given.negative, given.guidance, steps, rng, sampler, tick
+                pipeline, [prompt], x0, masked, given.negative, given.guidance, steps, rng, tick=tick
             )
 
         images = sample_one_by_one([prompt] * n, steps, sample_one)
         _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    check_no_prompt(run, {"negative-prompt": negative_prompt})
-    unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
-    x0 = inputs.load_network_input(image, unet.image_shape).repeat(n, 0)
-    model = editing.inpainting(model, schedule, x0, inputs.load_mask(mask, x0.shape[1:3]))
-    images = _sampled(sample(model, schedule, x0.shape, rng, steps, cond=labels), steps)
+    check_prompt_options({"negative-prompt": negative_prompt})
+    machine.use_threads(threads, backend)
+    pipeline = open_for(False, run, backend, sampler="ddim")
+    model, labels = _class_model(pipeline, n, name, guidance)
+    x0 = inputs.load_network_input(image, pipeline.image_shape).repeat(n, 0)
+    model = editing.inpainting(model, pipeline.schedule, x0, inputs.load_mask(mask, x0.shape[1:3]))
+    images = _sampled(sample(model, pipeline.schedule, x0.shape, rng, steps, cond=labels), steps)
     _write_sheet(out, outputs.finished(np.concatenate([x0[:1], images])))
 
 
@@ -113,7 +122,7 @@ def between(
     run: options.ModelFolder,
     out: options.Out = Path("sheet.png"),
     n: options.NumImages = 8,
-    name: options.ClassName = None,
+    name: options.RowClass = None,
     guidance: options.Guidance = 1.0,
     steps: options.Steps = 50,
     seed: options.Seed = 0,
@@ -122,24 +131,25 @@ def between(
 ) -> None:
     """Interpolate between two samples: spherical interpolation (slerp) of their initial noise, in one row."""
     imaging.check_image_output(out)
-    unet, model, schedule, labels = _open_network(run, n, name, guidance, backend, threads)
+    machine.use_threads(threads, backend)
+    pipeline = open_pipeline(run, backend, sampler="ddim", kind="unet")
+    model, labels = _class_model(pipeline, n, name, guidance)
+    if name is None and labels is not None:
+        labels = np.zeros_like(labels)  # of one class, so that only the noise changes along the row
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((2, 1, *unet.image_shape), dtype=np.float32)
+    a, b = rng.standard_normal((2, 1, *pipeline.image_shape), dtype=np.float32)
     x_T = np.concatenate([editing.slerp(a, b, weight) for weight in np.linspace(0, 1, n)])  # (n, H, W, C)
-    images = _sampled(sample(model, schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), steps)
+    images = _sampled(sample(model, pipeline.schedule, x_T.shape, rng, steps, cond=labels, x_T=x_T), steps)
     _write_sheet(out, outputs.finished(images), columns=n)
 
 
-def _open_network(
-    run: Path, n: int, name: str | None, guidance: float | None, backend: str, threads: int | None
-) -> tuple[UNet, Model, AnySchedule, np.ndarray | None]:
-    """The network, the guided model, its schedule, and labels (n,), or None for an unconditional network."""
-    machine.use_threads(threads, backend)
-    unet = setup.load_image_unet(run, backend)
-    labels = inputs.class_labels(run, unet, name, n)
-    announce_compiling(backend)
-    schedule = networks.load_schedule(run)
-    return unet, setup.guided_model(run, unet, schedule, 1.0 if guidance is None else guidance), schedule, labels
+def _class_model(
+    pipeline: Pipeline, n: int, name: str | None, guidance: float | None
+) -> tuple[Model, np.ndarray | None]:
+    """The guided model of a pipeline without prompts, and labels (n,), or None for an unconditional network."""
+    labels = inputs.class_labels(pipeline, name, n)
+    announce_compiling(pipeline.unet.backend.name)
+    return guided_model(pipeline, 1.0 if guidance is None else guidance), labels
 
 
 def _prompts(prompt: str, negative_prompt: str | None, guidance: float | None, name: str | None) -> Prompts:
@@ -149,15 +159,15 @@ def _prompts(prompt: str, negative_prompt: str | None, guidance: float | None, n
     return Prompts([prompt], negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
 
 
-def _open_pipeline(
+def _open_for_prompt(
     run: Path, image: Path, prompts: Prompts, backend: str, threads: int | None
-) -> tuple[Pipeline, np.ndarray, Sampler]:
-    """A text-to-image pipeline, the image (1, H, W, C) at its native size, and the DDIM sampler."""
+) -> tuple[TextPipeline, np.ndarray]:
+    """A pipeline with prompts, its sampler DDIM, and the image (1, H, W, C) at the size that it was trained on."""
     machine.use_threads(threads, backend)
-    parts = setup.open_texts(run, backend)
-    x0 = inputs.load_network_input(image, (*text_to_image.native_size(parts), parts.vae.config.in_channels))
-    check_prompts(parts, prompts, backend)
-    return parts, x0, networks.load_sampler(run, "ddim")
+    pipeline = text_to_image.with_prompts(open_for(True, run, backend, sampler="ddim"))
+    x0 = inputs.load_network_input(image, pipeline.image_shape)
+    check_prompts(pipeline, prompts)
+    return pipeline, x0
 
 
 def _sampled(trajectory: Trajectory, steps: int) -> np.ndarray:

@@ -18,10 +18,10 @@ from minidiff.errors import MinidiffError
 from minidiff.evaluation import feature_classifier, prompt_agreement, report, samples
 from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
-from minidiff.formats.stable_diffusion import is_pipeline, load_pipeline
+from minidiff.formats.pipeline import TextPipeline
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
-from minidiff.sampling.text_to_image import native_size
-from minidiff.terminal import announce_compiling, console, stderr_console, with_progress_bar
+from minidiff.terminal import announce_compiling, console, print_warning, with_progress_bar
 
 SHOWN = 64  # images on a sheet of prompts
 LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {feature_classifier.MIN_SAMPLES} has them)"
@@ -72,21 +72,22 @@ def evaluate(
     threads = machine.use_threads(threads, backend)
     if out is not None:
         check_new_folder(out)
-    if is_pipeline(what):
-        if raw:
-            raise MinidiffError(f"{what}: is text-conditional, evaluated by the averaged weights only; leave --raw out")
-        data = _Data(against, classifier, skip_bad)
-        _evaluate_prompts(what, data, n, (sampler, steps), guidance, seed, out, backend)
-        return
+    data = _Data(against, classifier, skip_bad)
     if what.is_file():
         images = samples.from_archive(what)
         if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
             raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
-        images = samples.sampled(what, n or 1000, steps, sampler, guidance, raw, seed, backend)
-        if images.warning:
-            stderr_console.print(f"minidiff: {images.warning}")
-    _evaluate_images(what, images, _Data(against, classifier, skip_bad), seed, out, backend, threads)
+        pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler)
+        if isinstance(pipeline, TextPipeline):
+            if raw:
+                reason = "is text-conditional, evaluated by the averaged weights only"
+                raise MinidiffError(f"{what}: {reason}; leave --raw out")
+            _evaluate_prompts(pipeline, data, n, steps, guidance, seed, out)
+            return
+        images = samples.sampled(pipeline, n or 1000, steps, guidance, raw, seed)
+        print_warning(images.warning)
+    _evaluate_images(what, images, data, seed, out, backend, threads)
 
 
 def _evaluate_images(
@@ -119,26 +120,21 @@ def _evaluate_images(
 
 
 def _evaluate_prompts(
-    what: Path,
+    pipeline: TextPipeline,
     data: _Data,
     n: int | None,
-    given: tuple[str | None, int | None],
+    steps: int | None,
     guidance: float,
     seed: int,
     out: Path | None,
-    backend: str,
 ) -> None:
-    """Sample captions of the training set and of the test split, and print how often the images agree with them.
-
-    given  --sampler and --steps
-    """
-    pipeline = load_pipeline(what, backend)
-    schedule, sampler, steps = sampling_settings(what, given[0], 0.0, None, False, given[1])
-    if warning := accuracy_warning(schedule, sampler, steps):
-        stderr_console.print(f"minidiff: {warning}")
-    real = report.open_real_images(data.against, (*native_size(pipeline), 3), MIN_IMAGES, data.skip_bad)
+    """Sample captions of the training set and of the test split, and print how often the images agree with them."""
+    pipeline, steps = sampling_settings(pipeline, steps)
+    print_warning(accuracy_warning(pipeline, steps))
+    backend, sampler = pipeline.unet.backend.name, pipeline.sampler
+    real = report.open_real_images(data.against, (*pipeline.image_shape[:2], 3), MIN_IMAGES, data.skip_bad)
     if not real.train.captions:
-        raise MinidiffError(f"{data.against}: its images have no captions, which {what} is conditioned on")
+        raise MinidiffError(f"{data.against}: its images have no captions, which {pipeline.folder} is conditioned on")
     announce_compiling(backend)
     splits = {"training captions": real.train, "test captions": real.test}
     prompts = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
@@ -149,7 +145,7 @@ def _evaluate_prompts(
 
     def generate(tick: Callable[[], object]) -> dict[str, prompt_agreement.PromptSamples]:
         return {
-            name: prompt_agreement.sample_prompts(pipeline, some, guidance, steps, sampler, seed, tick)
+            name: prompt_agreement.sample_prompts(pipeline, some, guidance, steps, seed, tick)
             for name, some in prompts.items()
         }
 
@@ -158,7 +154,7 @@ def _evaluate_prompts(
     baseline = prompt_agreement.PromptSamples(real.test.captions, report.all_images(real.test))
     contents = {
         "samples": {
-            "of": str(what), "n": {name: len(some) for name, some in prompts.items()},
+            "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()},
             "sampler": sampler.name, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},

@@ -11,7 +11,7 @@ from minidiff.data import imaging
 from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.run_networks import kept_pipelines
 from minidiff.formats.run_state import kept_states
-from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_sheets import (
     GUIDANCE_SCALES,
     PromptSettings,
@@ -21,6 +21,7 @@ from minidiff.sampling.text_sheets import (
     training_sheet,
     word_replacement_sheet,
 )
+from minidiff.sampling.text_to_image import with_prompts
 from minidiff.terminal import announce_compiling, console, with_progress_bar
 
 
@@ -44,7 +45,7 @@ def explain(
     """
     machine.use_threads(threads, backend)
     check_new_folder(out)
-    pipeline = load_pipeline(run, backend)
+    pipeline = with_prompts(open_pipeline(run, backend, kind="text"))
     num_checkpoints = len(kept_states(run))
     num_images = len(GUIDANCE_SCALES) + 1 + (len(replaced_words(prompt, to)) if to else 0) + num_checkpoints
     announce_compiling(backend)
@@ -57,7 +58,7 @@ def explain(
             if to:
                 imaging.save_image(word_replacement_sheet(pipeline, settings, to), folder / "words.png")
             if num_checkpoints:
-                imaging.save_image(training_sheet(settings, kept_pipelines(run, backend)), folder / "training.png")
+                imaging.save_image(training_sheet(settings, kept_pipelines(pipeline)), folder / "training.png")
 
     with_progress_bar("sampling", num_images * steps, write_sheets)
     console.print(f"Wrote {out}")

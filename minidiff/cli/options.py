@@ -53,6 +53,10 @@ InputImage = Annotated[
 ClassName = Annotated[
     str | None, typer.Option("--class", callback=valid_text, help="Class name.  [default: all, class after class]")
 ]
+RowClass = Annotated[
+    str | None,
+    typer.Option("--class", callback=valid_text, help="Class name, or all, class after class.  [default: the first]"),
+]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 disables it.")]
 GuidanceScale = Annotated[
     float | None, typer.Option("--guidance", help="Classifier-free guidance scale; 1 disables it.")

@@ -1,7 +1,7 @@
 """The command that samples images: without a prompt, or of one prompt after the other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +17,16 @@ from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.reverse import Tick, sample
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import AnySchedule
-from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
-from minidiff.formats.folders import describe, kind_of
-from minidiff.formats.stable_diffusion import Pipeline
+from minidiff.formats.folders import describe
+from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.run_state import WrongKind
 from minidiff.models.tokenizer import Tokenizer
-from minidiff.sampling import inputs, outputs, setup, text_to_image
-from minidiff.sampling.settings import accuracy_warning, sampling_settings
-from minidiff.terminal import announce_compiling, console, stderr_console, with_progress_bar
+from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.opening import Weights, chosen_weights, open_pipeline
+from minidiff.sampling.settings import accuracy_warning, guided_model, sampling_settings
+from minidiff.terminal import announce_compiling, console, print_warning, with_progress_bar
 
 TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
 PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion's
@@ -40,23 +39,6 @@ class Prompts:
     texts: list[str]
     negative: str
     guidance: float
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are sampled, whatever the network.
-
-    folder    a run, or a folder of diffusers
-    sampling  keyword arguments of `sampling_settings`
-    weights   of a run; None: those that its folder exports
-    rng       source of the noise
-    """
-
-    folder: Path
-    sampling: dict[str, Any]
-    weights: setup.Choice
-    rng: Rng
-    backend: str
 
 
 def sample_command(
@@ -109,20 +91,26 @@ def sample_command(
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
     outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
-    weights = setup.chosen_weights(raw, best, step)
+    weights = chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
-        check_no_prompt(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
+        check_prompt_options({"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
-    sampling = dict(sampler=sampler, eta=eta, spacing=spacing, karras=karras, steps=steps, noise=noise)
-    settings = Settings(run, sampling, weights, inputs.noise_source(noise, seed), backend)
-    if texts:
+    rng = inputs.noise_source(noise, seed)
+    pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch")
+    pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras)
+    print_warning(accuracy_warning(pipeline, steps))
+    if isinstance(pipeline, TextPipeline):
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
-        images = _sample_prompts(settings, n or 1, given, (height, width))
+        images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rng)
         sheet = partial(_prompt_sheet, images, texts)
     else:
-        images, labels = _sample_classes(settings, n or 64, name, 1.0 if guidance is None else guidance, gif)
+        labels = inputs.class_labels(pipeline, name, n or 64)
+        model = guided_model(pipeline, 1.0 if guidance is None else guidance)
+        images = _sample_batches(
+            pipeline, model, inputs.batches(n or 64, pipeline.image_shape, labels), steps, rng, gif
+        )
         sheet = partial(imaging.sheet, images, **outputs.rows_by_class(labels))
     if folder:
         with new_folder(folder) as part:
@@ -134,66 +122,42 @@ def sample_command(
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
 
 
-def settings_of(folder: Path, sampling: dict[str, Any]) -> tuple[AnySchedule, Sampler, int]:
-    """`sampling_settings`; a warning of theirs is printed on stderr."""
-    schedule, sampler, steps = sampling_settings(folder, **sampling)
-    if warning := accuracy_warning(schedule, sampler, steps):
-        stderr_console.print(f"minidiff: {warning}")
-    return schedule, sampler, steps
-
-
-def _sample_classes(
-    settings: Settings, n: int, name: str | None, guidance: float, gif: Path | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """n images (n, H, W, C) uint8 of a network without prompts, and their labels (n,); None of an unconditional one.
+def _sample_batches(
+    pipeline: Pipeline, model: Callable[..., Any], batches: list[Any], steps: int, rng: Any, gif: Path | None
+) -> np.ndarray:
+    """The images (n, H, W, C) uint8 of all batches (shape, labels).
 
     The trajectory of the first image is written to `gif`, if that is given.
     """
-    folder, backend = settings.folder, settings.backend
-    unet = setup.load_image_unet(folder, backend, settings.weights)
-    schedule, sampler, steps = settings_of(folder, settings.sampling)
-    labels = inputs.class_labels(folder, unet, name, n)
-    model = setup.guided_model(folder, unet, schedule, guidance)
-    batches = inputs.batches(n, unet, labels)
     images, frames = [], []
-    announce_compiling(backend)
+    announce_compiling(pipeline.unet.backend.name)
 
-    def sample_batches(tick: Tick) -> None:
+    def sample_all(tick: Tick) -> None:
         for shape, cond in batches:
             x_t = np.empty(shape)
-            for _, x_t, _ in sample(model, schedule, shape, settings.rng, steps, sampler, cond):
+            for _, x_t, _ in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
                 if gif and not images:
                     frames.append(imaging.sheet(imaging.to_uint8(x_t[:1]), scale=8, gap=0))
                 tick()
             images.append(outputs.finished(x_t))
 
-    with_progress_bar("sampling", steps * len(batches), sample_batches)
+    with_progress_bar("sampling", steps * len(batches), sample_all)
     if gif:
         imaging.save_gif(frames, gif)
-    return np.concatenate(images), labels
+    return np.concatenate(images)
 
 
-def _sample_prompts(settings: Settings, n: int, prompts: Prompts, size: tuple[int | None, int | None]) -> np.ndarray:
+def _sample_prompts(
+    pipeline: TextPipeline, n: int, prompts: Prompts, size: tuple[int | None, int | None], steps: int, rng: Any
+) -> np.ndarray:
     """n images of each prompt, (n * prompts, H, W, C) uint8. size: (height, width), None for the model's own."""
-    parts = setup.open_texts(settings.folder, settings.backend, settings.weights)
-    schedule, sampler, steps = settings_of(settings.folder, settings.sampling)
-    parts = replace(parts, schedule=schedule)
-    native = text_to_image.native_size(parts)
-    height, width = (own if given is None else given for given, own in zip(size, native, strict=True))
-    text_to_image.check_size(parts, (height, width))
-    check_prompts(parts, prompts, settings.backend)
+    height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
+    text_to_image.check_size(pipeline, (height, width))
+    check_prompts(pipeline, prompts)
 
     def sample_one(prompt: str, tick: Tick) -> np.ndarray:
         return text_to_image.text_to_image(
-            parts,
-            [prompt],
-            prompts.negative,
-            prompts.guidance,
-            steps,
-            settings.rng,
-            (height, width),
-            sampler,
-            tick,
+            pipeline, [prompt], prompts.negative, prompts.guidance, steps, rng, (height, width), tick=tick
         )
 
     return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
@@ -207,26 +171,38 @@ def _prompt_sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
     return captioned_sheet(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
 
 
-def check_no_prompt(folder: Path, prompt_options: dict[str, Any]) -> None:
-    """Raises MinidiffError if a folder needs a prompt, or if options are given that go only with one.
+def open_for(
+    prompt: bool,
+    folder: Path,
+    backend: str,
+    weights: Weights | None = None,
+    sampler: str | None = None,
+    as_diffusers: bool = False,
+) -> Pipeline:
+    """The folder opened, if it takes prompts as they are given, or not given; the rest as of `open_pipeline`."""
+    try:
+        return open_pipeline(folder, backend, weights, sampler, as_diffusers, "text" if prompt else "unet")
+    except WrongKind as error:
+        if error.kind == "text":
+            raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None
+        raise
 
-    prompt_options: names -> values, None for one that is not given
-    """
-    if kind_of(folder) == "text":
-        raise MinidiffError(f"{describe(folder)}; give --prompt")
+
+def check_prompt_options(prompt_options: dict[str, Any]) -> None:
+    """Raises MinidiffError for options, name -> value or None, that are given though they need a prompt."""
     for option, value in prompt_options.items():
         if value is not None:
             raise MinidiffError(f"--{option} needs a prompt: give --prompt too, or leave it out")
 
 
-def check_prompts(parts: Pipeline, prompts: Prompts, backend: str) -> None:
+def check_prompts(pipeline: TextPipeline, prompts: Prompts) -> None:
     """Raises MinidiffError for an invalid guidance scale; names on stderr the tokens that are cut off."""
     text_to_image.check_guidance(prompts.guidance)
     named = [*(("--prompt", text) for text in prompts.texts), ("--negative-prompt", prompts.negative)]
     for option, text in named:
-        if note := _truncation(parts.tokenizer, text):
-            stderr_console.print(f"minidiff: {option}: {note}")
-    announce_compiling(backend)
+        if note := _truncation(pipeline.tokenizer, text):
+            print_warning(f"{option}: {note}")
+    announce_compiling(pipeline.unet.backend.name)
 
 
 def _truncation(tokenizer: Tokenizer, text: str) -> str:

@@ -29,17 +29,26 @@ def redraw(
 ) -> Trajectory:
     """Image-to-image: add noise to images and sample from there (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
-    strength is the fraction of the steps that are taken, the last ones: near 0 little changes, at 1 (almost) nothing
-    of x0 remains. Yields what `sample` yields. Raises MinidiffError for a strength that is not from 0 to 1.
+    strength is the fraction of the steps that are taken (`steps_taken`), the last ones: near 0 little changes, at 1
+    (almost) nothing of x0 remains. Yields what `sample` yields. Raises MinidiffError for a strength that is not from 0
+    to 1.
     """
-    check_strength(strength)
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
-    taken = round(strength * steps)
+    taken = steps_taken(strength, steps)
     if taken == 0:
         return iter([(-1, x0, x0)])
     eps = rng.standard_normal(x0.shape, dtype=np.float32)
     x_t = q_sample(noise_levels(schedule, steps, sampler).schedule, x0, taken - 1, eps)
     return sample(model, schedule, x0.shape, rng, steps, sampler, cond, x_T=x_t, begin=steps - taken)
+
+
+def steps_taken(strength: float, steps: int) -> int:
+    """How many of the sampling steps image-to-image takes: strength * steps, rounded down as in diffusers.
+
+    Raises MinidiffError for a strength that is not from 0 to 1.
+    """
+    check_strength(strength)
+    return int(strength * steps)
 
 
 def check_strength(strength: float) -> None:

@@ -5,6 +5,7 @@ so that figures of different days are comparable.
 """
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -24,12 +25,13 @@ from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.weights import open_safetensors, write_safetensors
 from minidiff.models.classifier import Classifier
-from minidiff.terminal import about, console, with_progress_bar
+from minidiff.progress import progress
 
 BATCH_SIZE, LR, SEED = 64, 2e-3, 0
 MIN_STEPS, EPOCHS, MAX_STEPS = 500, 16, 5000  # training steps: EPOCHS epochs, within these limits
 MIN_SAMPLES = 100  # for fewer samples, whose metrics are poor anyway, no classifier is trained
 OLD_PREFIX, PREFIX = "halvings.", "downsamplers."  # of weights in caches from before the attribute was renamed
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,8 @@ def open_classifier(
         )
     if single:
         return None
-    path = with_progress_bar(
-        "reading", -(-len(train) // 1024) - (-len(test) // 1024), lambda tick: cache_path(train, test, tick)
-    )
+    with progress("reading", -(-len(train) // 1024) - (-len(test) // 1024)) as tick:
+        path = cache_path(train, test, tick)
     if path.is_file():
         return _cached(path, train, test, backend)
     if few:
@@ -96,13 +97,19 @@ def open_classifier(
 
 
 def _train_and_cache(path: Path, train: Dataset, test: Dataset, backend: str) -> FeatureClassifier:
-    """Train a classifier with a progress bar, and write it to the cache."""
+    """Train a classifier, and write it to the cache."""
     steps = num_steps(len(train))
     duration = about(steps * seconds_per_step(train, backend))
-    console.print(f"Training a classifier of {train.name}, once: {steps} steps, {duration}; cached in {path.parent}")
-    trained = with_progress_bar("training", steps, lambda tick: train_classifier(train, test, backend, tick))
+    log.info(f"Training a classifier of {train.name}, once: {steps} steps, {duration}; cached in {path.parent}")
+    with progress("training", steps) as tick:
+        trained = train_classifier(train, test, backend, tick)
     write_safetensors(path, trained.classifier.state_dict(), {"accuracy": repr(trained.accuracy)})
     return trained
+
+
+def about(seconds: float) -> str:
+    """A duration in rounded seconds or minutes."""
+    return f"about {max(round(seconds), 1)} s" if seconds < 90 else f"about {round(seconds / 60)} minutes"
 
 
 def num_steps(images: int) -> int:

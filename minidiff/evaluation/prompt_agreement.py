@@ -13,11 +13,10 @@ import numpy as np
 from minidiff.data.dataset import Dataset, blocks, slices
 from minidiff.data.emoji import name_and_tone
 from minidiff.diffusion.reverse import Tick
-from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import FeatureClassifier
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
-from minidiff.formats.stable_diffusion import Pipeline
+from minidiff.formats.pipeline import TextPipeline
 from minidiff.sampling.outputs import finished
 from minidiff.sampling.text_to_image import text_to_image
 
@@ -32,13 +31,13 @@ class PromptSamples(NamedTuple):
 
 
 def sample_prompts(
-    pipeline: Pipeline, prompts: Sequence[str], guidance: float, steps: int, sampler: Sampler, seed: int, tick: Tick
+    pipeline: TextPipeline, prompts: Sequence[str], guidance: float, steps: int, seed: int, tick: Tick
 ) -> PromptSamples:
     """An image of each prompt; tick() is called `num_sampling_steps(prompts, steps)` times."""
     rng, images = np.random.default_rng(seed), []
     for part in slices(len(prompts), PROMPT_BATCH_SIZE):
         batch = list(prompts[part])
-        images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng, None, sampler, tick)))
+        images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng, tick=tick)))
     return PromptSamples(prompts, np.concatenate(images))
 
 

@@ -4,7 +4,6 @@ Real images come in three parts. The feature classifier is trained on `train`, w
 too. `reference` is what samples are compared with; `baseline` holds other real images, compared with it the same way.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import Classified, FeatureClassifier, open_classifier
 from minidiff.evaluation.samples import MIN_IMAGES, EvaluatedImages
 from minidiff.files import write_json
+from minidiff.progress import progress
 from minidiff.sampling.inputs import BATCH_SIZE
 from minidiff.sampling.outputs import write_npz
-from minidiff.terminal import with_progress_bar
 from minidiff.training.start import open_data
 
 PAIRS = 32  # on the sheet of nearest neighbours
@@ -106,7 +105,8 @@ def evaluate(
     Without a classifier only `pixel_figures` and bits per dimension.
     """
     if subject.ticks:
-        images = with_progress_bar("sampling", subject.ticks, subject.generate)
+        with progress("sampling", subject.ticks) as tick:
+            images = subject.generate(tick)
     else:
         images = subject.generate(lambda: None)
     sides = images, all_images(real.baseline), all_images(real.reference)
@@ -200,21 +200,20 @@ def bits_per_dimension(subject: EvaluatedImages, dataset: Dataset, seed: int) ->
     assert model is not None and schedule is not None
     n, rng = min(BOUND_IMAGES, len(dataset)), np.random.default_rng(seed)
 
-    def compute(tick: Callable[[], object]) -> np.ndarray:
+    parts = [np.arange(n)[part] for part in slices(n, BATCH_SIZE)]
+    with progress("bits per dimension", len(parts) * (BOUND_TIMESTEPS + 1)) as tick:
+
         def counted(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
             tick()
             return model(x_t, t, **extras)
 
-        parts = (np.arange(n)[part] for part in slices(n, BATCH_SIZE))
         bounds = [
             bits_per_dim(
                 counted, schedule, to_float(dataset.take(part)), rng,
                 None if subject.labels is None else dataset.labels[part], BOUND_TIMESTEPS,
             ) for part in parts
         ]  # fmt: skip
-        return np.concatenate([bound.total for bound in bounds])  # (n,)
-
-    total = with_progress_bar("bits per dimension", -(-n // BATCH_SIZE) * (BOUND_TIMESTEPS + 1), compute)
+    total = np.concatenate([bound.total for bound in bounds])  # (n,)
     return {"mean": float(total.mean()), "error": float(total.std(ddof=1) / n**0.5), "n": n}
 
 

@@ -15,12 +15,9 @@ from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
-from minidiff.formats import networks
-from minidiff.models.unet import UNet
-from minidiff.sampling import inputs, outputs, setup
-from minidiff.sampling.settings import accuracy_warning, default_steps
-from minidiff.training import state
-from minidiff.training.unet_run import UNetRun
+from minidiff.formats.pipeline import Pipeline
+from minidiff.sampling import inputs, outputs
+from minidiff.sampling.settings import accuracy_warning, guided_model, sampling_settings
 
 MIN_IMAGES = 16  # the fewest images that are evaluated
 
@@ -61,44 +58,32 @@ def from_archive(path: Path) -> EvaluatedImages:
     return EvaluatedImages(images.shape[1:], {"of": str(path), "n": len(images)}, lambda tick: images)
 
 
-def sampled(
-    folder: Path,
-    n: int,
-    steps: int | None,
-    sampler: str | None,
-    guidance: float,
-    raw: bool,
-    seed: int,
-    backend: str,
-) -> EvaluatedImages:
-    """n images sampled by the network of a run or a diffusers folder, as `minidiff sample` samples them.
+def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, raw: bool, seed: int) -> EvaluatedImages:
+    """n images sampled by a pipeline that takes no prompts, as `minidiff sample` samples them.
 
-    raw: with the weights of a run's last step in place of their moving average.
-    Raises MinidiffError for settings that the folder does not support.
+    raw: whether its weights are those of a run's last step, for the report.
+    Raises MinidiffError for settings that the pipeline does not support.
     """
-    unet, schedule = setup.load_image_unet(folder, backend), networks.load_schedule(folder)
-    chosen = networks.load_sampler(folder, sampler)
-    steps = default_steps(schedule, chosen) if steps is None else steps
-    warning = accuracy_warning(schedule, chosen, steps)  # raises for steps that the schedule does not have
-    weights = _use_weights(unet, folder, raw)
-    labels = inputs.class_labels(folder, unet, None, n)
-    batches = inputs.batches(n if labels is None else len(labels), unet, labels)
-    model = setup.guided_model(folder, unet, schedule, guidance)
+    pipeline, steps = sampling_settings(pipeline, steps)
+    schedule, sampler = pipeline.schedule, pipeline.sampler
+    labels = inputs.class_labels(pipeline, None, n)
+    batches = inputs.batches(n, pipeline.image_shape, labels)
+    model = guided_model(pipeline, guidance)
 
     facts = {
-        "of": str(folder), "n": sum(shape[0] for shape, _ in batches), "weights": weights, "sampler": chosen.name,
+        "of": str(pipeline.folder), "n": n, "weights": _weights(pipeline.step, raw), "sampler": sampler.name,
         "steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
     return EvaluatedImages(
-        shape=unet.image_shape,
+        shape=pipeline.image_shape,
         facts=facts,
-        generate=partial(_generate, model, schedule, batches, steps, chosen, seed),
+        generate=partial(_generate, model, schedule, batches, steps, sampler, seed),
         ticks=steps * len(batches),
-        classes=() if labels is None else networks.load_classes(folder),
+        classes=pipeline.classes,
         labels=labels,
-        model=as_model(unet, schedule),
+        model=as_model(pipeline.unet, schedule),
         schedule=schedule,
-        warning=warning,
+        warning=accuracy_warning(pipeline, steps),
     )
 
 
@@ -113,11 +98,6 @@ def _generate(
     return np.concatenate(images)
 
 
-def _use_weights(unet: UNet, folder: Path, raw: bool) -> str:
-    """Load a run's raw weights into its network if `raw`; returns which weights the network has, for the report."""
-    if not raw and not state.state_file(folder).is_file():
-        return "as stored"
-    run = state.open_run(folder, UNetRun)
-    if raw:
-        unet.load_state_dict(run.unet.state_dict())
-    return f"{'last' if raw else 'moving average'}, of step {run.step}"
+def _weights(step: int | None, raw: bool) -> str:
+    """Which weights the network has, in words: those of a run's step, None: of another folder."""
+    return "as stored" if step is None else f"{'last' if raw else 'moving average'}, of step {step}"

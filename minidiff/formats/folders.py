@@ -1,11 +1,14 @@
 """The kind of network that a folder holds."""
 
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from minidiff.errors import MinidiffError
-from minidiff.files import read_json
+from minidiff.files import JSONFile, open_json
 from minidiff.formats import run_state
+from minidiff.formats.run_state import WrongKind
 from minidiff.formats.weights import open_safetensors
 
 INDEX = "model_index.json"
@@ -22,23 +25,54 @@ GIVE = {
 }
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds. The JSON file that tells it is here, so that nothing reads it again.
+
+    kind    "unet", "text" or "vae"; None if it is unknown
+    step    of a run: the step of its newest state
+    index   model_index.json
+    config  config.json of the network
+    """
+
+    folder: Path
+    kind: str | None
+    step: int | None = None
+    index: JSONFile | None = None
+    config: JSONFile | None = None
+
+    def json(self, path: Path) -> JSONFile:
+        """A JSON file of the folder: the one that is here, or else read now."""
+        return next((file for file in (self.index, self.config) if file and file.path == path), None) or open_json(path)
+
+
 def check_exists(folder: Path, give: str) -> None:
     """Raises MinidiffError if the folder does not exist; give: the remedy, "give ...", in its message."""
     if not os.path.exists(folder):
         raise MinidiffError(f"{folder}: no such folder; {give}")
 
 
-def check_kind(folder: Path, wanted: str) -> None:
-    """Raises MinidiffError for a folder that does not exist, or holds another kind of network than `wanted`."""
-    check_exists(folder, GIVE[wanted])
-    if kind_of(folder) not in (wanted, None):
-        raise MinidiffError(f"{describe(folder)}; {GIVE[wanted]}")
+def check_kind(folder: Path, kind: str | None, *wanted: str) -> None:
+    """Raises WrongKind for a folder that holds another kind of network than those wanted; None passes."""
+    if kind not in (*wanted, None):
+        raise WrongKind(f"{describe(folder, kind)}; {GIVE[wanted[0]]}", kind)
 
 
-def describe(folder: Path) -> str:
+def describe(folder: Path, kind: str) -> str:
     """The folder and its kind in words, the beginning of an error."""
-    held = "is the run of" if is_run(folder) else "holds"
-    return f"{folder}: {held} {FOUND[kind_of(folder) or 'unet']}"
+    return f"{folder}: {'is the run of' if is_run(folder) else 'holds'} {FOUND[kind]}"
+
+
+def find(folder: Path, *wanted: str) -> Found:
+    """What a folder holds: by a run's newest state, or else model_index.json, or else config.json.
+
+    Raises MinidiffError if the folder does not exist, if it holds another kind of network than those wanted, and if
+    one of the JSON files cannot be read.
+    """
+    check_exists(folder, GIVE[wanted[0]])
+    found = _found_in_states(folder) or _found_in_json(folder)
+    check_kind(folder, found.kind, *wanted)
+    return found
 
 
 def is_run(folder: Path) -> bool:
@@ -53,24 +87,25 @@ def check_run(folder: Path) -> None:
         raise MinidiffError(f"{folder}: holds no run (no training/state.safetensors); start one with minidiff train")
 
 
-def kind_of(folder: Path) -> str | None:
-    """The kind of a run or a diffusers folder: "unet", "text" or "vae"; None if it is unknown.
-
-    It is read from a run's state, else from model_index.json, else from config.json. Raises MinidiffError if one of
-    the last two cannot be read.
-    """
+def _found_in_states(folder: Path) -> Found | None:
+    """By the newest state of a run that is not damaged; None if there is none."""
     for path in run_state.states(folder):
-        try:
-            kind = open_safetensors(path)[1].get("kind", "unet")  # states of older runs lack it
-            return kind if kind in FOUND else None
-        except MinidiffError:  # missing or damaged: try the next
-            continue
+        with suppress(MinidiffError):  # missing or damaged: try the next
+            metadata = open_safetensors(path)[1]
+            kind = metadata.get("kind", "unet")  # states of older runs lack it
+            return Found(folder, kind if kind in FOUND else None, run_state.step_of(metadata))
+    return None
+
+
+def _found_in_json(folder: Path) -> Found:
     if (folder / INDEX).is_file():
-        return read_json(folder / INDEX, _kind_of_index)
+        index = open_json(folder / INDEX)
+        return Found(folder, _kind_of_index(index.value), index=index)
     for path in (folder / "config.json", folder / "unet" / "config.json", folder / "vae" / "config.json"):
         if path.is_file():
-            return CLASSES.get(read_json(path, _class_name))
-    return None
+            config = open_json(path)
+            return Found(folder, CLASSES.get(_class_name(config.value)), config=config)
+    return Found(folder, None)
 
 
 def _class_name(config: object) -> str:
@@ -78,6 +113,6 @@ def _class_name(config: object) -> str:
 
 
 def _kind_of_index(index: object) -> str | None:
-    """A pipeline with an autoencoder counts as "text"; load_pipeline checks its class."""
+    """A pipeline with an autoencoder counts as "text"; open_pipeline checks its class."""
     names = index if isinstance(index, dict) else {}
     return "text" if "vae" in names else "unet" if "unet" in names else None

@@ -14,8 +14,8 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
-from minidiff.files import read_json, write_json
-from minidiff.formats.folders import check_exists, check_kind
+from minidiff.files import JSONFile, open_json, read_json, write_json
+from minidiff.formats.folders import Found, check_exists, find
 from minidiff.formats.schedulers import (
     WITHOUT_ZERO_SNR,
     sampler_from_config,
@@ -23,7 +23,7 @@ from minidiff.formats.schedulers import (
     schedule_from_config,
     schedule_to_config,
 )
-from minidiff.formats.weights import WEIGHTS, Stored, find_weights, refuse_pickles, write_safetensors
+from minidiff.formats.weights import WEIGHTS, Stored, find_weights, read_arrays, refuse_pickles, write_safetensors
 from minidiff.models.config import TextEncoderConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
 from minidiff.models.unet import UNet
@@ -38,9 +38,13 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     time. Raises MinidiffError for a folder that is missing or none of these, for weights that do not fit config.json,
     and for an unsupported configuration.
     """
-    check_kind(Path(folder), "unet")
-    folder = _component(folder, "unet", "config.json")
-    config = read_json(folder / "config.json", UNetConfig.of)
+    return unet_of(find(Path(folder), "unet"), backend)
+
+
+def unet_of(found: Found, backend: str) -> UNet:
+    """The U-Net of a folder, as `load_unet`."""
+    folder = _component(found.folder, "unet", "config.json")
+    config = found.json(folder / "config.json").parse(UNetConfig.of)
     stored = find_weights(folder)
     check_weight_count(config, sum(a.size for a in stored.values()), folder / "config.json")
     return fill_weights(UNet(config, None, backend), stored, folder / WEIGHTS)
@@ -55,8 +59,9 @@ def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
         network.check_shapes({name: _memory_shape(a.shape) for name, a in stored.items()})
     except ValueError as error:
         raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
-    for name, p in network.named_parameters():
-        a = stored[name].read()
+    parameters = dict(network.named_parameters())
+    arrays = read_arrays(stored[name] for name in parameters)
+    for (name, p), a in zip(parameters.items(), arrays, strict=True):
         if not np.isfinite(a).all():
             raise MinidiffError(f"{path}: {name} has values that are not finite; copy or train it again")
         p.data[...] = p.backend.asarray(_from_file(a))
@@ -103,9 +108,7 @@ def load_schedule(folder: str | Path, sampler: Sampler | None = None) -> AnySche
 
     With a sampler that is as_diffusers: the schedule that the sampler's class in diffusers reads from the file.
     """
-    folder = _component(folder, "scheduler", "scheduler_config.json")
-    knows = sampler is None or not sampler.as_diffusers or sampler.name not in WITHOUT_ZERO_SNR
-    return read_json(folder / "scheduler_config.json", lambda config: schedule_from_config(config, knows))
+    return schedule_of(open_scheduler(folder), sampler)
 
 
 def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:
@@ -113,10 +116,25 @@ def load_sampler(folder: str | Path, name: str | None = None) -> Sampler:
 
     Raises MinidiffError if there is no sampler of that name.
     """
+    return sampler_of(open_scheduler(folder), name)
+
+
+def open_scheduler(folder: str | Path) -> JSONFile:
+    """scheduler_config.json of a pipeline folder or run, or of a folder that holds it itself."""
+    return open_json(_component(folder, "scheduler", "scheduler_config.json") / "scheduler_config.json")
+
+
+def schedule_of(scheduler: JSONFile, sampler: Sampler | None = None) -> AnySchedule:
+    """The schedule of a scheduler_config.json, as `load_schedule`."""
+    knows = sampler is None or not sampler.as_diffusers or sampler.name not in WITHOUT_ZERO_SNR
+    return scheduler.parse(lambda config: schedule_from_config(config, knows))
+
+
+def sampler_of(scheduler: JSONFile, name: str | None = None) -> Sampler:
+    """The sampler of a scheduler_config.json, as `load_sampler`."""
     if name is not None:
         Sampler(name)  # raises for an unknown name, without naming the file
-    folder = _component(folder, "scheduler", "scheduler_config.json")
-    return read_json(folder / "scheduler_config.json", lambda config: sampler_from_config(config, name))
+    return scheduler.parse(lambda config: sampler_from_config(config, name))
 
 
 def load_classes(folder: str | Path) -> tuple[str, ...]:

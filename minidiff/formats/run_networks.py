@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
+from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from minidiff.engine.rng import InitRng
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import check_run
 from minidiff.formats.networks import check_weight_count
+from minidiff.formats.pipeline import TextPipeline
 from minidiff.formats.run_state import (
     DamagedPart,
     RunState,
@@ -30,9 +32,9 @@ from minidiff.formats.run_state import (
     read_state,
 )
 from minidiff.formats.schedulers import schedule_from_config
-from minidiff.formats.stable_diffusion import Pipeline, load_text_encoder, load_vae
+from minidiff.formats.stable_diffusion import PARTS, load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
-from minidiff.formats.weights import DTYPES
+from minidiff.formats.weights import DTYPES, read_arrays
 from minidiff.models.config import TextEncoderConfig, TextUNetConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
 from minidiff.models.text_encoder import TextEncoder
@@ -46,34 +48,35 @@ P = TypeVar("P", bound=tuple)
 TextParts = tuple[TextUNetConfig, AnySchedule, Tokenizer, VAE | Pixels, TextEncoder | TextEncoderConfig]
 
 
-def load_run_unet(folder: Path, weights: str | int, backend: str = "numba") -> UNet:
-    """The U-Net of a run with the weights that are chosen.
+def read_chosen(folder: Path, weights: str | int, read: Callable[[RunState, str], T]) -> T:
+    """read(state, name) of a run with the weights that are chosen: the buffer of that name, of that state.
 
     weights  "raw": the weights of the last step; "best": the moving average at the best checkpoint; or a step: the
              moving average at its checkpoint
-    Raises MinidiffError for a folder without a run, a run of another kind, and a checkpoint that it does not keep.
+    Raises MinidiffError for a folder without a run, and for a checkpoint that it does not keep.
     """
-    name = "p" if weights == "raw" else "ema"
-    return _chosen(folder, weights, lambda state: read_unet(state, name, backend))
-
-
-def load_run_pipeline(folder: Path, weights: str | int, backend: str = "numba") -> Pipeline:
-    """The pipeline of a text-conditional run with the weights that are chosen, as `load_run_unet`."""
-    name = "p" if weights == "raw" else "ema"
-    return _chosen(folder, weights, lambda state: read_pipeline(state, name, backend))
-
-
-def kept_pipelines(folder: Path, backend: str = "numba") -> Iterator[tuple[int, Pipeline]]:
-    """Step and pipeline, with the moving average, of every checkpoint that a run keeps, the oldest first."""
-    for step, path in kept_states(folder).items():
-        yield step, read_pipeline(read_state(path), "ema", backend)
-
-
-def _chosen(folder: Path, weights: str | int, read: Callable[[RunState], T]) -> T:
     check_run(folder)
     if weights == "raw":
-        return read_newest(folder, read)
-    return read(read_state(best_state(folder) if weights == "best" else kept_state(folder, int(weights))))
+        return read_newest(folder, lambda state: read(state, "p"))
+    return read(read_state(best_state(folder) if weights == "best" else kept_state(folder, int(weights))), "ema")
+
+
+def kept_pipelines(pipeline: TextPipeline) -> Iterator[tuple[int, TextPipeline]]:
+    """Step and pipeline, with the moving average, of every checkpoint that the pipeline's run keeps, oldest first."""
+    for step, path in kept_states(pipeline.folder).items():
+        yield step, _with_weights(pipeline, read_state(path), "ema")
+
+
+def _with_weights(pipeline: TextPipeline, state: RunState, name: str) -> TextPipeline:
+    """The pipeline with the trained weights of a state of its run, from the buffer "p" or "ema"; the rest is shared."""
+    state.check_kind("text")
+    (frozen,) = read_parts(state, lambda: (json.loads(state.metadata["frozen"]),))
+    backend, encoder = pipeline.unet.backend.name, pipeline.text_encoder
+    encoder = encoder if "text_encoder" in frozen else TextEncoder(encoder.config, None, backend)
+    unet = TextUNet(pipeline.unet.config, None, backend)
+    pipeline = replace(pipeline, unet=unet, text_encoder=encoder, step=state.step)
+    fill_from_buffer([p for _, p in trained_parameters(pipeline, frozen)], state, name)
+    return pipeline
 
 
 def best_state(folder: Path) -> Path:
@@ -94,6 +97,14 @@ def kept_state(folder: Path, step: int) -> Path:
     return states[step]
 
 
+def read_networks(state: RunState, name: str, backend: str = "numba") -> dict[str, Any]:
+    """The U-Net of a state by name, and the other parts of a TextPipeline; weights from the buffer "p" or "ema"."""
+    if state.kind != "text":
+        return {"unet": read_unet(state, name, backend)}
+    pipeline = read_pipeline(state, name, backend)
+    return {part: getattr(pipeline, part) for part in PARTS}
+
+
 def read_unet(state: RunState, name: str, backend: str = "numba") -> UNet:
     """The U-Net of a state, its weights from the buffer "p" or "ema"."""
     state.check_kind("unet")
@@ -103,7 +114,7 @@ def read_unet(state: RunState, name: str, backend: str = "numba") -> UNet:
     return unet
 
 
-def read_pipeline(state: RunState, name: str, backend: str = "numba") -> Pipeline:
+def read_pipeline(state: RunState, name: str, backend: str = "numba") -> TextPipeline:
     """The pipeline of a state, its trained weights from the buffer "p" or "ema"."""
     state.check_kind("text")
     parts = read_parts(state, lambda: text_parts(state.path.parent.parent, state.metadata, backend))
@@ -173,7 +184,7 @@ def build_pipeline(
     text_encoder: TextEncoder | TextEncoderConfig,
     rng: InitRng,
     backend: str,
-) -> Pipeline:
+) -> TextPipeline:
     """The pipeline of a text-conditional run; rng initialises the weights of what is trained, None: zeros.
 
     text_encoder  the configuration of one to train, or one that stays frozen
@@ -182,10 +193,12 @@ def build_pipeline(
     if isinstance(text_encoder, TextEncoderConfig):
         text_encoder = TextEncoder(text_encoder, rng, backend)
     sampler = Sampler(offset=1, clip=None if isinstance(vae, VAE) else 1.0)  # offset: as diffusers wants it
-    return Pipeline(tokenizer, text_encoder, unet, vae, schedule, sampler)
+    return TextPipeline(
+        unet=unet, schedule=schedule, sampler=sampler, tokenizer=tokenizer, text_encoder=text_encoder, vae=vae
+    )
 
 
-def trained_parameters(pipeline: Pipeline, frozen: Iterable[str]) -> Iterator[tuple[str, Parameter]]:
+def trained_parameters(pipeline: TextPipeline, frozen: Iterable[str]) -> Iterator[tuple[str, Parameter]]:
     """The parameters that a text-conditional run trains, by name, in the order of its optimiser."""
     for name, network in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
         if name not in frozen:
@@ -214,7 +227,8 @@ def fill_from_buffer(parameters: list[Parameter], state: RunState, name: str) ->
     """
     state.check_buffers(sum(prod(p.shape) for p in parameters))
     buffer = state.buffers[name]
-    offset, itemsize = buffer.offset, np.dtype(DTYPES[buffer.dtype]).itemsize
-    for p in parameters:
-        p.data[...] = p.backend.asarray(replace(buffer, shape=p.shape, offset=offset).read())
-        offset += itemsize * prod(p.shape)
+    itemsize = np.dtype(DTYPES[buffer.dtype]).itemsize
+    offsets = accumulate((itemsize * prod(p.shape) for p in parameters), initial=buffer.offset)
+    arrays = read_arrays(replace(buffer, shape=p.shape, offset=i) for p, i in zip(parameters, offsets, strict=False))
+    for p, a in zip(parameters, arrays, strict=True):
+        p.data[...] = p.backend.asarray(a)

@@ -10,13 +10,14 @@ A state file holds four flat float32 arrays (P,), all parameters one after the o
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minidiff.errors import MinidiffError
+from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.weights import Stored, open_safetensors
 
 BUFFERS = ("p", "ema", "m", "v")
@@ -55,7 +56,11 @@ def states(folder: Path) -> list[Path]:
 
 
 class WrongKind(MinidiffError):
-    """The folder holds a run of another kind."""
+    """The folder holds a network of another kind, `kind`: a key of KINDS."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind
 
 
 class DamagedPart(MinidiffError):
@@ -90,7 +95,8 @@ class RunState:
         """Raises WrongKind if it is the state of a run of another kind than `wanted`, a key of KINDS."""
         if self.kind != wanted:
             folder = self.path.parent.parent
-            raise WrongKind(f"{folder}: is a run of {KINDS[self.kind]}, not of {KINDS[wanted]}; give another folder")
+            message = f"{folder}: is a run of {KINDS[self.kind]}, not of {KINDS[wanted]}; give another folder"
+            raise WrongKind(message, self.kind)
 
     def check_buffers(self, size: int) -> None:
         """Raises MinidiffError unless every buffer has the shape (size,)."""
@@ -128,15 +134,23 @@ def damaged_metadata(path: Path) -> MinidiffError:
 def saved_step(path: Path) -> int | None:
     """The step of a state file; None if it is missing or damaged."""
     try:
-        return int(open_safetensors(path)[1]["step"])
-    except (MinidiffError, KeyError, ValueError):
+        return step_of(open_safetensors(path)[1])
+    except MinidiffError:
+        return None
+
+
+def step_of(metadata: Mapping[str, str]) -> int | None:
+    """The step in a state's metadata; None if that is damaged."""
+    try:
+        return int(metadata["step"])
+    except (KeyError, ValueError):
         return None
 
 
 def read_newest(folder: Path, build: Callable[[RunState], T]) -> T:
     """build(state) of a run's newest state, or, if that is damaged, of the next one that is whole, the best last.
 
-    A console message names the state that is used in the place of a damaged one. Raises WrongKind as `build` does, and
+    A MinidiffWarning names the state that is used in the place of a damaged one. Raises WrongKind as `build` does, and
     MinidiffError, with all files that were tried, if no state is whole.
     """
     path, *others = states(folder)
@@ -145,13 +159,11 @@ def read_newest(folder: Path, build: Callable[[RunState], T]) -> T:
     except (WrongKind, DamagedPart):  # no other state is free of that
         raise
     except MinidiffError as error:
-        from minidiff.terminal import console  # rich is imported only where something is printed
-
         for other in others:
             with suppress(MinidiffError):
                 state = read_state(other)
                 built = build(state)
-                console.print(f"{error}. Going back to step {state.step}, {other.name}.")
+                warnings.warn(f"{error}. Going back to step {state.step}, {other.name}.", MinidiffWarning, stacklevel=3)
                 return built
         raise _none_whole(error, [other for other in others if other.is_file()]) from None
 

@@ -4,19 +4,17 @@ Each part has a folder of its own; model_index.json names their classes in diffu
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json, write_json
-from minidiff.formats.folders import INDEX, check_kind, kind_of
-from minidiff.formats.networks import fill_weights, load_sampler, load_schedule, save_network, save_scheduler
+from minidiff.formats.folders import INDEX, Found
+from minidiff.formats.networks import fill_weights, save_network, save_scheduler
+from minidiff.formats.pipeline import TextPipeline
 from minidiff.formats.tokenizer_files import load_tokenizer, save_tokenizer
 from minidiff.formats.weights import WEIGHTS, find_weights, refuse_pickles
 from minidiff.models.config import TextEncoderConfig, TextUNetConfig, VAEConfig
@@ -33,7 +31,7 @@ PARTS = {
     "text_encoder": ("CLIPTextModel",),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-}  # load_sampler checks the scheduler's class
+}  # sampler_of checks the scheduler's class
 TEXT_WEIGHTS = "model.safetensors"  # its name in transformers
 NOTHING: Mapping[str, Mapping[str, np.ndarray]] = {}
 
@@ -42,76 +40,55 @@ N = TypeVar("N", bound=Module)
 C = TypeVar("C", bound=FileConfig)
 
 
-@dataclass(frozen=True, eq=False)
-class Pipeline:
-    """The parts of a text-to-image pipeline, on one backend."""
+def load_text_parts(found: Found, backend: str) -> dict[str, Any]:
+    """Tokenizer, text encoder, U-Net and autoencoder of a Stable Diffusion 1.x or 2.x folder, by TextPipeline's names.
 
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
-    unet: TextUNet
-    vae: VAE | Pixels
-    schedule: AnySchedule
-    sampler: Sampler
-
-    def to(self, backend: str) -> Self:
-        """A pipeline with the networks on another backend, by `Module.to`."""
-        return replace(self, **{k: part.to(backend) for k, part in vars(self).items() if isinstance(part, Module)})
-
-
-def load_pipeline(folder: str | Path, backend: str = "numba") -> Pipeline:
-    """The parts of a Stable Diffusion 1.x or 2.x folder; 16-bit weights become float32 as they are read.
-
-    If the index has no autoencoder, the U-Net works on pixels.
-
-    Raises MinidiffError for a pipeline of another class, a part that is missing or of an unsupported class, pickled
-    weights, and parts that do not fit together.
+    16-bit weights become float32 as they are read. If the index has no autoencoder, the U-Net works on pixels. Raises
+    MinidiffError for a pipeline of another class, a part that is missing or of an unsupported class, and pickled
+    weights.
     """
-    folder = Path(folder)
-    check_kind(folder, "text")
+    folder = found.folder
     if not (folder / INDEX).is_file():
         raise MinidiffError(f"{folder}: has no {INDEX}; give a Stable Diffusion folder")
-    in_pixels = read_json(folder / INDEX, _check_index)
-    pipeline = Pipeline(
-        load_tokenizer(folder / "tokenizer"),
-        load_text_encoder(folder / "text_encoder", backend),
-        unet := load_text_unet(folder / "unet", backend),
-        Pixels(unet.config.in_channels) if in_pixels else load_vae(folder / "vae", backend),
-        load_schedule(_existing(folder / "scheduler")),
-        load_sampler(folder / "scheduler"),
-    )
-    check_fit(folder, pipeline)
-    return pipeline
-
-
-def is_pipeline(folder: str | Path) -> bool:
-    """Whether a folder holds a text-to-image pipeline, or another one with an autoencoder."""
-    return kind_of(Path(folder)) == "text"
+    in_pixels = found.json(folder / INDEX).parse(_check_index)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    text_encoder = load_text_encoder(folder / "text_encoder", backend)
+    unet = load_text_unet(folder / "unet", backend)
+    vae = Pixels(unet.config.in_channels) if in_pixels else load_vae(folder / "vae", backend)
+    existing(folder / "scheduler")
+    return {"tokenizer": tokenizer, "text_encoder": text_encoder, "unet": unet, "vae": vae}
 
 
 def load_text_encoder(folder: str | Path, backend: str = "numba") -> TextEncoder:
-    """CLIP's text encoder of a folder with config.json and model.safetensors. Raises MinidiffError as load_pipeline."""
-    folder = _existing(Path(folder))
+    """CLIP's text encoder of a folder with config.json and model.safetensors.
+
+    Raises MinidiffError as `load_text_parts`.
+    """
+    folder = existing(Path(folder))
     config = _config(folder, TextEncoderConfig)
     stored = {name.removeprefix("text_model."): a for name, a in find_weights(folder, TEXT_WEIGHTS).items()}
     return fill_weights(_build(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS)
 
 
 def load_text_unet(folder: str | Path, backend: str = "numba") -> TextUNet:
-    """The U-Net of a UNet2DConditionModel folder. Raises MinidiffError as load_pipeline."""
-    folder = _existing(Path(folder))
+    """The U-Net of a UNet2DConditionModel folder. Raises MinidiffError as `load_text_parts`."""
+    folder = existing(Path(folder))
     unet = _build(TextUNet, _config(folder, TextUNetConfig), folder, backend)
     return fill_weights(unet, find_weights(folder), folder / WEIGHTS)
 
 
 def load_vae(folder: str | Path, backend: str = "numba") -> VAE:
-    """The autoencoder of an AutoencoderKL folder. Raises MinidiffError as load_pipeline."""
-    folder = _existing(Path(folder))
+    """The autoencoder of an AutoencoderKL folder. Raises MinidiffError as `load_text_parts`."""
+    folder = existing(Path(folder))
     vae = _build(VAE, _config(folder, VAEConfig), folder, backend)
     return fill_weights(vae, find_weights(folder), folder / WEIGHTS)
 
 
 def save_parts(
-    folder: Path, pipeline: Pipeline, names: Iterable[str], weights: Mapping[str, Mapping[str, np.ndarray]] = NOTHING
+    folder: Path,
+    pipeline: TextPipeline,
+    names: Iterable[str],
+    weights: Mapping[str, Mapping[str, np.ndarray]] = NOTHING,
 ) -> None:
     """Write the parts of these names, each into its folder, scheduler/ and model_index.json.
 
@@ -139,7 +116,8 @@ def save_parts(
     write_json(folder / INDEX, index)
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder of a part. Raises MinidiffError if there is none."""
     if not folder.is_dir():
         raise MinidiffError(f"{folder}: no such folder; the pipeline is not whole, copy it again")
     return folder
@@ -176,7 +154,7 @@ def _check_index(index: Any) -> bool:
     return in_pixels
 
 
-def check_fit(folder: Path, pipeline: Pipeline) -> None:
+def check_fit(pipeline: TextPipeline) -> None:
     """Raises MinidiffError unless vocabulary, text length, embedding width and channels fit together."""
     tokenizer, encoder, unet, vae = pipeline.tokenizer, pipeline.text_encoder.config, pipeline.unet.config, pipeline.vae
     largest, channels = max(tokenizer.vocab.values()), vae.config.latent_channels
@@ -192,4 +170,4 @@ def check_fit(folder: Path, pipeline: Pipeline) -> None:
         (vae.config.in_channels != vae.config.out_channels, "an autoencoder with in_channels other than out_channels"),
     ):
         if wrong:
-            raise MinidiffError(f"{folder}: its parts do not fit: there are {what}; copy all of it again")
+            raise MinidiffError(f"{pipeline.folder}: its parts do not fit: there are {what}; copy all of it again")

@@ -9,9 +9,12 @@ nothing.
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -46,17 +49,36 @@ class Stored:
         return prod(self.shape)
 
     def read(self) -> np.ndarray:
-        """The array as float32. Raises MinidiffError if the file ends too early, or was replaced since then."""
-        try:
-            with open(self.path, "rb") as file:
-                if not os.path.samestat(os.fstat(file.fileno()), self.file):
-                    raise MinidiffError(f"{self.path}: was replaced while it was read; try again")
-                a = np.fromfile(file, DTYPES[self.dtype], self.size, offset=self.offset).reshape(self.shape)
-        except (OSError, ValueError) as error:
-            raise damaged(self.path, error) from None
-        if self.dtype == "BF16":
-            return np.left_shift(a, 16, dtype=np.uint32).view(np.float32)
-        return a.astype(np.float32, copy=False)
+        """The array as float32. Raises MinidiffError as `read_arrays` does."""
+        (a,) = read_arrays([self])
+        return a
+
+
+def read_arrays(arrays: Iterable[Stored]) -> Iterator[np.ndarray]:
+    """The arrays as float32, one after the other; each file is opened once.
+
+    Raises MinidiffError if a file ends too early, or was replaced since its header was read.
+    """
+    with ExitStack() as closing:
+        files: dict[Path, BinaryIO] = {}
+        for stored in arrays:
+            try:
+                if stored.path not in files:
+                    files[stored.path] = closing.enter_context(open(stored.path, "rb"))
+                a = _read(files[stored.path], stored)
+            except (OSError, ValueError) as error:
+                raise damaged(stored.path, error) from None
+            yield a
+
+
+def _read(file: BinaryIO, stored: Stored) -> np.ndarray:
+    if not os.path.samestat(os.fstat(file.fileno()), stored.file):
+        raise MinidiffError(f"{stored.path}: was replaced while it was read; try again")
+    file.seek(stored.offset)
+    a = np.fromfile(file, DTYPES[stored.dtype], stored.size).reshape(stored.shape)
+    if stored.dtype == "BF16":
+        return np.left_shift(a, 16, dtype=np.uint32).view(np.float32)
+    return a.astype(np.float32, copy=False)
 
 
 def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:

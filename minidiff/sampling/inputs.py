@@ -10,8 +10,7 @@ from minidiff.data.dataset import slices
 from minidiff.data.imaging import load_image, to_float
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
-from minidiff.formats.networks import load_classes
-from minidiff.models.unet import UNet
+from minidiff.formats.pipeline import Pipeline
 
 BATCH_SIZE = 64  # images that are sampled together
 
@@ -45,18 +44,19 @@ def noise_source(noise: str, seed: int) -> Any:
     return torch_generator(seed) if noise == "torch" else np.random.default_rng(seed)
 
 
-def class_labels(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | None:
+def class_labels(pipeline: Pipeline, name: str | None, n: int) -> np.ndarray | None:
     """Labels (n,) of one class; for "all" or None of every class in order, as evenly as n allows.
 
     None for a network without classes. Without classes.json the class names are the indices.
     Raises MinidiffError if there is no class of that name.
     """
-    if unet.config.num_class_embeds is None:
+    folder, most = pipeline.folder, pipeline.num_class_embeds
+    if most is None:
         if name is not None:
             raise MinidiffError(f"{folder}: was not trained by class; leave --class out")
         return None
-    names = load_classes(folder) or tuple(map(str, range(unet.config.num_class_embeds)))
-    if len(names) > unet.config.num_class_embeds:
+    names = pipeline.classes or tuple(map(str, range(most)))
+    if len(names) > most:
         raise MinidiffError(f"{folder}: classes.json names more classes than its network has; copy both again")
     if name in (None, "all"):
         return np.arange(n) * len(names) // n
@@ -65,9 +65,11 @@ def class_labels(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarr
     return np.full(n, names.index(name))
 
 
-def batches(n: int, unet: UNet, labels: np.ndarray | None) -> list[tuple[tuple[int, int, int, int], Any]]:
-    """Shape (N, H, W, C) and labels (N,), or None, of each batch of up to BATCH_SIZE of n images."""
+def batches(
+    n: int, image_shape: tuple[int, int, int], labels: np.ndarray | None
+) -> list[tuple[tuple[int, int, int, int], Any]]:
+    """Shape (N, H, W, C) and labels (N,), or None, of each batch of up to BATCH_SIZE of n images (H, W, C)."""
     return [
-        ((part.stop - part.start, *unet.image_shape), None if labels is None else labels[part])
+        ((part.stop - part.start, *image_shape), None if labels is None else labels[part])
         for part in slices(n, BATCH_SIZE)
     ]

@@ -12,7 +12,7 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.diffusion.reverse import Tick
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
-from minidiff.formats.stable_diffusion import Pipeline
+from minidiff.formats.pipeline import TextPipeline
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
 from minidiff.sampling.outputs import finished
 from minidiff.sampling.text_to_image import text_to_image
@@ -31,14 +31,14 @@ class PromptSettings:
     seed: int = 0
     tick: Tick = lambda: None
 
-    def sample(self, pipeline: Pipeline, prompt: str | None = None, guidance: float | None = None) -> np.ndarray:
+    def sample(self, pipeline: TextPipeline, prompt: str | None = None, guidance: float | None = None) -> np.ndarray:
         """The image (1, H, W, C) uint8, or that of another prompt or guidance scale."""
         prompt, guidance = self.prompt if prompt is None else prompt, self.guidance if guidance is None else guidance
         rng = np.random.default_rng(self.seed)
         return finished(text_to_image(pipeline, [prompt], "", guidance, self.steps, rng, tick=self.tick))
 
 
-def training_sheet(settings: PromptSettings, checkpoints: Iterable[tuple[int, Pipeline]]) -> Image.Image:
+def training_sheet(settings: PromptSettings, checkpoints: Iterable[tuple[int, TextPipeline]]) -> Image.Image:
     """The image of a prompt by the pipelines of a run's checkpoints (step, pipeline)."""
     images, captions = [], []
     for step, pipeline in checkpoints:  # one at a time in memory
@@ -47,7 +47,7 @@ def training_sheet(settings: PromptSettings, checkpoints: Iterable[tuple[int, Pi
     return captioned_sheet(np.concatenate(images), captions, columns=min(len(captions), 8))
 
 
-def guidance_sheet(pipeline: Pipeline, settings: PromptSettings) -> Image.Image:
+def guidance_sheet(pipeline: TextPipeline, settings: PromptSettings) -> Image.Image:
     """The image of a prompt at every guidance scale of GUIDANCE_SCALES."""
     images = [settings.sample(pipeline, guidance=guidance) for guidance in GUIDANCE_SCALES]
     return captioned_sheet(np.concatenate(images), [f"guidance {guidance}" for guidance in GUIDANCE_SCALES], columns=5)
@@ -64,14 +64,14 @@ def replaced_words(prompt: str, to: str) -> list[str]:
     return list(dict.fromkeys(" ".join(after[:i] + before[i:]) for i in range(len(before) + 1)))
 
 
-def word_replacement_sheet(pipeline: Pipeline, settings: PromptSettings, to: str) -> Image.Image:
+def word_replacement_sheet(pipeline: TextPipeline, settings: PromptSettings, to: str) -> Image.Image:
     """The image of each prompt of `replaced_words`."""
     prompts = replaced_words(settings.prompt, to)
     images = np.concatenate([settings.sample(pipeline, prompt) for prompt in prompts])
     return captioned_sheet(images, prompts, len(prompts))
 
 
-def attention_sheet(pipeline: Pipeline, settings: PromptSettings) -> Image.Image:
+def attention_sheet(pipeline: TextPipeline, settings: PromptSettings) -> Image.Image:
     """The image of a prompt, and for each word the image with the brightness of the word's cross-attention map."""
     with recorded_attention(pipeline.unet) as weights:
         image = settings.sample(pipeline)[0]  # (H, W, C)

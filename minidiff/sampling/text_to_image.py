@@ -18,7 +18,8 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
-from minidiff.formats.stable_diffusion import Pipeline
+from minidiff.formats.folders import GIVE, describe
+from minidiff.formats.pipeline import Pipeline, TextPipeline
 
 MAX_UNTILED_PIXELS = 1024 * 1024  # larger images are decoded in tiles
 
@@ -39,12 +40,14 @@ def text_to_image(
     negative_prompt  text of guidance's unconditional prediction
     guidance         classifier-free guidance scale, 0 to 100; 1 disables it
     rng              draws the noise; None: default_rng()
-    size             height and width in pixels; None: `native_size`
+    size             height and width in pixels; None: those of pipeline.image_shape
     sampler          None: the folder's own
-    Raises MinidiffError for a size, steps or guidance scale that is not supported.
+    Raises MinidiffError for a size, steps or guidance scale that is not supported, and for a pipeline that takes no
+    prompts.
     """
+    pipeline = with_prompts(pipeline)
     rng = np.random.default_rng() if rng is None else rng
-    height, width = check_size(pipeline, size or native_size(pipeline))
+    height, width = check_size(pipeline, size or pipeline.image_shape[:2])
     factor, C = pipeline.vae.factor, pipeline.vae.config.latent_channels
     shape = (len(prompts), height // factor, width // factor, C)
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
@@ -66,16 +69,16 @@ def image_to_image(
 ) -> np.ndarray:
     """Add noise to the latents of images x0 and denoise them, conditioned on the prompts: SDEdit (Meng et al. 2022).
 
-    strength is the fraction of the sampling steps that are taken, 0 to 1, rounded down to whole steps: it sets the
-    noise level, and at 0 x0 is only encoded and decoded. The rest as of `text_to_image`.
+    strength is the fraction of the sampling steps that are taken (`steps_taken`), 0 to 1: it sets the noise level, and
+    at 0 x0 is only encoded and decoded. The rest as of `text_to_image`.
     """
     check_strength(strength)
+    pipeline = with_prompts(pipeline)
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
     noise_levels(pipeline.schedule, steps, sampler)  # raises for steps that are not supported
     _check_one_each(prompts, x0)
     latents = encode(pipeline, x0, rng)
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
-    strength = int(steps * strength) / steps
     trajectory = redraw(model, pipeline.schedule, latents, strength, rng, steps, sampler, cond)
     return decode(pipeline, last_x_t(trajectory, tick))
 
@@ -98,6 +101,7 @@ def inpaint(
     where the mask is False. mask is bool (H, W, 1); each latent takes the first pixel of its block. The rest as of
     `text_to_image`. Raises MinidiffError for noise levels between whole timesteps, as euler's and heun's may be.
     """
+    pipeline = with_prompts(pipeline)
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
     levels = noise_levels(pipeline.schedule, steps, sampler)
     if levels.ts.dtype.kind != "i":
@@ -117,13 +121,20 @@ def inpaint(
     return decode(pipeline, np.where(known, latents, last_x_t(trajectory, tick)))
 
 
-def embeddings(pipeline: Pipeline, texts: list[str]) -> np.ndarray:
+def with_prompts(pipeline: Pipeline) -> TextPipeline:
+    """The same pipeline. Raises MinidiffError for one that takes no prompts."""
+    if not isinstance(pipeline, TextPipeline):
+        raise MinidiffError(f"{describe(pipeline.folder, 'unet')}; {GIVE['text']}")
+    return pipeline
+
+
+def embeddings(pipeline: TextPipeline, texts: list[str]) -> np.ndarray:
     """The text encoder's output (N, T, D) of each text, cut to T tokens: what the U-Net cross-attends to."""
     with no_grad():
         return pipeline.text_encoder(pipeline.tokenizer(texts)).numpy()
 
 
-def encode(pipeline: Pipeline, x0: np.ndarray, rng: Rng) -> np.ndarray:
+def encode(pipeline: TextPipeline, x0: np.ndarray, rng: Rng) -> np.ndarray:
     """Scaled latents (N, h, w, latent_channels) of images, sampled from the VAE's posterior."""
     check_size(pipeline, x0.shape[1:3])
     with no_grad():
@@ -131,7 +142,7 @@ def encode(pipeline: Pipeline, x0: np.ndarray, rng: Rng) -> np.ndarray:
     return np.float32(pipeline.vae.config.scaling_factor) * posterior.sample(rng)
 
 
-def decode(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
+def decode(pipeline: TextPipeline, latents: np.ndarray) -> np.ndarray:
     """Images (N, H, W, C) of scaled latents, decoded one by one; in tiles above MAX_UNTILED_PIXELS."""
     vae, latents = pipeline.vae, latents / np.float32(pipeline.vae.config.scaling_factor)
     in_tiles = latents.shape[1] * latents.shape[2] * vae.factor**2 > MAX_UNTILED_PIXELS
@@ -141,14 +152,7 @@ def decode(pipeline: Pipeline, latents: np.ndarray) -> np.ndarray:
         )
 
 
-def native_size(pipeline: Pipeline) -> tuple[int, int]:
-    """Height and width in pixels that the U-Net was trained for; those of 64 x 64 latents if its config has no size."""
-    size = pipeline.unet.config.sample_size or 64
-    height, width = size if isinstance(size, tuple) else (size, size)
-    return height * pipeline.vae.factor, width * pipeline.vae.factor
-
-
-def check_size(pipeline: Pipeline, size: tuple[int, ...]) -> tuple[int, int]:
+def check_size(pipeline: TextPipeline, size: tuple[int, ...]) -> tuple[int, int]:
     """Height and width. Raises MinidiffError unless both are multiples of the autoencoder's downsampling factor."""
     height, width = size
     multiple = pipeline.vae.factor
@@ -171,7 +175,7 @@ def check_guidance(guidance: float) -> None:
 
 
 def _guided_model(
-    pipeline: Pipeline, prompts: list[str], negative_prompt: str, guidance: float
+    pipeline: TextPipeline, prompts: list[str], negative_prompt: str, guidance: float
 ) -> tuple[Model, np.ndarray]:
     """The model with classifier-free guidance, and its conditioning (N, T, D)."""
     check_guidance(guidance)

@@ -1,5 +1,6 @@
 """New runs: the configuration from the command line's options and the dataset."""
 
+import logging
 import os
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,13 +13,15 @@ from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
-from minidiff.terminal import console, progress_bar
+from minidiff.progress import progress
 from minidiff.training import recipes, state
 from minidiff.training.config import TrainConfig
 from minidiff.training.loop import IMAGES
 from minidiff.training.run import Run
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae
+
+log = logging.getLogger(__name__)
 
 
 def start_run(
@@ -36,13 +39,13 @@ def start_run(
     config = replace(config, classes=classes)
     if isinstance(schedule, EDM) and config.min_snr is not None:
         weight = f"min(SNR, {config.min_snr:g}), in place of EDM's own SNR + {1 / SIGMA_DATA**2:g}"
-        console.print(f"--min-snr: the squared error of x0_hat has the weight {weight}.")
+        log.info(f"--min-snr: the squared error of x0_hat has the weight {weight}.")
     try:
         network = recipe.network(dataset.shape, len(classes) + 1 if classes else None, **sizes)
     except MinidiffError as error:
         raise MinidiffError(f"--recipe {name}: {error}" if name else str(error)) from None
     if name:
-        console.print(f"Recipe {name}, with its settings unchanged: {recipe.time}")
+        log.info(f"Recipe {name}, with its settings unchanged: {recipe.time}")
     return state.new_run(UNetRun, out, config, network, schedule), dataset
 
 
@@ -89,7 +92,7 @@ def validation_set(run: Run, dataset: Dataset) -> Dataset:
     """The dataset of validation losses: the test split, or, where there is none, the training set."""
     test = _test_split(run.config, dataset)
     which = "the training images" if test is dataset else "the test split"
-    console.print(f"Checkpoints are measured on {min(IMAGES, len(test))} of {which}.")
+    log.info(f"Checkpoints are measured on {min(IMAGES, len(test))} of {which}.")
     return test
 
 
@@ -119,26 +122,26 @@ def schedule_for(objective: str, schedule: AnySchedule) -> AnySchedule:
 def open_data(
     data: str, size: int | None, skip_bad: bool = False, left_out: list[MinidiffError] | None = None
 ) -> Dataset:
-    """The dataset, with a progress bar if it is downloaded; images left out are reported, and added to `left_out`."""
+    """The dataset; a message names each image that is left out, which is added to `left_out`."""
     with ExitStack() as shown:
-        bar = progress_bar(transient=True)
-        task = bar.add_task("downloading, bytes", total=None, note="")
+        done_before, tick = 0, None
 
         def downloaded(done: int, total: int) -> None:
-            if not bar.live.is_started:
-                shown.enter_context(bar)
-            bar.update(task, completed=done, total=total)
+            nonlocal done_before, tick
+            tick = tick or shown.enter_context(progress("downloading, bytes", total, transient=True))
+            tick(done - done_before)
+            done_before = done
 
         def skipped(error: MinidiffError) -> None:
-            console.print(f"left out: {error}")
+            log.info(f"left out: {error}")
             if left_out is not None:
                 left_out.append(error)
 
         skip = skipped if skip_bad else None
-        dataset = open_dataset(data, size, progress=downloaded, skip=skip, notice=console.print)
+        dataset = open_dataset(data, size, progress=downloaded, skip=skip, notice=log.info)
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
     classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
     captions = ", with captions" if dataset.captions else ""
-    console.print(f"{dataset.name}: {len(dataset)} images, {width}x{height} {colour}, {classes}{captions}")
+    log.info(f"{dataset.name}: {len(dataset)} images, {width}x{height} {colour}, {classes}{captions}")
     return dataset

@@ -1,5 +1,6 @@
 """New text-conditional runs: the configuration (start.py), a tokenizer, a text encoder and an autoencoder."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from minidiff.data.imaging import to_float
 from minidiff.diffusion.schedule import Schedule
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
-from minidiff.formats.folders import GIVE, check_exists, check_kind
+from minidiff.formats.folders import GIVE, check_exists, find
 from minidiff.formats.stable_diffusion import load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.models.bpe import learn_merges
@@ -22,7 +23,6 @@ from minidiff.models.default_configs import default_text_encoder, default_text_u
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
-from minidiff.terminal import console
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
 from minidiff.training.recipes import SCHEDULE
@@ -32,6 +32,8 @@ from minidiff.training.text_run import TextRun
 MERGES = 2000  # maximum number of a learned tokenizer's merges
 LENGTHS = (32, 77)  # minimum and maximum tokens of a text: room for longer prompts than the captions; CLIP's
 SCALE_IMAGES = 1024  # images whose latents determine scaling_factor
+
+log = logging.getLogger(__name__)
 
 
 def start_text(
@@ -49,7 +51,7 @@ def start_text(
         )
     sizes = sizes_of(given)
     if text_encoder is not None:
-        check_kind(text_encoder, "text")
+        find(text_encoder, "text")  # raises for another kind
     place = None if latent is None else _autoencoder_folder(latent)
     config, dataset = new_config(out, data, given, threads)
     check_captions(data, dataset)
@@ -77,7 +79,7 @@ def _new_text_encoder(captions: tuple[str, ...]) -> tuple[Tokenizer, TextEncoder
     longest = max(len(Tokenizer(vocab, merges).encode(caption)) for caption in captions) + 2
     shortest, most = LENGTHS
     length = min(max(longest, shortest), most)
-    console.print(f"Tokenizer: {len(vocab)} tokens, learned from the captions; {length} tokens a text")
+    log.info(f"Tokenizer: {len(vocab)} tokens, learned from the captions; {length} tokens a text")
     return Tokenizer(vocab, merges, length=length), default_text_encoder(len(vocab), length)
 
 
@@ -106,7 +108,7 @@ def _autoencoder_folder(folder: Path) -> Path:
     check_exists(folder, GIVE["vae"])
     place = next((place for place in (folder / "vae", folder) if (place / "config.json").is_file()), None)
     if place is None:
-        check_kind(folder, "vae")
+        find(folder, "vae")  # raises for another kind
         raise MinidiffError(f"{folder}: holds no autoencoder; {GIVE['vae']}")
     return place
 
@@ -127,6 +129,6 @@ def _autoencoder(folder: Path, dataset: Dataset, config: TrainConfig) -> VAE:
         parts = (to_float(dataset.take(index[part])) for part in slices(len(index), size))
         latents = np.concatenate([vae.encode(x).sample(rng) for x in parts])  # (n, h, w, latent_channels)
     std = max(float(latents.std()), 1e-6)
-    console.print(f"Latents: {'x'.join(map(str, latents.shape[1:]))}, of standard deviation {std:.3g}")
+    log.info(f"Latents: {'x'.join(map(str, latents.shape[1:]))}, of standard deviation {std:.3g}")
     vae.config = replace(vae.config, scaling_factor=1 / std)
     return vae

@@ -69,7 +69,7 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
 def open_run(folder: Path, kind: type[R] = Run) -> R:
     """The run of a folder at its last checkpoint; call `roll_back` before it is trained on.
 
-    If its newest state is damaged, the next one that is whole takes its place, and a console message says so.
+    If its newest state is damaged, the next one that is whole takes its place, and a MinidiffWarning says so.
     Raises MinidiffError for a folder without a run, or with one of another kind, and, naming every file that was
     tried, if no state is whole.
     """

@@ -24,10 +24,11 @@ from minidiff.data.imaging import to_float, to_uint8
 from minidiff.engine.nn import Parameter
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.formats.pipeline import TextPipeline
 from minidiff.formats.run_networks import build_pipeline, digests, text_parts, trained_parameters
 from minidiff.formats.schedulers import schedule_to_config
-from minidiff.formats.stable_diffusion import Pipeline, save_parts
-from minidiff.sampling.text_to_image import encode, native_size, text_to_image
+from minidiff.formats.stable_diffusion import save_parts
+from minidiff.sampling.text_to_image import encode, text_to_image
 from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
 from minidiff.training.step import StepStats, make_optimizer, train_step
@@ -47,7 +48,7 @@ class TextRun(Run):
 
     NAME: ClassVar[str] = "text U-Net"
 
-    pipeline: Pipeline
+    pipeline: TextPipeline
     frozen: Mapping[str, str]
 
     @classmethod
@@ -83,7 +84,7 @@ class TextRun(Run):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return *native_size(self.pipeline), self.pipeline.vae.config.in_channels
+        return self.pipeline.image_shape
 
     def model(self, x_t: Any, t: np.ndarray, cond: np.ndarray, rng: Rng | None = None) -> Tensor:
         """Text encoder and U-Net as one model: the prediction at x_t (N, h, w, C), t (N,) and token ids cond (N, T)."""

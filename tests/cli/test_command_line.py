@@ -12,12 +12,11 @@ import pytest
 from small_commands import QUICK, SMALL, bytes_of, process
 from small_runs import idx_set
 
-from minidiff.cli import app, evaluate, explain, options
+from minidiff.cli import app, edit, evaluate, explain, options, sample
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import SAMPLERS, SPACINGS
 from minidiff.diffusion.schedule import PREDICTION_TYPES
 from minidiff.engine.backend import PACKAGES
-from minidiff.sampling import setup
 from minidiff.terminal import printable
 from minidiff.training import state
 from minidiff.training.config import DECAY_START
@@ -186,7 +185,9 @@ def test_links_are_followed(done, trained):
 )  # fmt: skip
 def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, monkeypatch, stem, match):
     """Before anything is read."""
-    for module, function in ((setup, "load_unet"), (app.imaging, "load_image"), (app.measure, "open_rival")):
+    for module in (sample, edit):
+        monkeypatch.setattr(module, "open_pipeline", None)
+    for module, function in ((app.imaging, "load_image"), (app.measure, "open_rival")):
         monkeypatch.setattr(module, function, None)
     for suffix in ("png", "gif", "npz", "json"):
         Path(f"folder.{suffix}").mkdir()
@@ -202,7 +203,7 @@ def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, mo
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/new", "file", "run", "."])
 def test_new_folders_are_checked_before_the_work(refused, trained, monkeypatch, name):
-    for module, function in ((state, "open_run"), (evaluate, "is_pipeline"), (explain, "load_pipeline")):
+    for module, function in ((state, "open_run"), (evaluate, "open_pipeline"), (explain, "open_pipeline")):
         monkeypatch.setattr(module, function, None)
     Path("file").write_text("")
     for command in (

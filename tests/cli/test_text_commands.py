@@ -15,9 +15,9 @@ from small_runs import tree
 
 from minidiff.data.imaging import to_uint8
 from minidiff.diffusion.torch_generator import torch_generator
-from minidiff.formats import stable_diffusion
-from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.formats.networks import load_sampler
 from minidiff.formats.tokenizer_files import load_tokenizer
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import decode, image_to_image, inpaint, text_to_image
 
 QUICK = ("--steps", 2, "--threads", 1)
@@ -53,7 +53,7 @@ def test_a_picture_of_a_text(run, folder):
     code, out, err = run("sample", "sd", "--prompt", "a black cat", "--negative-prompt", "blurred", "--guidance", 3,
                          "--height", 32, "--width", 48, "--noise", "torch", "--npz", "all.npz", *QUICK)  # fmt: skip
     assert (code, err) == (0, "") and "Wrote sheet.png and all.npz" in out
-    want = text_to_image(load_pipeline(folder), ["a black cat"], "blurred", 3, 2, torch_generator(0), (32, 48))
+    want = text_to_image(open_pipeline(folder), ["a black cat"], "blurred", 3, 2, torch_generator(0), (32, 48))
     with np.load("all.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], to_uint8(want))
     with Image.open("sheet.png") as image:
@@ -200,13 +200,13 @@ def test_a_folder_that_is_not_whole(refused, folder, match):
 
 def test_an_inpainting_network_has_other_latents(tmp_path):
     small_pipeline.pipeline({"in_channels": 9}).save_pretrained(tmp_path)
-    refused_call(load_pipeline, tmp_path, match="parts do not fit: there are latents of 4 channels")
+    refused_call(open_pipeline, tmp_path, match="parts do not fit: there are latents of 4 channels")
 
 
 def test_sixteen_bits_are_widened(folder):
     theirs = small_pipeline.pipeline()
     theirs.to(torch.float16).save_pretrained("half")
-    ours = load_pipeline("half", "numpy")
+    ours = open_pipeline("half", "numpy")
     for net, its in ((ours.unet, theirs.unet), (ours.vae, theirs.vae), (ours.text_encoder, theirs.text_encoder)):
         name, p = next(iter(net.named_parameters()))
         want = its.state_dict()[name].float().numpy()
@@ -216,7 +216,7 @@ def test_sixteen_bits_are_widened(folder):
 def test_a_large_picture_is_decoded_in_tiles(folder, monkeypatch):
     from minidiff.sampling import text_to_image
 
-    ours, z = load_pipeline(folder, "numpy"), np.random.default_rng(0).standard_normal((1, 8, 12, 4), np.float32)
+    ours, z = open_pipeline(folder, "numpy"), np.random.default_rng(0).standard_normal((1, 8, 12, 4), np.float32)
     whole = decode(ours, z)
     monkeypatch.setattr(text_to_image, "MAX_UNTILED_PIXELS", 32 * 32)
     tiled = decode(ours, z)
@@ -226,13 +226,13 @@ def test_a_large_picture_is_decoded_in_tiles(folder, monkeypatch):
 
 
 def test_pictures_and_masks_that_do_not_go(folder):
-    ours, x0 = load_pipeline(folder, "numpy"), np.zeros((1, 32, 32, 3), np.float32)
+    ours, x0 = open_pipeline(folder, "numpy"), np.zeros((1, 32, 32, 3), np.float32)
     refused_call(image_to_image, ours, ["a"], x0[:, :30], match="30x32 pixels: give multiples")
     refused_call(image_to_image, ours, ["a", "b"], x0, match="1 images and 2 prompts")
     refused_call(lambda: image_to_image(ours, ["a"], x0, steps=0), match="steps must be an integer from 1")
     refused_call(inpaint, ours, ["a"], x0, np.ones((32, 32), bool), match=r"the mask has shape \(32, 32\)")
     refused_call(image_to_image, ours, ["a"], x0, 1.5, match="strength must be from 0 to 1, not 1.5")
-    euler = stable_diffusion.load_sampler(folder / "scheduler", "euler")
+    euler = load_sampler(folder / "scheduler", "euler")
     between = dict(steps=7, sampler=type(euler)("euler", "linspace", clip=None))
     refused_call(
         lambda: inpaint(ours, ["a"], x0, np.ones((32, 32, 1), bool), **between),

@@ -77,27 +77,30 @@ def test_features_and_predictions(trained):
     assert (classified.predictions == TEST.labels.repeat(6)).mean() == pytest.approx(trained.accuracy)
 
 
-def test_it_is_cached(tmp_path, capsys, monkeypatch):
+def test_it_is_cached(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
     first = open_classifier(TRAIN, TEST, "numpy")
-    assert "Training a classifier of bars, once" in capsys.readouterr().out
+    assert "Training a classifier of bars, once" in caplog.text
+    caplog.clear()
     (path,) = (tmp_path / "cache" / "minidiff" / "classifiers").iterdir()
     assert path == cache_path(TRAIN, TEST, no_progress)
     monkeypatch.setattr(feature_classifier, "train_classifier", None)
     again = open_classifier(TRAIN, TEST, "numpy")
-    assert "Training" not in capsys.readouterr().out
+    assert caplog.text == ""
     assert (again.accuracy, again.tested) == (first.accuracy, 100)
     images = TEST.take(np.arange(9))
     np.testing.assert_array_equal(first.classify(images).features, again.classify(images).features)
 
 
-def test_the_estimated_duration_is_printed_before_training(capsys, monkeypatch):
+def test_the_estimated_duration_is_told_before_training(caplog, monkeypatch):
     """As measured: 40 steps of 0.5 s, or of 6 s."""
+    caplog.set_level("INFO")
     for seconds, duration in ((0.5, "about 20 s"), (6, "about 4 minutes"), (0.001, "about 1 s")):
         monkeypatch.setattr(feature_classifier, "seconds_per_step", lambda *_, seconds=seconds: seconds)
         monkeypatch.setattr(feature_classifier, "train_classifier", stopped)
         with pytest.raises(KeyboardInterrupt):
             open_classifier(TRAIN, TEST, "numpy")
-        assert f"Training a classifier of bars, once: 40 steps, {duration}; cached in" in capsys.readouterr().out
+        assert f"Training a classifier of bars, once: 40 steps, {duration}; cached in" in caplog.messages[-1]
 
 
 def test_the_duration_of_a_step_is_measured():

@@ -13,9 +13,8 @@ from minidiff.cli import evaluate as command
 from minidiff.data import open_dataset
 from minidiff.data.dataset import subset
 from minidiff.data.imaging import save_image, to_uint8
-from minidiff.diffusion.sampler import Sampler
 from minidiff.evaluation import feature_classifier, prompt_agreement, report
-from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import text_to_image
 
 
@@ -119,14 +118,14 @@ def test_tones_are_measured_if_prompts_name_them():
 
 
 def test_batches_share_one_random_generator(tmp_path):
-    pipeline, sampler, ticks = load_pipeline(tmp_path / "run", "numpy"), Sampler("ddim"), []
+    pipeline, ticks = open_pipeline(tmp_path / "run", "numpy", sampler="ddim"), []
     prompts = ["red bar, lying", "blue bar, standing", "green bar, lying", "red bar, standing"]
-    generated = prompt_agreement.sample_prompts(pipeline, prompts, 2.0, 3, sampler, 5, lambda: ticks.append(1))
+    generated = prompt_agreement.sample_prompts(pipeline, prompts, 2.0, 3, 5, lambda: ticks.append(1))
     assert generated.prompts == prompts and generated.images.shape == (4, 8, 8, 3)
     assert len(ticks) == prompt_agreement.num_sampling_steps(prompts, 3) == 6
     rng = np.random.default_rng(5)
     for part, start in ((prompts[:3], 0), (prompts[3:], 3)):
-        again = text_to_image(pipeline, part, "", 2.0, 3, rng, sampler=sampler)
+        again = text_to_image(pipeline, part, "", 2.0, 3, rng)
         np.testing.assert_array_equal(generated.images[start : start + len(part)], to_uint8(again))
 
 

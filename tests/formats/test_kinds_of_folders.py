@@ -7,7 +7,7 @@ import pytest
 from small_runs import idx_set, new_run, tree
 from small_text import AUTOENCODER, new_text_run
 
-from minidiff.formats.folders import kind_of
+from minidiff.formats.folders import find
 from minidiff.formats.run_state import state_file
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
@@ -70,6 +70,10 @@ def test_a_folder_of_another_kind(run, kinds, name, kind):
     if wanted and kind not in wanted.split():
         refused(run, command.format(kind), f"{kind}: is the run of {HELD[kind]}give ")
         refused(run, command.format(f"exported-{kind}"), f"exported-{kind}: holds {HELD[kind]}give ")
+
+
+def kind_of(folder):
+    return find(folder, *HELD).kind
 
 
 def test_the_kind_is_found_whatever_is_left_of_a_folder(kinds):

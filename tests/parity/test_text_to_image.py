@@ -25,7 +25,7 @@ from minidiff.cli.app import app
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.formats.networks import load_sampler, load_schedule
-from minidiff.formats.stable_diffusion import load_pipeline
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
@@ -56,7 +56,7 @@ def folder(theirs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(folder):
-    return load_pipeline(folder)
+    return open_pipeline(folder)
 
 
 @pytest.fixture(params=SCHEDULERS)

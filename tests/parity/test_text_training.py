@@ -20,9 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from minidiff.diffusion.schedule import linear_schedule
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.optim import AdamW
-from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import text_to_image
 from minidiff.training.step import train_step
 
@@ -115,7 +115,7 @@ def test_diffusers_samples_the_same_images_in_latents(tmp_path, frozen):
     theirs.set_progress_bar_config(disable=True)
     settings = dict(num_inference_steps=5, guidance_scale=3.0, generator=torch.Generator().manual_seed(7))
     want = theirs("red bar, lying", **settings, output_type="pt").images * 2 - 1
-    got = text_to_image(load_pipeline(tmp_path), ["red bar, lying"], "", 3.0, 5, torch_generator(7))
+    got = text_to_image(open_pipeline(tmp_path), ["red bar, lying"], "", 3.0, 5, torch_generator(7))
     assert np.abs(got).mean() > 0.01
     np.testing.assert_allclose(got.clip(-1, 1), nhwc(want).numpy(), rtol=1e-4, atol=1e-5)
 
@@ -125,5 +125,5 @@ def test_diffusers_samples_the_same_images_in_pixels(tmp_path):
     go_on(new_text_run(tmp_path), dataset=bars())
     settings = dict(num_inference_steps=5, guidance_scale=3.0, generator=torch.Generator().manual_seed(7))
     want = opened(tmp_path, vae=None)("red bar, lying", **settings, output_type="latent").images
-    got = text_to_image(load_pipeline(tmp_path), ["red bar, lying"], "", 3.0, 5, torch_generator(7))
+    got = text_to_image(open_pipeline(tmp_path), ["red bar, lying"], "", 3.0, 5, torch_generator(7))
     np.testing.assert_allclose(got, nhwc(want).numpy(), rtol=1e-4, atol=1e-5)

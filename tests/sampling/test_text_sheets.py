@@ -9,9 +9,9 @@ from small_text import bars, new_text_run, tokenizer
 
 from minidiff.engine.tensor import Tensor
 from minidiff.formats.run_networks import kept_pipelines
-from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.models.text_unet import Attention, TextUNet
 from minidiff.sampling import text_sheets
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_sheets import (
     PromptSettings,
     attention_maps,
@@ -39,7 +39,7 @@ def shown(monkeypatch):
 @pytest.fixture
 def parts(tmp_path):
     go_on(new_text_run(tmp_path / "run"), 2, dataset=bars(), keep=3)
-    return load_pipeline(tmp_path / "run", "numpy")
+    return open_pipeline(tmp_path / "run", "numpy")
 
 
 def test_words_are_replaced_one_by_one():
@@ -69,9 +69,9 @@ def test_every_image_starts_from_the_same_noise(parts, shown, tmp_path):
     assert (others[1][0][1] != images[1]).any()
 
 
-def test_the_training_sheet_has_an_image_of_each_checkpoint(parts, shown, tmp_path):
+def test_the_training_sheet_has_an_image_of_each_checkpoint(parts, shown):
     """By its averaged weights: the last is the folder's own image."""
-    training_sheet(SETTINGS, kept_pipelines(tmp_path / "run"))
+    training_sheet(SETTINGS, kept_pipelines(parts))
     images, captions = shown[0]
     assert captions == ["step 4", "step 6", "step 8"]
     np.testing.assert_array_equal(images[2], SETTINGS.sample(parts)[0])

@@ -11,7 +11,7 @@ import pytest
 from small_runs import contents, go_on, kept_states, new_run, pictures, read_safetensors, refused, reopen, tree, unet_of
 
 from minidiff.diffusion.loss import min_snr_weight, training_loss
-from minidiff.errors import MinidiffError
+from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.run_state import best_file, state_file, step_file
 from minidiff.formats.run_state import kept_states as states
 from minidiff.training import loop as probing
@@ -110,36 +110,36 @@ def test_a_run_that_never_began_is_no_run(tmp_path):
 
 
 @pytest.mark.parametrize("copies, step", [(False, 6), (True, 9)])
-def test_a_truncated_state_falls_back_to_the_one_before(stopped, whole, capsys, copies, step):
+def test_a_truncated_state_falls_back_to_the_one_before(stopped, whole, copies, step):
     """And the run is what it would have been. In a folder that was copied its other name is another file, and whole."""
     if copies:
         shutil.move(stopped, stopped.with_name("from"))
         shutil.copytree(stopped.with_name("from"), stopped)
     damage(state_file(stopped), copies)
     before = tree(stopped)
-    run = state.open_run(stopped)
+    match = rf"training/state.safetensors: damaged or not safetensors .* Going back to step {step}, state-00000{step}"
+    with pytest.warns(MinidiffWarning, match=match):
+        run = state.open_run(stopped)
     assert run.step == step and tree(stopped) == before  # opening changes nothing
-    said = " ".join(capsys.readouterr().out.split())
-    assert "training/state.safetensors: damaged or not safetensors" in said
-    assert said.endswith(f"Going back to step {step}, state-00000{step}.safetensors.")
     state.roll_back(run)
     assert step_of(state_file(stopped)) == step and max(states(stopped)) == step
     assert list(read_losses(stopped)) == list(range(3, step + 1, 3))
     go_on(reopen(stopped), 3)
-    assert capsys.readouterr().out == ""
     assert contents(stopped) == contents(whole) and kept_states(stopped) == kept_states(whole)
 
 
 def test_a_state_that_is_gone_falls_back_too(stopped):
     state_file(stopped).unlink()
-    assert reopen(stopped).step == 9
+    with pytest.warns(MinidiffWarning, match="Going back to step 9"):
+        assert reopen(stopped).step == 9
     assert step_of(state_file(stopped)) == 9
 
 
 def test_if_none_is_whole_it_says_so(stopped):
     for path in (state_file(stopped), *states(stopped).values()):
         damage(path, copies=True)
-    assert state.open_run(stopped).step == 9  # the best
+    with pytest.warns(MinidiffWarning, match="Going back to step 9, best.safetensors"):
+        assert state.open_run(stopped).step == 9
     damage(best_file(stopped))
     before = tree(stopped)
     with pytest.raises(MinidiffError, match="training/state.safetensors: damaged or not safetensors") as caught:
@@ -154,7 +154,8 @@ def test_a_later_future_is_forgotten(tmp_path):
     go_on(new_run(tmp_path, STEPS), 3, keep=100)
     for step in (12, 9, 6):
         damage(step_file(tmp_path, step))
-    run = reopen(tmp_path)
+    with pytest.warns(MinidiffWarning, match="Going back to step 3"):
+        run = reopen(tmp_path)
     assert run.step == 3 and list(states(tmp_path)) == [0, 3] and list(read_losses(tmp_path)) == [3]
     assert step_of(best_file(tmp_path)) == step_of(state_file(tmp_path)) == 3
 

@@ -92,11 +92,12 @@ def resume(folder, data, **given):
     return resumed(folder, data, given, None)[0]
 
 
-def test_options_win_over_the_recipe(tiny, tmp_path, capsys):
+def test_options_win_over_the_recipe(tiny, tmp_path, caplog):
+    caplog.set_level("INFO")
     run = started(tmp_path / "run", tiny, recipe="small-cpu", lr=0.01, steps=7)
     assert (run.config.lr, run.config.steps) == (0.01, 7)
     assert (run.config.batch_size, run.config.warmup, run.config.ema) == (64, 500, 0.9995)
-    assert "Recipe small-cpu, with its settings unchanged: 79 minutes" in capsys.readouterr().out
+    assert "Recipe small-cpu, with its settings unchanged: 79 minutes" in caplog.text
     assert len(run.config.classes) == 10 and run.unet.config.num_class_embeds == 11
 
 

@@ -16,7 +16,6 @@ from minidiff.data.batches import batch_indices
 from minidiff.data.imaging import to_float, to_uint8
 from minidiff.engine.tensor import Tensor
 from minidiff.formats.run_state import states
-from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.tokenizer_files import save_tokenizer
 from minidiff.formats.weights import write_safetensors
 from minidiff.models.default_configs import default_text_encoder, default_text_unet
@@ -24,6 +23,7 @@ from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import Pixels
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, text_to_image
 from minidiff.training import start, start_text, state, text_run
 from minidiff.training.checkpoints import read_losses
@@ -109,7 +109,7 @@ def test_the_folder_draws_what_the_run_draws(tmp_path):
     go_on(run, dataset=bars())
     with run.optimizer.averaged():
         want = text_to_image(run.pipeline, ["red bar"], steps=3, rng=np.random.default_rng(0))
-    parts = load_pipeline(tmp_path, "numpy")
+    parts = open_pipeline(tmp_path, "numpy")
     np.testing.assert_array_equal(text_to_image(parts, ["red bar"], steps=3, rng=np.random.default_rng(0)), want)
     assert parts.sampler == run.pipeline.sampler and parts.vae.config == run.pipeline.vae.config
 
@@ -117,7 +117,7 @@ def test_the_folder_draws_what_the_run_draws(tmp_path):
 def test_what_draws_pixels_redraws_too(tmp_path):
     """At strength 0 a picture stays as it is: there is no autoencoder that would change it."""
     new_text_run(tmp_path)
-    parts, x0 = load_pipeline(tmp_path, "numpy"), to_float(bars().take(np.arange(1)))
+    parts, x0 = open_pipeline(tmp_path, "numpy"), to_float(bars().take(np.arange(1)))
     assert isinstance(parts.vae, Pixels)
     np.testing.assert_array_equal(image_to_image(parts, ["red bar"], x0, strength=0, steps=3), x0)
     assert (image_to_image(parts, ["red bar"], x0, strength=1, steps=3) != x0).any()
@@ -142,7 +142,7 @@ def test_it_learns_words(tmp_path):
     dataset = dataclasses.replace(bars(8), take=colours.__getitem__, captions=("red", "blue") * 4)
     run = new_text_run(tmp_path, 150, lr=0.01, ema=0.9)
     go_on(run, 150, dataset=dataset)
-    images = text_to_image(load_pipeline(tmp_path, "numpy"), ["red", "blue"] * 2, guidance=2, steps=8,
+    images = text_to_image(open_pipeline(tmp_path, "numpy"), ["red", "blue"] * 2, guidance=2, steps=8,
                            rng=np.random.default_rng(0))  # fmt: skip
     red, blue = images[..., 0].mean((1, 2)), images[..., 2].mean((1, 2))
     assert (np.sign(red - blue) == [1, -1, 1, -1]).all()
@@ -184,7 +184,7 @@ def test_an_export_is_whole(tmp_path):
     state.export(run, tmp_path / "out")
     names = set(tree(tmp_path / "out"))
     assert {"model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler"} <= names
-    assert "training" not in names and load_pipeline(tmp_path / "out", "numpy").tokenizer.length == 10
+    assert "training" not in names and open_pipeline(tmp_path / "out", "numpy").tokenizer.length == 10
 
 
 def test_the_default_networks():
@@ -232,7 +232,7 @@ def test_from_nothing_to_a_picture(run, small, tmp_path):
     code, out, err = run("sample", "run", "--prompt", "red bar", "--steps", 2, "--threads", 1, "--npz", "a.npz",
                          "--backend", "numpy")  # fmt: skip
     assert (code, err) == (0, "")
-    parts = load_pipeline("run", "numpy")
+    parts = open_pipeline("run", "numpy")
     assert parts.unet.config.block_out_channels == (32,)
     want = text_to_image(parts, ["red bar"], steps=2, rng=np.random.default_rng(0))
     with np.load("a.npz") as file:
@@ -249,7 +249,7 @@ def test_in_the_latents_of_an_autoencoder_that_was_trained_here(run, small):
     assert run("train-vae", "bars", "--out", "vae", *QUICK)[0] == 0
     code, out, err = run("train", "bars", "--text", "--latent", "vae", "--out", "run", *QUICK)
     assert (code, err) == (0, "") and "Latents: 2x2x12, of standard deviation" in out
-    parts = load_pipeline("run", "numpy")
+    parts = open_pipeline("run", "numpy")
     x0 = to_float(bars().take(np.arange(10)))
     latents = parts.vae.encode(x0).sample(np.random.default_rng(0)) * parts.vae.config.scaling_factor
     assert abs(latents.std() - 1) < 0.2  # of 480 numbers that are not independent, by other noise
@@ -261,7 +261,7 @@ def test_with_a_text_encoder_from_elsewhere(run, small, tmp_path):
     there = new_text_run(tmp_path / "there", steps=1)
     code, out, err = run("train", "bars", "--text", "--text-encoder", "there", "--out", "run", *QUICK)
     assert (code, err) == (0, "")
-    parts = load_pipeline("run", "numpy")
+    parts = open_pipeline("run", "numpy")
     for name, a in parts.text_encoder.state_dict().items():
         np.testing.assert_array_equal(a, there.pipeline.text_encoder.state_dict()[name])
     assert parts.tokenizer.length == 10
@@ -284,7 +284,7 @@ def test_grey_pictures(run, small, monkeypatch):
     """In pixels; they are drawn as grey ones."""
     monkeypatch.setattr(start, "open_dataset", lambda data, *rest, **more: bars(channels=1))
     assert run("train", "bars", "--text", "--out", "run", *QUICK)[0] == 0
-    images = text_to_image(load_pipeline("run", "numpy"), ["bar"], steps=2)
+    images = text_to_image(open_pipeline("run", "numpy"), ["bar"], steps=2)
     assert images.shape == (1, 8, 8, 1)
     assert run("sample", "run", "--prompt", "red bar", "--steps", 2, "--threads", 1)[0] == 0
 

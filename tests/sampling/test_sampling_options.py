@@ -16,9 +16,9 @@ from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.imaging import load_image, sheet, to_float, to_uint8
 from minidiff.diffusion.sampler import Sampler
 from minidiff.formats.run_state import kept_states, read_state
-from minidiff.formats.stable_diffusion import load_pipeline
 from minidiff.formats.weights import WEIGHTS
-from minidiff.sampling import inputs, outputs, setup
+from minidiff.sampling import inputs, outputs
+from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint
 from minidiff.training import loop, state
 
@@ -112,8 +112,7 @@ def by_class():
 
 @pytest.mark.parametrize("n, counts", [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1]), (12, [4, 4, 4])])
 def test_n_images_over_all_classes(n, counts, by_class):
-    unet = setup.load_image_unet(Path("classes"), "numpy")
-    labels = inputs.class_labels(Path("classes"), unet, "all", n)
+    labels = inputs.class_labels(open_pipeline("classes", "numpy"), "all", n)
     assert len(labels) == n and (np.diff(labels) >= 0).all()
     np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], counts)
     if n % 3 == 0:
@@ -130,6 +129,17 @@ def test_a_row_for_each_class_also_of_an_uneven_number(images, run, by_class):
         assert load_image("edits.png").shape == np.asarray(sheet(np.zeros((5, 4, 4, 1), np.uint8))).shape
     assert run("between", "classes", "--class", "all", "--n", 4, "--out", "row.png", *QUICK)[0] == 0
     assert load_image("row.png").shape == np.asarray(sheet(got, columns=4)).shape
+
+
+def test_a_row_between_two_samples_is_of_one_class(run, by_class):
+    """The first, unless another is named; of all only if they are asked for."""
+    rows = {}
+    for name in (None, "a", "b", "all"):
+        assert (
+            run("between", "classes", *(["--class", name] if name else []), "--n", 4, "--out", "a.png", *QUICK)[0] == 0
+        )
+        rows[name] = load_image("a.png").tobytes()
+    assert rows[None] == rows["a"] and len(set(rows.values())) == 3
 
 
 def test_long_rows_follow_one_another():
@@ -236,7 +246,7 @@ def sheet_of(*images):
 def test_edits_with_a_prompt(run, latent):
     """The very images of the functions, by DDIM; the original comes first."""
     new_text_run(Path("again"), latent=latent)
-    parts, x0 = load_pipeline("again", "numpy"), to_float(load_image("image.png")[None])
+    parts, x0 = open_pipeline("again", "numpy"), to_float(load_image("image.png")[None])
     mask = np.arange(8).reshape(1, 8, 1).repeat(8, 0) < 4
     more = ("again", "image.png", "--n", 2, *PROMPT, "--negative-prompt", "blue", "--guidance", 3)
     rest = "blue", 3.0, 4
@@ -252,6 +262,13 @@ def test_edits_with_a_prompt(run, latent):
     code, out, err = run("fill", more[0], more[1], "left.png", *more[2:], *quick)
     assert (code, err) == (0, "") and "8/8" in out
     np.testing.assert_array_equal(load_image("sheet.png"), sheet_of(x0, *want))
+
+
+def test_the_strength_is_as_many_steps_with_a_prompt_as_without(run):
+    """0.9 of 4 steps are 3, as in diffusers."""
+    for more in (["unet", "image.png"], ["text", "image.png", *PROMPT]):
+        code, out, _ = run("redraw", *more, "--strength", 0.9, "--n", 1, "--steps", 4, *QUICK[2:])
+        assert code == 0 and "3/3" in out
 
 
 def test_a_stable_diffusion_folder_can_be_edited_with(run, tmp_path):

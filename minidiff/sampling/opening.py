@@ -1,0 +1,85 @@
+"""A folder opened for sampling: a run, a U-Net folder or a Stable Diffusion folder, each of its files once."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from minidiff.errors import MinidiffError
+from minidiff.formats.folders import check_kind, find
+from minidiff.formats.networks import load_classes, open_scheduler, sampler_of, schedule_of, unet_of
+from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.run_networks import read_chosen, read_networks
+from minidiff.formats.run_state import RunState
+from minidiff.formats.stable_diffusion import check_fit, load_text_parts
+
+Weights = Literal["raw", "best"] | int
+
+
+def open_pipeline(
+    folder: str | Path,
+    backend: str = "numba",
+    weights: Weights | None = None,
+    sampler: str | None = None,
+    as_diffusers: bool = False,
+    kind: Literal["unet", "text"] | None = None,
+) -> Pipeline:
+    """All that samples images: a TextPipeline if the folder's U-Net is conditioned on prompts.
+
+    folder        a run, a folder of diffusers with unet/ and scheduler/, or a Stable Diffusion 1.x or 2.x folder
+    weights       of a run: those of the last step ("raw"), or the moving average at its best checkpoint ("best") or at
+                  the checkpoint of a step; None: those that the folder exports
+    sampler       the name of another sampler, with the settings that it shares with the folder's own
+    as_diffusers  see `Sampler`; the schedule too is then as the sampler's class in diffusers reads it
+    kind          "text" if the folder must take prompts, "unet" if it must not; None: either
+    Raises MinidiffError for a folder that is missing, of another kind (WrongKind) or damaged, for pickled weights, for
+    an unsupported configuration, and for a U-Net whose images are neither grey nor RGB.
+    """
+    folder, wanted = Path(folder), ("unet", "text") if kind is None else (kind,)
+    parts, step = _exported(folder, wanted, backend) if weights is None else _chosen(folder, wanted, backend, weights)
+    scheduler = open_scheduler(folder)
+    chosen = replace(sampler_of(scheduler, sampler), as_diffusers=as_diffusers)
+    settings: dict[str, Any] = dict(schedule=schedule_of(scheduler, chosen), sampler=chosen, folder=folder, step=step)
+    if "tokenizer" in parts:
+        pipeline = TextPipeline(**parts, **settings)
+        check_fit(pipeline)
+        return pipeline
+    pipeline = Pipeline(**parts, **settings)
+    _check_images(pipeline)
+    return pipeline if pipeline.num_class_embeds is None else replace(pipeline, classes=load_classes(folder))
+
+
+def chosen_weights(raw: bool, best: bool, step: int | None) -> Weights | None:
+    """The weights that --raw, --best or --step choose; None without any. Raises MinidiffError if several are given."""
+    given = {"--raw": raw or None, "--best": best or None, "--step": step}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise MinidiffError(f"{' and '.join(names)} choose different weights: give one of them")
+    return "raw" if raw else "best" if best else step
+
+
+def _exported(folder: Path, wanted: tuple[str, ...], backend: str) -> tuple[dict[str, Any], int | None]:
+    """The networks and the tokenizer that a folder holds, by name, and the step of its run."""
+    found = find(folder, *wanted)
+    parts = load_text_parts(found, backend) if found.kind == "text" else {"unet": unet_of(found, backend)}
+    return parts, found.step
+
+
+def _chosen(folder: Path, wanted: tuple[str, ...], backend: str, weights: Weights) -> tuple[dict[str, Any], int]:
+    """The same with the weights of a run's state."""
+
+    def read(state: RunState, name: str) -> tuple[dict[str, Any], int]:
+        check_kind(folder, state.kind, *wanted)
+        return read_networks(state, name, backend), state.step
+
+    return read_chosen(folder, weights, read)
+
+
+def _check_images(pipeline: Pipeline) -> None:
+    """Raises MinidiffError unless the images are grey or RGB, and of a size that the U-Net can downsample."""
+    height, width, channels = pipeline.image_shape
+    downsamples = len(pipeline.unet.config.block_out_channels) - 1
+    if channels not in (1, 3):
+        raise MinidiffError(f"{pipeline.folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
+    if height % 2**downsamples or width % 2**downsamples:
+        size = f"sample_size is {height}x{width}"
+        raise MinidiffError(f"{pipeline.folder}: {size}, and the network halves {downsamples} times")
