@@ -19,10 +19,10 @@ from minidiff.diffusion.schedule import (
     sigmoid_schedule,
 )
 from minidiff.diffusion.steps import ddim_step, p_sample
-from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.backend import get_backend
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import load_sampler, load_schedule, load_unet, save_unet
 from minidiff.formats.stable_diffusion import load_pipeline

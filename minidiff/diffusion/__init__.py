@@ -3,8 +3,7 @@
 `schedule` holds the beta schedules, `continuous` EDM and rectified flow, `forward` adds noise and converts between
 prediction targets, `loss` trains a model, `steps` are single reverse steps, `reverse` the sampling loops, by a
 `sampler` over `noise_levels`. `guidance` is classifier-free guidance, `editing` image-to-image and inpainting, `bound`
-the variational bound in bits per dimension, `preconditioning` the network's input, and `torch_generator` draws torch's
-random numbers.
+the variational bound in bits per dimension, and `preconditioning` the network's input.
 Every t is 0-based: x_0 is almost the image, x_{T-1} almost pure noise, and the papers' t is ours + 1.
 Equation numbers refer to
 

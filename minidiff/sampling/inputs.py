@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from minidiff.data.imaging import load_image, to_float
-from minidiff.diffusion.torch_generator import torch_generator
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import load_classes
 from minidiff.models.unet import UNet
