@@ -55,7 +55,7 @@ def sample(
     levels = noise_levels(schedule, steps, sampler).from_step(begin)
 
     def predict(x_t: np.ndarray, t: float) -> np.ndarray:
-        return _predict(model, x_t, t, cond)
+        return model_prediction(model, x_t, t, cond)
 
     def estimate(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
         x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
@@ -174,7 +174,8 @@ def pndm(
     stride = levels.stride
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
         history = [predict(x_t, t), *history[:3]]
-        prediction = np.tensordot(np.float32(ADAMS_BASHFORTH[len(history)]), np.stack(history), 1)
+        coefs = np.asarray(ADAMS_BASHFORTH[len(history)], history[0].dtype)
+        prediction = np.tensordot(coefs, np.stack(history), 1)
         if len(history) == 1 and i > 0:
             x_prev = ddim_update(*estimate(history[0], x_t, i), alpha_bar, alpha_bar_prev)
             prediction = (history[0] + predict(x_prev, t_prev)) / 2
@@ -233,8 +234,11 @@ SAMPLING_LOOPS = {
 }
 
 
-def _predict(model: Callable[..., Any], x_t: np.ndarray, t: float, cond: Any) -> np.ndarray:
-    """The model's prediction at x_t, as an array in host memory."""
+def model_prediction(model: Callable[..., Any], x_t: np.ndarray, t: float, cond: Any) -> np.ndarray:
+    """The model's prediction at x_t, without gradients, as an array in host memory: (N, H, W, C).
+
+    Raises MinidiffError for a prediction of another shape than x_t.
+    """
     extras = {} if cond is None else {"cond": cond}
     with no_grad():
         prediction = model(x_t, np.full(len(x_t), t), **extras)  # (N, H, W, C)
