@@ -70,7 +70,7 @@ def log_sigma_slope(schedule: AnySchedule, t: float) -> float:
 def vp_sde(schedule: AnySchedule) -> SDE:
     """The SDE of x_t, variance preserving: f = -beta(t) x / 2 and g = sqrt(beta(t)) (eq. 11).
 
-    beta(t) = -d log(alpha_bar) / dt = 2 (1 - alpha_bar) d log(sigma) / dt.
+    beta(t) = -d log(alpha_bar) / dt = 2 (1 - alpha_bar) d log(sigma) / dt; with rectified flow it is infinite at t = 1.
     """
     alpha_bar = continuous_time(schedule).alpha_bar
 

@@ -97,7 +97,7 @@ MUTANTS = [
     (bound._estimate, "len(levels.ts) - 1 - i", "i", (checks.check_bound,)),
     (bound._decoder_nll, "(-0.5, 0.5)", "(-1.0, 1.0)", (checks.check_bound,)),
     (bound._decoder_nll, "math.sqrt(schedule", "(schedule", (checks.check_bound,)),
-    (bound.bits_per_dim, "(end - start) * _step_kl", "_step_kl", (checks.check_bound, 100)),
+    (bound.bits_per_dim, "(end - start) * _step_kl", "_step_kl", (checks.check_bound,)),
 ]  # fmt: skip
 
 

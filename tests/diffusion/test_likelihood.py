@@ -28,9 +28,8 @@ def test_bits_of_bytes():
     checks.check_ode_bits()
 
 
-@pytest.mark.parametrize("evaluations", [None, 100])
-def test_bound(evaluations):
-    checks.check_bound(evaluations)
+def test_bound():
+    checks.check_bound()
 
 
 def test_runge_kutta_converges_with_order_4():
