@@ -248,7 +248,7 @@ def ks_distance(a, b):
     return np.abs(at_or_below[0] - at_or_below[1]).max()
 
 
-def check_samples(sampler, schedule=EDM(), steps=150):  # noqa: B008  frozen
+def check_samples(sampler, schedule=EDM(), steps=100):  # noqa: B008  frozen
     rng = np.random.default_rng(0)
     shape = (N_SAMPLES, 1, 1, 1)
     *_, (_, x_0, _) = sample(exact_model(MIXTURE, schedule), schedule, shape, rng, steps, sampler)

@@ -156,7 +156,9 @@ class GaussianMixture:
     def _log_weights(self, cond: np.ndarray | None) -> np.ndarray:
         """log p(k | cond): (N, K), or (1, K) without cond; -inf for the components of other classes."""
         assert self.weights is not None and self.labels is not None
-        cond = np.array([self.null]) if cond is None else np.asarray(cond)
+        if cond is None:
+            return np.log(self.weights)[None]
+        cond = np.asarray(cond)
         if not np.isin(cond, [*self.labels, self.null]).all():
             raise MinidiffError(
                 f"cond must be labels of the mixture or {self.null}, for all: not {cond.tolist()!s:.80}"
