@@ -4,10 +4,12 @@ from minidiff.data import open_dataset
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.editing import inpainting, redraw, slerp
+from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.forward import q_posterior, q_sample
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.likelihood import log_likelihood, ode_bits_per_dim
 from minidiff.diffusion.loss import min_snr_weight, training_loss
-from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.model import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import (
@@ -19,10 +21,10 @@ from minidiff.diffusion.schedule import (
     sigmoid_schedule,
 )
 from minidiff.diffusion.steps import ddim_step, p_sample
-from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.backend import get_backend
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.networks import load_sampler, load_schedule, load_unet, save_unet
 from minidiff.formats.pipeline import Pipeline, TextPipeline
@@ -34,12 +36,11 @@ from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_ima
 from minidiff.training.step import train, train_step
 
 __all__ = [
-    "AdamW", "EDM", "Flow", "MinidiffError", "MinidiffWarning", "Pipeline", "Sampler", "Schedule", "Tensor",
-    "TextPipeline", "UNet", "UNetConfig", "as_model",
-    "bits_per_dim", "cosine_schedule", "ddim_step", "default_config", "get_backend", "guided",
-    "image_to_image", "inpaint", "inpainting",
-    "linear_schedule", "load_sampler", "load_schedule", "load_unet",
-    "min_snr_weight", "no_grad", "open_dataset", "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw",
+    "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "Sampler", "Schedule",
+    "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "bits_per_dim", "cosine_schedule", "ddim_step",
+    "default_config", "exact_model", "get_backend", "guided", "image_to_image", "inpaint", "inpainting",
+    "linear_schedule", "load_sampler", "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad",
+    "ode_bits_per_dim", "open_dataset", "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw",
     "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
     "text_to_image", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def guided(
         null_cond = np.full_like(cond, null if negative is None else negative)
         both = evaluate(model, np.concatenate([x_t, x_t]), np.concatenate([t, t]), np.concatenate([cond, null_cond]))
         p_cond, p_null = np.split(both, 2)  # (N, H, W, C) each
-        prediction = p_null + np.float32(scale) * (p_cond - p_null)
+        prediction = p_null + float(scale) * (p_cond - p_null)
         return _rescaled(prediction, p_cond, rescale) if rescale else prediction
 
     return predict
@@ -47,4 +47,4 @@ def _rescaled(prediction: np.ndarray, p_cond: np.ndarray, rescale: float) -> np.
     """Each image's prediction with its standard deviation moved towards that of p_cond."""
     axes = (1, 2, 3)
     ratio = p_cond.std(axes, keepdims=True) / prediction.std(axes, keepdims=True)  # (N, 1, 1, 1)
-    return (np.float32(rescale) * ratio + np.float32(1 - rescale)) * prediction
+    return (float(rescale) * ratio + float(1 - rescale)) * prediction

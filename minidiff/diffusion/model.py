@@ -1,9 +1,11 @@
-"""What the functions of this folder take as a model, and its evaluation."""
+"""What the functions of this folder take as a model: its protocol, its evaluation, a network as a model."""
 
 from typing import Any, Protocol
 
 import numpy as np
 
+from minidiff.diffusion.forward import signal_and_noise
+from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 
@@ -30,3 +32,17 @@ def evaluate(model: Model, x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> 
     if prediction.shape != x_t.shape:
         raise MinidiffError(f"the model predicts {prediction.shape} for x_t {x_t.shape}: both shapes must be equal")
     return prediction
+
+
+def as_model(network: Model, schedule: AnySchedule) -> Model:
+    """The network as a function of x_t and t, which `training_loss` and `sample` take.
+
+    EDM's network takes c_in x and c_noise, rectified flow's x and 1000 t (continuous.py), any other x_t and t.
+    """
+    if isinstance(schedule, Schedule):
+        return network
+
+    def model(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
+        return network(*schedule.network_input(x_t, *signal_and_noise(schedule, t, x_t), t), **extras)
+
+    return model

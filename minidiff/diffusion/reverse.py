@@ -170,7 +170,8 @@ def pndm(
     stride = levels.stride
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
         history = [predict(x_t, t), *history[:3]]
-        prediction = np.tensordot(np.float32(ADAMS_BASHFORTH[len(history)]), np.stack(history), 1)
+        coefs = np.asarray(ADAMS_BASHFORTH[len(history)], history[0].dtype)
+        prediction = np.tensordot(coefs, np.stack(history), 1)
         if len(history) == 1 and i > 0:
             x_prev = ddim_update(*estimate(history[0], x_t, i), alpha_bar, alpha_bar_prev)
             prediction = (history[0] + predict(x_prev, t_prev)) / 2

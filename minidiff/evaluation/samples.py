@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.data.npz import read_npz
-from minidiff.diffusion.model import Model
-from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule

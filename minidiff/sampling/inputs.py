@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from minidiff.data.dataset import slices
 from minidiff.data.imaging import load_image, to_float
-from minidiff.diffusion.torch_generator import torch_generator
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import Pipeline
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.model import as_model
 from minidiff.diffusion.noise_levels import max_steps, noise_levels, sigmas_of
-from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.errors import MinidiffError

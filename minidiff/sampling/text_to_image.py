@@ -10,9 +10,8 @@ import numpy as np
 
 from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
-from minidiff.diffusion.model import Model
+from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.noise_levels import noise_levels
-from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.engine.rng import Rng

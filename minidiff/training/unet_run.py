@@ -17,8 +17,7 @@ from minidiff.data.batches import batch, drop_labels
 from minidiff.data.dataset import Dataset, slices
 from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.diffusion.loss import min_snr_weight, training_loss
-from minidiff.diffusion.model import Model
-from minidiff.diffusion.preconditioning import as_model
+from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Parameter

@@ -14,7 +14,7 @@ from small_runs import refused as refused_call
 from small_runs import tree
 
 from minidiff.data.imaging import to_uint8
-from minidiff.diffusion.torch_generator import torch_generator
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.formats.networks import load_sampler
 from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.sampling.opening import open_pipeline

@@ -5,8 +5,8 @@ import pytest
 
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow, preconditioning
 from minidiff.diffusion.forward import q_sample, target, x0_and_eps
+from minidiff.diffusion.model import as_model
 from minidiff.diffusion.noise_levels import noise_levels
-from minidiff.diffusion.preconditioning import as_model
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
 from minidiff.diffusion.schedule import cosine_schedule

@@ -10,7 +10,7 @@ import pytest
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import linear_schedule
-from minidiff.diffusion.torch_generator import torch_generator
+from minidiff.engine.torch_generator import torch_generator
 
 SHAPE = (4, 8, 8, 3)
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from minidiff.cli.app import app
 from minidiff.data.imaging import to_float, to_uint8
-from minidiff.diffusion.torch_generator import torch_generator
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.formats.networks import load_sampler, load_schedule
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image

@@ -18,8 +18,8 @@ from small_text import ENCODER, bars, network, new_text_run, tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidiff.diffusion.schedule import linear_schedule
-from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.engine.optim import AdamW
+from minidiff.engine.torch_generator import torch_generator
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.sampling.opening import open_pipeline

@@ -1,0 +1,134 @@
+"""Mutants: one deliberate mistake each, in a sampler, prediction target, guidance rule or likelihood. The check fails.
+
+The table names the function, the source text that is replaced, its replacement, and the check of exact_checks.py.
+"""
+
+import inspect
+import sys
+
+import exact_checks as checks
+import numpy as np
+import pytest
+
+from minidiff.diffusion import bound, forward, guidance, likelihood, loss, reverse, sde, steps
+from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.sampler import Sampler
+
+# the calls that several mutants fail
+FORWARD_SDE = (checks.check_forward_sde, checks.even_schedule(200), range(115))
+FORWARD_EDM = (checks.check_forward_sde, EDM(), np.geomspace(0.05, 1, 201))
+FORWARD_FLOW = (checks.check_forward_sde, Flow(), np.linspace(0.05, 0.5, 201))
+EULER_MARUYAMA_EDM = (checks.check_euler_maruyama, checks.euler_maruyama_edm_run)
+LIKELIHOOD = (checks.check_likelihood, EDM())
+DDPM, FIXED_LARGE = Sampler("ddpm", clip=None), Sampler("ddpm", clip=None, variance="fixed_large")
+ANCESTRAL = Sampler("euler_ancestral", clip=None)
+
+MUTANTS = [
+    # samplers
+    (reverse.ddim, "(x0_hat, eps_hat, alpha_bar,", "(x0_hat, x_t, alpha_bar,", (checks.check_order, "ddim")),
+    (reverse.ddim, "eta = sampler.eta", "eta = 0.0", (checks.check_eta,)),
+    (steps.ddim_update, "eps_coef * eps_hat", "eps_coef**2 * eps_hat", (checks.check_order, "euler")),
+    (steps.ddim_update, "math.sqrt(alpha_bar_prev) * x0_hat", "alpha_bar_prev * x0_hat", (checks.check_order, "ddim")),
+    (steps.ddim_update, "1 - alpha_bar_prev - sigma**2", "1 - alpha_bar_prev", (checks.check_ancestral, ANCESTRAL)),
+    (steps.ddim_update, "+ sigma * z", "+ sigma**2 * z", (checks.check_eta,)),
+    (reverse.euler_ancestral, "eta=1.0", "eta=0.7", (checks.check_ancestral, ANCESTRAL)),
+    (reverse.heun, "(eps_hat + eps_end) / 2", "(eps_hat - eps_end) / 2", (checks.check_order, "heun")),
+    (reverse.heun, "x_prev, i - 1)", "x_prev, i)", (checks.check_order, "heun", "sample")),
+    (reverse.heun, "(prediction + predict(x_prev, t_prev)) / 2", "prediction", (checks.check_order, "heun", "flow")),
+    (reverse.dpmpp_2m, "h / h_last / 2", "h / h_last", (checks.check_order, "dpmpp_2m")),
+    (reverse.dpmpp_2m, "x0_hat - x0_last", "x0_last - x0_hat", (checks.check_order, "dpmpp_2m")),
+    (reverse.pndm, "[predict(x_t, t), *history[:3]]", "[*history[-3:], predict(x_t, t)]", (checks.check_pndm,)),
+    (steps.p_sample, "sigma2**0.5 * z", "sigma2 * z", (checks.check_ancestral, DDPM)),
+    (steps.p_sample, "extract(schedule.betas", "extract(schedule.alphas", (checks.check_ancestral, FIXED_LARGE)),
+    (forward.q_posterior, "np.sqrt(alpha_bar_prev) * betas", "alpha_bar_prev * betas", (checks.check_ancestral, DDPM)),
+    (forward.q_posterior, "(1 - alpha_bar_prev)", "(1 - schedule.alphas_cumprod)", (checks.check_ancestral, DDPM)),
+    # SDE and ODE
+    (sde.euler_maruyama, "math.sqrt(abs(dt))", "abs(dt)", EULER_MARUYAMA_EDM),
+    (sde.euler_maruyama, "sde.f(x, t) * dt", "sde.f(x, t) * abs(dt)", (checks.check_euler_maruyama,)),
+    (sde.reverse_sde, "- sde.g(t) ** 2", "- sde.g(t)", (checks.check_euler_maruyama,)),
+    (sde.reverse_sde, "- sde.g(t) ** 2", "+ sde.g(t) ** 2", (checks.check_euler_maruyama,)),
+    (sde.probability_flow, "0.5 * ", "", (checks.check_probability_flow,)),
+    (sde.score_of, "math.sqrt(1 - float(alpha_bar(t)))", "(1 - float(alpha_bar(t)))", (checks.check_euler_maruyama,)),
+    (sde.vp_sde, "-0.5 * beta(t)", "0.5 * beta(t)", FORWARD_SDE),
+    (sde.vp_sde, "math.sqrt(beta(t))", "beta(t)", FORWARD_SDE),
+    (sde.vp_sde, "2 * (1 -", "(1 -", FORWARD_EDM),
+    (sde.ve_sde, "math.sqrt(2 * sigma2", "math.sqrt(sigma2", EULER_MARUYAMA_EDM),
+    (sde.log_sigma_slope, "high - low)", "high - low) / 2", FORWARD_SDE),
+    (sde.log_sigma_slope, "1 / (t * (1 - t))", "1 / t", FORWARD_FLOW),
+    # prediction targets and the loss
+    (forward.target, "return eps - x0", "return x0 - eps", (checks.check_target, "flow")),
+    (forward.target, "- SIGMA_DATA * signal", "+ SIGMA_DATA * signal", (checks.check_target, "edm")),
+    (forward.target, "noise / SIGMA_DATA * x0", "noise * x0", (checks.check_minimiser, "edm")),
+    (forward.target, "return eps\n", "return x0\n", (checks.check_minimiser, "epsilon")),
+    (forward.target, "return x0\n", "return -x0\n", (checks.check_minimiser, "sample")),
+    (forward.v_from_x0_eps, "- noise * x0", "+ noise * x0", (checks.check_target, "v_prediction")),
+    (forward.x0_from_v, "- noise * v", "+ noise * v", (checks.check_target, "v_prediction")),
+    (forward.eps_from_v, "noise * x_t", "signal * x_t", (checks.check_target, "v_prediction")),
+    (forward.x0_from_eps, "/ signal", "/ signal**2", (checks.check_target, "epsilon")),
+    (forward.eps_from_x0, "/ noise", "", (checks.check_target, "sample")),
+    (forward.x0_and_eps, "x_t + signal * prediction", "x_t - signal * prediction", (checks.check_target, "flow")),
+    (forward.x0_and_eps, "SIGMA_DATA**2 * signal", "SIGMA_DATA * signal", (checks.check_target, "edm")),
+    (forward.q_sample, "noise * eps", "noise**2 * eps", (checks.check_minimiser, "epsilon")),
+    (forward.signal_and_noise, "np.sqrt(1 - alpha_bar)", "1 - alpha_bar", (checks.check_minimiser, "v_prediction")),
+    (loss.training_loss, "x0, t, eps), weight", "x0, t, -eps), weight", (checks.check_minimiser, "epsilon")),
+    (loss.min_snr_weight, "x0_weight / snr(schedule, t)", "x0_weight", (checks.check_min_snr, "epsilon")),
+    (loss.min_snr_weight, "* (1 - alpha_bar)\n", "* alpha_bar\n", (checks.check_min_snr, "v_prediction")),
+    (loss.min_snr_weight, "np.minimum", "np.maximum", (checks.check_min_snr, "sample")),
+    # guidance
+    (guidance.guided, "p_null + float(scale)", "p_cond + float(scale)", (checks.check_guidance,)),
+    (guidance.guided, "float(scale) * (p_cond", "float(scale - 1) * (p_cond", (checks.check_guidance,)),
+    (guidance.guided, "lowest <= t[0]", "lowest < t[0]", (checks.check_guidance,)),
+    (guidance._rescaled, "p_cond.std(", "p_cond.var(", (checks.check_rescale,)),
+    (guidance._rescaled, "float(1 - rescale)", "1.0", (checks.check_rescale,)),
+    # likelihoods
+    (likelihood._slope, "- noise2 * x[0].size", "+ noise2 * x[0].size", LIKELIHOOD),
+    (likelihood._slope, "noise * divergence", "noise2 * divergence", LIKELIHOOD),
+    (likelihood._slope, "- noise2 * x, ", "- noise * x, ", LIKELIHOOD),
+    (likelihood._runge_kutta, "d1 + 2 * d2", "d1 + d2", LIKELIHOOD),
+    (likelihood.log_likelihood, "log_prior + divergence", "log_prior - divergence", LIKELIHOOD),
+    (likelihood.log_likelihood, "D * math.log(2 * math.pi)", "math.log(2 * math.pi)", LIKELIHOOD),
+    (likelihood._log_sigma_range, "math.log(high)", "math.log(high) / 2", LIKELIHOOD),
+    (likelihood._divergence, "/ (2 * h)", "/ h", (checks.check_hutchinson,)),
+    (likelihood._random_signs, "math.sqrt(probes)", "probes", (checks.check_hutchinson,)),
+    (likelihood.ode_bits_per_dim, "- math.log(BYTE_WIDTH)", "+ math.log(BYTE_WIDTH)", (checks.check_ode_bits,)),
+    (likelihood.ode_bits_per_dim, ") / math.log(2)", ")", (checks.check_ode_bits,)),
+    (bound._step_kl, "ratio - 1 - np.log(ratio)", "ratio - 1 + np.log(ratio)", (checks.check_bound,)),
+    (bound._step_kl, "(mean - mean_hat) ** 2", "(mean - mean_hat)", (checks.check_bound,)),
+    (bound._estimate, "len(levels.ts) - 1 - i", "i", (checks.check_bound,)),
+    (bound._decoder_nll, "(-0.5, 0.5)", "(-1.0, 1.0)", (checks.check_bound,)),
+    (bound._decoder_nll, "math.sqrt(schedule", "(schedule", (checks.check_bound,)),
+    (bound.bits_per_dim, "(end - start) * _step_kl", "_step_kl", (checks.check_bound,)),
+]  # fmt: skip
+
+
+def mutated(function, old, new):
+    """The function with its source text changed in one place."""
+    source = inspect.getsource(function)
+    assert source.count(old) == 1, f"{function.__name__} has {source.count(old)} of {old!r}: choose another text"
+    defined = {}
+    exec(source.replace(old, new), function.__globals__, defined)
+    return defined[function.__name__]
+
+
+def replace_everywhere(monkeypatch, function, mutant):
+    """Put the mutant wherever a module, or the table of sampling loops, refers to the function."""
+    for module in [m for name, m in sys.modules.items() if name.partition(".")[0] in ("minidiff", "exact_checks")]:
+        for name, value in list(vars(module).items()):
+            if value is function:
+                monkeypatch.setattr(module, name, mutant)
+    for name, value in reverse.SAMPLING_LOOPS.items():
+        if value is function:
+            monkeypatch.setitem(reverse.SAMPLING_LOOPS, name, mutant)
+
+
+@pytest.mark.parametrize(("function", "old", "new", "check"), MUTANTS, ids=lambda x: getattr(x, "__name__", None))
+def test_a_mutant_fails(monkeypatch, function, old, new, check):
+    replace_everywhere(monkeypatch, function, mutated(function, old, new))
+    with pytest.raises(AssertionError), np.errstate(all="ignore"):
+        check[0](*check[1:])
+
+
+def test_an_unchanged_function_passes(monkeypatch):
+    """The machinery alone makes no check fail."""
+    replace_everywhere(monkeypatch, reverse.ddim, mutated(reverse.ddim, "eta = sampler.eta", "eta = sampler.eta * 1"))
+    checks.check_order("ddim")

@@ -1,0 +1,445 @@
+"""Checks of samplers, prediction targets, guidance and likelihoods against the exact model.
+
+Each raises AssertionError if what it checks is wrong. In tests/diffusion/, test_orders.py, test_sde.py,
+test_objectives.py and test_likelihood.py run them on the library, test_exact_mutants.py on a library with one mistake.
+"""
+
+import math
+from itertools import count
+
+import numpy as np
+
+from minidiff.diffusion.bound import bits_per_dim
+from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.exact import GaussianMixture, exact_model
+from minidiff.diffusion.forward import target, x0_and_eps
+from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.likelihood import log_likelihood, ode_bits_per_dim
+from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import from_alphas_cumprod, linear_schedule, snr
+from minidiff.diffusion.sde import euler_maruyama, probability_flow, reverse_sde, score_of, ve_sde, vp_sde
+from minidiff.engine.backend import get_backend
+from minidiff.engine.tensor import Tensor
+
+MIXTURE = GaussianMixture(np.array([[-0.6], [0.5]]), np.array([[0.15], [0.25]]), np.array([1, 2]))
+SIGMA_MIN, SIGMA_MAX = 0.05, 10.0
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "edm", "flow")
+
+
+def even_schedule(n, prediction_type="epsilon"):
+    """n + 1 noise levels, even in log-SNR from SIGMA_MIN to SIGMA_MAX."""
+    return from_alphas_cumprod(1 / (1 + np.geomspace(SIGMA_MIN, SIGMA_MAX, n + 1) ** 2), prediction_type)
+
+
+def at_sigma_min(model, schedule, x_T, rng, sampler):
+    """The state of the sampling loop at SIGMA_MIN, after all steps but the last, which is to alpha_bar = 1."""
+    steps = sample(model, schedule, x_T.shape, rng, len(schedule), sampler, x_T=x_T)
+    *_, (_, x_t, _), _ = steps
+    return x_t
+
+
+def slope(counts, errors):
+    """The order of convergence: minus the slope of log(error) over log(number of steps)."""
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+
+# Deterministic samplers
+
+
+def cdf(x, alpha_bar):
+    """P(x_t <= x) of MIXTURE: float."""
+    z = (x - np.sqrt(alpha_bar) * MIXTURE.means[:, 0]) / np.sqrt(alpha_bar * MIXTURE.std[:, 0] ** 2 + 1 - alpha_bar)
+    return sum(w * 0.5 * math.erfc(-z / math.sqrt(2)) for w, z in zip(MIXTURE.weights, z, strict=True))
+
+
+def flow_endpoint(x_T, alpha_bar_T, alpha_bar):
+    """The probability flow's solution at alpha_bar: in one dimension it keeps every quantile. By bisection."""
+    p, low, high = cdf(x_T, alpha_bar_T), -10.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cdf(middle, alpha_bar) < p else (low, middle)
+    return (low + high) / 2
+
+
+def endpoint_errors(name, prediction_type, counts):
+    """The largest distance of a sampler's endpoints from the exact ones, for each number of steps."""
+    x_T = np.linspace(-2, 2, 9)
+    alpha_bar_T, alpha_bar = even_schedule(1).alphas_cumprod[::-1]
+    exact = [flow_endpoint(x, alpha_bar_T, alpha_bar) for x in x_T]
+    errors = []
+    for n in counts:
+        schedule = even_schedule(n, prediction_type)
+        model, sampler = exact_model(MIXTURE, schedule), Sampler(name, clip=None)
+        x = at_sigma_min(model, schedule, x_T.reshape(-1, 1, 1, 1), None, sampler)
+        assert x.dtype == np.float64
+        errors.append(np.abs(x.ravel() - exact).max())
+    return errors
+
+
+ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2}
+COUNTS = (16, 32, 64, 128)
+STOCHASTIC_COUNTS = (32, 64, 128, 256)  # whose errors fall with their order from more steps on
+
+
+def check_order(name, prediction_type="epsilon"):
+    found = slope(COUNTS, endpoint_errors(name, prediction_type, COUNTS))
+    assert abs(found - ORDERS[name]) < 0.2, found
+
+
+def check_pndm():
+    """No order is claimed. With 64 steps its error is a fiftieth of ddim's at most."""
+    (pndm,), (ddim,) = (endpoint_errors(name, "epsilon", (64,)) for name in ("pndm", "ddim"))
+    assert pndm < ddim / 50, (pndm, ddim)
+
+
+# Stochastic samplers: of Gaussian data, where a sampler's end is A x_T + B + sum_i C_i z_i
+
+MEAN, STD, X_T = 0.3, 0.4, 1.5
+GAUSSIAN = GaussianMixture(np.array([[MEAN]]), STD)
+
+
+class UnitNoise:
+    """A generator whose i-th noise is 1 in row i + 2 and 0 elsewhere."""
+
+    def __init__(self):
+        self.calls = count(2)
+
+    def standard_normal(self, shape, dtype=np.float64):
+        z = np.zeros(shape, dtype)
+        z[next(self.calls)] = 1
+        return z
+
+
+def coefficients(run, n):
+    """A, B and C (n,) of run(x_T, rng), which draws noise n times, from one run of n + 2 rows."""
+    x_T = np.zeros((n + 2, 1, 1, 1))
+    x_T[1] = 1
+    x = run(x_T, UnitNoise()).ravel()
+    return x[1] - x[0], x[0], x[2:] - x[0]
+
+
+def sampler_run(sampler):
+    def run_of(n):
+        schedule = even_schedule(n)
+        model = exact_model(GAUSSIAN, schedule)
+        return lambda x_T, rng: at_sigma_min(model, schedule, x_T, rng, sampler)
+
+    return run_of
+
+
+def euler_maruyama_run(n):
+    schedule = even_schedule(n)
+    sde = reverse_sde(vp_sde(schedule), score_of(exact_model(GAUSSIAN, schedule), schedule))
+
+    def run(x_T, rng):
+        *_, (_, x) = euler_maruyama(sde, x_T, range(n, -1, -1), lambda: rng.standard_normal(x_T.shape))
+        return x
+
+    return run
+
+
+def euler_maruyama_edm_run(n):
+    """Over EDM's own time, and in its own x = x_t / sqrt(alpha_bar): the variance-exploding SDE."""
+    schedule = EDM()
+    score = score_of(exact_model(GAUSSIAN, schedule), schedule)
+
+    def ve_score(x, t):
+        root = math.sqrt(schedule.alpha_bar(t))
+        return root * score(root * x, t)
+
+    def run(x_T, rng):
+        ts = np.geomspace(SIGMA_MAX, SIGMA_MIN, n + 1)
+        x = x_T * np.sqrt(1 + SIGMA_MAX**2)
+        sde = reverse_sde(ve_sde(schedule), ve_score)
+        *_, (_, x) = euler_maruyama(sde, x, ts, lambda: rng.standard_normal(x_T.shape))
+        return x / np.sqrt(1 + SIGMA_MIN**2)
+
+    return run
+
+
+def marginal(alpha_bar):
+    """Mean and variance of x_t."""
+    return math.sqrt(alpha_bar) * MEAN, alpha_bar * STD**2 + 1 - alpha_bar
+
+
+def conditional_moments():
+    """Mean and variance of x at SIGMA_MIN given x_T = X_T: the joint distribution is normal."""
+    alpha_bar_T, alpha_bar = even_schedule(1).alphas_cumprod[::-1]
+    (mean_T, variance_T), (mean, variance) = marginal(alpha_bar_T), marginal(alpha_bar)
+    gain = math.sqrt(alpha_bar_T / alpha_bar) * variance / variance_T
+    return mean + gain * (X_T - mean_T), variance - gain**2 * variance_T
+
+
+def conditional_errors(run_of, counts):
+    """The errors of both moments for each number of steps: (counts, 2)."""
+    errors = []
+    for n in counts:
+        A, B, C = coefficients(run_of(n), n)
+        errors.append(np.abs(np.array([A * X_T + B, C @ C]) - conditional_moments()))
+    return np.array(errors)
+
+
+def check_ancestral(sampler):
+    """The mean of each step is E[x_s | x_t], so that of all steps is exact; the variance converges with order 1."""
+    mean, variance = conditional_errors(sampler_run(sampler), STOCHASTIC_COUNTS).T
+    assert mean.max() < 1e-9, mean
+    assert abs(slope(STOCHASTIC_COUNTS, variance) - 1) < 0.2, variance
+
+
+def check_euler_maruyama(run_of=euler_maruyama_run):
+    """Weak order 1 of both moments."""
+    for errors in conditional_errors(run_of, STOCHASTIC_COUNTS).T:
+        assert abs(slope(STOCHASTIC_COUNTS, errors) - 1) < 0.2, errors
+
+
+def check_eta():
+    """ddim with half the noise: the marginal variance, from that of x_T, converges with order 1."""
+    errors = []
+    for n in STOCHASTIC_COUNTS:
+        A, B, C = coefficients(sampler_run(Sampler("ddim", eta=0.5, clip=None))(n), n)
+        alpha_bar_T, alpha_bar = even_schedule(1).alphas_cumprod[::-1]
+        errors.append(abs(A**2 * marginal(alpha_bar_T)[1] + C @ C - marginal(alpha_bar)[1]))
+        assert C[0] > 0
+    assert abs(slope(STOCHASTIC_COUNTS, errors) - 1) < 0.2, errors
+
+
+def check_probability_flow():
+    """Heun's method on the ODE of x_t, over the schedule's own time, ends at the same quantile: order 2."""
+    errors, x_T = [], np.linspace(-2, 2, 9)
+    schedule = EDM()
+    dx = probability_flow(vp_sde(schedule), score_of(exact_model(MIXTURE, schedule), schedule))
+    exact = [flow_endpoint(x, *schedule.alpha_bar([SIGMA_MAX, SIGMA_MIN])) for x in x_T]
+    for n in COUNTS:
+        ts, x = np.geomspace(SIGMA_MAX, SIGMA_MIN, n + 1), x_T.reshape(-1, 1, 1, 1)
+        for t, t_next in zip(ts, ts[1:], strict=False):
+            begin = dx(x, t)
+            x = x + (t_next - t) / 2 * (begin + dx(x + (t_next - t) * begin, t_next))
+        errors.append(np.abs(x.ravel() - exact).max())
+    assert abs(slope(COUNTS, errors) - 2) < 0.2, errors
+
+
+def check_forward_sde(schedule, ts):
+    """Euler-Maruyama on the forward SDE from x_0 = X_T at ts[0]: mean and variance of q(x_t | x_s), to 2 %."""
+    A, _, C = coefficients(
+        lambda x, rng: list(euler_maruyama(vp_sde(schedule), x, ts, lambda: rng.standard_normal(x.shape)))[-1][1],
+        len(ts) - 1,
+    )
+    alpha_bar_s, alpha_bar_t = (float(schedule.alpha_bar(t)) for t in (ts[0], ts[-1]))
+    np.testing.assert_allclose([A**2, C @ C], [alpha_bar_t / alpha_bar_s, 1 - alpha_bar_t / alpha_bar_s], rtol=0.02)
+
+
+# Two samples
+
+N_SAMPLES = 10_000
+# The Kolmogorov-Smirnov distance above which a test of level 1/1000 rejects two samples of N_SAMPLES: 0.0276. Samples
+# of MIXTURE and of it shifted by SHIFT, whose distribution functions are 0.055 apart, exceed it with probability above
+# 0.999: the difference of the empirical functions there has a standard deviation of at most sqrt(1 / (2 N_SAMPLES)) =
+# 0.0071, and 0.0276 is 3.8 of them away.
+SHIFT = 0.055
+REJECTED = math.sqrt(-math.log(0.001 / 2) / N_SAMPLES)
+
+
+def ks_distance(a, b):
+    """The largest distance of the empirical distribution functions."""
+    both = np.concatenate([a, b])
+    at_or_below = [np.searchsorted(np.sort(c), both, "right") / len(c) for c in (a, b)]
+    return np.abs(at_or_below[0] - at_or_below[1]).max()
+
+
+def check_samples(sampler, schedule=EDM(), steps=100):  # noqa: B008  frozen
+    rng = np.random.default_rng(0)
+    shape = (N_SAMPLES, 1, 1, 1)
+    *_, (_, x_0, _) = sample(exact_model(MIXTURE, schedule), schedule, shape, rng, steps, sampler)
+    exact, _ = MIXTURE.sample(N_SAMPLES, rng)
+    found = ks_distance(x_0.ravel(), exact.ravel())
+    assert found < REJECTED, found
+
+
+# Prediction targets
+
+FINITE = GaussianMixture(np.array([[-0.7], [0.1], [0.6]]), weights=np.array([2, 1, 3]))
+
+
+def schedule_of(prediction_type):
+    return {"edm": EDM(), "flow": Flow()}.get(prediction_type) or linear_schedule(200, 1e-3, 0.05, prediction_type)
+
+
+def times_of(prediction_type):
+    return {"edm": (0.1, 0.5, 3.0), "flow": (0.1, 0.4, 0.9)}.get(prediction_type, (5, 40, 190))
+
+
+def papers_target(prediction_type, x0, eps, alpha_bar):
+    """The target as its paper writes it, with EDM's sigma and sigma_data = 0.5, or rectified flow's t."""
+    sigma = np.sqrt(1 / alpha_bar - 1)
+    c_skip, c_out = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / np.sqrt(sigma**2 + 0.25)
+    return {
+        "epsilon": eps,
+        "sample": x0,
+        "v_prediction": np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x0,
+        "edm": (x0 - c_skip * (x0 + sigma * eps)) / c_out,
+        "flow": eps - x0,
+    }[prediction_type]
+
+
+def check_target(prediction_type):
+    """The exact model's prediction is the paper's target, and x0_and_eps gives the exact x0_hat and eps_hat back."""
+    schedule, x_t = schedule_of(prediction_type), np.linspace(-2, 2, 12).reshape(4, 1, 1, 3)
+    mixture = GaussianMixture(np.array([[-0.6, 0.1, 0.4], [0.5, 0.0, -0.2]]), 0.2)
+    for t in times_of(prediction_type):
+        alpha_bar = float(schedule.alpha_bar(t))
+        x0, eps = mixture.x0_and_eps(x_t, alpha_bar)
+        want = papers_target(prediction_type, x0, eps, alpha_bar)
+        np.testing.assert_allclose(exact_model(mixture, schedule)(x_t, t), want, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(target(schedule, x0, t, eps), want, rtol=1e-9, atol=1e-12)
+        x0_hat, eps_hat = x0_and_eps(schedule, want, x_t, t)
+        np.testing.assert_allclose(x0_hat, x0, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(eps_hat, eps, rtol=1e-8, atol=1e-10)
+
+
+def expected_loss(model, schedule, t):
+    """The expectation of training_loss over x0 in FINITE and eps, by the trapezoidal rule, exact to rounding here."""
+    eps = np.linspace(-9, 9, 361)
+    x0 = np.repeat(FINITE.means[:, 0], len(eps))
+    density = np.exp(-(eps**2) / 2) / math.sqrt(2 * math.pi) * (eps[1] - eps[0])
+    weight = np.outer(FINITE.weights, density).ravel() * len(x0)
+    x0, eps = x0.reshape(-1, 1, 1, 1), np.tile(eps, len(FINITE.means)).reshape(-1, 1, 1, 1)
+    return float(training_loss(model, schedule, x0, np.full(len(x0), t), eps, weight=weight).numpy())
+
+
+def check_minimiser(prediction_type):
+    """The loss, quadratic in the prediction, is least at E[target | x_t]: its derivative is 0 in every direction."""
+    schedule, backend, step = schedule_of(prediction_type), get_backend("numpy"), 0.1
+
+    def best(x_t, t):
+        alpha_bar = float(schedule.alpha_bar(t[0]))
+        return papers_target(prediction_type, *FINITE.x0_and_eps(x_t, alpha_bar), alpha_bar)
+
+    for t in times_of(prediction_type):
+        for direction in (np.ones_like, np.array, np.tanh, lambda x: np.sin(3 * x)):
+
+            def loss(change, t=t, direction=direction):
+                return expected_loss(lambda x, t: Tensor(best(x, t) + change * direction(x), backend), schedule, t)
+
+            less, least, more = loss(-step), loss(0.0), loss(step)
+            assert abs(more - less) / step < 1e-8 * max(1, least), (t, more - less)
+            assert less > least < more
+
+
+def check_min_snr(prediction_type):
+    """The weighted squared error of the prediction is min(SNR, 5) times that of x0_hat."""
+    schedule = schedule_of(prediction_type)
+    zero, one = np.zeros((1, 1, 1, 1)), np.ones((1, 1, 1, 1))
+    for t in times_of(prediction_type):
+        x0_error = x0_and_eps(schedule, one, zero, t)[0] - x0_and_eps(schedule, zero, zero, t)[0]
+        want = min(float(snr(schedule, t)), 5) * float(x0_error.squeeze()) ** 2
+        np.testing.assert_allclose(float(min_snr_weight(schedule, np.array(t))), want, rtol=1e-9)
+
+
+# Guidance: two classes N(+-m, s^2), whose p(class 1 | x_t) is a logistic function
+
+HALF_DISTANCE, CLASS_STD, NULL = 0.5, 0.3, 2
+TWO_CLASSES = GaussianMixture(np.array([[-HALF_DISTANCE], [HALF_DISTANCE]]), CLASS_STD)
+
+
+def class_gradient(x_t, alpha_bar):
+    """grad log p(class 1 | x_t), in closed form."""
+    rate = 2 * math.sqrt(alpha_bar) * HALF_DISTANCE / (alpha_bar * CLASS_STD**2 + 1 - alpha_bar)
+    return rate / (1 + np.exp(rate * x_t))
+
+
+def check_guidance(scale=2.3):
+    """Guidance adds (scale - 1) times the classifier's gradient to the conditional score, within its interval alone."""
+    schedule, x_t = linear_schedule(), np.linspace(-2, 2, 7).reshape(-1, 1, 1, 1)
+    model, labels = exact_model(TWO_CLASSES, schedule), np.ones(7, np.int64)
+    rule = guided(model, NULL, scale, interval=(50, 600))
+    for t in (10, 50, 300, 600, 800):
+        alpha_bar = float(schedule.alpha_bar(t))
+        noise, gradient = math.sqrt(1 - alpha_bar), class_gradient(x_t, alpha_bar)
+        conditional = -(x_t - math.sqrt(alpha_bar) * HALF_DISTANCE) / (alpha_bar * CLASS_STD**2 + noise**2)
+        score = conditional + (scale - 1 if 50 <= t <= 600 else 0) * gradient
+        np.testing.assert_allclose(rule(x_t, np.full(7, t), cond=labels), -noise * score, rtol=1e-9, atol=1e-12)
+
+
+def check_rescale(rescale=0.7, scale=3.0):
+    """The guided prediction's standard deviation over an image is moved towards that of the conditional one."""
+    mixture = GaussianMixture(np.array([[-0.5, 0.1, 0.3], [0.5, -0.4, 0.2]]), 0.3)
+    schedule = linear_schedule()
+    model, x_t = exact_model(mixture, schedule), np.linspace(-2, 2, 12).reshape(4, 1, 1, 3)
+    t, cond = np.full(4, 300), np.ones(4, np.int64)
+    plain, own = guided(model, NULL, scale)(x_t, t, cond=cond), model(x_t, t, cond)
+    want = rescale * own.std((1, 2, 3)) + (1 - rescale) * plain.std((1, 2, 3))
+    found = guided(model, NULL, scale, rescale)(x_t, t, cond=cond).std((1, 2, 3))
+    np.testing.assert_allclose(found, want, rtol=1e-9)
+
+
+# Likelihood
+
+POINTS = GaussianMixture(np.array([[-0.3, 0.2], [0.4, 0.1], [0.0, -0.4]]), 0.15, weights=np.array([1, 2, 1]))
+
+
+def lowest_sigma(schedule):
+    return {"edm": 0.002, "flow": 0.001 / 0.999}.get(schedule.prediction_type) or float(
+        np.sqrt(1 / schedule.alphas_cumprod[0] - 1)
+    )
+
+
+def log_density(mixture, x0, sigma):
+    """That of x0 + sigma eps."""
+    return GaussianMixture(mixture.means, np.sqrt(mixture.std**2 + sigma**2), weights=mixture.weights).log_density(x0)
+
+
+def check_likelihood(schedule, steps=40):
+    """Each point's to 0.01 bit per dimension, by the trace."""
+    x0, _ = POINTS.sample(40, np.random.default_rng(0))
+    found = log_likelihood(exact_model(POINTS, schedule), schedule, x0, steps=steps)
+    error = (found - log_density(POINTS, x0, lowest_sigma(schedule))) / 2 / math.log(2)
+    assert np.abs(error).max() < 0.01, np.abs(error).max()
+
+
+def check_hutchinson(probes=4):
+    """The mean over points is within three standard errors of the mean by the trace."""
+    schedule, rng = EDM(), np.random.default_rng(1)
+    x0, _ = POINTS.sample(300, rng)
+    model = exact_model(POINTS, schedule)
+    difference = log_likelihood(model, schedule, x0, steps=20, probes=probes, rng=rng)
+    difference -= log_likelihood(model, schedule, x0, steps=20)
+    assert abs(difference.mean()) < 3 * difference.std() / math.sqrt(300), difference.mean()
+    assert 0 < difference.std() < 0.5
+
+
+PIXELS = GaussianMixture(np.array([[-0.3], [0.4]]) * np.ones(16), 0.15)
+
+
+def byte_images(n):
+    """Samples of PIXELS rounded to bytes, and -log2 p per dimension of each. Few are clipped; 19 bytes are one std."""
+    x0, _ = PIXELS.sample(n, np.random.default_rng(3))
+    x0 = (np.rint(x0 * 127.5 + 127.5).clip(0, 255) - 127.5) / 127.5
+    edges = (x0.reshape(n, 1, 16) - PIXELS.means)[..., None] + np.array([-1, 1]) / 255  # (n, K, D, 2)
+    mass = np.diff(np.vectorize(math.erf)(edges / PIXELS.std / math.sqrt(2)))[..., 0] / 2
+    return x0, -np.log2((mass.prod(2) * PIXELS.weights).sum(1)) / 16
+
+
+def within_three_errors(difference, low, high):
+    """Whether the mean lies in [low, high], or no more than three standard errors outside."""
+    margin = 3 * difference.std() / math.sqrt(len(difference))
+    assert margin < 0.1, margin
+    assert low - margin < difference.mean() < high + margin, (difference.mean(), margin)
+
+
+def check_ode_bits():
+    """Within 0.01 bit of the bits of bytes, the dequantised ones being above them by less."""
+    x0, truth = byte_images(100)
+    schedule = linear_schedule()
+    found = ode_bits_per_dim(exact_model(PIXELS, schedule), schedule, x0, np.random.default_rng(0), steps=20, probes=2)
+    within_three_errors(found - truth, -0.01, 0.01)
+
+
+def check_bound():
+    """Never significantly below the truth, nor more than its gap of 1000 steps, 0.05 bit, above."""
+    x0, truth = byte_images(300)
+    schedule, sampler = linear_schedule(), Sampler("ddpm", clip=None, variance="fixed_large")
+    model = exact_model(PIXELS, schedule)
+    found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), evaluations=100, sampler=sampler).total
+    within_three_errors(found - truth, 0.0, 0.05)
