@@ -60,8 +60,8 @@ def chosen_weights(raw: bool, best: bool, step: int | None) -> Weights | None:
 def _exported(folder: Path, wanted: tuple[str, ...], backend: str) -> tuple[dict[str, Any], int | None]:
     """The networks and the tokenizer that a folder holds, by name, and the step of its run."""
     found = find(folder, *wanted)
-    parts = load_text_parts(found, backend) if found.kind == "text" else {"unet": unet_of(found, backend)}
-    return parts, found.step
+    kind = found.kind or wanted[0]  # if it is unknown, the error says what the wanted kind lacks
+    return load_text_parts(found, backend) if kind == "text" else {"unet": unet_of(found, backend)}, found.step
 
 
 def _chosen(folder: Path, wanted: tuple[str, ...], backend: str, weights: Weights) -> tuple[dict[str, Any], int]:
