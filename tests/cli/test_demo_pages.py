@@ -135,7 +135,7 @@ def test_a_run_of_another_backend_is_the_same(tmp_path):
     assert open_demo(tmp_path, 1, seed=0)[0].step == 0
 
 
-@pytest.mark.parametrize("name", [*SHOWN, "index.html", "training/state.safetensors"])
+@pytest.mark.parametrize("name", [*sorted(SHOWN), "index.html", "training/state.safetensors"])
 def test_what_the_demo_did_not_write_is_left_alone(tmp_path, monkeypatch, name):
     """Where it begins, where it resumes, and where it comes in between; by a page of its own it knows its images."""
     monkeypatch.setattr(loop, "save_progress", lambda *run: None)
