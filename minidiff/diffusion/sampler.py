@@ -15,7 +15,7 @@ KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m")
 class Sampler:
     """A sampler and its settings.
 
-    name       one of SAMPLERS, the sampling loops of `reverse.py`
+    name       one of SAMPLERS, the sampling loops in solvers/
     spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`
     offset     added to every timestep of "leading"
     eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 gives beta tilde (eq. 16)
