@@ -10,13 +10,15 @@ from minidiff.diffusion.forward import eps_from_x0, x0_and_eps
 from minidiff.diffusion.model import Model, evaluate
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import AnySchedule
+from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.solvers.ddim import ddim, euler_ancestral
 from minidiff.diffusion.solvers.ddpm import ddpm
-from minidiff.diffusion.solvers.dpm_solver import dpmpp_2m
-from minidiff.diffusion.solvers.edm import heun
+from minidiff.diffusion.solvers.dpm_solver import dpmpp_2m, dpmpp_sde
+from minidiff.diffusion.solvers.edm import euler, heun
+from minidiff.diffusion.solvers.euler_maruyama import euler_maruyama
 from minidiff.diffusion.solvers.loop import Trajectory
 from minidiff.diffusion.solvers.pndm import pndm
+from minidiff.diffusion.solvers.unipc import unipc
 from minidiff.diffusion.steps import clipped
 from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
@@ -53,11 +55,13 @@ def sample(
     def predict(x_t: np.ndarray, t: float) -> np.ndarray:
         return evaluate(model, x_t, np.full(len(x_t), t), cond)
 
-    def estimate(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
+    def estimate(
+        prediction: np.ndarray, x_t: np.ndarray, i: int, schedule: Schedule = levels.schedule
+    ) -> tuple[np.ndarray, np.ndarray]:
+        x0_hat, eps_hat = x0_and_eps(schedule, prediction, x_t, i)
         x0_hat = clipped(x0_hat, sampler.clip)
         if sampler.clip is not None and sampler.name != "ddim":  # which keeps the model's eps_hat
-            eps_hat = eps_from_x0(levels.schedule, x0_hat, x_t, i)
+            eps_hat = eps_from_x0(schedule, x0_hat, x_t, i)
         return x0_hat, eps_hat
 
     def fresh_noise() -> np.ndarray:
@@ -80,10 +84,14 @@ SAMPLING_LOOPS = {
     "ddpm": ddpm,
     "ddim": ddim,
     "pndm": pndm,
-    "euler": ddim,
+    "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m,
+    "dpmpp_sde": dpmpp_sde,
+    "unipc": unipc,
+    "euler_maruyama": euler_maruyama,
 }
 
 

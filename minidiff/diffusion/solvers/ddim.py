@@ -11,9 +11,7 @@ from minidiff.diffusion.steps import ddim_update
 def ddim(
     predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
-    """DDIM (Song et al. 2021, eq. 12). With eta = 0 and without clipping it is Euler's method in sigma (eq. 13), so
-    `euler` is this loop, too, at other noise levels.
-    """
+    """DDIM (Song et al. 2021, eq. 12). With eta = 0 and without clipping it is Euler's method in sigma (eq. 13)."""
     eta = sampler.eta
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
         x0_hat, eps_hat = estimate(predict(x_t, t), x_t, i)
