@@ -78,7 +78,8 @@ def endpoint_errors(name, prediction_type, counts):
     return errors
 
 
-ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2}
+# unipc's predictor is of order 2, its corrector raises it by one (Zhao et al. 2023, theorem 3.1)
+ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 3}
 COUNTS = (16, 32, 64, 128)
 STOCHASTIC_COUNTS = (32, 64, 128, 256)  # whose errors fall with their order from more steps on
 
@@ -113,8 +114,8 @@ class UnitNoise:
 
 
 def coefficients(run, n):
-    """A, B and C (n,) of run(x_T, rng), which draws noise n times, from one run of n + 2 rows."""
-    x_T = np.zeros((n + 2, 1, 1, 1))
+    """A, B and C (2n,) of run(x_T, rng), which draws noise at most 2n times, from one run of 2n + 2 rows."""
+    x_T = np.zeros((2 * n + 2, 1, 1, 1))
     x_T[1] = 1
     x = run(x_T, UnitNoise()).ravel()
     return x[1] - x[0], x[0], x[2:] - x[0]
@@ -181,11 +182,14 @@ def conditional_errors(run_of, counts):
     return np.array(errors)
 
 
-def check_ancestral(sampler):
-    """The mean of each step is E[x_s | x_t], so that of all steps is exact; the variance converges with order 1."""
+def check_ancestral(sampler, order=1):
+    """The mean of each step is E[x_s | x_t], so that of all steps is exact; the variance converges with an order.
+
+    E[x0 | x_t] is a martingale of the reverse SDE: its extrapolation by dpmpp_2m_sde has the same mean.
+    """
     mean, variance = conditional_errors(sampler_run(sampler), STOCHASTIC_COUNTS).T
     assert mean.max() < 1e-9, mean
-    assert abs(slope(STOCHASTIC_COUNTS, variance) - 1) < 0.2, variance
+    assert abs(slope(STOCHASTIC_COUNTS, variance) - order) < 0.2, variance
 
 
 def check_euler_maruyama(run_of=euler_maruyama_run):
@@ -203,6 +207,29 @@ def check_eta():
         errors.append(abs(A**2 * marginal(alpha_bar_T)[1] + C @ C - marginal(alpha_bar)[1]))
         assert C[0] > 0
     assert abs(slope(STOCHASTIC_COUNTS, errors) - 1) < 0.2, errors
+
+
+CHURN = {"euler": 1, "heun": 2}  # their orders
+
+
+def check_churn(name, interval=(0.0, math.inf)):
+    """Added noise keeps the distributions p(x_t), so the marginal variance converges with the solver's order.
+
+    The marginal mean is exact: the slope at the mean of p(x_t) is 0.
+    """
+    errors, drawn = [], []
+    ends = even_schedule(1).alphas_cumprod[::-1]
+    (mean_T, variance_T), (mean, variance) = (marginal(alpha_bar) for alpha_bar in ends)
+    for n in STOCHASTIC_COUNTS:
+        sampler = Sampler(name, clip=None, churn=6.0, churn_interval=interval)
+        A, B, C = coefficients(sampler_run(sampler)(n), n)
+        errors.append([abs(A * mean_T + B - mean), abs(A**2 * variance_T + C @ C - variance)])
+        drawn.append(np.count_nonzero(C) / n)
+    of_mean, of_variance = np.transpose(errors)
+    assert of_mean.max() < 1e-9, of_mean
+    assert abs(slope(STOCHASTIC_COUNTS, of_variance) - CHURN[name]) < 0.2, of_variance
+    inside = np.diff(np.log(np.clip(interval, SIGMA_MIN, SIGMA_MAX)))[0] / math.log(SIGMA_MAX / SIGMA_MIN)
+    assert np.abs(np.array(drawn) - inside).max() < 0.05, drawn  # steps with noise: those within the interval
 
 
 def check_probability_flow():

@@ -35,7 +35,10 @@ PLACE: Any = dict(parser=_path, metavar="<path>")  # of an option for an output 
 
 # Choices, as in the packages; a test compares them.
 BackendName = Literal["numba", "numpy", "cupy", "cupy-tf32"]
-SamplerName = Literal["ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m"]
+SamplerName = Literal[
+    "ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
+    "euler_maruyama",
+]  # fmt: skip
 SpacingName = Literal["trailing", "leading", "linspace"]
 NoiseSource = Literal["numpy", "torch"]
 RecipeName = Literal["small-cpu", "small-gpu", "ddpm"]

@@ -66,6 +66,7 @@ def sample_command(
         options.SpacingName | None, typer.Option(help="Timestep spacing.  [default: the folder's]")
     ] = None,
     karras: Annotated[bool, typer.Option("--karras", help="Use the sigmas of Karras et al. 2022.")] = False,
+    churn: Annotated[float, typer.Option(help="EDM's S_churn, fresh noise of euler and heun; 0 adds none.")] = 0.0,
     raw: options.Raw = False,
     best: options.Best = False,
     step: Annotated[int | None, typer.Option(help="Use the checkpoint of this step.")] = None,
@@ -99,7 +100,7 @@ def sample_command(
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
     rng = inputs.noise_source(noise, seed)
     pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch")
-    pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras)
+    pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
     if isinstance(pipeline, TextPipeline):
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)

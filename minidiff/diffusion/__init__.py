@@ -1,10 +1,11 @@
 """The mathematics of diffusion: plain functions over arrays and any callable model.
 
 `schedule` holds the beta schedules, `continuous` EDM and rectified flow, `forward` adds noise and converts between
-prediction targets, `loss` trains a model, `steps` are single reverse steps, `reverse` the sampling loops, by a
-`sampler` over `noise_levels`. `guidance` is classifier-free guidance, `editing` image-to-image and inpainting, `bound`
-the variational bound in bits per dimension, and `model` what a model is. `sde` is diffusion in continuous time,
-`likelihood` that of its ODE, and `exact` the model of data whose distribution is known.
+prediction targets, `loss` trains a model, `steps` are single reverse steps, `reverse` samples by one of the loops in
+`solvers`, with a `sampler`'s settings over `noise_levels`. `guidance` is classifier-free guidance, `editing`
+image-to-image and inpainting, `bound` the variational bound in bits per dimension, and `model` what a model is. `sde`
+is diffusion in continuous time, `likelihood` that of its ODE, and `exact` the model of data whose distribution is
+known.
 Every t is 0-based: x_0 is almost the image, x_{T-1} almost pure noise, and the papers' t is ours + 1.
 Equation numbers refer to
 
@@ -19,6 +20,8 @@ Equation numbers refer to
   2022 (arXiv 2209.03003)
 - DPM-Solver++: Lu, Zhou, Bao, Chen, Li, Zhu, "Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022
   (arXiv 2211.01095)
+- UniPC: Zhao, Bai, Rao, Zhou, Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion
+  Models", 2023 (arXiv 2302.04867)
 - Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, "Score-Based Generative Modeling through Stochastic Differential
   Equations", 2021 (arXiv 2011.13456)
 - Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024 (arXiv 2305.08891)

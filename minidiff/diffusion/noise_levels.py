@@ -1,5 +1,6 @@
 """The noise levels of sampling: timestep spacing, sigmas, and alpha_bar at each sampler step."""
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from numbers import Integral
@@ -13,6 +14,8 @@ from minidiff.diffusion.schedule import AnySchedule, Schedule, from_alphas_cumpr
 from minidiff.errors import MinidiffError
 
 MAX_STEPS = 1000  # sampling steps of a continuous schedule
+DPM_SOLVERS = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # whose timesteps diffusers spaces and rounds by another rule
+NEEDS_FINITE_SIGMA = (*DPM_SOLVERS, "dpmpp_sde", "euler_maruyama")
 MIN_ALPHA_BAR = 2.0**-24  # replaces alphas_cumprod = 0, where sigma would be infinite, as in diffusers
 
 
@@ -26,21 +29,34 @@ class SamplerStep(NamedTuple):
     alpha_bar_prev: float
 
 
+class Level(NamedTuple):
+    """A noise level: the model's t there, alpha_bar, and the schedule whose timestep i has it."""
+
+    t: float
+    alpha_bar: float
+    schedule: Schedule
+    i: int
+
+
 class NoiseLevels(NamedTuple):
     """The noise levels of a sampling loop.
 
     ts        (steps,) falling: the model's t at each level; integers, or, for samplers over sigma, fractions too
     schedule  has at its timestep i the noise level of ts[-1 - i]
     end       alpha_bar after the last step: 1, unless the sampler has clean_end=False
+    trained   the schedule of the model's training
     start     the standard deviation of x_T
     stride    the Stride by which alpha_bar_prev is chosen; None if it is that of the next of ts
+    sigma_hat (steps,) rising: the sigmas to which EDM's churn raises those of the schedule; None without churn
     """
 
     ts: np.ndarray
     schedule: Schedule
     end: float
+    trained: AnySchedule
     start: float = 1.0
     stride: "Stride | None" = None
+    sigma_hat: np.ndarray | None = None
 
     def from_step(self, begin: int) -> "NoiseLevels":
         """The levels without those of the first `begin` steps. Raises MinidiffError unless 0 <= begin < steps."""
@@ -50,7 +66,14 @@ class NoiseLevels(NamedTuple):
             return self
         alpha_bar = self.schedule.alphas_cumprod[: len(self.ts) - begin]
         rest = from_alphas_cumprod(alpha_bar, self.schedule.prediction_type)
-        return self._replace(ts=self.ts[begin:], schedule=rest)
+        sigma_hat = None if self.sigma_hat is None else self.sigma_hat[: len(alpha_bar)]
+        return self._replace(ts=self.ts[begin:], schedule=rest, sigma_hat=sigma_hat)
+
+    def between(self, sigma: float) -> Level:
+        """The noise level sigma, which need not be one of the list."""
+        alpha_bar = np.array([1 / (1 + sigma**2)])
+        one_level = from_alphas_cumprod(alpha_bar, self.schedule.prediction_type)
+        return Level(time_of(self.trained, sigma), float(alpha_bar[0]), one_level, 0)
 
     def sampler_steps(self) -> Iterator[SamplerStep]:
         """The steps, in order. t_prev is the t of the next step, and -1 in the last."""
@@ -76,16 +99,21 @@ class Stride(NamedTuple):
 
 def noise_levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> NoiseLevels:
     """The noise levels of so many steps of a sampler. Raises MinidiffError for a number of steps out of range."""
-    if not isinstance(schedule, Schedule):
-        return _continuous_levels(schedule, steps, sampler)
+    of_kind = _discrete_levels if isinstance(schedule, Schedule) else _continuous_levels
+    levels = of_kind(schedule, steps, sampler)
+    return levels._replace(sigma_hat=_raised_by_churn(levels, sampler)) if sampler.churn else levels
+
+
+def _discrete_levels(schedule: Schedule, steps: int, sampler: Sampler) -> NoiseLevels:
     T = len(schedule)
     end = 1.0 if sampler.clean_end else float(schedule.alphas_cumprod[0])
     if sampler.name in ("ddpm", "ddim", "pndm"):
         ts = _spaced(T, steps, sampler).round().astype(np.int64)
         follows_ts = sampler.name == "ddpm" or not sampler.as_diffusers
-        return NoiseLevels(ts, respace(schedule, ts), end, stride=None if follows_ts else Stride(schedule, T // steps))
+        stride = None if follows_ts else Stride(schedule, T // steps)
+        return NoiseLevels(ts, respace(schedule, ts), end, schedule, stride=stride)
     sigmas = sigmas_of(schedule)
-    if sampler.name == "dpmpp_2m":
+    if sampler.name in DPM_SOLVERS:
         ts = _dpm_solver_timesteps(T, steps, sampler)
         largest, smallest = sigmas[-1], sigmas[0]
     else:
@@ -95,12 +123,12 @@ def noise_levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> NoiseLe
     if sampler.karras:
         sigma = karras(largest, smallest, steps)
         ts = np.interp(np.log(sigma), np.log(sigmas), np.arange(T))
-        ts = ts.round() if sampler.name == "dpmpp_2m" else ts  # diffusers rounds this sampler's timesteps
+        ts = ts.round() if sampler.name in DPM_SOLVERS else ts
     alpha_bar = 1 / (1 + sigma**2)
     # x_T is sqrt(1 - alpha_bar) eps, x_t without its part of x0; in these two cases diffusers' is eps
-    start = 1.0 if sampler.name == "dpmpp_2m" or sampler.spacing == "leading" else float(np.sqrt(1 - alpha_bar[0]))
+    start = 1.0 if sampler.name in DPM_SOLVERS or sampler.spacing == "leading" else float(np.sqrt(1 - alpha_bar[0]))
     ts = ts.astype(np.int64) if np.all(ts == ts.round()) else ts
-    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), end, start)
+    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), end, schedule, start)
 
 
 def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> NoiseLevels:
@@ -113,9 +141,18 @@ def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> No
         )
     ts = schedule.sampling_times(steps)
     alpha_bar = schedule.alpha_bar(ts)
-    if sampler.name == "dpmpp_2m":  # whose steps are in log(sigma)
+    if sampler.name in NEEDS_FINITE_SIGMA:
         alpha_bar = np.maximum(alpha_bar, MIN_ALPHA_BAR)
-    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), end=1.0)
+    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), 1.0, schedule)
+
+
+def _raised_by_churn(levels: NoiseLevels, sampler: Sampler) -> np.ndarray:
+    """sigma_hat = (1 + gamma) sigma (Karras et al. 2022, algorithm 2), at most the largest sigma of a schedule."""
+    lowest, highest = sampler.churn_interval
+    gamma = min(sampler.churn / len(levels.ts), math.sqrt(2) - 1)
+    sigma = sigmas_of(levels.schedule)
+    raised = np.where((lowest <= sigma) & (sigma <= highest), (1 + gamma) * sigma, sigma)
+    return raised.clip(max=sigmas_of(levels.trained)[-1]) if isinstance(levels.trained, Schedule) else raised
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
@@ -137,7 +174,7 @@ def max_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     T = len(schedule)
     if sampler.spacing == "trailing":
         return T
-    return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name == "dpmpp_2m")
+    return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name in DPM_SOLVERS)
 
 
 def sigmas_of(schedule: Schedule) -> np.ndarray:
@@ -145,6 +182,15 @@ def sigmas_of(schedule: Schedule) -> np.ndarray:
     alpha_bar = schedule.alphas_cumprod
     alpha_bar = np.where(alpha_bar == 0, MIN_ALPHA_BAR, alpha_bar)
     return np.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+def time_of(schedule: AnySchedule, sigma: float) -> float:
+    """The t of a noise level sigma; for a schedule over timesteps a fraction, as log sigma is interpolated."""
+    if isinstance(schedule, EDM):
+        return sigma
+    if isinstance(schedule, Flow):
+        return sigma / (1 + sigma)
+    return float(np.interp(np.log(sigma), np.log(sigmas_of(schedule)), np.arange(len(schedule))))
 
 
 def _spaced(T: int, steps: int, sampler: Sampler) -> np.ndarray:
@@ -166,5 +212,5 @@ def _dpm_solver_timesteps(T: int, steps: int, sampler: Sampler) -> np.ndarray:
     if sampler.spacing == "trailing":
         return _spaced(T, steps, sampler)
     if not isinstance(steps, Integral) or not 1 <= steps < T:
-        raise MinidiffError(f"steps must be an integer from 1 to {T - 1} for dpmpp_2m, not {steps!r:.80}")
+        raise MinidiffError(f"steps must be an integer from 1 to {T - 1} for {sampler.name}, not {steps!r:.80}")
     return _spaced(T, steps + 1, sampler).round()[:-1]

@@ -1,21 +1,26 @@
 """The settings of a sampler."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from minidiff.errors import MinidiffError
 
-SAMPLERS = ("ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+SAMPLERS = (
+    "ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
+    "euler_maruyama",
+)  # fmt: skip
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
-KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m")
+KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "euler_maruyama")
+CHURN_SAMPLERS = ("euler", "heun")
 
 
 @dataclass(frozen=True)
 class Sampler:
     """A sampler and its settings.
 
-    name       one of SAMPLERS, the sampling loops of `reverse.py`
+    name       one of SAMPLERS, the sampling loops in solvers/
     spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`
     offset     added to every timestep of "leading"
     eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 gives beta tilde (eq. 16)
@@ -23,6 +28,10 @@ class Sampler:
     clip       x0_hat is clipped to [-clip, clip]; None does not clip, as latents require
     clean_end  whether the last step ends at alpha_bar = 1; else at that of t = 0 (EDM and Flow always end at 1)
     karras     noise levels by Karras et al. (2022, eq. 5) instead of evenly spaced timesteps
+    churn      of euler and heun: EDM's S_churn (ibid., algorithm 2). Before each step fresh noise raises the noise
+               level sigma by the factor 1 + min(churn / steps, sqrt(2) - 1); 0 adds none
+    churn_interval  S_tmin and S_tmax, the sigmas between which noise is added
+    churn_noise     S_noise, the standard deviation of that noise, about 1
     as_diffusers  follow diffusers 0.42.1 also where it differs from the papers: the timestep that ddim and pndm
                step to, the noise of the last step, the single step of "linspace", zero terminal SNR
                with pndm and heun (docs/samplers.md)
@@ -37,6 +46,9 @@ class Sampler:
     clip: float | None = 1.0
     clean_end: bool = True
     karras: bool = False
+    churn: float = 0.0
+    churn_interval: tuple[float, float] = (0.0, math.inf)
+    churn_noise: float = 1.0
     as_diffusers: bool = False
 
     def __post_init__(self) -> None:
@@ -58,9 +70,26 @@ class Sampler:
             raise MinidiffError(
                 f"karras is for {', '.join(KARRAS_SAMPLERS)}, not for {self.name}: leave it out, or choose one of them"
             )
+        _check_churn(self)
 
 
 def check_eta(eta: Any) -> None:
     """Raises MinidiffError unless eta is from 0 to 1."""
     if isinstance(eta, bool) or not isinstance(eta, float | int) or not 0 <= eta <= 1:  # NaN is not
         raise MinidiffError(f"eta must be from 0 to 1, not {eta!r:.80}")
+
+
+def _check_churn(sampler: Sampler) -> None:
+    if not _is_number(sampler.churn) or not 0 <= sampler.churn <= 1e6:  # NaN is not
+        raise MinidiffError(f"churn must be a number from 0 to a million, not {sampler.churn!r:.80}")
+    if sampler.churn and sampler.name not in CHURN_SAMPLERS:
+        raise MinidiffError(f"churn = {sampler.churn:g} is for {' and '.join(CHURN_SAMPLERS)}: {sampler.name} has none")
+    ends = sampler.churn_interval
+    if not isinstance(ends, tuple) or len(ends) != 2 or not all(map(_is_number, ends)) or not 0 <= ends[0] <= ends[1]:
+        raise MinidiffError(f"churn_interval must be two sigmas (lowest, highest), not {ends!r:.80}")
+    if not _is_number(sampler.churn_noise) or not 0 < sampler.churn_noise <= 10:
+        raise MinidiffError(f"churn_noise must be a number above 0, up to 10, not {sampler.churn_noise!r:.80}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

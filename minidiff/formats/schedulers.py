@@ -43,6 +43,13 @@ SCHEDULERS = {
     }),
     "EulerAncestralDiscreteScheduler": SchedulerClass("euler_ancestral", "linspace", {}),
     "HeunDiscreteScheduler": SchedulerClass("heun", "linspace", CLIP | {"clip_sample": False} | KARRAS),
+    "DPMSolverSDEScheduler": SchedulerClass("dpmpp_sde", "linspace", KARRAS),
+    "UniPCMultistepScheduler": SchedulerClass("unipc", "linspace", KARRAS | {
+        "final_sigmas_type": "zero", "solver_order": 2, "solver_type": "bh2", "predict_x0": True,
+        "lower_order_final": True, "disable_corrector": [], "solver_p": None, "thresholding": False,
+        "use_flow_sigmas": False, "use_dynamic_shifting": False, "sigma_min": None, "sigma_max": None,
+    }),
+    # or dpmpp_2m_sde, by algorithm_type
     "DPMSolverMultistepScheduler": SchedulerClass("dpmpp_2m", "linspace", KARRAS | {
         "final_sigmas_type": "zero", "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "lambda_min_clipped": -math.inf, "thresholding": False,
@@ -52,16 +59,18 @@ SCHEDULERS = {
     "EDMEulerScheduler": SchedulerClass("euler", "trailing", {}),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass("euler", "trailing", {}),
 }  # fmt: skip
-WITHOUT_ZERO_SNR = ("pndm", "heun")  # their classes in diffusers ignore rescale_betas_zero_snr
+WITHOUT_CLASS = {"euler_maruyama": "EulerDiscreteScheduler"}  # its settings are read as those of this class
+WITHOUT_ZERO_SNR = ("pndm", "heun", "dpmpp_sde")  # their classes in diffusers ignore rescale_betas_zero_snr
 
-# Of keys that select variants of a sampler, the only supported value.
-SUPPORTED = {
-    "algorithm_type": "dpmsolver++", "euler_at_final": False, "interpolation_type": "linear",
-    "lambda_min_clipped": -math.inf, "lower_order_final": True, "sigma_max": None, "sigma_min": None,
-    "skip_prk_steps": True, "solver_order": 2, "solver_type": "midpoint", "thresholding": False,
-    "timestep_type": "discrete", "use_beta_sigmas": False, "use_dynamic_shifting": False,
-    "use_exponential_sigmas": False, "use_flow_sigmas": False, "use_lu_lambdas": False,
+# Keys that select variants of a sampler. The only supported value is the default, and True of skip_prk_steps.
+VARIANTS = {
+    "disable_corrector", "euler_at_final", "interpolation_type", "lambda_min_clipped", "lower_order_final",
+    "predict_x0", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "thresholding",
+    "timestep_type", "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas",
+    "use_lu_lambdas",
 }  # fmt: skip
+# algorithm_type of DPMSolverMultistepScheduler -> its sampler
+ALGORITHMS = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
 
 # Sampler's fields -> their keys in the file.
 FIELD_KEYS = {
@@ -82,7 +91,7 @@ CONTINUOUS_KEYS = {"EDMEulerScheduler": EDM_KEYS, "FlowMatchEulerDiscreteSchedul
 
 # diffusers' defaults for keys that are absent.
 DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-HEUN_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
+LATENT_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
 
 BETA_SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear_schedule,
@@ -120,7 +129,8 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     if config.get("_class_name") in tuple(CONTINUOUS_KEYS):
         return continuous_from_config(config)
     if "_class_name" in config:  # a file of diffusers may lack keys that have their default
-        config = (HEUN_DEFAULTS if config["_class_name"] == "HeunDiscreteScheduler" else DEFAULTS) | config
+        latent = config["_class_name"] in ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
+        config = (LATENT_DEFAULTS if latent else DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
     check_prediction_type(prediction_type, PREDICTION_TYPES)
     rescale = config.get("rescale_betas_zero_snr", False)
@@ -158,8 +168,11 @@ def continuous_from_config(config: dict[str, Any]) -> EDM | Flow:
 def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
     """The keys of a scheduler_config.json beside those of the schedule.
 
-    eta and as_diffusers have no key. Raises MinidiffError for settings that the sampler's class in diffusers lacks.
+    eta, churn and as_diffusers have no key. Raises MinidiffError for settings that the sampler's class in diffusers
+    lacks, and for a sampler that has none.
     """
+    if sampler.name in WITHOUT_CLASS:
+        raise MinidiffError(f"diffusers has no scheduler for {sampler.name}: save another sampler, and choose it later")
     scheduler = SCHEDULERS[_class_of(sampler.name)]
     settings = {
         "variance_type": sampler.variance,
@@ -169,10 +182,13 @@ def sampler_to_config(sampler: Sampler) -> dict[str, Any]:
         "final_sigmas_type": "zero" if sampler.clean_end else "sigma_min",
         "use_karras_sigmas": sampler.karras,
         "skip_prk_steps": True,
+        "algorithm_type": next((key for key, name in ALGORITHMS.items() if name == sampler.name), None),
     }
     config = {"_class_name": _class_of(sampler.name), "timestep_spacing": sampler.spacing}
     config |= {"steps_offset": sampler.offset} | {key: settings[key] for key in scheduler.keys if key in settings}
-    if sampler_from_config(config) != replace(sampler, eta=0.0, as_diffusers=False):
+    plain = Sampler()
+    unwritten = ("eta", "churn", "churn_interval", "churn_noise", "as_diffusers")
+    if sampler_from_config(config) != replace(sampler, **{field: getattr(plain, field) for field in unwritten}):
         raise MinidiffError(f"{sampler}: diffusers' {config['_class_name']} has no such settings")
     return config
 
@@ -185,20 +201,21 @@ def sampler_from_config(config: dict[str, Any], name: str | None = None) -> Samp
     """
     _check_is_object(config)
     if name is not None:
-        config = config | {"_class_name": _class_of(name), "skip_prk_steps": True}
+        config = _of_class(config, _class_of(name))
     class_name = config.get("_class_name")
     if class_name not in tuple(SCHEDULERS):  # not in SCHEDULERS itself: JSON may hold a list here, which has no hash
         raise MinidiffError(f"scheduler class {class_name!r:.80} is not supported: use one of {', '.join(SCHEDULERS)}")
     scheduler = SCHEDULERS[class_name]
     settings = {key: config.get(key, default) for key, default in scheduler.keys.items()}
-    for key in settings.keys() & SUPPORTED.keys():
-        if settings[key] != SUPPORTED[key]:
-            raise MinidiffError(f"{key} = {settings[key]!r:.80} is not supported: use {SUPPORTED[key]!r}")
+    for key in settings.keys() & VARIANTS:
+        supported = key == "skip_prk_steps" or scheduler.keys[key]
+        if settings[key] != supported:
+            raise MinidiffError(f"{key} = {settings[key]!r:.80} is not supported: use {supported!r}")
     if _flag(settings, "clip_sample", False) and settings["clip_sample_range"] is None:
         raise MinidiffError("clip_sample_range must be a number, not None")
     try:
         return Sampler(
-            scheduler.sampler,
+            name or _algorithm(settings) or scheduler.sampler,
             config.get("timestep_spacing", scheduler.spacing),
             config.get("steps_offset", 0),
             variance=settings.get("variance_type", "fixed_small"),
@@ -236,7 +253,27 @@ def _trained_betas(config: dict[str, Any]) -> np.ndarray:
 
 def _class_of(name: str) -> str:
     """diffusers' class of a sampler. Raises MinidiffError for an unknown sampler."""
+    if name in WITHOUT_CLASS:
+        return WITHOUT_CLASS[name]
+    name = ALGORITHMS["dpmsolver++"] if name in ALGORITHMS.values() else name
     return next(known for known, scheduler in SCHEDULERS.items() if scheduler.sampler == Sampler(name).name)
+
+
+def _of_class(config: dict[str, Any], class_name: str) -> dict[str, Any]:
+    """The configuration for another class: what selects variants by the same key is as the class has it."""
+    keys = SCHEDULERS[class_name].keys
+    own = {key: keys[key] for key in ("solver_type", "algorithm_type") if key in keys}
+    return config | own | {"_class_name": class_name, "skip_prk_steps": True}
+
+
+def _algorithm(settings: dict[str, Any]) -> str | None:
+    """The sampler of a DPMSolverMultistepScheduler's algorithm_type; None for other classes."""
+    if "algorithm_type" not in settings:
+        return None
+    if settings["algorithm_type"] not in tuple(ALGORITHMS):
+        known = " or ".join(ALGORITHMS)
+        raise MinidiffError(f"algorithm_type = {settings['algorithm_type']!r:.80} is not supported: use {known}")
+    return ALGORITHMS[settings["algorithm_type"]]
 
 
 def _final_sigma(settings: dict[str, Any]) -> str:

@@ -19,14 +19,19 @@ P = TypeVar("P", bound=Pipeline)
 
 
 def sampling_settings(
-    pipeline: P, steps: int | None = None, eta: float = 0.0, spacing: str | None = None, karras: bool = False
+    pipeline: P,
+    steps: int | None = None,
+    eta: float = 0.0,
+    spacing: str | None = None,
+    karras: bool = False,
+    churn: float = 0.0,
 ) -> tuple[P, int]:
     """The pipeline with these settings of its sampler, and the number of sampling steps, None: the default.
 
     A spacing of None, and karras False, leave a setting as the folder has it.
     Raises MinidiffError for settings that contradict each other.
     """
-    sampler = replace(pipeline.sampler, eta=eta)
+    sampler = replace(pipeline.sampler, eta=eta, churn=churn)
     sampler = replace(sampler, spacing=sampler.spacing if spacing is None else spacing, karras=karras or sampler.karras)
     steps = default_steps(pipeline.schedule, sampler) if steps is None else steps
     noise_levels(pipeline.schedule, steps, sampler)  # raises for what this schedule does not support

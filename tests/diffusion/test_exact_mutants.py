@@ -10,9 +10,10 @@ import exact_checks as checks
 import numpy as np
 import pytest
 
-from minidiff.diffusion import bound, forward, guidance, likelihood, loss, reverse, sde, steps
+from minidiff.diffusion import bound, forward, guidance, likelihood, loss, noise_levels, reverse, sde, steps
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.solvers import dpm_solver, edm, unipc
 
 # the calls that several mutants fail
 FORWARD_SDE = (checks.check_forward_sde, checks.even_schedule(200), range(115))
@@ -22,6 +23,11 @@ EULER_MARUYAMA_EDM = (checks.check_euler_maruyama, checks.euler_maruyama_edm_run
 LIKELIHOOD = (checks.check_likelihood, EDM())
 DDPM, FIXED_LARGE = Sampler("ddpm", clip=None), Sampler("ddpm", clip=None, variance="fixed_large")
 ANCESTRAL = Sampler("euler_ancestral", clip=None)
+SDE_2M = (checks.check_ancestral, Sampler("dpmpp_2m_sde", clip=None), 2)
+SDE_SINGLE = (checks.check_ancestral, Sampler("dpmpp_sde", clip=None), 2)
+UNIPC = (checks.check_order, "unipc")
+EULER_MARUYAMA = (checks.check_euler_maruyama, checks.sampler_run(Sampler("euler_maruyama", clip=None)))
+CHURN = (checks.check_churn, "heun")
 
 MUTANTS = [
     # samplers
@@ -32,11 +38,31 @@ MUTANTS = [
     (steps.ddim_update, "1 - alpha_bar_prev - sigma**2", "1 - alpha_bar_prev", (checks.check_ancestral, ANCESTRAL)),
     (steps.ddim_update, "+ sigma * z", "+ sigma**2 * z", (checks.check_eta,)),
     (reverse.euler_ancestral, "eta=1.0", "eta=0.7", (checks.check_ancestral, ANCESTRAL)),
-    (reverse.heun, "(eps_hat + eps_end) / 2", "(eps_hat - eps_end) / 2", (checks.check_order, "heun")),
-    (reverse.heun, "x_prev, i - 1)", "x_prev, i)", (checks.check_order, "heun", "sample")),
-    (reverse.heun, "(prediction + predict(x_prev, t_prev)) / 2", "prediction", (checks.check_order, "heun", "flow")),
+    (edm.heun, "mean = (d + d_prev) / 2", "mean = (d - d_prev) / 2", (checks.check_order, "heun")),
+    (edm.heun, "x_prev, step.i - 1)", "x_prev, step.i)", (checks.check_order, "heun", "sample")),
+    (edm.heun_over_t, "(v + predict(x_prev, step.t_prev)) / 2", "v", (checks.check_order, "heun", "flow")),
+    (edm.heun, "estimate(predict(x_t, t), x_t", "estimate(predict(x_t, step.t), x_t", CHURN),
+    (edm.euler, "here.i, here.schedule", "step.i, levels.schedule", (checks.check_churn, "euler")),
+    (edm.churned, "math.sqrt(1 - ratio)", "(1 - ratio)", CHURN),
+    (edm.churned, "math.sqrt(ratio) * x_t", "x_t", CHURN),
+    (edm.churned, "sampler.churn_noise *", "1.05 *", CHURN),
+    (noise_levels._raised_by_churn, "(lowest <= sigma) & ", "", (checks.check_churn, "heun", (0.2, 4.0))),
+    (noise_levels.time_of, "np.log(sigma), np.log", "sigma, np.log", CHURN),
     (reverse.dpmpp_2m, "h / h_last / 2", "h / h_last", (checks.check_order, "dpmpp_2m")),
     (reverse.dpmpp_2m, "x0_hat - x0_last", "x0_last - x0_hat", (checks.check_order, "dpmpp_2m")),
+    (reverse.dpmpp_2m, "eta = 1.0 if", "eta = 0.8 if", SDE_2M),
+    (reverse.dpmpp_2m, "(h / h_last / 2) * (x0_hat - x0_last)", "0", SDE_2M),
+    (dpm_solver.dpmpp_sde, "middle.alpha_bar, 1.0, first", "middle.alpha_bar, 0.0, first", SDE_SINGLE),
+    (dpm_solver.dpmpp_sde, "math.sqrt(sigma * sigma_prev)", "sigma_prev", SDE_SINGLE),
+    (dpm_solver.dpmpp_sde, "step_noise(first, second, sigma, sigma_prev)", "second", SDE_SINGLE),
+    (dpm_solver.step_noise, "sigma_prev / total", "sigma_prev / sigma", SDE_SINGLE),
+    (unipc.unipc, "x0_hat - points[0].x0_hat", "points[0].x0_hat - x0_hat", UNIPC),
+    (unipc.unipc, "last.x_t, i + 1)", "last.x_t, i)", UNIPC),
+    (unipc.unipc, "here = here._replace", "_ = here._replace", UNIPC),
+    (unipc.mean_of_parabola, "- 2 * b1 / h", "- b1 / h", UNIPC),
+    (unipc.mean_of_parabola, "weight_before / u *", "weight_before *", UNIPC),
+    (reverse.euler_maruyama, "-math.log(alpha_bar),", "-math.log(alpha_bar) / 2,", EULER_MARUYAMA),
+    (reverse.euler_maruyama, "math.sqrt(1 - alpha_bar)", "(1 - alpha_bar)", EULER_MARUYAMA),
     (reverse.pndm, "[predict(x_t, t), *history[:3]]", "[*history[-3:], predict(x_t, t)]", (checks.check_pndm,)),
     (steps.p_sample, "sigma2**0.5 * z", "sigma2 * z", (checks.check_ancestral, DDPM)),
     (steps.p_sample, "extract(schedule.betas", "extract(schedule.alphas", (checks.check_ancestral, FIXED_LARGE)),
