@@ -6,7 +6,7 @@ from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.editing import inpainting, redraw, slerp
 from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.forward import q_posterior, q_sample
-from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided, guided
 from minidiff.diffusion.likelihood import log_likelihood, ode_bits_per_dim
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.model import as_model
@@ -26,7 +26,7 @@ from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError, MinidiffWarning
-from minidiff.formats.networks import load_sampler, load_schedule, load_unet, save_unet
+from minidiff.formats.networks import load_classifier, load_sampler, load_schedule, load_unet, save_unet
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
@@ -37,10 +37,11 @@ from minidiff.training.step import train, train_step
 
 __all__ = [
     "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "Sampler", "Schedule",
-    "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "bits_per_dim", "cosine_schedule", "ddim_step",
-    "default_config", "exact_model", "get_backend", "guided", "image_to_image", "inpaint", "inpainting",
-    "linear_schedule", "load_sampler", "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad",
-    "ode_bits_per_dim", "open_dataset", "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw",
-    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
-    "text_to_image", "torch_generator", "train", "train_step", "training_loss",
+    "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim", "classifier_gradient",
+    "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "exact_model", "get_backend", "guided",
+    "image_to_image", "inpaint", "inpainting", "linear_schedule", "load_classifier", "load_sampler", "load_schedule",
+    "load_unet", "log_likelihood", "min_snr_weight", "no_grad", "ode_bits_per_dim", "open_dataset", "open_pipeline",
+    "p_sample", "q_posterior", "q_sample", "redraw", "rescale_zero_terminal_snr", "sample", "save_unet",
+    "scaled_linear_schedule", "sigmoid_schedule", "slerp", "text_to_image", "torch_generator", "train", "train_step",
+    "training_loss",
 ]  # fmt: skip

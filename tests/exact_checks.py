@@ -13,13 +13,14 @@ from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.forward import target, x0_and_eps
-from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided, guided
 from minidiff.diffusion.likelihood import log_likelihood, ode_bits_per_dim
 from minidiff.diffusion.loss import min_snr_weight, training_loss
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import from_alphas_cumprod, linear_schedule, snr
 from minidiff.diffusion.sde import euler_maruyama, probability_flow, reverse_sde, score_of, ve_sde, vp_sde
+from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
 from minidiff.engine.tensor import Tensor
 
@@ -387,6 +388,67 @@ def check_guidance(scale=2.3):
         conditional = -(x_t - math.sqrt(alpha_bar) * HALF_DISTANCE) / (alpha_bar * CLASS_STD**2 + noise**2)
         score = conditional + (scale - 1 if 50 <= t <= 600 else 0) * gradient
         np.testing.assert_allclose(rule(x_t, np.full(7, t), cond=labels), -noise * score, rtol=1e-9, atol=1e-12)
+
+
+def check_classifier_guidance(prediction_type="epsilon"):
+    """With the exact gradient, scale 1 gives the exact conditional model; scale s adds s times the gradient."""
+    schedule, x_t = schedule_of(prediction_type), np.linspace(-2, 2, 7).reshape(-1, 1, 1, 1)
+    model, labels = exact_model(TWO_CLASSES, schedule), np.array([0, 1, 0, 1, 0, 1, 1])
+    signs = (2 * labels - 1).reshape(-1, 1, 1, 1)
+
+    def gradient(x_t, t, cond):
+        """p(class 0 | x_t) = p(class 1 | -x_t)."""
+        return signs * class_gradient(signs * x_t, float(schedule.alpha_bar(t[0])))
+
+    for t in times_of(prediction_type):
+        ts, alpha_bar = np.full(7, t), float(schedule.alpha_bar(t))
+        conditional = classifier_guided(model, schedule, gradient, 1.0)(x_t, ts, cond=labels)
+        np.testing.assert_allclose(conditional, model(x_t, ts, labels), rtol=1e-9, atol=1e-12)
+        strong = classifier_guided(model, schedule, gradient, 2.5, interval=(t, t))(x_t, ts, cond=labels)
+        x0_hat, eps_hat = x0_and_eps(schedule, strong, x_t, t)
+        score = TWO_CLASSES.score(x_t, alpha_bar) + 2.5 * gradient(x_t, ts, labels)
+        np.testing.assert_allclose(eps_hat, -math.sqrt(1 - alpha_bar) * score, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(math.sqrt(alpha_bar) * x0_hat + math.sqrt(1 - alpha_bar) * eps_hat, x_t, atol=1e-10)
+        outside = classifier_guided(model, schedule, gradient, 2.5, interval=(t + 1, t + 2))(x_t, ts, cond=labels)
+        np.testing.assert_array_equal(outside, model(x_t, ts))
+
+
+class LogisticClassifier:
+    """The exact classifier of TWO_CLASSES, on the tape: the logits are 0 and the rate of `class_gradient` times x_t."""
+
+    backend = get_backend("numpy")
+
+    def __call__(self, x_t, alpha_bar):
+        rate = 2 * np.sqrt(alpha_bar) * HALF_DISTANCE / (alpha_bar * CLASS_STD**2 + 1 - alpha_bar)
+        rates = Tensor(np.outer(rate, [0, 1]).reshape(-1, 1, 1, 2), self.backend)
+        return F.reshape(F.mul(F.concat(x_t, x_t), rates), (len(alpha_bar), 2))
+
+
+def check_classifier_gradient():
+    """By the tape it is each image's own, in closed form. Where p is near 1 it is rate (1 - p), to p's rounding."""
+    schedule, x_t = linear_schedule(), np.linspace(-2, 2, 7).reshape(-1, 1, 1, 1)
+    gradient = classifier_gradient(LogisticClassifier(), schedule)
+    for t in (0, 300, 999):
+        found = gradient(x_t, np.full(7, t), np.ones(7, np.int64))
+        np.testing.assert_allclose(found, class_gradient(x_t, float(schedule.alpha_bar(t))), rtol=1e-9, atol=1e-14)
+
+
+def class_score(x_t, alpha_bar, std):
+    """The score of the two classes together, N(+-m, std^2): (signal m tanh(signal m x / S) - x) / S."""
+    S, mean = alpha_bar * std**2 + 1 - alpha_bar, math.sqrt(alpha_bar) * HALF_DISTANCE
+    return (mean * np.tanh(mean * x_t / S) - x_t) / S
+
+
+def check_autoguidance(scale=2.3, weak_std=0.6):
+    """Guided by the model of a broadened mixture, the score is w of its own less w - 1 of the broadened one's."""
+    schedule, x_t = linear_schedule(), np.linspace(-2, 2, 7).reshape(-1, 1, 1, 1)
+    weak_mixture = GaussianMixture(TWO_CLASSES.means, weak_std)
+    model, weak_model = (exact_model(mixture, schedule) for mixture in (TWO_CLASSES, weak_mixture))
+    rule = autoguided(model, weak_model, scale, interval=(50, 600))
+    for t in (10, 50, 300, 600, 800):
+        alpha_bar, w = float(schedule.alpha_bar(t)), scale if 50 <= t <= 600 else 1
+        score = w * class_score(x_t, alpha_bar, CLASS_STD) - (w - 1) * class_score(x_t, alpha_bar, weak_std)
+        np.testing.assert_allclose(rule(x_t, np.full(7, t)), -math.sqrt(1 - alpha_bar) * score, rtol=1e-9, atol=1e-12)
 
 
 def check_rescale(rescale=0.7, scale=3.0):

@@ -19,7 +19,7 @@ from minidiff.cli.evaluate import evaluate
 from minidiff.cli.explain import explain
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
 from minidiff.cli.sample import sample_command
-from minidiff.cli.train import train, train_vae
+from minidiff.cli.train import train, train_classifier, train_vae
 from minidiff.data import imaging
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
@@ -103,6 +103,7 @@ def noise(
 
 app.command()(train)
 app.command("train-vae")(train_vae)
+app.command("train-classifier")(train_classifier)
 app.command("sample")(sample_command)
 for command in (explain, redraw, fill, between, evaluate):
     app.command()(command)
@@ -119,7 +120,7 @@ def export(
 
     Unconditional: DDPMPipeline.from_pretrained(OUT). Class-conditional: UNet2DModel.from_pretrained(OUT,
     subfolder="unet"). Text-conditional: StableDiffusionPipeline.from_pretrained(OUT), if its vae is there.
-    Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae").
+    Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). A classifier is for this package alone.
     """
     check_new_folder(out)
     opened = state.open_best(run) if best else state.open_run(run)

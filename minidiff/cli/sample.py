@@ -16,6 +16,7 @@ from minidiff.cli.options import PLACE
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.prompt_file import read_prompts
+from minidiff.diffusion.guidance import ALWAYS
 from minidiff.diffusion.reverse import Tick, sample
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
@@ -24,8 +25,9 @@ from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.opening import Weights, chosen_weights, open_pipeline
-from minidiff.sampling.settings import accuracy_warning, guided_model, sampling_settings
+from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import announce_compiling, console, print_warning, with_progress_bar
 
 TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
@@ -59,6 +61,20 @@ def sample_command(
     ] = None,
     name: options.ClassName = None,
     guidance: options.GuidanceScale = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="Run of train-classifier: guides an unconditional model to --class; scale 0 disables it."),
+    ] = None,
+    autoguide: Annotated[
+        int | None, typer.Option(help="Step of a kept checkpoint: guides away from that weaker model.")
+    ] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="Timesteps at which guidance is applied.  [default: all]", metavar="<low,high>")
+    ] = None,
+    guidance_rescale: Annotated[
+        float,
+        typer.Option(help="How far guidance's effect on the standard deviation is undone, 0 to 1."),
+    ] = 0.0,
     steps: Annotated[int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")] = None,
     sampler: Annotated[options.SamplerName | None, typer.Option(help="Sampler.  [default: the folder's]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's eta, from 0 (deterministic) to 1.")] = 0.0,
@@ -98,6 +114,10 @@ def sample_command(
         check_prompt_options({"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
+    elif classifier or autoguide is not None or guidance_interval or guidance_rescale:
+        raise MinidiffError("with a prompt guidance is classifier-free: of its options give --guidance alone")
+    interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
+    by_options = Guidance(1.0 if guidance is None else guidance, guidance_rescale, interval, classifier, autoguide)
     rng = inputs.noise_source(noise, seed)
     pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch")
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
@@ -107,8 +127,7 @@ def sample_command(
         images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rng)
         sheet = partial(_prompt_sheet, images, texts)
     else:
-        labels = inputs.class_labels(pipeline, name, n or 64)
-        model = guided_model(pipeline, 1.0 if guidance is None else guidance)
+        model, labels = model_and_labels(pipeline, by_options, name, n or 64)
         images = _sample_batches(
             pipeline, model, inputs.batches(n or 64, pipeline.image_shape, labels), steps, rng, gif
         )
@@ -121,6 +140,17 @@ def sample_command(
     if out:
         imaging.save_image(sheet(), out)
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
+
+
+def _interval(text: str) -> tuple[float, float]:
+    """The two numbers of --guidance-interval. Raises MinidiffError if they are not."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not low <= high:  # NaN is not
+        raise MinidiffError(f"--guidance-interval {text}: give two timesteps, LOW,HIGH, such as 100,600")
+    return low, high
 
 
 def _sample_batches(

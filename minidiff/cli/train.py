@@ -1,4 +1,4 @@
-"""The commands that train: a diffusion model, and an autoencoder for latent diffusion."""
+"""The commands that train: a diffusion model, an autoencoder for latent diffusion, a classifier for guidance."""
 
 import math
 import sys
@@ -14,13 +14,14 @@ from minidiff.cli import options
 from minidiff.data import Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_lock import lock_run
 from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
-from minidiff.training.lock import lock_run
+from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.loop import fit, stoppable
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
-from minidiff.training.start import start_run, start_vae, validation_set
+from minidiff.training.start import start_classifier, start_run, start_vae, validation_set
 from minidiff.training.start_text import start_text
 from minidiff.training.step import StepStats
 from minidiff.training.text_run import TextRun
@@ -154,6 +155,40 @@ def train_vae(
         _train_to_end(run, dataset, checkpoint_every, keep)
 
 
+def train_classifier(
+    out: options.RunFolder,
+    data: options.Data = None,
+    size: options.Size = None,
+    skip_bad: options.SkipBad = False,
+    no_flip: options.NoFlip = False,
+    steps: options.TotalSteps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    backend: options.TrainingBackend = None,
+    threads: options.Threads = None,
+    seed: options.TrainingSeed = None,
+    checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY,
+    keep: options.Keep = KEEP,
+    resume: options.Resume = False,
+) -> None:
+    """Train a classifier of noisy images, for classifier guidance: minidiff sample --classifier.
+
+    It learns the classes of DATA at every noise level, and guides unconditional models of images of the same size,
+    whatever their schedule and prediction type. --out holds classifier/, metrics.csv, loss.png, and for every
+    checkpoint a grid of noisy images with their most probable classes, and a validation loss (checkpoints.csv).
+    """
+    given = _given(
+        size=size, skip_bad=skip_bad or None, flip=False if no_flip else None, steps=steps, batch_size=batch_size,
+        lr=lr, backend=backend, seed=seed,
+    )  # fmt: skip
+    with lock_run(out):
+        if resume:
+            run, dataset = resumed(out, data, given, threads, ClassifierRun)
+        else:
+            run, dataset = start_classifier(out, _required_data(out, data), given, threads)
+        _train_to_end(run, dataset, checkpoint_every, keep)
+
+
 def _given(**choices: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in choices.items() if value is not None}
@@ -190,9 +225,11 @@ def _train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) 
 
 
 def _result(run: Run, dataset: Dataset) -> str:
-    """The command that samples a run, or the folder of an autoencoder."""
+    """The command that samples a run, or the folder of an autoencoder or classifier."""
     if isinstance(run, VAERun):
         return f"The autoencoder: {run.folder / 'vae'}"
+    if isinstance(run, ClassifierRun):
+        return f"The classifier: {run.folder / 'classifier'}"
     prompt = ["--prompt", dataset.captions[0]] if isinstance(run, TextRun) else []
     return f"To sample: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"
 

@@ -19,14 +19,23 @@ _order = count()
 
 
 @contextmanager
-def no_grad():
-    """Within this block operations are computed but not recorded."""
+def _set_recording(value: bool):
     global _recording
-    before, _recording = _recording, False
+    before, _recording = _recording, value
     try:
         yield
     finally:
         _recording = before
+
+
+def no_grad():
+    """Within this block operations are computed but not recorded."""
+    return _set_recording(False)
+
+
+def enable_grad():
+    """Within this block operations are recorded, a surrounding `no_grad` notwithstanding."""
+    return _set_recording(True)
 
 
 class Tensor:

@@ -12,16 +12,22 @@ from minidiff.formats.run_state import WrongKind
 from minidiff.formats.weights import open_safetensors
 
 INDEX = "model_index.json"
-CLASSES = {"UNet2DModel": "unet", "AutoencoderKL": "vae"}  # _class_name of config.json -> kind
+CLASSES = {
+    "UNet2DModel": "unet",
+    "AutoencoderKL": "vae",
+    "NoisyClassifier": "classifier",
+}  # _class_name of config.json -> kind
 FOUND = {
     "unet": "a U-Net that takes no prompt",
     "text": "a text-conditional U-Net, which needs a prompt",
     "vae": "an autoencoder, which does not sample",
+    "classifier": "a classifier of noisy images, which does not sample",
 }
 GIVE = {
     "unet": "give a run of minidiff train without --text, or a diffusers folder with a UNet2DModel",
     "text": "give a run of minidiff train --text, or a Stable Diffusion folder",
     "vae": "give a run of minidiff train-vae",
+    "classifier": "give a run of minidiff train-classifier",
 }
 
 
@@ -29,7 +35,7 @@ GIVE = {
 class Found:
     """What a folder holds. The JSON file that tells it is here, so that nothing reads it again.
 
-    kind    "unet", "text" or "vae"; None if it is unknown
+    kind    "unet", "text", "vae" or "classifier"; None if it is unknown
     step    of a run: the step of its newest state
     index   model_index.json
     config  config.json of the network
@@ -101,8 +107,8 @@ def _found_in_json(folder: Path) -> Found:
     if (folder / INDEX).is_file():
         index = open_json(folder / INDEX)
         return Found(folder, _kind_of_index(index.value), index=index)
-    for path in (folder / "config.json", folder / "unet" / "config.json", folder / "vae" / "config.json"):
-        if path.is_file():
+    for place in (folder, *(folder / name for name in CLASSES.values())):
+        if (path := place / "config.json").is_file():
             config = open_json(path)
             return Found(folder, CLASSES.get(_class_name(config.value)), config=config)
     return Found(folder, None)

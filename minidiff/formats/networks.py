@@ -4,7 +4,7 @@ Convolution weights are OIHW in files, as in diffusers, and OHWI in memory: of e
 moves last when it is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from minidiff.formats.schedulers import (
     schedule_to_config,
 )
 from minidiff.formats.weights import WEIGHTS, Stored, find_weights, read_arrays, refuse_pickles, write_safetensors
-from minidiff.models.config import TextEncoderConfig, UNetConfig
+from minidiff.models.classifier import WIDTHS, NoisyClassifier
+from minidiff.models.config import ClassifierConfig, TextEncoderConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
 from minidiff.models.unet import UNet
 
@@ -43,11 +44,30 @@ def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
 
 def unet_of(found: Found, backend: str) -> UNet:
     """The U-Net of a folder, as `load_unet`."""
-    folder = _component(found.folder, "unet", "config.json")
-    config = found.json(folder / "config.json").parse(UNetConfig.of)
+    return _load_network(found, "unet", UNetConfig, UNet, backend)
+
+
+def load_classifier(folder: str | Path, backend: str = "numba") -> NoisyClassifier:
+    """The classifier of noisy images of a run of train-classifier, or of its export; its weights are not for training.
+
+    Raises MinidiffError as `load_unet` does.
+    """
+    found = find(Path(folder), "classifier")
+    classifier = _load_network(found, "classifier", ClassifierConfig, NoisyClassifier, backend)
+    for p in classifier.parameters():
+        p.requires_grad = False  # guidance differentiates by x_t alone
+    return classifier
+
+
+def _load_network(
+    found: Found, name: str, config_class: type[FileConfig], network: Callable[..., N], backend: str
+) -> N:
+    """The network in the component `name` of a folder, or in the folder itself."""
+    folder = _component(found.folder, name, "config.json")
+    config = found.json(folder / "config.json").parse(config_class.of)
     stored = find_weights(folder)
     check_weight_count(config, sum(a.size for a in stored.values()), folder / "config.json")
-    return fill_weights(UNet(config, None, backend), stored, folder / WEIGHTS)
+    return fill_weights(network(config, None, backend), stored, folder / WEIGHTS)
 
 
 def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
@@ -80,8 +100,11 @@ def _min_parameters(config: Any) -> int:
     """A lower bound of a network's number of parameters.
 
     U-Nets and autoencoders: one convolution and one time projection for each block of the down path, the time and class
-    embeddings, conv_in and conv_out. Text encoders: token embeddings, attention and feed-forward weights.
+    embeddings, conv_in and conv_out. Text encoders: token embeddings, attention and feed-forward weights. Classifiers:
+    the last layer.
     """
+    if isinstance(config, ClassifierConfig):
+        return WIDTHS[-1] * len(config.classes)
     if isinstance(config, TextEncoderConfig):
         D = config.hidden_size
         return config.vocab_size * D + config.num_hidden_layers * (4 * D**2 + 2 * D * config.intermediate_size)

@@ -21,7 +21,10 @@ from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.weights import Stored, open_safetensors
 
 BUFFERS = ("p", "ema", "m", "v")
-KINDS = {"unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net"}  # what a run trains
+# what a run trains
+KINDS = {
+    "unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net", "classifier": "a classifier of noisy images",
+}  # fmt: skip
 MAX_STEP = 10**9
 
 T = TypeVar("T")

@@ -1,8 +1,10 @@
-"""A small convolutional image classifier, whose intermediate features serve the image metrics.
+"""Small convolutional classifiers: of images, for the features that metrics compare; of noisy images, for guidance.
 
 The metrics compare the features of inner layers. Those of the last layer separate the classes and little else: to
 them a blurred cat looks like any other.
 """
+
+import math
 
 import numpy as np
 
@@ -11,9 +13,12 @@ from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.pooling import global_avg_pool
 from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
+from minidiff.models.blocks import BlockConfig, Downsample, ResnetBlock, TimestepEmbedding, timestep_embedding
+from minidiff.models.config import ClassifierConfig
 
 WIDTHS = (16, 32, 64, 128)  # channels at full resolution, 1/2, 1/4 and 1/8
 GROUPS, EPS = 8, 1e-5
+SINUSOIDS, TEMB = 32, 128  # channels of the noise level's sinusoids and of its embedding
 
 
 class DownsampleBlock(Module):
@@ -71,3 +76,36 @@ class Classifier(Module):
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:
         return self.features_and_logits(x)[1]  # (N, K)
+
+
+class NoisyClassifier(Module):
+    """logits = classifier(x_t, alpha_bar): which class a noisy image is of, with 0.4 million parameters.
+
+    Residual blocks as in the U-Net's down path, without attention (Dhariwal & Nichol 2021, section 4.1, have it). The
+    noise level is embedded as the angle arccos(sqrt(alpha_bar)), not as a timestep: x_t and alpha_bar mean the same in
+    every schedule, so that one classifier serves them all.
+    rng initialises the weights; None: zeros, to be loaded.
+    """
+
+    def __init__(self, config: ClassifierConfig, rng: InitRng, backend: str = "numba"):
+        cfg = BlockConfig(GROUPS, EPS, TEMB)
+        self.config: ClassifierConfig = config
+        self.conv_in: Conv2d = Conv2d(config.in_channels, WIDTHS[0], 3, rng, pad=1)
+        self.time_embedding: TimestepEmbedding = TimestepEmbedding(SINUSOIDS, TEMB, rng)
+        self.downsamplers: list[Downsample] = [Downsample(width, 1, rng) for width in WIDTHS[:-1]]
+        self.resnets: list[ResnetBlock] = [
+            ResnetBlock(i, o, cfg, rng) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)
+        ]
+        self.norm_out: GroupNorm = GroupNorm(GROUPS, WIDTHS[-1], EPS)
+        self.out: Linear = Linear(WIDTHS[-1], len(config.classes), rng)
+        self.move(backend)
+
+    def __call__(self, x_t: np.ndarray | Tensor, alpha_bar: np.ndarray) -> Tensor:
+        """Logits (N, K) of x_t (N, H, W, C), of any H and W, at the noise levels alpha_bar (N,), from 0 to 1."""
+        angle = np.arccos(np.sqrt(alpha_bar)) * 2 / math.pi  # 0: the image, 1: noise
+        sinusoids = timestep_embedding(1000 * angle, SINUSOIDS, True, 0)  # (N, SINUSOIDS)
+        silu_temb = F.silu(self.time_embedding(Tensor(sinusoids, self.backend)))  # (N, TEMB)
+        h = self.conv_in(x_t if isinstance(x_t, Tensor) else Tensor(x_t, self.backend))  # (N, H, W, 16)
+        for downsample, resnet in zip(self.downsamplers, self.resnets, strict=True):
+            h = resnet(downsample(h), silu_temb)  # (N, H/2, W/2, 32), ... (N, H/8, W/8, 128), rounded up
+        return self.out(global_avg_pool(self.norm_out(h, silu=True)))  # (N, K)

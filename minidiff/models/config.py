@@ -3,7 +3,21 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from minidiff.models.config_rules import BOOLEAN, SIZE, FileConfig, each, either, integer, key, one_of, or_none, real
+from minidiff.models.config_rules import (
+    BOOLEAN,
+    PAIR,
+    SIDE,
+    SIZE,
+    FileConfig,
+    Rule,
+    each,
+    either,
+    integer,
+    key,
+    one_of,
+    or_none,
+    real,
+)
 
 DOWN, ATTN_DOWN, RESNET_DOWN = "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"
 UP, ATTN_UP, RESNET_UP = "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"
@@ -258,3 +272,30 @@ class TextEncoderConfig(FileConfig):
             raise cls.bad("model_type", values.get("model_type"), "only 'clip_text_model' is read here")
         if values.get("use_attention_mask"):
             raise cls.bad("use_attention_mask", True, "only false is")
+
+
+CLASS_NAMES = Rule(
+    lambda value: isinstance(value, tuple) and len(value) > 1 and all(isinstance(name, str) and name for name in value),
+    "a list of at least two names",
+)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(FileConfig):
+    """A classifier of noisy images (classifier.py), a class of this package alone.
+
+    sample_size  height and width of the images that it was trained on
+    classes      their names
+    """
+
+    CLASS: ClassVar[str] = "NoisyClassifier"
+
+    in_channels: int = key(3, integer(1, 1024))
+    sample_size: int | tuple[int, int] = key(32, either(SIDE, PAIR))
+    classes: tuple[str, ...] = key(("0", "1"), CLASS_NAMES)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that it was trained on."""
+        height, width = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
+        return height, width, self.in_channels

@@ -58,6 +58,11 @@ def class_labels(pipeline: Pipeline, name: str | None, n: int) -> np.ndarray | N
     names = pipeline.classes or tuple(map(str, range(most)))
     if len(names) > most:
         raise MinidiffError(f"{folder}: classes.json names more classes than its network has; copy both again")
+    return labels_of(folder, names, name, n)
+
+
+def labels_of(folder: Path, names: tuple[str, ...], name: str | None, n: int) -> np.ndarray:
+    """Labels (n,) of the class `name` among `names`, the folder's; for "all" or None of every class in order."""
     if name in (None, "all"):
         return np.arange(n) * len(names) // n
     if name not in names:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.guidance import ALWAYS, guided
 from minidiff.diffusion.model import as_model
 from minidiff.diffusion.noise_levels import max_steps, noise_levels, sigmas_of
 from minidiff.diffusion.sampler import Sampler
@@ -57,7 +57,9 @@ def default_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     return longest if sampler.name == "ddpm" else min(50, longest)
 
 
-def guided_model(pipeline: Pipeline, guidance: float) -> Callable[..., Any]:
+def guided_model(
+    pipeline: Pipeline, guidance: float, rescale: float = 0.0, interval: tuple[float, float] = ALWAYS
+) -> Callable[..., Any]:
     """The network as a model (x_t, t, cond) -> prediction, with classifier-free guidance unless its scale is 1.
 
     Raises MinidiffError if the scale is not from 0 to 100, if the network is not class-conditional, or if classes.json
@@ -75,4 +77,4 @@ def guided_model(pipeline: Pipeline, guidance: float) -> Callable[..., Any]:
         raise MinidiffError(
             f"{pipeline.folder}: has no classes.json of all its classes but the last; leave --guidance out"
         )
-    return guided(model, null, guidance)
+    return guided(model, null, guidance, rescale, interval)

@@ -27,7 +27,7 @@ def resume(
     """The run of a folder at its last checkpoint, and its training set.
 
     data   path of the training set; None: the path in the run's configuration
-    given  options of `train` or `train-vae` -> values; steps and skip_bad may change, all others must be the run's
+    given  options of the command that trains -> values; steps and skip_bad may change, all others must be the run's
     kind   the class of the run; Run: any
 
     Raises MinidiffError for a run of another kind, an option that differs from the run's, and another dataset.

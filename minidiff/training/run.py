@@ -1,8 +1,9 @@
 """A run: a network in training with its configuration and optimiser. Each kind of network has a subclass.
 
-    UNetRun    a U-Net, unconditional or class-conditional    (unet_run.py)
-    VAERun     an autoencoder                                 (vae_run.py)
-    TextRun    a text-conditional U-Net                       (text_run.py)
+    UNetRun        a U-Net, unconditional or class-conditional    (unet_run.py)
+    VAERun         an autoencoder                                 (vae_run.py)
+    TextRun        a text-conditional U-Net                       (text_run.py)
+    ClassifierRun  a classifier of noisy images                   (classifier_run.py)
 
 The loop (loop.py), the state on disk (state.py) and the progress bar are the same for all.
 """
@@ -47,7 +48,7 @@ class Run(ABC):
 
     @property
     def objective(self) -> str | None:
-        """The prediction type of what it trains; None for an autoencoder."""
+        """The prediction type of what it trains; None for an autoencoder or a classifier."""
         return None
 
     @property

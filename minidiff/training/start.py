@@ -13,8 +13,10 @@ from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
+from minidiff.models.config import ClassifierConfig
 from minidiff.progress import progress
 from minidiff.training import recipes, state
+from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig
 from minidiff.training.loop import IMAGES
 from minidiff.training.run import Run
@@ -54,6 +56,16 @@ def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) 
     sizes = sizes_of(given)
     config, dataset = new_config(out, data, given, threads)
     return state.new_run(VAERun, out, config, default_vae(dataset.shape, **sizes)), dataset
+
+
+def start_classifier(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[ClassifierRun, Dataset]:
+    """A new run of a classifier of noisy images, with the options in `given`, for a dataset of several classes."""
+    config, dataset = new_config(out, data, given, threads)
+    if len(dataset.classes) < 2:
+        raise MinidiffError(f"{data}: has a single class, and a classifier needs two; sort it into sub-folders")
+    (H, W, C), classes = dataset.shape, dataset.classes
+    network = ClassifierConfig(C, H if H == W else (H, W), classes)
+    return state.new_run(ClassifierRun, out, replace(config, classes=classes), network), dataset
 
 
 def sizes_of(given: dict[str, Any]) -> dict[str, int]:

@@ -1,9 +1,11 @@
-"""Classifier-free guidance: the formula, where it is not applied, and its effect on samples."""
+"""Guidance: the formulas, where it is not applied, and its effect on samples; exact_checks.py has the exact rules."""
 
+import exact_checks as checks
 import numpy as np
 import pytest
 
-from minidiff.diffusion.guidance import guided
+from minidiff.diffusion.exact import exact_model
+from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided, guided
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.schedule import linear_schedule
 from minidiff.engine.backend import get_backend
@@ -97,3 +99,73 @@ def test_samples_exceed_the_class_mean_by_the_guidance_scale():
         guided(model, NULL, 1.5), schedule, (2, 4, 4, 1), np.random.default_rng(0), 10, cond=labels
     )
     np.testing.assert_allclose(x_0.mean((1, 2, 3)), [0.1 + 1.5 * -0.6, 0.1 + 1.5 * 0.4], rtol=0, atol=1e-5)
+
+
+def gradient(x_t, t, labels):
+    return 0.1 * x_t * (labels + 1).reshape(-1, 1, 1, 1)
+
+
+RULES = {  # scale, rescale and interval -> the guided model, and the scale without effect
+    "autoguided": (lambda model, *settings: autoguided(model, weak, *settings), 1.0),
+    "classifier_guided": (
+        lambda model, *settings: classifier_guided(model, linear_schedule(), gradient, *settings), 0.0
+    ),
+}  # fmt: skip
+
+
+def weak(x_t, t, cond=None):
+    return 0.5 * Model()(x_t, t, np.array([NULL]))
+
+
+def unconditional(x_t, t):
+    return Model()(x_t, t, np.array([1]))
+
+
+def own(x_t, t=500):
+    return unconditional(x_t, np.full(len(x_t), t))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_effect_outside_the_interval_or_by_the_scale(name, x_t):
+    rule, without = RULES[name]
+    model = unconditional if name == "classifier_guided" else lambda x_t, t, cond: unconditional(x_t, t)
+    np.testing.assert_array_equal(predict(rule(model, without), x_t), own(x_t))
+    for t, applied in ((99, False), (100, True), (400, True), (401, False)):
+        found = predict(rule(model, 3.0, 0.0, (100, 400)), x_t, t)
+        assert (np.abs(found - own(x_t)).max() > 0.1) == applied
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rescaled_standard_deviation(name, x_t):
+    rule, _ = RULES[name]
+    model = unconditional if name == "classifier_guided" else lambda x_t, t, cond: unconditional(x_t, t)
+    plain, full = predict(rule(model, 3.0), x_t), predict(rule(model, 3.0, 1.0), x_t)
+    np.testing.assert_allclose(full.std((1, 2, 3)), own(x_t).std((1, 2, 3)), rtol=1e-5)
+    assert np.abs(plain.std((1, 2, 3)) - own(x_t).std((1, 2, 3))).max() > 0.1
+
+
+def test_autoguidance_of_an_unconditional_model(x_t):
+    t = np.full(4, 500)
+    found = autoguided(unconditional, weak, 2.0)(x_t, t)
+    np.testing.assert_allclose(found, 2 * unconditional(x_t, t) - weak(x_t, t), rtol=0, atol=1e-6)
+
+
+def test_a_label_that_the_classifier_does_not_have():
+    x_t, t = np.zeros((1, 1, 1, 1)), np.array([5])
+    with pytest.raises(IndexError, match="labels 2..2 for 2 classes"):
+        classifier_gradient(checks.LogisticClassifier(), linear_schedule())(x_t, t, np.array([2]))
+
+
+def test_samples_by_the_exact_classifier_are_those_of_the_conditional_model():
+    """The same trajectories, to a hundred roundings: within the sampling loop, which records no other operation."""
+    schedule, labels = linear_schedule(prediction_type="v_prediction"), np.array([0, 1, 0, 1])
+    model = exact_model(checks.TWO_CLASSES, schedule)
+    x_T = np.linspace(-2, 2, 4).reshape(4, 1, 1, 1)
+
+    def sampled(model):
+        *_, (_, x_0, _) = sample(model, schedule, x_T.shape, None, 50, cond=labels, x_T=x_T)
+        return x_0
+
+    gradient = classifier_gradient(checks.LogisticClassifier(), schedule)
+    by_classifier = classifier_guided(model, schedule, gradient, 1.0)
+    np.testing.assert_allclose(sampled(by_classifier), sampled(model), rtol=1e-9)

@@ -34,6 +34,19 @@ def test_rescaled_guidance():
     checks.check_rescale()
 
 
+@by_prediction_type
+def test_classifier_guidance(prediction_type):
+    checks.check_classifier_guidance(prediction_type)
+
+
+def test_the_classifier_s_gradient():
+    checks.check_classifier_gradient()
+
+
+def test_autoguidance():
+    checks.check_autoguidance()
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_guidance_is_the_same_for_every_prediction_type(prediction_type):
     """It is linear, and x0 and v are linear in eps: the guided x0_hat of each is that of epsilon."""

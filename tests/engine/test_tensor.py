@@ -10,7 +10,7 @@ import pytest
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
 from minidiff.engine.losses import mse
-from minidiff.engine.tensor import Function, Tensor, no_grad
+from minidiff.engine.tensor import Function, Tensor, enable_grad, no_grad
 
 
 def leaf(backend, values):
@@ -139,6 +139,14 @@ def test_no_grad_records_nothing_even_after_an_error(backend):
     with pytest.raises(KeyError), no_grad():
         raise KeyError
     assert F.silu(x).requires_grad
+
+
+def test_enable_grad_records_within_no_grad(backend):
+    x = leaf(backend, [1, 2])
+    with no_grad():
+        with enable_grad():
+            assert F.silu(x).requires_grad
+        assert not F.silu(x).requires_grad
 
 
 def test_only_tensors_that_require_a_gradient_get_one(backend):

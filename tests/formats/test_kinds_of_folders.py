@@ -1,6 +1,7 @@
 """What a folder holds is said by kind, and a missing one is called missing, whatever the command."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ from small_text import AUTOENCODER, new_text_run
 
 from minidiff.formats.folders import find
 from minidiff.formats.run_state import state_file
+from minidiff.models.config import ClassifierConfig
 from minidiff.training import state
+from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig
 from minidiff.training.vae_run import VAERun
+
+NAMES = ("lying", "standing")
+CLASSIFIER = ClassifierConfig(1, 8, NAMES)
 
 
 @pytest.fixture
@@ -19,7 +25,9 @@ def kinds(tmp_path, monkeypatch):
     """A run of each kind, and each exported."""
     monkeypatch.chdir(tmp_path)
     config = TrainConfig("bars", steps=8, batch_size=4, warmup=3, backend="numpy")
-    made = new_run(Path("unet")), new_text_run(Path("text")), state.new_run(VAERun, Path("vae"), config, AUTOENCODER)
+    classifier = state.new_run(ClassifierRun, Path("classifier"), replace(config, classes=NAMES), CLASSIFIER)
+    vae = state.new_run(VAERun, Path("vae"), config, AUTOENCODER)
+    made = new_run(Path("unet")), new_text_run(Path("text")), vae, classifier
     for run in made:
         state.export(run, Path(f"exported-{run.folder}"))
     for name in ("picture.png", "mask.png"):
@@ -36,8 +44,9 @@ COMMANDS = {
     "between": ("unet", "between {}"),
     "explain": ("text", "explain {} --prompt a"),
     "evaluate": ("unet text", "evaluate {} --against data"),
-    "export": ("unet text vae", "export {} new"),
-    "export --best": ("unet text vae", "export {} new --best"),
+    "export": ("unet text vae classifier", "export {} new"),
+    "export --best": ("unet text vae classifier", "export {} new --best"),
+    "sample --classifier": ("classifier", "sample unet --classifier {}"),
     "train --latent": ("vae text", "train data --text --out new --latent {}"),
     "train --text-encoder": ("text", "train data --text --out new --text-encoder {}"),
     "train": ("", "train {} --out new"),
@@ -47,6 +56,7 @@ HELD = {
     "unet": "a U-Net that takes no prompt; ",
     "text": "a text-conditional U-Net, which needs a prompt; ",
     "vae": "an autoencoder, which does not sample; ",
+    "classifier": "a classifier of noisy images, which does not sample; ",
 }
 
 
@@ -85,4 +95,5 @@ def test_the_kind_is_found_whatever_is_left_of_a_folder(kinds):
         shutil.rmtree(Path(kind) / "training")
         assert kind_of(Path(kind)) == kind
     assert kind_of(Path("unet/unet")) == "unet" and kind_of(Path("vae/vae")) == "vae"
+    assert kind_of(Path("classifier/classifier")) == "classifier"
     assert kind_of(Path("text/unet")) is None and kind_of(Path("data")) is None

@@ -1,4 +1,4 @@
-"""The classifier: shapes, gradients against torch's, and training."""
+"""The classifiers: shapes, gradients against torch's or numerical ones, and training."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,10 @@ from minidiff.data.batches import batch
 from minidiff.data.imaging import to_float
 from minidiff.engine.losses import cross_entropy
 from minidiff.engine.optim import AdamW
-from minidiff.models.classifier import EPS, GROUPS, Classifier
+from minidiff.engine.tensor import Tensor
+from minidiff.errors import MinidiffError
+from minidiff.models.classifier import EPS, GROUPS, Classifier, NoisyClassifier
+from minidiff.models.config import ClassifierConfig
 
 LABELS = np.array([2, 0, 1])
 
@@ -86,3 +89,42 @@ def test_it_learns_two_classes():
         optimizer.step()
     logits = net(to_float(test.take(np.arange(200)))).numpy()
     assert (logits.argmax(1) == test.labels).mean() > 0.95
+
+
+def noisy_classifier(channels=3):
+    return NoisyClassifier(ClassifierConfig(channels, 8, ("a", "b", "c")), np.random.default_rng(0), "numpy")
+
+
+@pytest.mark.parametrize("height, width, channels", [(28, 28, 1), (5, 9, 3), (1, 1, 1)])
+def test_noisy_images_of_any_size(height, width, channels):
+    net, x = noisy_classifier(channels), draw(2, height, width, channels)
+    assert net(x, np.array([0.0, 1.0])).shape == (2, 3)
+
+
+def test_the_logits_depend_on_the_noise_level():
+    net, x = noisy_classifier(), draw(1, 8, 8, 3).repeat(3, 0)
+    low, middle, high = net(x, np.array([0.999, 0.5, 0.001])).numpy()
+    assert min(np.abs(low - middle).max(), np.abs(middle - high).max()) > 1e-3
+
+
+def test_the_gradient_by_the_noisy_image():
+    """Along itself its slope is its squared length, to 1 % in central differences of float32 logits."""
+    net, alpha_bar, label = noisy_classifier(), np.array([0.5]), np.array([1])
+    x = Tensor(draw(1, 8, 8, 3), net.backend, requires_grad=True)
+    cross_entropy(net(x, alpha_bar), label).backward()
+    step = 0.05 / np.linalg.norm(x.grad)
+    after, before = (float(cross_entropy(net(x.data + h * x.grad, alpha_bar), label).numpy()) for h in (step, -step))
+    np.testing.assert_allclose((after - before) / (2 * step), np.square(x.grad).sum(), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"classes": ["a"]}, "classes = .* is not supported: give a list of at least two names"),
+        ({"classes": [1, 2]}, "classes = "), ({"sample_size": None}, "sample_size = None"),
+        ({"layers": 2}, "layers = 2 is not supported: the key is not known"),
+    ],
+)  # fmt: skip
+def test_configurations_of_a_classifier_that_are_refused(changes, match):
+    with pytest.raises(MinidiffError, match=match):
+        ClassifierConfig.of(noisy_classifier().config.to_dict() | changes)
