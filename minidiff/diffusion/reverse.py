@@ -6,7 +6,6 @@ x0_hat and eps_hat at timestep i of levels.schedule; fresh_noise() is standard n
 after every step: the timestep reached, the state there, and the model's latest estimate of x0 in that step.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, x0_and_eps, x0_from_eps
-from minidiff.diffusion.model import Model, evaluate
+from minidiff.diffusion.model import Model, evaluate, evaluate_with_variance
 from minidiff.diffusion.noise_levels import NoiseLevels, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
-from minidiff.diffusion.steps import clipped, ddim_update, log_snr, p_sample
+from minidiff.diffusion.steps import clipped, ddim_update, diffusers_last_std, log_snr, p_sample
 from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
@@ -54,9 +53,10 @@ def sample(
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     _check_shapes(shape, x_T)
     levels = noise_levels(schedule, steps, sampler).from_step(begin)
+    evaluated = evaluate_with_variance if sampler.variance == "learned_range" else evaluate
 
     def predict(x_t: np.ndarray, t: float) -> np.ndarray:
-        return evaluate(model, x_t, np.full(len(x_t), t), cond)
+        return evaluated(model, x_t, np.full(len(x_t), t), cond)
 
     def estimate(prediction: np.ndarray, x_t: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
         x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
@@ -87,11 +87,12 @@ def ddpm(
     """DDPM algorithm 2. The last step adds no noise; in diffusers, only if it is from t = 0."""
     for i, t, t_prev, *_ in levels.sampler_steps():
         prediction = predict(x_t, t)
-        x0_hat, _ = estimate(prediction, x_t, i)
+        C = x_t.shape[-1]  # a learned variance is in the channels from there on
+        x0_hat, _ = estimate(prediction[..., :C], x_t, i)
         z = fresh_noise() if i > 0 or (sampler.as_diffusers and t > 0) else 0.0
         x_t = p_sample(levels.schedule, prediction, x_t, i, z, sampler.variance, sampler.clip)
-        if i == 0 and sampler.as_diffusers and sampler.variance == "fixed_large":
-            x_t = x_t + math.sqrt(levels.schedule.betas[0]) * z
+        if i == 0 and sampler.as_diffusers and sampler.variance != "fixed_small":
+            x_t = x_t + diffusers_last_std(levels.schedule, prediction[..., C:], sampler.variance) * z
         yield t_prev, x_t, x0_hat
 
 
