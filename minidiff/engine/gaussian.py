@@ -103,7 +103,7 @@ class BoundTerms(Function):
         terms = gaussian_kl(mean, variance, self.mean_hat, variance_hat, backend.xp)
         slope = 0.5 * (1 - (variance + (mean - self.mean_hat) ** 2) / variance_hat)
         if self.decoder.any():
-            of = backend.asarray(np.flatnonzero(self.decoder))
+            of = backend.xp.asarray(self.decoder)
             arrays = (backend.to_numpy(a[of]) for a in (self.mean_hat, variance_hat**0.5))
             nll = byte_nll(self.x0[self.decoder], *arrays)
             terms[of], slope[of] = (backend.asarray(a.astype(np.float32)) for a in nll)
