@@ -15,7 +15,13 @@ from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.forward import target, x0_and_eps
 from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided, guided
 from minidiff.diffusion.likelihood import log_likelihood, ode_bits_per_dim
-from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.loss import (
+    importance_sample,
+    loss_history,
+    min_snr_weight,
+    record_losses,
+    training_loss,
+)
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import from_alphas_cumprod, linear_schedule, snr
@@ -532,3 +538,81 @@ def check_bound():
     model = exact_model(PIXELS, schedule)
     found = bits_per_dim(model, schedule, x0, np.random.default_rng(0), evaluations=100, sampler=sampler).total
     within_three_errors(found - truth, 0.0, 0.05)
+
+
+# The learned variance: of Gaussian data p(x_{t-1} | x_t) is a Gaussian, and its variance is known
+
+GAUSSIAN_PIXELS = GaussianMixture(np.full((1, 16), 0.1), 0.15)
+
+
+def optimal_v(schedule):
+    """v (T,) of Var[x_{t-1} | x_t] = beta tilde_t + (coefficient of x0)^2 Var[x0 | x_t]; at t = 0 of Var[x0 | x_0]."""
+    beta, alpha_bar, s2 = schedule.betas, np.cumprod(1 - schedule.betas), 0.15**2
+    before = np.concatenate([[1.0], alpha_bar[:-1]])
+    beta_tilde = (1 - before) / (1 - alpha_bar) * beta
+    x0_variance = s2 * (1 - alpha_bar) / (alpha_bar * s2 + 1 - alpha_bar)
+    variance = beta_tilde + before * beta**2 / (1 - alpha_bar) ** 2 * x0_variance
+    beta_tilde[0] = beta_tilde[1]
+    return 2 * np.log(variance / beta_tilde) / np.log(beta / beta_tilde) - 1
+
+
+def with_optimal_v(mixture, schedule):
+    """The exact model with the optimal variance in a second half of its channels."""
+    model, v = exact_model(mixture, schedule), optimal_v(schedule)
+
+    def predict(x_t, t):
+        return np.concatenate([model(x_t, t), np.broadcast_to(v[t].reshape(-1, 1, 1, 1), x_t.shape)], -1)
+
+    return predict
+
+
+def check_learned_variance():
+    """With 40 steps the optimal variance makes the bound tight; both fixed ones are above it, on the same noise."""
+    schedule = linear_schedule(40, 1e-4, 0.3)
+    x0, _ = GAUSSIAN_PIXELS.sample(1000, np.random.default_rng(3))
+    x0 = (np.rint(x0 * 127.5 + 127.5).clip(0, 255) - 127.5) / 127.5
+    edges = (x0.reshape(-1, 16, 1) - 0.1 + np.array([-1, 1]) / 255) / 0.15 / math.sqrt(2)
+    truth = -np.log2(np.diff(np.vectorize(math.erf)(edges))[..., 0] / 2).mean(1)
+    found = {}
+    for variance in ("learned_range", "fixed_small", "fixed_large"):
+        model = (with_optimal_v if variance == "learned_range" else exact_model)(GAUSSIAN_PIXELS, schedule)
+        sampler = Sampler("ddpm", clip=None, variance=variance)
+        found[variance] = bits_per_dim(model, schedule, x0, np.random.default_rng(0), sampler=sampler).total
+    within_three_errors(found["learned_range"] - truth, 0.0, 0.005)
+    for variance in ("fixed_small", "fixed_large"):
+        more = found[variance] - found["learned_range"]
+        assert more.mean() > 3 * more.std() / math.sqrt(len(more)), (variance, more.mean())
+
+
+def check_learned_loss():
+    """The loss as a function of v alone is least at the optimal v."""
+    schedule, backend, step = linear_schedule(40, 1e-4, 0.3), get_backend("numpy"), 0.3
+    optimal = with_optimal_v(GAUSSIAN_PIXELS, schedule)
+    rng = np.random.default_rng(0)
+    x0, _ = GAUSSIAN_PIXELS.sample(1000, rng)
+    for timestep in (1, 5, 30):
+        times, eps = np.full(len(x0), timestep), rng.standard_normal(x0.shape)
+
+        def loss(change, times=times, eps=eps):
+            def model(x_t, t):
+                prediction = optimal(x_t, t)
+                prediction[..., 16:] += change
+                return Tensor(prediction, backend)
+
+            return float(training_loss(model, schedule, x0, times, eps).numpy())
+
+        less, least, more = loss(-step), loss(0.0), loss(step)
+        assert less > least < more, (timestep, less - least, more - least)
+
+
+def check_importance_sampling():
+    """t is drawn in proportion to the root of its mean squared loss, and the weights make any mean unbiased."""
+    schedule, n = linear_schedule(4, 0.1, 0.4), 100_000
+    history, sizes = loss_history(schedule), np.array([1.0, 2.0, 5.0, 12.0])
+    for sign in (-0.6, 0.6) * 5:
+        record_losses(history, np.arange(4), sizes * (1 + sign))  # of mean square 1.36 sizes^2
+    t, weight = importance_sample(history, np.random.default_rng(0), n)
+    p = 0.999 * sizes / sizes.sum() + 0.001 / 4
+    np.testing.assert_allclose(np.bincount(t, minlength=4) / n, p, rtol=0, atol=4 * math.sqrt(0.25 / n))
+    estimate = weight * np.array([3.0, 1.0, -2.0, 4.0])[t]  # of the mean of these, 1.5
+    assert abs(estimate.mean() - 1.5) < 4 * estimate.std() / math.sqrt(n), estimate.mean()

@@ -56,6 +56,12 @@ def train(
         ),
     ] = None,
     min_snr: Annotated[float | None, typer.Option(help="Gamma of the min-SNR loss weighting, such as 5.")] = None,
+    learned_variance: Annotated[
+        bool, typer.Option("--learned-variance", help="Predict the reverse variance too, in twice as many channels.")
+    ] = False,
+    importance_sampling: Annotated[
+        bool, typer.Option("--importance-sampling", help="Draw timesteps by the size of their losses.")
+    ] = False,
     width: options.Width = None,
     depth: options.Depth = None,
     steps: options.TotalSteps = None,
@@ -83,7 +89,8 @@ def train(
     ddpm: as in Ho et al. 2020.
 
     Prediction types: epsilon (noise), sample (x0), v_prediction, edm (preconditioning and loss weights of Karras et
-    al. 2022) and flow (velocity of flow matching).
+    al. 2022) and flow (velocity of flow matching). --learned-variance and --importance-sampling (Nichol & Dhariwal
+    2021) are for epsilon.
 
     With --text the run also trains a tokenizer and a text encoder, unless --text-encoder gives one. The diffusion
     is over pixels, or with --latent over the latents of an autoencoder; diffusers' StableDiffusionPipeline opens
@@ -91,13 +98,14 @@ def train(
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
-        objective=objective, min_snr=min_snr, width=width, depth=depth, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr,
-        warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+        objective=objective, min_snr=min_snr, learned_variance=learned_variance or None,
+        importance_sampling=importance_sampling or None, width=width, depth=depth, steps=steps, batch_size=batch_size,
+        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
         _check_text_options(text, by_class, recipe, latent, text_encoder)
+        _check_pixel_options(text, given)
     with lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
@@ -208,6 +216,13 @@ def _check_text_options(text: bool, by_class: bool, recipe: Any, latent: Any, te
     for option, value in (("--latent", latent), ("--text-encoder", text_encoder)):
         if value is not None and not text:
             raise MinidiffError(f"{option} needs --text: add it, or leave {option} out")
+
+
+def _check_pixel_options(text: bool, given: dict[str, Any]) -> None:
+    """Raises MinidiffError for an option in `given` that --text excludes."""
+    for name in ("learned_variance", "importance_sampling"):
+        if text and name in given:
+            raise MinidiffError(f"--{name.replace('_', '-')} does not go with --text: leave it out")
 
 
 def _train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minidiff.diffusion.forward import extract, q_posterior, q_sample, x0_and_eps
-from minidiff.diffusion.model import Model, evaluate
+from minidiff.diffusion.forward import q_posterior, q_sample, x0_and_eps
+from minidiff.diffusion.model import Model, evaluate, evaluate_with_variance
 from minidiff.diffusion.noise_levels import NoiseLevels, max_steps, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
-from minidiff.diffusion.steps import clipped
+from minidiff.diffusion.steps import clipped, reverse_variance
+from minidiff.engine.gaussian import byte_nll, gaussian_kl
 from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
@@ -58,7 +59,7 @@ def bits_per_dim(
                  estimate unbiased. None: every step is evaluated
     steps        number of sampling steps; None: the most that the schedule has
     sampler      its variance and clip count. With "fixed_small" the decoder has the variance beta tilde of t = 1, as in
-                 DDPM, since that of t = 0 is 0; with "fixed_large" beta of t = 0
+                 DDPM, since that of t = 0 is 0; with "fixed_large" beta of t = 0; with "learned_range" one between both
 
     rng draws the noise and the steps. Raises MinidiffError for fewer than two steps, or a sampler other than ddpm.
     """
@@ -71,10 +72,10 @@ def bits_per_dim(
     kls = np.zeros(N)
     for start, end in pairwise(range(1, T + 1) if evaluations is None else _interval_bounds(T, evaluations)):
         i = start + np.floor(rng.random(N) * (end - start)).astype(np.int64)  # (N,), start ... end - 1
-        x_t, x0_hat = _estimate(model, levels, x0, i, rng, cond, sampler)
-        kls += (end - start) * _step_kl(levels.schedule, x0, x0_hat, x_t, i, sampler.variance)
-    _, x0_hat = _estimate(model, levels, x0, np.zeros(N, np.int64), rng, cond, sampler)
-    parts = _prior_kl(levels.schedule, x0), kls, _decoder_nll(levels.schedule, x0, x0_hat, sampler.variance)
+        x_t, x0_hat, variance = _estimate(model, levels, x0, i, rng, cond, sampler)
+        kls += (end - start) * _step_kl(levels.schedule, x0, x0_hat, x_t, i, variance)
+    _, x0_hat, variance = _estimate(model, levels, x0, np.zeros(N, np.int64), rng, cond, sampler)
+    parts = _prior_kl(levels.schedule, x0), kls, _image_mean(byte_nll(x0, x0_hat, np.sqrt(variance))[0])
     return Bound(*(part / math.log(2) for part in parts))
 
 
@@ -85,12 +86,18 @@ def _interval_bounds(T: int, intervals: int) -> list[int]:
 
 def _estimate(
     model: Model, levels: NoiseLevels, x0: np.ndarray, i: np.ndarray, rng: Rng, cond: Any, sampler: Sampler
-) -> tuple[np.ndarray, np.ndarray]:
-    """x_t at steps i (N,), with noise from rng, and the model's estimate x0_hat, clipped: float64 (N, H, W, C)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At steps i (N,): x_t, with noise from rng, the model's estimate x0_hat, clipped, and its reverse variance.
+
+    All are float64, (N, H, W, C); a fixed variance is (N, 1, 1, 1).
+    """
     x_t = q_sample(levels.schedule, x0, i, rng.standard_normal(x0.shape, dtype=np.float32).astype(x0.dtype))
-    prediction = evaluate(model, x_t, levels.ts[len(levels.ts) - 1 - i], cond)
-    x0_hat, _ = x0_and_eps(levels.schedule, prediction, x_t, i)
-    return x_t.astype(np.float64), clipped(x0_hat, sampler.clip).astype(np.float64)
+    evaluated = evaluate_with_variance if sampler.variance == "learned_range" else evaluate
+    prediction, C = evaluated(model, x_t, levels.ts[len(levels.ts) - 1 - i], cond), x0.shape[-1]
+    x0_hat, _ = x0_and_eps(levels.schedule, prediction[..., :C], x_t, i)
+    x_t, v = x_t.astype(np.float64), prediction[..., C:].astype(np.float64)
+    variance = reverse_variance(levels.schedule, v, x_t, i, sampler.variance)
+    return x_t, clipped(x0_hat, sampler.clip).astype(np.float64), variance
 
 
 def _prior_kl(schedule: Schedule, x0: np.ndarray) -> np.ndarray:
@@ -100,32 +107,11 @@ def _prior_kl(schedule: Schedule, x0: np.ndarray) -> np.ndarray:
     return 0.5 * (alpha_bar * x0_squared - alpha_bar - math.log(1 - alpha_bar))
 
 
-def _step_kl(schedule: Schedule, x0, x0_hat, x_t: Any, i: np.ndarray, variance: str) -> np.ndarray:
+def _step_kl(schedule: Schedule, x0, x0_hat, x_t: Any, i: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) at steps i, nats per dimension: (N,)."""
     mean, beta_tilde = q_posterior(schedule, x0.astype(np.float64), x_t, i)
     mean_hat, _ = q_posterior(schedule, x0_hat, x_t, i)
-    sigma2 = beta_tilde if variance == "fixed_small" else extract(schedule.betas, i, x_t)  # (N, 1, 1, 1)
-    ratio = beta_tilde / sigma2
-    return 0.5 * _image_mean(ratio - 1 - np.log(ratio) + (mean - mean_hat) ** 2 / sigma2)
-
-
-def _decoder_nll(schedule: Schedule, x0: np.ndarray, x0_hat: np.ndarray, variance: str) -> np.ndarray:
-    """-log of the Gaussian's mass within half a byte of x0 (DDPM eq. 13), nats per dimension: (N,).
-
-    The interval of byte 0 extends to -infinity, that of byte 255 to infinity.
-    """
-    sigma = math.sqrt(schedule.posterior_variance[1] if variance == "fixed_small" else schedule.betas[0])
-    byte = np.rint(x0.astype(np.float64) * 127.5 + 127.5)
-    low, high = (((byte + side - 127.5) / 127.5 - x0_hat) / sigma for side in (-0.5, 0.5))
-    low, high = np.where(byte == 0, -np.inf, low), np.where(byte == 255, np.inf, high)
-    # above the mean both values of the distribution function are near 1 and their difference cancels: mirror it
-    above = low + high > 0
-    low, high = np.where(above, -high, low), np.where(above, -low, high)
-    mass = 0.5 * (_erfc(-high / math.sqrt(2)) - _erfc(-low / math.sqrt(2)))
-    return -_image_mean(np.log(mass.clip(np.finfo(np.float64).tiny)))  # beyond 37 sigma the mass underflows
-
-
-_erfc = np.vectorize(math.erfc, otypes=[np.float64])  # NumPy has none
+    return _image_mean(gaussian_kl(mean, beta_tilde, mean_hat, variance))
 
 
 def _image_mean(a: np.ndarray) -> np.ndarray:

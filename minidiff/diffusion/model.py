@@ -15,6 +15,7 @@ class Model(Protocol):
 
     x_t is float (N, H, W, C), t (N,) timesteps, cond (N, ...) labels or embeddings, all in host memory. It returns the
     prediction, (N, H, W, C), that the schedule's prediction type names: an array, or a Tensor, which training needs.
+    With a learned variance it is (N, H, W, 2 C), and the second half is v (`learned_log_variance`).
     `training_loss` passes rng=rng too if it is given one, for dropout.
     """
 
@@ -24,14 +25,36 @@ class Model(Protocol):
 def evaluate(model: Model, x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> np.ndarray:
     """The model's prediction (N, H, W, C) without gradients, in host memory; with cond=cond unless that is None.
 
-    Raises MinidiffError if its shape is not x_t's.
+    A learned variance is left out. Raises MinidiffError if the prediction's shape is not x_t's.
     """
-    with no_grad():
-        prediction = model(x_t, t) if cond is None else model(x_t, t, cond=cond)
-    prediction = prediction.numpy() if hasattr(prediction, "numpy") else prediction
+    prediction = _evaluate(model, x_t, t, cond)
+    if prediction.shape == with_variance(x_t.shape):
+        return prediction[..., : x_t.shape[-1]]
     if prediction.shape != x_t.shape:
         raise MinidiffError(f"the model predicts {prediction.shape} for x_t {x_t.shape}: both shapes must be equal")
     return prediction
+
+
+def evaluate_with_variance(model: Model, x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> np.ndarray:
+    """The same with v of a learned variance, (N, H, W, 2 C). Raises MinidiffError if the model predicts none."""
+    prediction = _evaluate(model, x_t, t, cond)
+    if prediction.shape != with_variance(x_t.shape):
+        raise MinidiffError(
+            f"the model predicts {prediction.shape} for x_t {x_t.shape}, without a variance: use a variance other than "
+            "learned_range, or a sampler other than ddpm"
+        )
+    return prediction
+
+
+def with_variance(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(N, H, W, 2 C), the shape of a prediction with a learned variance, of (N, H, W, C)."""
+    return (*shape[:-1], 2 * shape[-1])
+
+
+def _evaluate(model: Model, x_t: np.ndarray, t: np.ndarray, cond: Any) -> np.ndarray:
+    with no_grad():
+        prediction = model(x_t, t) if cond is None else model(x_t, t, cond=cond)
+    return prediction.numpy() if hasattr(prediction, "numpy") else prediction
 
 
 def as_model(network: Model, schedule: AnySchedule) -> Model:

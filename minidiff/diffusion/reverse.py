@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, x0_and_eps
-from minidiff.diffusion.model import Model, evaluate
+from minidiff.diffusion.model import Model, evaluate, evaluate_with_variance
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
@@ -51,9 +51,10 @@ def sample(
     sampler = Sampler(sampler) if isinstance(sampler, str) else sampler
     _check_shapes(shape, x_T)
     levels = noise_levels(schedule, steps, sampler).from_step(begin)
+    evaluated = evaluate_with_variance if sampler.variance == "learned_range" else evaluate
 
     def predict(x_t: np.ndarray, t: float) -> np.ndarray:
-        return evaluate(model, x_t, np.full(len(x_t), t), cond)
+        return evaluated(model, x_t, np.full(len(x_t), t), cond)
 
     def estimate(
         prediction: np.ndarray, x_t: np.ndarray, i: int, schedule: Schedule = levels.schedule

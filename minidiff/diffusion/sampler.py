@@ -11,7 +11,7 @@ SAMPLERS = (
     "euler_maruyama",
 )  # fmt: skip
 SPACINGS = ("trailing", "leading", "linspace")
-VARIANCES = ("fixed_small", "fixed_large")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "euler_maruyama")
 CHURN_SAMPLERS = ("euler", "heun")
 
@@ -24,7 +24,8 @@ class Sampler:
     spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`
     offset     added to every timestep of "leading"
     eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 gives beta tilde (eq. 16)
-    variance   of ddpm's fresh noise: "fixed_small" (beta tilde) or "fixed_large" (beta), both DDPM section 3.2
+    variance   of ddpm's fresh noise: "fixed_small" (beta tilde) or "fixed_large" (beta), both DDPM section 3.2, or
+               "learned_range", between the two, as the model predicts it (Nichol & Dhariwal 2021, eq. 15)
     clip       x0_hat is clipped to [-clip, clip]; None does not clip, as latents require
     clean_end  whether the last step ends at alpha_bar = 1; else at that of t = 0 (EDM and Flow always end at 1)
     karras     noise levels by Karras et al. (2022, eq. 5) instead of evenly spaced timesteps
@@ -66,6 +67,8 @@ class Sampler:
         check_eta(self.eta)
         if self.eta != 0 and self.name != "ddim":
             raise MinidiffError(f"eta = {self.eta} is for the ddim sampler: {self.name} has none")
+        if self.variance == "learned_range" and self.name != "ddpm":
+            raise MinidiffError(f"variance learned_range is for the ddpm sampler: {self.name} has none")
         if self.karras and self.name not in KARRAS_SAMPLERS:
             raise MinidiffError(
                 f"karras is for {', '.join(KARRAS_SAMPLERS)}, not for {self.name}: leave it out, or choose one of them"

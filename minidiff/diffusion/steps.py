@@ -6,6 +6,7 @@ steps than T takes single steps of a respaced schedule (`respace`).
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -26,17 +27,57 @@ def p_sample(
 ) -> np.ndarray:
     """One step of DDPM algorithm 2, x_t to x_{t-1}: the mean of q_posterior with x0_hat for x0, plus noise.
 
-    The variance of the noise is beta tilde_t ("fixed_small") or beta_t ("fixed_large"), both DDPM section 3.2, and 0
-    at t = 0. x0_hat is clipped to [-clip, clip]. Raises MinidiffError for another variance.
+    The variance of the noise is `reverse_variance`, and 0 at t = 0; with "learned_range" eps_hat is (N, H, W, 2 C), its
+    second half v. x0_hat is clipped to [-clip, clip]. Raises MinidiffError for another variance.
     """
     if variance not in VARIANCES:
         raise MinidiffError(f"variance {variance!r:.80} is not supported: use {' or '.join(VARIANCES)}")
-    x0_hat = clipped(x0_and_eps(schedule, eps_hat, x_t, t)[0], clip)
-    mean, beta_tilde = q_posterior(schedule, x0_hat, x_t, t)  # eq. 7; with eps_hat substituted, eq. 11
+    C = x_t.shape[-1]
+    x0_hat = clipped(x0_and_eps(schedule, eps_hat[..., :C], x_t, t)[0], clip)
+    mean, _ = q_posterior(schedule, x0_hat, x_t, t)  # eq. 7; with eps_hat substituted, eq. 11
     if t == 0:
         return mean
-    sigma2 = beta_tilde if variance == "fixed_small" else extract(schedule.betas, t, x_t)
-    return mean + sigma2**0.5 * z
+    return mean + reverse_variance(schedule, eps_hat[..., C:], x_t, t, variance) ** 0.5 * z
+
+
+def reverse_variance(schedule: Schedule, v: Any, x_t: Any, t: int | np.ndarray, variance: str) -> Any:
+    """The variance of p(x_{t-1} | x_t), of shape (N or 1, 1, 1, 1), or v's.
+
+    "fixed_small": beta tilde_t; "fixed_large": beta_t (both DDPM section 3.2); "learned_range": `learned_log_variance`.
+    v is used by the last alone. At t = 0, where beta tilde is 0, it is that of t = 1, as in DDPM's decoder.
+    """
+    if variance == "learned_range":
+        return np.exp(learned_log_variance(schedule, v, t))
+    return extract(schedule.betas if variance == "fixed_large" else decoder_beta_tilde(schedule), t, x_t)
+
+
+def learned_log_variance(schedule: Schedule, v: Any, t: int | np.ndarray) -> Any:
+    """log variance = v' log beta_t + (1 - v') log beta tilde_t, v' = (v + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
+
+    v, float (N, H, W, C), is the second half of the channels of a model with a learned variance: -1 gives the smallest
+    variance that can be optimal, 1 the largest; it is not clipped.
+    """
+    smallest, largest = extract(np.log(decoder_beta_tilde(schedule)), t, v), extract(np.log(schedule.betas), t, v)
+    fraction = (v + 1) / 2
+    return fraction * largest + (1 - fraction) * smallest
+
+
+def decoder_beta_tilde(schedule: Schedule) -> np.ndarray:
+    """beta tilde, (T,), with that of t = 1 in the place of 0 at t = 0."""
+    beta_tilde = schedule.posterior_variance
+    return np.concatenate([beta_tilde[1:2], beta_tilde[1:]])
+
+
+def diffusers_last_std(schedule: Schedule, v: np.ndarray, variance: str) -> Any:
+    """The standard deviation of the noise that diffusers adds in the step to alpha_bar = 1 from a t other than 0.
+
+    For "fixed_large" and "learned_range"; there it takes beta tilde, which is 0, to be 1e-20.
+    """
+    largest = math.sqrt(schedule.betas[0])
+    if variance == "fixed_large":
+        return largest
+    fraction = (v + 1) / 2
+    return largest**fraction * 1e-10 ** (1 - fraction)
 
 
 def ddim_step(

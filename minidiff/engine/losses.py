@@ -1,4 +1,4 @@
-"""Losses: mean squared error and cross-entropy."""
+"""Losses: mean squared error, of all elements or of each sample, and cross-entropy."""
 
 import numpy as np
 
@@ -29,6 +29,49 @@ def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None
     if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
         raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}: give (N, 1, 1, ...)")
     return MSE(target, weight)(prediction)
+
+
+class SquaredErrors(Function):
+    def __init__(self, target):
+        self.target = target
+
+    def forward(self, prediction):
+        self.error = prediction - self.backend.asarray(self.target)
+        return (self.error**2).reshape(len(self.error), -1).mean(1)
+
+    def backward(self, dy):
+        rows = dy.reshape(-1, *[1] * (self.error.ndim - 1))  # (N, 1, 1, ...)
+        return (self.error * (rows * 2 * len(dy) / self.error.size),)
+
+
+def squared_errors(prediction: Tensor, target: np.ndarray) -> Tensor:
+    """Mean of (prediction - target)^2 over the elements of each sample: (N, ...) -> (N,).
+
+    Raises ValueError if the shapes differ.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"squared_errors: prediction {prediction.shape} and target {target.shape} differ in shape")
+    return SquaredErrors(target)(prediction)
+
+
+class WeightedMean(Function):
+    def __init__(self, weight):
+        self.weight = weight
+
+    def forward(self, x):
+        self.share = self.backend.asarray(self.weight / np.float32(len(x)))
+        return (x * self.share).sum()
+
+    def backward(self, dy):
+        return (self.share * dy,)
+
+
+def weighted_mean(x: Tensor, weight: np.ndarray | None = None) -> Tensor:
+    """Mean of weight x, a scalar; x and weight (N,), None: 1. Raises ValueError if the shapes differ."""
+    weight = np.ones(x.shape, np.float32) if weight is None else weight
+    if weight.shape != x.shape:
+        raise ValueError(f"weighted_mean: weight {weight.shape} for x {x.shape}")
+    return WeightedMean(weight)(x)
 
 
 class CrossEntropy(Function):

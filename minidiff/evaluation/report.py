@@ -210,7 +210,7 @@ def bits_per_dimension(subject: EvaluatedImages, dataset: Dataset, seed: int) ->
         bounds = [
             bits_per_dim(
                 counted, schedule, to_float(dataset.take(part)), rng,
-                None if subject.labels is None else dataset.labels[part], BOUND_TIMESTEPS,
+                None if subject.labels is None else dataset.labels[part], BOUND_TIMESTEPS, sampler=subject.bound,
             ) for part in parts
         ]  # fmt: skip
     total = np.concatenate([bound.total for bound in bounds])  # (n,)

@@ -1,7 +1,7 @@
 """The images that are evaluated: those of an archive, or samples of a network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.data.npz import read_npz
+from minidiff.diffusion.bound import DDPM
 from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.reverse import Tick, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
@@ -30,6 +31,7 @@ class EvaluatedImages:
     generate  generate(tick) returns the images (n, H, W, C) uint8 and calls tick() `ticks` times
     classes   the class names of a class-conditional network, and the label of each image, (n,)
     model     the unguided model that samples them, with its schedule; None for images of an archive
+    bound     the variance of the model's bound on bits per dimension
     warning   what to tell of the sampling settings, or ""
     """
 
@@ -41,6 +43,7 @@ class EvaluatedImages:
     labels: np.ndarray | None = None
     model: Model | None = None
     schedule: AnySchedule | None = None
+    bound: Sampler = DDPM
     warning: str = ""
 
 
@@ -82,6 +85,7 @@ def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, raw:
         labels=labels,
         model=as_model(pipeline.unet, schedule),
         schedule=schedule,
+        bound=replace(DDPM, variance="learned_range") if pipeline.learned_variance else DDPM,
         warning=accuracy_warning(pipeline, steps),
     )
 

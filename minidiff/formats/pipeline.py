@@ -44,6 +44,11 @@ class Pipeline:
         height, width = size if isinstance(size, tuple) else (size, size)
         return height, width, self.unet.config.in_channels
 
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the U-Net predicts the reverse variance too, in twice as many channels."""
+        return self.unet.config.out_channels == 2 * self.unet.config.in_channels
+
     def to(self, backend: str) -> Self:
         """A pipeline with the networks copied to another backend."""
         return replace(self, **{k: part.to(backend) for k, part in vars(self).items() if isinstance(part, Module)})

@@ -5,7 +5,8 @@ RUN/training/state-000500.safetensors   the state of one step; the newest has th
 RUN/training/best.safetensors           the state with the lowest validation loss, a second name likewise
 
 A state file holds four flat float32 arrays (P,), all parameters one after the other in the order of the optimiser:
-"p" the weights, "ema" their moving average, "m" and "v" AdamW's moments. Step and configuration are its metadata.
+"p" the weights, "ema" their moving average, "m" and "v" AdamW's moments. A run with importance sampling of t has its
+history of losses beside them, "losses" (T, 10). Step and configuration are the file's metadata.
 """
 
 import json
@@ -78,7 +79,7 @@ class RunState:
     skipped   consecutive steps up to `step` whose gradient was not finite
     config    the run's configuration, as JSON has it
     metadata  strings by name: the configurations of networks and schedule among them
-    buffers   where each of BUFFERS lies, as far as the file has it
+    buffers   where each of BUFFERS, and of `Run.arrays`, lies, as far as the file has it
     """
 
     path: Path
@@ -104,10 +105,12 @@ class RunState:
     def check_buffers(self, size: int) -> None:
         """Raises MinidiffError unless every buffer has the shape (size,)."""
         for name in BUFFERS:
-            if name not in self.buffers or self.buffers[name].shape != (size,):
-                raise MinidiffError(
-                    f"{self.path}: {name} does not fit the network of its configuration; start a new run"
-                )
+            self.check_array(name, (size,))
+
+    def check_array(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises MinidiffError unless the state has an array of that name and shape."""
+        if name not in self.buffers or self.buffers[name].shape != shape:
+            raise MinidiffError(f"{self.path}: {name} does not fit the network of its configuration; start a new run")
 
 
 def read_state(path: Path) -> RunState:

@@ -14,6 +14,7 @@ INTEGER_RANGES = {
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
+    "learned_variance", "importance_sampling",
 }  # fmt: skip
 
 
@@ -40,6 +41,8 @@ class TrainConfig:
     classes       names of the classes of a class-conditional run; none: unconditional
     min_snr       gamma of the loss's min-SNR weights (diffusion/loss.py); None: unweighted
     label_dropout probability of replacing a label or caption by the null one, for classifier-free guidance
+    learned_variance     the network predicts the reverse variance too (diffusion/loss.py)
+    importance_sampling  draw t by the losses so far, in place of uniformly (diffusion/loss.py)
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
     Raises MinidiffError that names the first value that is out of range.
     """
@@ -65,6 +68,8 @@ class TrainConfig:
     skip_bad: bool = False
     kl: float = 1e-4
     fingerprint: str = ""
+    learned_variance: bool = False
+    importance_sampling: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -81,10 +86,14 @@ class TrainConfig:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
         if self.decay not in DECAY_START:
             raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
-        if type(self.skip_bad) is not bool:
-            raise MinidiffError(f"skip_bad = {self.skip_bad!r}: give true or false")
+        for name in ("skip_bad", "learned_variance", "importance_sampling"):
+            if type(getattr(self, name)) is not bool:
+                raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")
         if self.min_snr is not None and not (type(self.min_snr) in (int, float) and 0 < self.min_snr <= 1e6):
             raise MinidiffError(f"min_snr = {self.min_snr!r}: give a number above 0, such as 5")
+        if self.min_snr is not None and (self.learned_variance or self.importance_sampling):
+            other = "learned_variance" if self.learned_variance else "importance_sampling"
+            raise MinidiffError(f"min_snr and {other} weight the loss in different ways: leave one of them out")
         names = self.classes
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise MinidiffError(f"classes = {names!r:.80}: give a list of names")

@@ -102,6 +102,10 @@ class Run(ABC):
         held_out is the validation set, which may be the training set.
         """
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of the state beside the optimiser's, by name; opening a run reads them in place."""
+        return {}
+
     def prepare(self) -> None:  # noqa: B027  most kinds write nothing
         """Write the frozen parts into the folder, before the first state; later they are read from there."""
 

@@ -39,6 +39,7 @@ def start_run(
     if by_class and len(classes) < 2:
         raise MinidiffError(f"{data}: has a single class; leave --by-class out")
     config = replace(config, classes=classes)
+    _check_objective(config, schedule)
     if isinstance(schedule, EDM) and config.min_snr is not None:
         weight = f"min(SNR, {config.min_snr:g}), in place of EDM's own SNR + {1 / SIGMA_DATA**2:g}"
         log.info(f"--min-snr: the squared error of x0_hat has the weight {weight}.")
@@ -46,9 +47,21 @@ def start_run(
         network = recipe.network(dataset.shape, len(classes) + 1 if classes else None, **sizes)
     except MinidiffError as error:
         raise MinidiffError(f"--recipe {name}: {error}" if name else str(error)) from None
+    if config.learned_variance:
+        network = replace(network, out_channels=2 * network.out_channels)
     if name:
         log.info(f"Recipe {name}, with its settings unchanged: {recipe.time}")
     return state.new_run(UNetRun, out, config, network, schedule), dataset
+
+
+def _check_objective(config: TrainConfig, schedule: AnySchedule) -> None:
+    """Raises MinidiffError for a prediction type that does not go with the configuration."""
+    options = {"--learned-variance": config.learned_variance, "--importance-sampling": config.importance_sampling}
+    for option in [option for option, given in options.items() if given]:
+        if schedule.prediction_type != "epsilon":
+            raise MinidiffError(
+                f"{option} is for the prediction type epsilon, not {schedule.prediction_type}: add --objective epsilon"
+            )
 
 
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:

@@ -105,6 +105,9 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
     state.check_buffers(optimizer.p.size)
     for name in BUFFERS:
         getattr(optimizer, name)[...] = optimizer.backend.asarray(state.buffers[name].read())
+    for name, a in run.arrays().items():
+        state.check_array(name, a.shape)
+        a[...] = state.buffers[name].read()
     optimizer.step_count, optimizer.skipped = state.step, state.skipped
     run = run if state.path == state_file(folder) else replace(run, restored_from=state.path)
     return cast(R, run)
@@ -141,7 +144,7 @@ def save(run: Run, keep: int = 2) -> None:
         "config": json.dumps(asdict(run.config)),
         **run.metadata(),
     }
-    buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS}
+    buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS} | run.arrays()
     write_safetensors(step_file(run.folder, run.step), buffers, metadata)
     checkpoints.make_newest(run.folder, run.step, keep)
     export(run)

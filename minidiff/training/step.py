@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 
 from minidiff.data.dataset import slices
-from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.loss import (
+    image_losses,
+    importance_sample,
+    loss_history,
+    min_snr_weight,
+    record_losses,
+    training_loss,
+)
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.losses import weighted_mean
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW
 from minidiff.engine.rng import Rng
@@ -59,6 +67,7 @@ def train_step(
     cond: Any = None,
     min_snr: float | None = None,
     accumulate: int = 1,
+    history: np.ndarray | None = None,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
@@ -67,8 +76,12 @@ def train_step(
     accumulate  number of equal parts that the batch is split into (gradient accumulation): memory for one suffices.
                 The mean of their gradients is the whole batch's, up to rounding; dropout masks differ, for they are
                 drawn part by part
+    history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own; it
+                does not go with min_snr
     Raises ValueError if the batch cannot be split into equal parts.
     """
+    if history is not None:
+        return _importance_step(model, schedule, optimizer, x0, rng, cond, accumulate, history)
     t = schedule.sample_t(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
@@ -78,6 +91,31 @@ def train_step(
         return training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
 
     return gradient_step(optimizer, len(x0), accumulate, loss_of)
+
+
+def _importance_step(
+    model: Model,
+    schedule: AnySchedule,
+    optimizer: AdamW,
+    x0: np.ndarray,
+    rng: Rng,
+    cond: Any,
+    accumulate: int,
+    history: np.ndarray,
+) -> StepStats:
+    """`train_step` with importance sampling of t. It waits for a GPU: the next step needs the losses."""
+    t, weight = importance_sample(history, rng, len(x0))  # (N,) each
+    eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
+    each: list[Tensor] = []
+
+    def loss_of(part: slice) -> Tensor:
+        labels = None if cond is None else cond[part]
+        each.append(image_losses(model, schedule, x0[part], t[part], eps[part], labels, rng))
+        return weighted_mean(each[-1], weight[part])
+
+    stats = gradient_step(optimizer, len(x0), accumulate, loss_of)
+    record_losses(history, t, np.concatenate([losses.numpy() for losses in each]))
+    return stats
 
 
 def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[slice], Tensor]) -> StepStats:
@@ -106,12 +144,14 @@ def train(
 ) -> Iterator[StepStats]:
     """One `train_step` for every batch; yields its StepStats. A progress bar and a log are loops over it.
 
-    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. Otherwise as `steps`.
+    batches yields (x0, cond) for the steps from optimizer.step_count + 1 on. Importance sampling of t starts with no
+    history. Otherwise as `steps`.
     """
+    history = loss_history(schedule) if config.importance_sampling else None
 
     def train_batch(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
         x0, cond = batch
-        return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate, history)
 
     return steps(train_batch, optimizer, batches, config)
 

@@ -16,9 +16,10 @@ from PIL.Image import Image
 from minidiff.data.batches import batch, drop_labels
 from minidiff.data.dataset import Dataset, slices
 from minidiff.data.imaging import sheet, to_float, to_uint8
-from minidiff.diffusion.loss import min_snr_weight, training_loss
+from minidiff.diffusion.loss import loss_history, min_snr_weight, training_loss
 from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.reverse import last_x_t, sample
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Parameter
 from minidiff.engine.rng import InitRng
@@ -36,12 +37,16 @@ SHEET_IMAGES, SHEET_STEPS = 36, 25  # of a sheet of samples: images, DDIM steps
 
 @dataclass(frozen=True, kw_only=True)
 class UNetRun(Run):
-    """A U-Net in training."""
+    """A U-Net in training.
+
+    losses  with importance sampling of t, its history (`loss_history`)
+    """
 
     NAME: ClassVar[str] = "U-Net"
 
     unet: UNet
     schedule: AnySchedule
+    losses: np.ndarray | None = None
 
     @classmethod
     def build(cls, folder: Path, config: TrainConfig, *parts: Any, rng: InitRng) -> Self:
@@ -49,7 +54,8 @@ class UNetRun(Run):
         network, schedule = parts
         unet = UNet(network, rng, config.backend)
         optimizer = make_optimizer(unet.parameters(), config)
-        return cls(folder=folder, config=config, optimizer=optimizer, unet=unet, schedule=schedule)
+        losses = loss_history(schedule) if config.importance_sampling else None
+        return cls(folder=folder, config=config, optimizer=optimizer, unet=unet, schedule=schedule, losses=losses)
 
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
@@ -95,7 +101,12 @@ class UNetRun(Run):
 
     def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
         (x0, cond), config = batch, self.config
-        return train_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        return train_step(
+            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate, self.losses
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {} if self.losses is None else {"losses": self.losses}
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`)."""
@@ -114,7 +125,8 @@ class UNetRun(Run):
 
     def export(self, folder: Path, weights: Weights) -> None:
         save_unet(self.unet, folder / "unet", dict(weights))
-        save_pipeline(folder, self.schedule, classes=self.config.classes)
+        sampler = Sampler("ddpm", variance="learned_range") if self.config.learned_variance else None
+        save_pipeline(folder, self.schedule, sampler, self.config.classes)
 
 
 def noise_loss(

@@ -14,6 +14,7 @@ from minidiff.diffusion import bound, forward, guidance, likelihood, loss, noise
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.solvers import dpm_solver, edm, unipc
+from minidiff.engine import gaussian
 
 # the calls that several mutants fail
 FORWARD_SDE = (checks.check_forward_sde, checks.even_schedule(200), range(115))
@@ -22,6 +23,7 @@ FORWARD_FLOW = (checks.check_forward_sde, Flow(), np.linspace(0.05, 0.5, 201))
 EULER_MARUYAMA_EDM = (checks.check_euler_maruyama, checks.euler_maruyama_edm_run)
 LIKELIHOOD = (checks.check_likelihood, EDM())
 DDPM, FIXED_LARGE = Sampler("ddpm", clip=None), Sampler("ddpm", clip=None, variance="fixed_large")
+SUM, SWAPPED = (f"fraction * {a} + (1 - fraction) * {b}" for a, b in (("largest", "smallest"), ("smallest", "largest")))
 ANCESTRAL = Sampler("euler_ancestral", clip=None)
 SDE_2M = (checks.check_ancestral, Sampler("dpmpp_2m_sde", clip=None), 2)
 SDE_SINGLE = (checks.check_ancestral, Sampler("dpmpp_sde", clip=None), 2)
@@ -64,8 +66,8 @@ MUTANTS = [
     (reverse.euler_maruyama, "-math.log(alpha_bar),", "-math.log(alpha_bar) / 2,", EULER_MARUYAMA),
     (reverse.euler_maruyama, "math.sqrt(1 - alpha_bar)", "(1 - alpha_bar)", EULER_MARUYAMA),
     (reverse.pndm, "[predict(x_t, t), *history[:3]]", "[*history[-3:], predict(x_t, t)]", (checks.check_pndm,)),
-    (steps.p_sample, "sigma2**0.5 * z", "sigma2 * z", (checks.check_ancestral, DDPM)),
-    (steps.p_sample, "extract(schedule.betas", "extract(schedule.alphas", (checks.check_ancestral, FIXED_LARGE)),
+    (steps.p_sample, "variance) ** 0.5 * z", "variance) * z", (checks.check_ancestral, DDPM)),
+    (steps.reverse_variance, "schedule.betas if", "schedule.alphas if", (checks.check_ancestral, FIXED_LARGE)),
     (forward.q_posterior, "np.sqrt(alpha_bar_prev) * betas", "alpha_bar_prev * betas", (checks.check_ancestral, DDPM)),
     (forward.q_posterior, "(1 - alpha_bar_prev)", "(1 - schedule.alphas_cumprod)", (checks.check_ancestral, DDPM)),
     # SDE and ODE
@@ -129,12 +131,24 @@ MUTANTS = [
     (likelihood._random_signs, "math.sqrt(probes)", "probes", (checks.check_hutchinson,)),
     (likelihood.ode_bits_per_dim, "- math.log(BYTE_WIDTH)", "+ math.log(BYTE_WIDTH)", (checks.check_ode_bits,)),
     (likelihood.ode_bits_per_dim, ") / math.log(2)", ")", (checks.check_ode_bits,)),
-    (bound._step_kl, "ratio - 1 - np.log(ratio)", "ratio - 1 + np.log(ratio)", (checks.check_bound,)),
-    (bound._step_kl, "(mean - mean_hat) ** 2", "(mean - mean_hat)", (checks.check_bound,)),
+    (gaussian.gaussian_kl, "ratio - 1 - xp.log(ratio)", "ratio - 1 + xp.log(ratio)", (checks.check_bound,)),
+    (gaussian.gaussian_kl, "(mean - mean_hat) ** 2", "(mean - mean_hat)", (checks.check_bound,)),
     (bound._estimate, "len(levels.ts) - 1 - i", "i", (checks.check_bound,)),
-    (bound._decoder_nll, "(-0.5, 0.5)", "(-1.0, 1.0)", (checks.check_bound,)),
-    (bound._decoder_nll, "math.sqrt(schedule", "(schedule", (checks.check_bound,)),
+    (gaussian.byte_nll, "(-0.5, 0.5)", "(-1.0, 1.0)", (checks.check_bound,)),
+    (bound.bits_per_dim, "np.sqrt(variance)", "variance", (checks.check_bound,)),
     (bound.bits_per_dim, "(end - start) * _step_kl", "_step_kl", (checks.check_bound,)),
+    # learned variance and importance sampling
+    (steps.learned_log_variance, SUM, SWAPPED, (checks.check_learned_variance,)),
+    (steps.learned_log_variance, SUM, SWAPPED, (checks.check_learned_loss,)),
+    (steps.learned_log_variance, "(v + 1) / 2", "v", (checks.check_learned_variance,)),
+    (steps.learned_log_variance, "(v + 1) / 2", "v", (checks.check_learned_loss,)),
+    (steps.reverse_variance, "np.exp(", "(", (checks.check_learned_variance,)),
+    (loss._variational_terms, '"fixed_small"', '"fixed_large"', (checks.check_learned_loss,)),
+    (loss._variational_terms, "(images, x0_hat)", "(x0_hat, x0_hat)", (checks.check_learned_loss,)),
+    (loss.importance_sample, "np.sqrt(np.mean(", "(np.mean(", (checks.check_importance_sampling,)),
+    (loss.importance_sample, "1 / (p[t] * T)", "p[t] * T", (checks.check_importance_sampling,)),
+    (loss.importance_sample, "[:, 0]).any()", "[:, 0]).all()", (checks.check_importance_sampling,)),
+    (loss.record_losses, "[*history[i, 1:], loss]", "[*history[i, :-1], loss]", (checks.check_importance_sampling,)),
 ]  # fmt: skip
 
 

@@ -182,8 +182,8 @@ def test_what_sample_refuses_it_refuses_before_the_first_step(change, message):
 
 
 def test_a_model_of_another_shape_is_refused():
-    def twice_the_channels(x_t, t):
-        return np.concatenate([x_t, x_t], axis=-1)
+    def three_times_the_channels(x_t, t):
+        return np.concatenate([x_t, x_t, x_t], axis=-1)
 
     with pytest.raises(MinidiffError, match="both shapes must be equal"):
-        next(reverse.sample(twice_the_channels, LINEAR, SHAPE, np.random.default_rng(0)))
+        next(reverse.sample(three_times_the_channels, LINEAR, SHAPE, np.random.default_rng(0)))

@@ -178,7 +178,7 @@ def test_damaged_configs(folder, part, file, content):
     "name, value",
     [
         ("num_train_timesteps", 0), ("num_train_timesteps", 10**9), ("beta_schedule", "laplace"),
-        ("prediction_type", "flow"), ("variance_type", "learned_range"), ("trained_betas", [2.0]),
+        ("prediction_type", "flow"), ("variance_type", "learned"), ("trained_betas", [2.0]),
         ("rescale_betas_zero_snr", "yes"),
     ],
 )  # fmt: skip

@@ -140,6 +140,20 @@ def test_p_sample(prediction_type, variance, clip, t):
     np.testing.assert_allclose(ours, x_prev, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("t", [0, 1, 500, 999])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_p_sample_with_a_learned_variance(prediction_type, t):
+    schedule = linear_schedule(prediction_type=prediction_type)
+    scheduler = theirs(DDPMScheduler, schedule, variance_type="learned_range", clip_sample=False)
+    prediction, v, x_t = normal(0), normal(3), normal(1)
+    generator, z = from_seed(2)
+    both = torch.from_numpy(np.concatenate([prediction, v], 1))  # axis 1 holds diffusers' channels
+    x_prev = scheduler.step(both, t, torch.from_numpy(x_t), generator).prev_sample
+    ours = p_sample(schedule, np.concatenate([prediction, v], -1), x_t, t, z, "learned_range")
+    # as above; v, which reaches 4, multiplies the relative error of log beta
+    np.testing.assert_allclose(ours, x_prev, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("steps", [1, 4, 50])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_p_sample_over_long_steps(prediction_type, steps):

@@ -9,6 +9,7 @@ differs from the papers, and we do not, samplers that are as_diffusers are compa
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -36,6 +37,7 @@ SETTINGS = {
     "ddpm": ("DDPMScheduler", {}, "linear"),
     "ddpm, fixed_large, no clipping": (
         "DDPMScheduler", {"variance_type": "fixed_large", "clip_sample": False}, "linear"),
+    "ddpm, learned_range": ("DDPMScheduler", {"variance_type": "learned_range", "clip_sample": False}, "linear"),
     "ddpm, v": ("DDPMScheduler", V, "stable diffusion"),
     "ddim": ("DDIMScheduler", {}, "linear"),
     "ddim, no clean end, offset": (
@@ -74,6 +76,11 @@ def toy_model(x_t, t):
     return (np.sin(x_t) * (0.5 + np.asarray(t, np.float32).reshape(-1, 1, 1, 1) / 2000)).astype(np.float32)
 
 
+def toy_model_with_variance(x_t, t, axis=-1):
+    """The same with v, between -1 and 1, in a second half of the channels: axis 1 in diffusers, the last one here."""
+    return np.concatenate([toy_model(x_t, t), np.tanh(x_t)], axis)
+
+
 class Noise:
     """The same noise for both sides, in the same order; the last one is kept."""
 
@@ -105,9 +112,11 @@ def their_trajectory(scheduler, steps, monkeypatch, noise=None, **extras):
     x = torch.from_numpy(noise.standard_normal()) * scheduler.init_noise_sigma
     sigmas = getattr(scheduler, "sigmas", None) if "DPM" not in type(scheduler).__name__ else None
     states = []
+    learned = scheduler.config.get("variance_type") == "learned_range"
+    model = partial(toy_model_with_variance, axis=1) if learned else toy_model
     for k, t in enumerate(scheduler.timesteps):
         x_t = scheduler.scale_model_input(x, t)
-        x = scheduler.step(torch.from_numpy(toy_model(x_t.numpy(), t)), t, x, return_dict=False, **extras)[0]
+        x = scheduler.step(torch.from_numpy(model(x_t.numpy(), t)), t, x, return_dict=False, **extras)[0]
         states.append(x.numpy() if sigmas is None else (x / (sigmas[k + 1] ** 2 + 1) ** 0.5).numpy())
     class_name = type(scheduler).__name__
     if class_name == "HeunDiscreteScheduler":  # two calls a step, but one for the last
@@ -123,7 +132,8 @@ def distances(states, theirs):
 
 
 def our_trajectory(schedule, sampler, steps, noise=None):
-    return [x_t for _, x_t, _ in reverse.sample(toy_model, schedule, SHAPE, noise or Noise(), steps, sampler)]
+    model = toy_model_with_variance if sampler.variance == "learned_range" else toy_model
+    return [x_t for _, x_t, _ in reverse.sample(model, schedule, SHAPE, noise or Noise(), steps, sampler)]
 
 
 def set_table(schedule, **tables):
@@ -198,7 +208,7 @@ AS_DIFFUSERS = [
 @pytest.mark.parametrize(("name", "steps", "spacing"), AS_DIFFUSERS)
 def test_every_setting(name, steps, spacing, monkeypatch):
     twin, own, theirs = both(name, spacing, steps, monkeypatch)
-    if "fixed_large" in name and spacing == "trailing":
+    if ("fixed_large" in name or "learned" in name) and spacing == "trailing":
         twin, own, theirs = twin[:-1], own[:-1], theirs[:-1]  # see test_the_last_step_is_without_noise
     limit_twin, limit_own = limits(name) if name == "euler, zero SNR" else DOCUMENTED[sampler_of(name)]
     assert max(distances(twin, theirs)) <= limit_twin
