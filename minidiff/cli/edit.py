@@ -19,7 +19,7 @@ from minidiff.cli.sample import (
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.diffusion import editing
-from minidiff.diffusion.model import Model
+from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.reverse import Tick, Trajectory, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.errors import MinidiffError
@@ -30,9 +30,6 @@ from minidiff.sampling.settings import guided_model
 from minidiff.terminal import announce_compiling, console, with_progress_bar
 
 AMPLIFIED = 10  # factor by which the sheet of `invert` shows the reconstruction's difference
-FixedPoint = Annotated[
-    int, typer.Option(help="Fixed-point iterations of an inverse step after its first; 0 is plain DDIM inversion.")
-]
 
 
 def redraw(
@@ -91,7 +88,7 @@ def fill(
     name: options.ClassName = None,
     guidance: options.GuidanceScale = None,
     steps: options.Steps = 50,
-    resample: Annotated[int, typer.Option(help="RePaint: take every step this often; 1 disables it.", min=1)] = 1,
+    resample: Annotated[int, typer.Option(help="RePaint: take every step this often; 1: do not.", min=1, max=1000)] = 1,
     seed: options.Seed = 0,
     backend: options.Backend = "numba",
     threads: options.Threads = None,
@@ -148,9 +145,10 @@ def invert(
         str | None,
         typer.Option(callback=options.valid_text, help="Also sample an image of this class from the same noise."),
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Guidance scale of --to-class; 1 disables it.")] = 1.0,
     steps: options.Steps = 50,
-    fixed_point: FixedPoint = 5,
+    fixed_point: Annotated[
+        int, typer.Option(help="Fixed-point iterations of an inverse step; 0: plain DDIM inversion.", min=0, max=1000)
+    ] = 5,
     backend: options.Backend = "numba",
     threads: options.Threads = None,
 ) -> None:
@@ -160,40 +158,30 @@ def invert(
     the mean absolute difference, in units of 1/255.
     """
     outputs.check_outputs(out, None, npz, None, image)
-    editing.check_count("--fixed-point", fixed_point, 0)
     machine.use_threads(threads, backend)
     pipeline = open_pipeline(run, backend, sampler="ddim", kind="unet")
-    label = _label(pipeline, name)
-    to_label = None if to_class is None else _label(pipeline, to_class)
-    model, edit_model = guided_model(pipeline, 1.0), guided_model(pipeline, guidance)
+    label = _one_label(pipeline, name)
+    to_label = None if to_class is None else _one_label(pipeline, to_class)
     x0 = inputs.load_network_input(image, pipeline.image_shape)
     announce_compiling(pipeline.unet.backend.name)
+    counts = sorted({0, fixed_point})
 
-    def round_trip(fixed_point: int, tick: Tick) -> tuple[np.ndarray, np.ndarray]:
-        x_T = last_x_t(editing.invert(model, pipeline.schedule, x0, steps, label, fixed_point), tick)
-        if not np.isfinite(x_T).all():
-            raise MinidiffError("the fixed-point iteration diverges: take more --steps, or a smaller --fixed-point")
-        return x_T, last_x_t(_from_noise(model, pipeline, x_T, steps, label), tick)
+    def sample_all(tick: Tick) -> list[np.ndarray]:
+        noises = [_inverted(pipeline, x0, steps, label, count, tick) for count in counts]
+        last = [] if to_class is None else [_from_noise(pipeline, noises[-1], steps, to_label, tick)]
+        return [noises[-1], *(_from_noise(pipeline, x_T, steps, label, tick) for x_T in noises), *last]
 
-    def all_images(tick: Tick) -> list[np.ndarray]:
-        _, plain = round_trip(0, tick)
-        x_T, again = round_trip(fixed_point, tick)
-        edited = [] if to_label is None else [last_x_t(_from_noise(edit_model, pipeline, x_T, steps, to_label), tick)]
-        return [plain, x_T, again, *edited]
-
-    trips = 4 if to_label is None else 5
-    plain, x_T, again, *edited = with_progress_bar("sampling", trips * steps, all_images)
-    shown = [x0, x_T, again, AMPLIFIED * (again - x0), *edited]
-    captions = ["original", "noise", "reconstruction", f"difference x {AMPLIFIED}", *([to_class] if to_class else [])]
+    trips = 2 * len(counts) + (to_class is not None)
+    x_T, *sampled = with_progress_bar("inverting", trips * steps, sample_all)
+    errors = [127.5 * float(np.abs(x_0 - x0).mean()) for x_0 in sampled[: len(counts)]]
+    x_0, *edited = sampled[len(counts) - 1 :]
+    images = outputs.finished(np.concatenate([x0, x_T, x_0, AMPLIFIED * (x_0 - x0), *edited]))
+    captions = ["original", "noise", "reconstruction", f"difference x {AMPLIFIED}", *filter(None, [to_class])]
     if npz:
         outputs.write_npz(npz, x_T)
-    sheet = captioned_sheet(outputs.finished(np.concatenate(shown)), captions, columns=len(shown))
-    imaging.save_image(sheet, out)
-    errors = [127.5 * float(np.abs(images - x0).mean()) for images in (plain, again)]
-    console.print(
-        f"Round-trip error in units of 1/255: {errors[0]:.3g} without fixed-point iterations, "
-        f"{errors[1]:.3g} with {fixed_point}"
-    )
+    imaging.save_image(captioned_sheet(images, captions, columns=len(images)), out)
+    found = [f"{error:.3g} with {count}" for error, count in zip(errors, counts, strict=True)]
+    console.print(f"Round-trip error in units of 1/255, by fixed-point iterations: {', '.join(found)}")
     console.print("Wrote " + " and ".join(str(path) for path in (out, npz) if path))
 
 
@@ -264,17 +252,28 @@ def _open_for_prompt(
     return pipeline, x0
 
 
-def _label(pipeline: Pipeline, name: str | None) -> np.ndarray | None:
-    """The label (1,) of one class; None for a network without classes. Raises MinidiffError unless it is one class."""
+def _one_label(pipeline: Pipeline, name: str | None) -> np.ndarray | None:
+    """The label (1,) of a class; None for a network without classes. Raises MinidiffError unless it is one class."""
     if pipeline.num_class_embeds is not None and name in (None, "all"):
-        raise MinidiffError(f"{pipeline.folder}: was trained by class; give the --class of the image")
+        raise MinidiffError(f"{pipeline.folder}: was trained by class; give the class of the image")
     return inputs.class_labels(pipeline, name, 1)
 
 
-def _from_noise(model: Model, pipeline: Pipeline, x_T: np.ndarray, steps: int, labels: np.ndarray | None) -> Trajectory:
-    """The trajectory from x_T by the sampler that `editing.invert` inverts, which draws no random numbers."""
-    rng = np.random.default_rng(0)
-    return sample(model, pipeline.schedule, x_T.shape, rng, steps, editing.INVERTIBLE, labels, x_T=x_T)
+def _inverted(
+    pipeline: Pipeline, x0: np.ndarray, steps: int, label: np.ndarray | None, fixed_point: int, tick: Tick
+) -> np.ndarray:
+    """The noise x_T of an image. Raises MinidiffError if it is not finite."""
+    model = as_model(pipeline.unet, pipeline.schedule)
+    x_T = last_x_t(editing.invert(model, pipeline.schedule, x0, steps, label, fixed_point), tick)
+    if not np.isfinite(x_T).all():
+        raise MinidiffError("the fixed-point iteration diverges: take more --steps, or a smaller --fixed-point")
+    return x_T
+
+
+def _from_noise(pipeline: Pipeline, x_T: np.ndarray, steps: int, label: np.ndarray | None, tick: Tick) -> np.ndarray:
+    """The sample from x_T by the sampler that `editing.invert` inverts, which draws no random numbers."""
+    model, rng = as_model(pipeline.unet, pipeline.schedule), np.random.default_rng(0)
+    return last_x_t(sample(model, pipeline.schedule, x_T.shape, rng, steps, editing.INVERTIBLE, label, x_T=x_T), tick)
 
 
 def _sampled(trajectory: Trajectory, steps: int, what: str = "sampling") -> np.ndarray:

@@ -123,7 +123,7 @@ def repaint(
     yields, after the last repetition of every step. Raises MinidiffError, before the first step, for steps or resample
     that are not valid.
     """
-    check_count("resample", resample, 1)
+    _check_count("resample", resample, 1)
     levels = noise_levels(schedule, steps, Sampler("ddpm"))
 
     def fresh_noise() -> np.ndarray:
@@ -173,7 +173,7 @@ def invert(
     Yields (t, x_t, x0_hat) after every step, of rising t: the last x_t is x_T. x0_hat is the model's estimate at the
     last evaluation. Raises MinidiffError, before the first step, for steps or fixed_point that are not valid.
     """
-    check_count("fixed_point", fixed_point, 0)
+    _check_count("fixed_point", fixed_point, 0)
     return _inverse_steps(model, noise_levels(schedule, steps, INVERTIBLE), x0, cond, fixed_point)
 
 
@@ -194,12 +194,6 @@ def _angle(alpha_bar: float) -> float:
     return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
 
 
-def check_count(name: str, count: int, least: int) -> None:
-    """Raises MinidiffError unless count is an integer from `least` to 1000."""
-    if not isinstance(count, Integral) or isinstance(count, bool) or not least <= count <= 1000:
-        raise MinidiffError(f"{name} must be an integer from {least} to 1000, not {count!r:.80}")
-
-
 def slerp(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
     """Spherical linear interpolation (Shoemake 1985) of noise a and b (N, H, W, C), image by image.
 
@@ -215,3 +209,9 @@ def slerp(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
     weight_a = np.where(parallel, 1 - fraction, np.sin((1 - fraction) * angle) / sine)
     weight_b = np.where(parallel, fraction, np.sin(fraction * angle) / sine)
     return (weight_a * a + weight_b * b).astype(a.dtype)
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    """Raises MinidiffError unless count is an integer from `least` to 1000."""
+    if not isinstance(count, Integral) or isinstance(count, bool) or not least <= count <= 1000:
+        raise MinidiffError(f"{name} must be an integer from {least} to 1000, not {count!r:.80}")
