@@ -3,7 +3,7 @@
 from minidiff.data import open_dataset
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.continuous import EDM, Flow
-from minidiff.diffusion.editing import inpainting, redraw, slerp
+from minidiff.diffusion.editing import inpainting, invert, redraw, repaint, slerp
 from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.forward import q_posterior, q_sample
 from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided, guided
@@ -39,9 +39,9 @@ __all__ = [
     "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "Sampler", "Schedule",
     "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim", "classifier_gradient",
     "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "exact_model", "get_backend", "guided",
-    "image_to_image", "inpaint", "inpainting", "linear_schedule", "load_classifier", "load_sampler", "load_schedule",
-    "load_unet", "log_likelihood", "min_snr_weight", "no_grad", "ode_bits_per_dim", "open_dataset", "open_pipeline",
-    "p_sample", "q_posterior", "q_sample", "redraw", "rescale_zero_terminal_snr", "sample", "save_unet",
-    "scaled_linear_schedule", "sigmoid_schedule", "slerp", "text_to_image", "torch_generator", "train", "train_step",
-    "training_loss",
+    "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule", "load_classifier", "load_sampler",
+    "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad", "ode_bits_per_dim", "open_dataset",
+    "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw", "repaint", "rescale_zero_terminal_snr", "sample",
+    "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp", "text_to_image", "torch_generator", "train",
+    "train_step", "training_loss",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Checks of samplers, prediction targets, guidance and likelihoods against the exact model.
+"""Checks of samplers, inversion, inpainting, prediction targets, guidance and likelihoods against the exact model.
 
 Each raises AssertionError if what it checks is wrong. In tests/diffusion/, test_orders.py, test_sde.py,
-test_objectives.py and test_likelihood.py run them on the library, test_exact_mutants.py on a library with one mistake.
+test_editing.py, test_objectives.py and test_likelihood.py run them on the library, test_exact_mutants.py on a library
+with one mistake.
 """
 
 import math
@@ -11,6 +12,7 @@ import numpy as np
 
 from minidiff.diffusion.bound import bits_per_dim
 from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.editing import INVERTIBLE, inpainting, invert, repaint
 from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.forward import target, x0_and_eps
 from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided, guided
@@ -22,9 +24,9 @@ from minidiff.diffusion.loss import (
     record_losses,
     training_loss,
 )
-from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import from_alphas_cumprod, linear_schedule, snr
+from minidiff.diffusion.schedule import cosine_schedule, from_alphas_cumprod, linear_schedule, snr
 from minidiff.diffusion.sde import euler_maruyama, probability_flow, reverse_sde, score_of, ve_sde, vp_sde
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
@@ -289,6 +291,98 @@ def check_samples(sampler, schedule=EDM(), steps=100):  # noqa: B008  frozen
     exact, _ = MIXTURE.sample(N_SAMPLES, rng)
     found = ks_distance(x_0.ravel(), exact.ravel())
     assert found < REJECTED, found
+
+
+# Inversion and inpainting
+
+
+def check_round_trip(prediction_type):
+    """Inversion and DDIM's 50 steps give the points back: every fixed-point iteration divides the error by 2 or more.
+
+    |tan(d) dv/dx| is below 0.5 for MIXTURE and these noise levels.
+    """
+    cosine = prediction_type == "v_prediction"  # as runs have it
+    schedule = cosine_schedule(1000, prediction_type) if cosine else schedule_of(prediction_type)
+    model, x0, errors = exact_model(MIXTURE, schedule), np.linspace(-1, 1, 9).reshape(-1, 1, 1, 1), []
+    for fixed_point in (0, 3, 30):
+        x_T = last_x_t(invert(model, schedule, x0, 50, fixed_point=fixed_point))
+        again = last_x_t(sample(model, schedule, x0.shape, np.random.default_rng(0), 50, INVERTIBLE, x_T=x_T))
+        errors.append(np.abs(again - x0).mean())
+    assert 1e-3 < errors[0] < 0.1, errors
+    assert errors[1] < errors[0] / 2**3 and errors[2] < errors[0] / 2**30 + 1e-12, errors
+
+
+def check_inversion_order(fixed_point):
+    """From SIGMA_MIN to SIGMA_MAX inversion follows the probability flow, whose solution keeps quantiles: order 1."""
+    alpha_bar, alpha_bar_T = even_schedule(1).alphas_cumprod
+    errors, x0 = [], np.linspace(-1, 1, 9).reshape(-1, 1, 1, 1)
+    for n in COUNTS:
+        schedule = even_schedule(n)
+        (t, x, _), *_, (_, x_T, _) = invert(exact_model(MIXTURE, schedule), schedule, x0, n + 1, None, fixed_point)
+        assert t == 0  # the first step is to SIGMA_MIN
+        exact = [flow_endpoint(value, alpha_bar, alpha_bar_T) for value in x.ravel()]
+        errors.append(np.abs(x_T.ravel() - exact).max())
+    assert abs(slope(COUNTS, errors) - 1) < 0.2, errors
+
+
+CORRELATION, KNOWN = 0.8, 0.4
+CORRELATED = GaussianMixture(np.zeros((1, 2)), covariances=STD**2 * np.array([[[1, CORRELATION], [CORRELATION, 1]]]))
+
+
+class UnitNoiseOfPoints:
+    """A generator whose i-th noise is 1 in the first coordinate of row 2 i + 1 and in the second of row 2 i + 2."""
+
+    def __init__(self):
+        self.row = 1
+
+    def standard_normal(self, shape, dtype=np.float64):
+        z = np.zeros(shape, dtype)
+        z[self.row, ..., 0] = z[self.row + 1, ..., 1] = 1
+        self.row += 2
+        return z
+
+
+def inpainted_moments(schedule, steps, resample=None):
+    """Mean and variance of CORRELATED's second coordinate, inpainted with the first at KNOWN.
+
+    Every method is linear in its noise there, so that both follow exactly from one run: the sum of the squared
+    coefficients of all noise is the variance. resample None: the model of `inpainting`, with DDIM.
+    """
+    draws = 1 if resample is None else 1 + (steps - 1) * (3 * resample - 1)
+    model, mask, rng = exact_model(CORRELATED, schedule), np.array([[[False, True]]]), UnitNoiseOfPoints()
+    x0 = np.zeros((2 * draws + 1, 1, 1, 2))
+    x0[..., 0] = KNOWN
+    if resample is None:
+        model = inpainting(model, schedule, x0, mask)
+        x = last_x_t(sample(model, schedule, x0.shape, rng, steps, Sampler(clip=None)))
+    else:
+        x = last_x_t(repaint(model, schedule, x0, mask, rng, steps, resample=resample, clip=None))
+    assert rng.row == len(x) and np.allclose(x[..., 0], KNOWN, atol=1e-5)
+    x = x[:, 0, 0, 1]
+    return np.array([x[0], np.sum((x[1:] - x[0]) ** 2)])
+
+
+def check_repaint(prediction_type="epsilon"):
+    """Every resampling brings the mean nearer to the exact conditional one. With nine, both moments' relative errors,
+    which the 30 steps limit, are a fifth of `inpainting`'s at most.
+    """
+    schedule, exact = even_schedule(29, prediction_type), [CORRELATION * KNOWN, STD**2 * (1 - CORRELATION**2)]
+    moments = np.array([inpainted_moments(schedule, 30, resample) for resample in (None, 1, 3, 9)])
+    means, variances = np.abs(moments / exact - 1).T
+    assert np.all(np.diff(means) < 0), means
+    assert means[-1] < means[0] / 5 and variances[-1] < variances[0] / 5, (means, variances)
+
+
+def check_repaint_known(n=9):
+    """After every step the known coordinate is KNOWN with the noise of the level reached: its mean and variance."""
+    schedule, x0 = even_schedule(n), np.zeros((2 * (1 + 5 * n) + 1, 1, 1, 2))
+    x0[..., 0] = KNOWN
+    model, mask = exact_model(CORRELATED, schedule), np.array([[[False, True]]])
+    trajectory = repaint(model, schedule, x0, mask, UnitNoiseOfPoints(), n + 1, resample=2, clip=None)
+    for (_, x_t, _), alpha_bar in zip(trajectory, [*schedule.alphas_cumprod[-2::-1], 1.0], strict=True):
+        known = x_t[:, 0, 0, 0]
+        found = known[0], np.sum((known[1:] - known[0]) ** 2)
+        np.testing.assert_allclose(found, [math.sqrt(alpha_bar) * KNOWN, 1 - alpha_bar], rtol=1e-9, atol=1e-12)
 
 
 # Prediction targets

@@ -14,7 +14,7 @@ from minidiff import machine
 from minidiff.bench import cases, gpu, measure, report
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
-from minidiff.cli.edit import between, fill, redraw
+from minidiff.cli.edit import between, fill, invert, redraw
 from minidiff.cli.evaluate import evaluate
 from minidiff.cli.explain import explain
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
@@ -105,7 +105,7 @@ app.command()(train)
 app.command("train-vae")(train_vae)
 app.command("train-classifier")(train_classifier)
 app.command("sample")(sample_command)
-for command in (explain, redraw, fill, between, evaluate):
+for command in (explain, redraw, fill, invert, between, evaluate):
     app.command()(command)
 
 

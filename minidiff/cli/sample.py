@@ -1,8 +1,9 @@
 """The command that samples images: without a prompt, or of one prompt after the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from minidiff.cli import options
 from minidiff.cli.options import PLACE
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
+from minidiff.data.dataset import slices
 from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.guidance import ALWAYS
 from minidiff.diffusion.reverse import Tick, sample
@@ -86,7 +88,10 @@ def sample_command(
     raw: options.Raw = False,
     best: options.Best = False,
     step: Annotated[int | None, typer.Option(help="Use the checkpoint of this step.")] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Random seed.  [default: 0]", min=0)] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="A seed for each image, such as 0-63 or 3,7,10-12, in place of --seed and --n.")
+    ] = None,
     noise: Annotated[
         options.NoiseSource, typer.Option(help="Random generator; torch also follows diffusers' timesteps.")
     ] = "numpy",
@@ -118,23 +123,26 @@ def sample_command(
         raise MinidiffError("with a prompt guidance is classifier-free: of its options give --guidance alone")
     interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
     by_options = Guidance(1.0 if guidance is None else guidance, guidance_rescale, interval, classifier, autoguide)
-    rng = inputs.noise_source(noise, seed)
+    each = _checked_seeds(seeds, seed, n)
+    n = len(each) if each else n
+    rng = inputs.noise_source(noise, seed or 0)
     pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch")
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
     if isinstance(pipeline, TextPipeline):
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
-        images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rng)
+        rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
+        images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
         sheet = partial(_prompt_sheet, images, texts)
     else:
-        model, labels = model_and_labels(pipeline, by_options, name, n or 64)
-        images = _sample_batches(
-            pipeline, model, inputs.batches(n or 64, pipeline.image_shape, labels), steps, rng, gif
-        )
-        sheet = partial(imaging.sheet, images, **outputs.rows_by_class(labels))
+        n = n or 64
+        model, labels = model_and_labels(pipeline, by_options, name, n, each)
+        rngs = (inputs.NoiseOfEach(noise, each[part]) for part in slices(n, inputs.BATCH_SIZE)) if each else repeat(rng)
+        images = _sample_batches(pipeline, model, inputs.batches(n, pipeline.image_shape, labels), steps, rngs, gif)
+        sheet = partial(imaging.sheet, images, **outputs.rows_by_class(None if each else labels))
     if folder:
         with new_folder(folder) as part:
-            imaging.save_each(images, part)
+            imaging.save_each(images, part, _names(each, len(texts)) if each else None)
     if npz:
         outputs.write_npz(npz, images)
     if out:
@@ -153,10 +161,25 @@ def _interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def _checked_seeds(seeds: str | None, seed: int | None, n: int | None) -> list[int] | None:
+    """The seeds of --seeds, if it is given. Raises MinidiffError if --seed or --n is given too."""
+    if seeds is None:
+        return None
+    if seed is not None or n is not None:
+        raise MinidiffError(f"--seeds takes the place of {'--n' if seed is None else '--seed'}: leave that out")
+    return inputs.parse_seeds(seeds)
+
+
+def _names(seeds: list[int], prompts: int) -> list[str]:
+    """File names of images, their seeds; of several prompts, the prompt's number, from 0, and the seed."""
+    numbers = [f"{i:05d}-" for i in range(prompts)] if prompts > 1 else [""]
+    return [f"{number}{seed:05d}" for number in numbers for seed in seeds]
+
+
 def _sample_batches(
-    pipeline: Pipeline, model: Callable[..., Any], batches: list[Any], steps: int, rng: Any, gif: Path | None
+    pipeline: Pipeline, model: Callable[..., Any], batches: list[Any], steps: int, rngs: Iterable[Any], gif: Path | None
 ) -> np.ndarray:
-    """The images (n, H, W, C) uint8 of all batches (shape, labels).
+    """The images (n, H, W, C) uint8 of all batches (shape, labels); rngs has the source of noise of each.
 
     The trajectory of the first image is written to `gif`, if that is given.
     """
@@ -164,7 +187,7 @@ def _sample_batches(
     announce_compiling(pipeline.unet.backend.name)
 
     def sample_all(tick: Tick) -> None:
-        for shape, cond in batches:
+        for (shape, cond), rng in zip(batches, rngs, strict=False):  # rngs may be endless
             x_t = np.empty(shape)
             for _, x_t, _ in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
                 if gif and not images:
@@ -179,16 +202,24 @@ def _sample_batches(
 
 
 def _sample_prompts(
-    pipeline: TextPipeline, n: int, prompts: Prompts, size: tuple[int | None, int | None], steps: int, rng: Any
+    pipeline: TextPipeline,
+    n: int,
+    prompts: Prompts,
+    size: tuple[int | None, int | None],
+    steps: int,
+    rngs: Iterator[Any],
 ) -> np.ndarray:
-    """n images of each prompt, (n * prompts, H, W, C) uint8. size: (height, width), None for the model's own."""
+    """n images of each prompt, (n * prompts, H, W, C) uint8, each with the next of rngs.
+
+    size is (height, width), None for the model's own.
+    """
     height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
     text_to_image.check_size(pipeline, (height, width))
     check_prompts(pipeline, prompts)
 
     def sample_one(prompt: str, tick: Tick) -> np.ndarray:
         return text_to_image.text_to_image(
-            pipeline, [prompt], prompts.negative, prompts.guidance, steps, rng, (height, width), tick=tick
+            pipeline, [prompt], prompts.negative, prompts.guidance, steps, next(rngs), (height, width), tick=tick
         )
 
     return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)

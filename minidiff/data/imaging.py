@@ -121,10 +121,11 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     write_output(Path(path), lambda file: image.save(file, kind))
 
 
-def save_each(images: np.ndarray, folder: Path) -> None:
-    """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..."""
-    for i, image in enumerate(images):
-        save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}.png")
+def save_each(images: np.ndarray, folder: Path, names: Sequence[str] | None = None) -> None:
+    """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..., or under names, without suffix."""
+    names = [f"{i:05d}" for i in range(len(images))] if names is None else names
+    for name, image in zip(names, images, strict=True):
+        save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{name}.png")
 
 
 def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:

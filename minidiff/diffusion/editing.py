@@ -1,20 +1,25 @@
-"""Editing with a trained model: image-to-image (SDEdit), inpainting, and spherical interpolation of noise.
+"""Editing with a trained model: image-to-image (SDEdit), inpainting, DDIM inversion, spherical interpolation of noise.
 
 None of these needs training. Images x0 are float32 (N, H, W, C) in [-1, 1].
 """
 
+import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from minidiff.diffusion.forward import eps_from_x0, q_sample, target
+from minidiff.diffusion.forward import eps_from_x0, q_sample, target, v_from_x0_eps, x0_and_eps
 from minidiff.diffusion.model import Model, evaluate
-from minidiff.diffusion.noise_levels import noise_levels
+from minidiff.diffusion.noise_levels import NoiseLevels, noise_levels
 from minidiff.diffusion.reverse import Trajectory, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
+from minidiff.diffusion.steps import clipped, p_sample
 from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
+
+INVERTIBLE = Sampler("ddim", clip=None)  # the sampler that `invert` inverts: clipping loses what it cuts off
 
 
 def redraw(
@@ -90,6 +95,105 @@ def blended(
     return predict
 
 
+def repaint(
+    model: Model,
+    schedule: AnySchedule,
+    x0: np.ndarray,
+    mask: np.ndarray,
+    rng: Rng,
+    steps: int = 50,
+    cond: Any = None,
+    resample: int = 10,
+    clip: float | None = 1.0,
+) -> Trajectory:
+    """Inpainting by RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1): noisy and denoised again.
+
+    x_T is noise. Every step t of DDPM's is taken `resample` times, and each time x_{t-1} is put together of
+
+        known    x_{t-1} = sqrt(alpha_bar_{t-1}) x0 + sqrt(1 - alpha_bar_{t-1}) eps     where the mask is False (eq. 8a)
+        unknown  x_{t-1} ~ p(x_{t-1} | x_t), `p_sample`                                 where it is True (eq. 8b)
+
+    Then one step of forward diffusion leads back to t, but for the last time:
+
+        x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z
+
+    Each repetition lets the model fit the unknown region to the known one; without, with resample = 1, the unknown
+    region is denoised before it has seen the new noise of the known one. This costs steps * resample model evaluations.
+    mask is bool (N, H, W, 1), or (H, W, 1) for all images; x0_hat is clipped to [-clip, clip]. Yields what `sample`
+    yields, after the last repetition of every step. Raises MinidiffError, before the first step, for steps or resample
+    that are not valid.
+    """
+    _check_count("resample", resample, 1)
+    levels = noise_levels(schedule, steps, Sampler("ddpm"))
+
+    def fresh_noise() -> np.ndarray:
+        return rng.standard_normal(x0.shape, dtype=np.float32)
+
+    def step(x_t: np.ndarray, t: float, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """x_{t-1}, put together, and x0_hat."""
+        prediction = evaluate(model, x_t, np.full(len(x_t), t), cond)
+        x0_hat = clipped(x0_and_eps(levels.schedule, prediction, x_t, i)[0], clip)
+        if i == 0:
+            return np.where(mask, x0_hat, x0), x0_hat
+        known = q_sample(levels.schedule, x0, i - 1, fresh_noise())
+        unknown = p_sample(levels.schedule, prediction, x_t, i, fresh_noise(), clip=clip)
+        return np.where(mask, unknown, known), x0_hat
+
+    def steps_from(x_t: np.ndarray) -> Trajectory:
+        for i, t, t_prev, *_ in levels.sampler_steps():
+            x_prev, x0_hat = step(x_t, t, i)
+            for _ in range(resample - 1 if i > 0 else 0):
+                beta = float(levels.schedule.betas[i])
+                x_t = math.sqrt(1 - beta) * x_prev + math.sqrt(beta) * fresh_noise()
+                x_prev, x0_hat = step(x_t, t, i)
+            x_t = x_prev
+            yield t_prev, x_t, x0_hat
+
+    return steps_from(fresh_noise())
+
+
+def invert(
+    model: Model, schedule: AnySchedule, x0: np.ndarray, steps: int = 50, cond: Any = None, fixed_point: int = 5
+) -> Trajectory:
+    """DDIM inversion (Song et al. 2021, section 4.3): from images x0 to the noise x_T that `sample` makes them of.
+
+    `sample(model, schedule, x0.shape, rng, steps, Sampler("ddim", clip=None), cond, x_T=x_T)` gives x0 back. Let x_t =
+    cos(phi) x0 + sin(phi) eps and v = cos(phi) eps - sin(phi) x0 (Salimans & Ho 2022, appendix D). Then a step of DDIM
+    from phi to phi_prev is a rotation by d = phi - phi_prev,
+
+        x_prev = cos(d) x_t - sin(d) v(x_t, t),
+
+    and its inverse solves this for x_t by fixed-point iteration, which begins at x_t = x_prev:
+
+        x_t <- (x_prev + sin(d) v(x_t, t)) / cos(d)
+
+    fixed_point is the number of repetitions of this line after the first: 0 is plain DDIM inversion, one evaluation of
+    v at x_prev in the place of x_t; with n every step takes n + 1 model evaluations. The iteration contracts if tan(d)
+    is less than 1 / the Lipschitz constant of v, at high noise too, where the same line in terms of eps does not.
+    Yields (t, x_t, x0_hat) after every step, of rising t: the last x_t is x_T. x0_hat is the model's estimate at the
+    last evaluation. Raises MinidiffError, before the first step, for steps or fixed_point that are not valid.
+    """
+    _check_count("fixed_point", fixed_point, 0)
+    return _inverse_steps(model, noise_levels(schedule, steps, INVERTIBLE), x0, cond, fixed_point)
+
+
+def _inverse_steps(model: Model, levels: NoiseLevels, x_t: np.ndarray, cond: Any, fixed_point: int) -> Trajectory:
+    for i, t, _, alpha_bar, alpha_bar_prev in reversed([*levels.sampler_steps()]):
+        d = _angle(alpha_bar) - _angle(alpha_bar_prev)
+        x_prev, x0_hat = x_t, x_t
+        for _ in range(fixed_point + 1):
+            prediction = evaluate(model, x_t, np.full(len(x_t), t), cond)
+            x0_hat, eps_hat = x0_and_eps(levels.schedule, prediction, x_t, i)
+            v = v_from_x0_eps(levels.schedule, x0_hat, eps_hat, i)
+            x_t = (x_prev + math.sin(d) * v) / math.cos(d)
+        yield t, x_t, x0_hat
+
+
+def _angle(alpha_bar: float) -> float:
+    """phi, of which sqrt(alpha_bar) is the cosine and sqrt(1 - alpha_bar) the sine."""
+    return math.atan2(math.sqrt(1 - alpha_bar), math.sqrt(alpha_bar))
+
+
 def slerp(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
     """Spherical linear interpolation (Shoemake 1985) of noise a and b (N, H, W, C), image by image.
 
@@ -105,3 +209,9 @@ def slerp(a: np.ndarray, b: np.ndarray, fraction: float) -> np.ndarray:
     weight_a = np.where(parallel, 1 - fraction, np.sin((1 - fraction) * angle) / sine)
     weight_b = np.where(parallel, fraction, np.sin(fraction * angle) / sine)
     return (weight_a * a + weight_b * b).astype(a.dtype)
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    """Raises MinidiffError unless count is an integer from `least` to 1000."""
+    if not isinstance(count, Integral) or isinstance(count, bool) or not least <= count <= 1000:
+        raise MinidiffError(f"{name} must be an integer from {least} to 1000, not {count!r:.80}")

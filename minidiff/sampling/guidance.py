@@ -50,9 +50,9 @@ class Guidance:
 
 
 def model_and_labels(
-    pipeline: Pipeline, guidance: Guidance, name: str | None, n: int
+    pipeline: Pipeline, guidance: Guidance, name: str | None, n: int, seeds: list[int] | None = None
 ) -> tuple[Model, np.ndarray | None]:
-    """The network as a model with guidance, and labels (n,) for it: of the class `name`, or as `class_labels`.
+    """The network as a model with guidance, and labels (n,) for it, as `class_labels` or of the classifier's classes.
 
     Raises MinidiffError if there is no such class, and for guidance that the network or the classifier does not allow.
     """
@@ -60,9 +60,9 @@ def model_and_labels(
     settings = (guidance.scale, guidance.rescale, guidance.interval)
     if guidance.classifier:
         classifier = _classifier(pipeline, guidance.classifier)
-        labels = labels_of(guidance.classifier, classifier.config.classes, name, n)
+        labels = labels_of(guidance.classifier, classifier.config.classes, name, n, seeds)
         return classifier_guided(model, schedule, classifier_gradient(classifier, schedule), *settings), labels
-    labels = class_labels(pipeline, name, n)
+    labels = class_labels(pipeline, name, n, seeds)
     if guidance.autoguide is None:
         return guided_model(pipeline, *settings), labels
     weak = open_pipeline(pipeline.folder, pipeline.unet.backend.name, guidance.autoguide, kind="unet")

@@ -1,5 +1,7 @@
-"""Inputs of sampling: images and masks as network input, class labels, batches, the source of noise."""
+"""Inputs of sampling: images and masks as network input, class labels, batches, seeds, the source of noise."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import Pipeline
 
 BATCH_SIZE = 64  # images that are sampled together
+MAX_SEEDS = 100_000
 
 
 def load_network_input(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -44,9 +47,45 @@ def noise_source(noise: str, seed: int) -> Any:
     return torch_generator(seed) if noise == "torch" else np.random.default_rng(seed)
 
 
-def class_labels(pipeline: Pipeline, name: str | None, n: int) -> np.ndarray | None:
+class NoiseOfEach:
+    """A source of noise for images each of which has a seed: row i is drawn from the generator of the i-th seed.
+
+    So an image's noise does not depend on the batch that it is sampled in. noise as of `noise_source`.
+    """
+
+    def __init__(self, noise: str, seeds: Iterable[int]):
+        self._generators = [noise_source(noise, seed) for seed in seeds]
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """Standard normal numbers of this shape, (N, ...); N is the number of seeds."""
+        N, *row = shape
+        assert N == len(self._generators)
+        return np.concatenate([generator.standard_normal((1, *row), dtype=dtype) for generator in self._generators])
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds that a text such as "0-63" or "3,7,10-12" lists, in its order.
+
+    Raises MinidiffError unless it lists from 1 to MAX_SEEDS seeds below 2^64, each once.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,20})(?:-([0-9]{1,20}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**64:
+            raise MinidiffError(f"--seeds {text!r:.80}: give numbers and rising ranges, such as 0-63 or 3,7,10-12")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise MinidiffError(f"--seeds {text!r:.80}: lists more than {MAX_SEEDS} seeds; sample them in parts")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise MinidiffError(f"--seeds {text!r:.80}: lists a seed twice; give each once")
+    return seeds
+
+
+def class_labels(pipeline: Pipeline, name: str | None, n: int, seeds: list[int] | None = None) -> np.ndarray | None:
     """Labels (n,) of one class; for "all" or None of every class in order, as evenly as n allows.
 
+    With seeds (n,), the class of each is then its seed modulo the number of classes, whatever the others are.
     None for a network without classes. Without classes.json the class names are the indices.
     Raises MinidiffError if there is no class of that name.
     """
@@ -58,13 +97,15 @@ def class_labels(pipeline: Pipeline, name: str | None, n: int) -> np.ndarray | N
     names = pipeline.classes or tuple(map(str, range(most)))
     if len(names) > most:
         raise MinidiffError(f"{folder}: classes.json names more classes than its network has; copy both again")
-    return labels_of(folder, names, name, n)
+    return labels_of(folder, names, name, n, seeds)
 
 
-def labels_of(folder: Path, names: tuple[str, ...], name: str | None, n: int) -> np.ndarray:
-    """Labels (n,) of the class `name` among `names`, the folder's; for "all" or None of every class in order."""
+def labels_of(
+    folder: Path, names: tuple[str, ...], name: str | None, n: int, seeds: list[int] | None = None
+) -> np.ndarray:
+    """Labels (n,) of the class `name` among `names`, the folder's; for "all" or None as `class_labels`."""
     if name in (None, "all"):
-        return np.arange(n) * len(names) // n
+        return np.arange(n) * len(names) // n if seeds is None else np.array([seed % len(names) for seed in seeds])
     if name not in names:
         raise MinidiffError(f"{folder}: has no class {name!r}; choose from {', '.join(names)}, or all")
     return np.full(n, names.index(name))

@@ -39,7 +39,7 @@ def finished(x0: np.ndarray) -> np.ndarray:
 
 
 def write_npz(path: Path, images: np.ndarray) -> None:
-    """Write images (N, H, W, C) uint8 as arr_0 of a NumPy archive, atomically."""
+    """Write images (N, H, W, C), uint8, or noise, float32, as arr_0 of a NumPy archive, atomically."""
     write_output(path, lambda file: np.savez(file, images))
 
 

@@ -1,10 +1,11 @@
-"""Image-to-image, inpainting and spherical interpolation: what is kept, what changes, and the result."""
+"""Image-to-image, inpainting, inversion and spherical interpolation: what is kept, what changes, and the result."""
 
+import exact_checks as checks
 import numpy as np
 import pytest
 
 from minidiff.diffusion import forward
-from minidiff.diffusion.editing import inpainting, redraw, slerp
+from minidiff.diffusion.editing import INVERTIBLE, inpainting, invert, redraw, repaint, slerp
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.reverse import sample
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
@@ -90,6 +91,81 @@ def test_inpainting_keeps_the_known_region(sampler, prediction_type):
     for x_t, t, _ in calls[::7]:
         eps = forward.eps_from_x0(schedule, x0, x_t, t)[:, :, :3]
         assert 0.4 < eps.std() < 1.8  # of 24 values
+
+
+@pytest.mark.parametrize("prediction_type", checks.PREDICTION_TYPES)
+def test_inversion_and_back(prediction_type):
+    checks.check_round_trip(prediction_type)
+
+
+@pytest.mark.parametrize("fixed_point", [0, 5])
+def test_inversion_converges_to_the_probability_flow(fixed_point):
+    checks.check_inversion_order(fixed_point)
+
+
+def test_an_inverse_step_with_enough_iterations_inverts_ddims():
+    """The states on the way are those of sampling, in reverse, and plain inversion evaluates the model once a step."""
+    schedule = cosine_schedule(1000, "v_prediction")
+    x0, labels, calls = normal(0).clip(-1, 1), np.array([1, 0]), []
+
+    def model(x_t, t, cond):
+        calls.append((t[0], cond))
+        return toy_model(x_t, t)
+
+    there = list(invert(model, schedule, x0, 10, labels, fixed_point=30))
+    assert len(calls) == 310 and all(cond is labels for _, cond in calls)
+    *_, (_, x_T, _) = there
+    back = list(sample(model, schedule, SHAPE, None, 10, INVERTIBLE, labels, x_T=x_T))
+    assert [t for t, *_ in there] == [*(t for t, *_ in back[-2::-1]), 999]
+    for (_, ours, x0_hat), (_, theirs, _) in zip(there, [*back[-2::-1], (0, x_T, 0)], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+        assert ours.dtype == x0_hat.dtype == np.float32
+    np.testing.assert_allclose(back[-1][1], x0, rtol=0, atol=2e-6)
+    calls.clear()
+    list(invert(model, schedule, x0, 10, labels, fixed_point=0))
+    assert [t for t, _ in calls] == list(range(99, 1000, 100))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_repaint_is_nearer_to_the_exact_conditional(prediction_type):
+    checks.check_repaint(prediction_type)
+
+
+def test_repaint_adds_the_noise_of_every_level():
+    checks.check_repaint_known()
+
+
+def test_repaint_keeps_the_known_region():
+    schedule, mask, calls = cosine_schedule(1000, "v_prediction"), np.zeros((4, 6, 1), bool), []
+    x0, labels = normal(0).clip(-1, 1), np.array([1, 0])
+    mask[:, 3:] = True
+
+    def model(x_t, t, cond):
+        calls.append((x_t.copy(), t, cond))
+        return toy_model(x_t, t)
+
+    trajectory = list(repaint(model, schedule, x0, mask, np.random.default_rng(1), 20, labels, resample=3))
+    assert [t for t, *_ in trajectory] == [*range(949, 0, -50), -1]
+    x_0 = trajectory[-1][1]
+    np.testing.assert_array_equal(x_0[:, :, :3], x0[:, :, :3])
+    assert np.abs(x_0[:, :, 3:] - x0[:, :, 3:]).mean() > 0.1 and np.abs(x_0).max() <= 1
+    assert len(calls) == 3 * 19 + 1 and all(cond is labels for *_, cond in calls)
+    for x_t, t, _ in calls[::7]:
+        eps = forward.eps_from_x0(schedule, x0, x_t, t)[:, :, :3]
+        assert 0.4 < eps.std() < 1.8  # of 36 values
+
+
+@pytest.mark.parametrize("count", [-1, 1001, 1.5, True])
+def test_counts_out_of_range_are_refused(count):
+    x0, mask = normal(0), np.ones((4, 6, 1), bool)
+    with pytest.raises(MinidiffError, match="fixed_point must be an integer from 0 to 1000, not"):
+        invert(toy_model, LINEAR, x0, fixed_point=count)
+    with pytest.raises(MinidiffError, match="resample must be an integer from 1 to 1000, not"):
+        repaint(toy_model, LINEAR, x0, mask, np.random.default_rng(0), resample=count)
+    with pytest.raises(MinidiffError, match="steps must be an integer from 1 to the schedule's 1000"):
+        invert(toy_model, LINEAR, x0, steps=1001)
+    with pytest.raises(MinidiffError, match="steps must be an integer from 1 to the schedule's 1000"):
+        repaint(toy_model, LINEAR, x0, mask, np.random.default_rng(0), steps=1001)
 
 
 def test_slerp():

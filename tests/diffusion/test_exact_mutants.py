@@ -1,6 +1,7 @@
-"""Mutants: one deliberate mistake each, in a sampler, prediction target, guidance rule or likelihood. The check fails.
+"""Mutants: one deliberate mistake each, in a sampler, editing, a prediction target, a guidance rule or a likelihood.
 
-The table names the function, the source text that is replaced, its replacement, and the check of exact_checks.py.
+Its check fails. The table names the function, the source text that is replaced, its replacement, and the check of
+exact_checks.py.
 """
 
 import inspect
@@ -10,7 +11,7 @@ import exact_checks as checks
 import numpy as np
 import pytest
 
-from minidiff.diffusion import bound, forward, guidance, likelihood, loss, noise_levels, reverse, sde, steps
+from minidiff.diffusion import bound, editing, forward, guidance, likelihood, loss, noise_levels, reverse, sde, steps
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.solvers import dpm_solver, edm, unipc
@@ -22,6 +23,8 @@ FORWARD_EDM = (checks.check_forward_sde, EDM(), np.geomspace(0.05, 1, 201))
 FORWARD_FLOW = (checks.check_forward_sde, Flow(), np.linspace(0.05, 0.5, 201))
 EULER_MARUYAMA_EDM = (checks.check_euler_maruyama, checks.euler_maruyama_edm_run)
 LIKELIHOOD = (checks.check_likelihood, EDM())
+ROUND_TRIP = (checks.check_round_trip, "v_prediction")
+REPAINT = (checks.check_repaint,)
 DDPM, FIXED_LARGE = Sampler("ddpm", clip=None), Sampler("ddpm", clip=None, variance="fixed_large")
 SUM, SWAPPED = (f"fraction * {a} + (1 - fraction) * {b}" for a, b in (("largest", "smallest"), ("smallest", "largest")))
 ANCESTRAL = Sampler("euler_ancestral", clip=None)
@@ -70,6 +73,19 @@ MUTANTS = [
     (steps.reverse_variance, "schedule.betas if", "schedule.alphas if", (checks.check_ancestral, FIXED_LARGE)),
     (forward.q_posterior, "np.sqrt(alpha_bar_prev) * betas", "alpha_bar_prev * betas", (checks.check_ancestral, DDPM)),
     (forward.q_posterior, "(1 - alpha_bar_prev)", "(1 - schedule.alphas_cumprod)", (checks.check_ancestral, DDPM)),
+    # inversion and inpainting
+    (editing._inverse_steps, "+ math.sin(d) * v", "- math.sin(d) * v", ROUND_TRIP),
+    (editing._inverse_steps, "/ math.cos(d)", "* math.cos(d)", ROUND_TRIP),
+    (editing._inverse_steps, "(x_prev + math", "(x_t + math", ROUND_TRIP),
+    (editing._inverse_steps, "range(fixed_point + 1)", "range(1)", ROUND_TRIP),
+    (editing._inverse_steps, "np.full(len(x_t), t)", "np.full(len(x_t), 0)", ROUND_TRIP),
+    (editing._inverse_steps, "x0_hat, eps_hat, i)", "x0_hat, eps_hat, 0)", (checks.check_inversion_order, 5)),
+    (editing._angle, "math.sqrt(1 - alpha_bar)", "(1 - alpha_bar)", (checks.check_inversion_order, 5)),
+    (editing.repaint, "i - 1, fresh", "i, fresh", (checks.check_repaint_known,)),
+    (editing.repaint, "math.sqrt(1 - beta) * x_prev", "(1 - beta) * x_prev", REPAINT),
+    (editing.repaint, "math.sqrt(beta) * fresh", "beta * fresh", REPAINT),
+    (editing.repaint, "(mask, unknown, known)", "(~mask, unknown, known)", REPAINT),
+    (editing.repaint, "resample - 1 if", "0 if", REPAINT),
     # SDE and ODE
     (sde.euler_maruyama, "math.sqrt(abs(dt))", "abs(dt)", EULER_MARUYAMA_EDM),
     (sde.euler_maruyama, "sde.f(x, t) * dt", "sde.f(x, t) * abs(dt)", (checks.check_euler_maruyama,)),
