@@ -18,12 +18,12 @@ import numpy as np
 from minidiff.data.dataset import Dataset, from_arrays
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_lock import lock_run
 from minidiff.formats.weights import open_safetensors
 from minidiff.models.config import UNetConfig
 from minidiff.models.unet import UNet
 from minidiff.training import loop, state
 from minidiff.training.config import TrainConfig
-from minidiff.training.lock import lock_run
 from minidiff.training.log import HEADER
 from minidiff.training.run import Run
 from minidiff.training.unet_run import UNetRun
