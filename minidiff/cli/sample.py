@@ -13,6 +13,7 @@ from PIL import Image
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
+from minidiff.cli.sample_points import POINTS, check_no_image_options, sample_points
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.prompt_file import read_prompts
@@ -72,7 +73,8 @@ def sample_command(
     height: Annotated[int | None, typer.Option(help="Image height with a prompt.  [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Image width with a prompt.  [default: the model's]")] = None,
     n: Annotated[
-        int | None, typer.Option(help="Number of images.  [default: 64, or 1 per prompt]", min=1, max=100_000)
+        int | None,
+        typer.Option(help="Number of images.  [default: 64, or 1 per prompt; of points 2000]", min=1, max=100_000),
     ] = None,
     name: options.ClassName = None,
     guidance: options.GuidanceScale = None,
@@ -100,7 +102,8 @@ def sample_command(
     """Sample images (reverse diffusion) and write them as one grid.
 
     Takes unconditional and class-conditional networks; with --prompt or --prompts, a run of train --text or a Stable
-    Diffusion folder, where the guidance scale is 7.5 by default, and 1 without a prompt.
+    Diffusion folder, where the guidance scale is 7.5 by default, and 1 without a prompt. The output of a run on points
+    is a figure of the samples beside the data, trajectories and the score field; --npz has the points, float32.
 
     With --noise torch the noise is that of torch.Generator().manual_seed(SEED), and the images are those of the
     folder's own scheduler in diffusers 0.42.1, up to rounding, with the exceptions in docs/samplers.md.
@@ -110,13 +113,20 @@ def sample_command(
     outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
     weights = setup.chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
-    if not texts:
+    points = kind_of(run) == "points"
+    if points:
+        names = {"folder": folder, "prompt": prompt, "prompts": prompts, "negative-prompt": negative_prompt}
+        check_no_image_options(run, names | {"height": height, "width": width, "gif": gif})
+    elif not texts:
         check_no_prompt(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
     sampling = dict(sampler=sampler, eta=eta, spacing=spacing, karras=karras, steps=steps, noise=noise)
     settings = Settings(run, sampling, weights, inputs.noise_source(noise, seed), backend)
-    if texts:
+    if points:
+        scale, levels = 1.0 if guidance is None else guidance, settings_of(run, sampling)
+        images, sheet = sample_points(run, n or POINTS, name, scale, levels, weights, settings.rng, backend)
+    elif texts:
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
         images = _sample_prompts(settings, n or 1, given, (height, width))
         sheet = partial(_prompt_sheet, images, texts)

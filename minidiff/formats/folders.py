@@ -9,16 +9,18 @@ from minidiff.formats import run_state
 from minidiff.formats.weights import open_safetensors
 
 INDEX = "model_index.json"
-CLASSES = {"UNet2DModel": "unet", "AutoencoderKL": "vae"}  # _class_name of config.json -> kind
+CLASSES = {"UNet2DModel": "unet", "AutoencoderKL": "vae", "MLP": "points"}  # _class_name of config.json -> kind
 FOUND = {
     "unet": "a U-Net that takes no prompt",
     "text": "a text-conditional U-Net, which needs a prompt",
     "vae": "an autoencoder, which does not sample",
+    "points": "an MLP on points, which has no images",
 }
 GIVE = {
-    "unet": "give a run of minidiff train without --text, or a diffusers folder with a UNet2DModel",
+    "unet": "give a run of minidiff train on images without --text, or a diffusers folder with a UNet2DModel",
     "text": "give a run of minidiff train --text, or a Stable Diffusion folder",
     "vae": "give a run of minidiff train-vae",
+    "points": "give a run of minidiff train on points, such as swiss_roll",
 }
 
 
@@ -54,7 +56,7 @@ def check_run(folder: Path) -> None:
 
 
 def kind_of(folder: Path) -> str | None:
-    """The kind of a run or a diffusers folder: "unet", "text" or "vae"; None if it is unknown.
+    """The kind of a run or a diffusers folder: "unet", "text", "vae" or "points"; None if it is unknown.
 
     It is read from a run's state, else from model_index.json, else from config.json. Raises MinidiffError if one of
     the last two cannot be read.
@@ -67,8 +69,8 @@ def kind_of(folder: Path) -> str | None:
             continue
     if (folder / INDEX).is_file():
         return read_json(folder / INDEX, _kind_of_index)
-    for path in (folder / "config.json", folder / "unet" / "config.json", folder / "vae" / "config.json"):
-        if path.is_file():
+    for place in (folder, folder / "unet", folder / "vae", folder / "mlp"):
+        if (path := place / "config.json").is_file():
             return CLASSES.get(read_json(path, _class_name))
     return None
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minidiff.data import POINTS
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module, Parameter
@@ -34,6 +35,7 @@ from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.formats.weights import DTYPES
 from minidiff.models.config import UNetConfig, config_from_dict
 from minidiff.models.latent_config import FileConfig, TextEncoderConfig, TextUNetConfig
+from minidiff.models.mlp import MLP, MLPConfig
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
@@ -62,15 +64,24 @@ def load_run_pipeline(folder: Path, weights: str | int, backend: str = "numba") 
     return _chosen(folder, weights, lambda state: read_pipeline(state, name, backend))
 
 
+def load_run_mlp(folder: Path, weights: str | int | None, backend: str = "numba") -> tuple[MLP, str]:
+    """The MLP of a run on points, and the name of its dataset; weights as `load_run_unet`, None: the moving average.
+
+    Raises MinidiffError as `load_run_unet` does.
+    """
+    name = "p" if weights == "raw" else "ema"
+    return _chosen(folder, weights, lambda state: read_mlp(state, name, backend))
+
+
 def kept_pipelines(folder: Path, backend: str = "numba") -> Iterator[tuple[int, Pipeline]]:
     """Step and pipeline, with the moving average, of every checkpoint that a run keeps, the oldest first."""
     for step, path in kept_states(folder).items():
         yield step, read_pipeline(read_state(path), "ema", backend)
 
 
-def _chosen(folder: Path, weights: str | int, read: Callable[[RunState], T]) -> T:
+def _chosen(folder: Path, weights: str | int | None, read: Callable[[RunState], T]) -> T:
     check_run(folder)
-    if weights == "raw":
+    if weights in ("raw", None):
         return read_newest(folder, read)
     return read(read_state(best_state(folder) if weights == "best" else kept_state(folder, int(weights))))
 
@@ -100,6 +111,18 @@ def read_unet(state: RunState, name: str, backend: str = "numba") -> UNet:
     unet = UNet(network, None, backend)
     fill_from_buffer(unet.parameters(), state, name)
     return unet
+
+
+def read_mlp(state: RunState, name: str, backend: str = "numba") -> tuple[MLP, str]:
+    """The MLP of a state, its weights from the buffer "p" or "ema", and the name of the dataset."""
+    state.check_kind("points")
+    network, _ = read_parts(state, lambda: mlp_parts(state.metadata))
+    data = state.config.get("data")
+    if data not in POINTS:
+        raise damaged_metadata(state.path)
+    mlp = MLP(network, None, backend)
+    fill_from_buffer(mlp.parameters(), state, name)
+    return mlp, data
 
 
 def read_pipeline(state: RunState, name: str, backend: str = "numba") -> Pipeline:
@@ -137,6 +160,11 @@ def unet_parts(metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
     Raises KeyError, ValueError or MinidiffError if they are damaged.
     """
     return config_from_dict(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+
+
+def mlp_parts(metadata: Mapping[str, str]) -> tuple[MLPConfig, AnySchedule]:
+    """The configuration of the MLP and the schedule, as `unet_parts`."""
+    return MLPConfig.of(json.loads(metadata["mlp"])), schedule_from_config(json.loads(metadata["schedule"]))
 
 
 def text_parts(folder: Path, metadata: Mapping[str, str], backend: str) -> TextParts:

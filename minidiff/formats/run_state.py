@@ -20,7 +20,8 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.weights import Stored, open_safetensors
 
 BUFFERS = ("p", "ema", "m", "v")
-KINDS = {"unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net"}  # what a run trains
+# What a run trains.
+KINDS = {"unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net", "points": "an MLP on points"}
 MAX_STEP = 10**9
 
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from minidiff.data.imaging import load_image, to_float
 from minidiff.diffusion.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import load_classes
+from minidiff.models.mlp import MLP
 from minidiff.models.unet import UNet
 
 BATCH_SIZE = 64  # images that are sampled together
@@ -44,7 +45,7 @@ def noise_source(noise: str, seed: int) -> Any:
     return torch_generator(seed) if noise == "torch" else np.random.default_rng(seed)
 
 
-def class_labels(folder: Path, unet: UNet, name: str | None, n: int) -> np.ndarray | None:
+def class_labels(folder: Path, unet: UNet | MLP, name: str | None, n: int) -> np.ndarray | None:
     """Labels (n,) of one class; for "all" or None of every class in order, as evenly as n allows.
 
     None for a network without classes. Without classes.json the class names are the indices.

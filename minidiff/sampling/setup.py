@@ -12,6 +12,7 @@ from minidiff.formats.folders import check_kind
 from minidiff.formats.networks import load_classes, load_unet
 from minidiff.formats.run_networks import load_run_pipeline, load_run_unet
 from minidiff.formats.stable_diffusion import Pipeline, load_pipeline
+from minidiff.models.mlp import MLP
 from minidiff.models.unet import UNet
 
 Choice = str | int | None  # of a run's weights, as of `load_run_unet`; None: those that the folder exports
@@ -45,7 +46,7 @@ def open_texts(folder: Path, backend: str, choice: Choice = None) -> Pipeline:
     return load_pipeline(folder, backend) if choice is None else load_run_pipeline(folder, choice, backend)
 
 
-def guided_model(folder: Path, unet: UNet, schedule: AnySchedule, guidance: float) -> Callable[..., Any]:
+def guided_model(folder: Path, unet: UNet | MLP, schedule: AnySchedule, guidance: float) -> Callable[..., Any]:
     """The network as a model (x_t, t, cond) -> prediction, with classifier-free guidance unless its scale is 1.
 
     Raises MinidiffError if the scale is not from 0 to 100, if the network is not class-conditional, or if classes.json
