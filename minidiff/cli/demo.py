@@ -7,8 +7,8 @@ from minidiff import machine
 from minidiff.cli import demo_pages
 from minidiff.cli.options import Out, Seed, Threads
 from minidiff.cli.train import train_with_bar
+from minidiff.formats.run_lock import lock_run
 from minidiff.terminal import console, with_progress_bar
-from minidiff.training.lock import lock_run
 
 
 def demo(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 0) -> None:

@@ -26,6 +26,7 @@ from minidiff.formats.schedulers import (
 from minidiff.formats.weights import WEIGHTS, Stored, find_weights, read_arrays, refuse_pickles, write_safetensors
 from minidiff.models.config import TextEncoderConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
+from minidiff.models.mlp import MLPConfig
 from minidiff.models.unet import UNet
 
 N = TypeVar("N", bound=Module)
@@ -80,8 +81,11 @@ def _min_parameters(config: Any) -> int:
     """A lower bound of a network's number of parameters.
 
     U-Nets and autoencoders: one convolution and one time projection for each block of the down path, the time and class
-    embeddings, conv_in and conv_out. Text encoders: token embeddings, attention and feed-forward weights.
+    embeddings, conv_in and conv_out. Text encoders: token embeddings, attention and feed-forward weights. MLPs: hidden
+    layers and class embedding.
     """
+    if isinstance(config, MLPConfig):
+        return config.hidden_size * (config.num_layers * config.hidden_size + (config.num_class_embeds or 0))
     if isinstance(config, TextEncoderConfig):
         D = config.hidden_size
         return config.vocab_size * D + config.num_hidden_layers * (4 * D**2 + 2 * D * config.intermediate_size)

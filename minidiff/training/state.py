@@ -35,15 +35,16 @@ from minidiff.formats.weights import write_safetensors
 from minidiff.training import checkpoints
 from minidiff.training.config import TrainConfig, config_from_dict
 from minidiff.training.log import truncate_log
+from minidiff.training.points_run import PointsRun
 from minidiff.training.run import Run
 from minidiff.training.text_run import TextRun
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun
 
-KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun, "text": TextRun}
+KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun, "text": TextRun, "points": PointsRun}
 WRITTEN = (
-    "metrics.csv", "checkpoints.csv", "unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json",
-    "classes.json", "loss.png", "samples",
+    "metrics.csv", "checkpoints.csv", "unet", "vae", "mlp", "text_encoder", "tokenizer", "scheduler",
+    "model_index.json", "classes.json", "loss.png", "samples",
 )  # fmt: skip
 R = TypeVar("R", bound=Run)
 

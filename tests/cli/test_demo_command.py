@@ -11,7 +11,7 @@ from small_runs import contents, network, rows, tree
 
 import minidiff as md
 from minidiff.cli import demo_pages, train
-from minidiff.training.lock import lock_run
+from minidiff.formats.run_lock import lock_run
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import minidiff as md
 from minidiff import machine
 from minidiff.cli import train
 from minidiff.formats import networks
+from minidiff.formats.run_lock import lock_run
 from minidiff.training import start, state
-from minidiff.training.lock import lock_run
 
 NUMBERS = {
     "steps": ("0", "-5", "x", "1.5", "1e3", "99999999999"), "batch-size": ("0", "-1", "100000", "nan"),

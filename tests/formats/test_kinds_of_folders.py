@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import idx_set, new_run, tree
+from small_runs import idx_set, new_points_run, new_run, tree
 from small_text import AUTOENCODER, new_text_run
 
 from minidiff.formats.folders import find
@@ -20,7 +20,7 @@ def kinds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = TrainConfig("bars", steps=8, batch_size=4, warmup=3, backend="numpy")
     made = new_run(Path("unet")), new_text_run(Path("text")), state.new_run(VAERun, Path("vae"), config, AUTOENCODER)
-    for run in made:
+    for run in (*made, new_points_run(Path("points"))):
         state.export(run, Path(f"exported-{run.folder}"))
     for name in ("picture.png", "mask.png"):
         Path(name).touch()
@@ -29,7 +29,7 @@ def kinds(tmp_path, monkeypatch):
 
 
 COMMANDS = {
-    "sample": ("unet", "sample {}"),
+    "sample": ("unet points", "sample {}"),
     "sample --prompt": ("text", "sample {} --prompt a"),
     "redraw": ("unet", "redraw {} picture.png"),
     "fill": ("unet", "fill {} picture.png mask.png"),
@@ -47,6 +47,7 @@ HELD = {
     "unet": "a U-Net that takes no prompt; ",
     "text": "a text-conditional U-Net, which needs a prompt; ",
     "vae": "an autoencoder, which does not sample; ",
+    "points": "an MLP on points, which has no images; ",
 }
 
 
@@ -85,4 +86,5 @@ def test_the_kind_is_found_whatever_is_left_of_a_folder(kinds):
         shutil.rmtree(Path(kind) / "training")
         assert kind_of(Path(kind)) == kind
     assert kind_of(Path("unet/unet")) == "unet" and kind_of(Path("vae/vae")) == "vae"
+    assert kind_of(Path("points/mlp")) == "points"
     assert kind_of(Path("text/unet")) is None and kind_of(Path("data")) is None

@@ -20,9 +20,9 @@ from small_runs import contents, go_on, kept_states, new_run, refused, reopen, r
 
 from minidiff.data import open_dataset
 from minidiff.errors import MinidiffError
+from minidiff.formats.run_lock import lock_run
 from minidiff.formats.weights import open_safetensors
 from minidiff.training import state
-from minidiff.training.lock import lock_run
 
 STEPS, EVERY = 12, 3
 

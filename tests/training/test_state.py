@@ -18,9 +18,9 @@ from small_runs import go_on, network, new_run, read_safetensors, reopen, rows, 
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
+from minidiff.formats.run_lock import lock_run
 from minidiff.training import checkpoints, state, unet_run
 from minidiff.training.config import TrainConfig
-from minidiff.training.lock import lock_run
 from minidiff.training.log import TrainingLog, read_log, truncate_log
 from minidiff.training.state import new_run as start
 from minidiff.training.state import open_run, state_file
