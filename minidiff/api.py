@@ -27,7 +27,7 @@ from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.networks import load_classifier, load_sampler, load_schedule, load_unet, save_unet
-from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
@@ -36,12 +36,12 @@ from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_ima
 from minidiff.training.step import train, train_step
 
 __all__ = [
-    "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "Sampler", "Schedule",
-    "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim", "classifier_gradient",
-    "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "exact_model", "get_backend", "guided",
-    "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule", "load_classifier", "load_sampler",
-    "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad", "ode_bits_per_dim", "open_dataset",
-    "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw", "repaint", "rescale_zero_terminal_snr", "sample",
-    "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp", "text_to_image", "torch_generator", "train",
-    "train_step", "training_loss",
+    "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "PointsPipeline",
+    "Sampler", "Schedule", "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim",
+    "classifier_gradient", "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "exact_model",
+    "get_backend", "guided", "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule", "load_classifier",
+    "load_sampler", "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad", "ode_bits_per_dim",
+    "open_dataset", "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw", "repaint",
+    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
+    "text_to_image", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip

@@ -21,10 +21,12 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.run_lock import lock_run
 from minidiff.formats.weights import open_safetensors
 from minidiff.models.config import UNetConfig
+from minidiff.models.mlp import MLPConfig
 from minidiff.models.unet import UNet
 from minidiff.training import loop, state
 from minidiff.training.config import TrainConfig
 from minidiff.training.log import HEADER
+from minidiff.training.points_run import PointsRun
 from minidiff.training.run import Run
 from minidiff.training.unet_run import UNetRun
 
@@ -85,6 +87,14 @@ def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) ->
     """A run at step 0 whose rate warms up and decays within its few steps."""
     config = TrainConfig("noise", steps=steps, batch_size=4, warmup=3, seed=5, backend=backend)
     return state.new_run(UNetRun, folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
+
+
+def new_points_run(folder: Path, data: str = "line", steps: int = 8, backend: str = "numpy", **changes) -> PointsRun:
+    """A run on points at step 0; changes of its configuration, such as its classes."""
+    config = TrainConfig(data, steps=steps, batch_size=4, warmup=3, seed=5, flip=False, backend=backend, **changes)
+    rows = len(config.classes) + 1 if config.classes else None
+    network = MLPConfig(1 if data == "line" else 2, hidden_size=8, num_layers=2, num_class_embeds=rows)
+    return state.new_run(PointsRun, folder, config, network, cosine_schedule(30, "v_prediction"))
 
 
 def reopen(folder: Path) -> Run:

@@ -23,6 +23,7 @@ from minidiff.cli.train import train, train_classifier, train_vae
 from minidiff.data import imaging
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
+from minidiff.formats.folders import FOUND, describe, find
 from minidiff.terminal import console, ignore_closed, printable, progress_bar, reports_shown, stderr_console
 from minidiff.training import state
 from minidiff.training.recipes import SCHEDULE
@@ -123,6 +124,8 @@ def export(
     Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). A classifier is for this package alone.
     """
     check_new_folder(out)
+    if find(run, *FOUND).kind == "points":
+        raise MinidiffError(f"{describe(run, 'points')}; give a run on images, diffusers has no such network")
     opened = state.open_best(run) if best else state.open_run(run)
     with new_folder(out) as folder:
         state.export(opened, folder, raw)

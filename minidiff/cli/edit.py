@@ -67,9 +67,9 @@ def redraw(
         images = sample_one_by_one([prompt] * n, max(taken, 1), sample_one)
         _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    check_prompt_options({"negative-prompt": negative_prompt})
+    check_prompt_options(run, {"negative-prompt": negative_prompt})
     machine.use_threads(threads, backend)
-    pipeline = open_for(False, run, backend, sampler="ddim")
+    pipeline = open_for("unet", run, backend, sampler="ddim")
     model, labels = _class_model(pipeline, n, name, guidance)
     x0 = inputs.load_network_input(image, pipeline.image_shape).repeat(n, 0)
     trajectory = editing.redraw(model, pipeline.schedule, x0, strength, rng, steps, cond=labels)
@@ -115,9 +115,9 @@ def fill(
         images = sample_one_by_one([prompt] * n, steps, sample_one)
         _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    check_prompt_options({"negative-prompt": negative_prompt})
+    check_prompt_options(run, {"negative-prompt": negative_prompt})
     machine.use_threads(threads, backend)
-    pipeline = open_for(False, run, backend, sampler="ddim")
+    pipeline = open_for("unet", run, backend, sampler="ddim")
     model, labels = _class_model(pipeline, n, name, guidance)
     x0 = inputs.load_network_input(image, pipeline.image_shape).repeat(n, 0)
     unknown = inputs.load_mask(mask, x0.shape[1:3])
@@ -246,7 +246,7 @@ def _open_for_prompt(
 ) -> tuple[TextPipeline, np.ndarray]:
     """A pipeline with prompts, its sampler DDIM, and the image (1, H, W, C) at the size that it was trained on."""
     machine.use_threads(threads, backend)
-    pipeline = text_to_image.with_prompts(open_for(True, run, backend, sampler="ddim"))
+    pipeline = text_to_image.with_prompts(open_for("text", run, backend, sampler="ddim"))
     x0 = inputs.load_network_input(image, pipeline.image_shape)
     check_prompts(pipeline, prompts)
     return pipeline, x0

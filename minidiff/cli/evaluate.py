@@ -78,7 +78,7 @@ def evaluate(
         if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
             raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
-        pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler)
+        pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler, kind=("unet", "text"))
         if isinstance(pipeline, TextPipeline):
             if raw:
                 reason = "is text-conditional, evaluated by the averaged weights only"

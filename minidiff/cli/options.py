@@ -72,7 +72,7 @@ Raw = Annotated[bool, typer.Option("--raw", help="Use the last step's weights in
 Best = Annotated[bool, typer.Option("--best", help="Use the checkpoint of lowest validation loss.")]
 
 # Of training commands; None: the default of the recipe, or the run's own value.
-DATA = "cats_dogs, cifar10, emoji, or a path: IDX, CIFAR-10, a folder"
+DATA = "cats_dogs, cifar10, emoji, line, two_clusters, two_moons, swiss_roll, or a path: IDX, CIFAR-10, a folder"
 Data = Annotated[str | None, typer.Argument(help=f"{DATA}. Optional with --resume.")]
 RunFolder = Annotated[Path, typer.Option("--out", help="The run's folder.", **PLACE)]
 Size = Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this size.")]

@@ -14,6 +14,7 @@ from PIL import Image
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
+from minidiff.cli.sample_points import POINTS, check_no_image_options, sample_points
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import slices
@@ -22,13 +23,13 @@ from minidiff.diffusion.guidance import ALWAYS
 from minidiff.diffusion.reverse import Tick, sample
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
-from minidiff.formats.folders import describe
-from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.folders import FOUND, describe, find
+from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import inputs, outputs, text_to_image
 from minidiff.sampling.guidance import Guidance, model_and_labels
-from minidiff.sampling.opening import Weights, chosen_weights, open_pipeline
+from minidiff.sampling.opening import Kind, Weights, chosen_weights, open_pipeline
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import announce_compiling, console, print_warning, with_progress_bar
 
@@ -59,7 +60,8 @@ def sample_command(
     height: Annotated[int | None, typer.Option(help="Image height with a prompt.  [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Image width with a prompt.  [default: the model's]")] = None,
     n: Annotated[
-        int | None, typer.Option(help="Number of images.  [default: 64, or 1 per prompt]", min=1, max=100_000)
+        int | None,
+        typer.Option(help="Number of images.  [default: 64, or 1 per prompt; of points 2000]", min=1, max=100_000),
     ] = None,
     name: options.ClassName = None,
     guidance: options.GuidanceScale = None,
@@ -105,7 +107,8 @@ def sample_command(
     """Sample images (reverse diffusion) and write them as one grid.
 
     Takes unconditional and class-conditional networks; with --prompt or --prompts, a run of train --text or a Stable
-    Diffusion folder, where the guidance scale is 7.5 by default, and 1 without a prompt.
+    Diffusion folder, where the guidance scale is 7.5 by default, and 1 without a prompt. The output of a run on points
+    is a figure of the samples beside the data, trajectories and the score field; --npz has the points, float32.
 
     With --noise torch the noise is that of torch.Generator().manual_seed(SEED), and the images are those of the
     folder's own scheduler in diffusers 0.42.1, up to rounding, with the exceptions in docs/samplers.md.
@@ -116,7 +119,7 @@ def sample_command(
     weights = chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
-        check_prompt_options({"negative-prompt": negative_prompt, "height": height, "width": width})
+        check_prompt_options(run, {"negative-prompt": negative_prompt, "height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
     elif classifier or autoguide is not None or guidance_interval or guidance_rescale:
@@ -126,10 +129,21 @@ def sample_command(
     each = _checked_seeds(seeds, seed, n)
     n = len(each) if each else n
     rng = inputs.noise_source(noise, seed or 0)
-    pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch")
+    kind: Kind | tuple[Kind, ...] = "text" if texts else ("unet", "points")
+    try:
+        pipeline = open_for(kind, run, backend, weights, sampler, as_diffusers=noise == "torch")
+    except WrongKind as error:
+        if error.kind == "points":
+            check_no_image_options(run, {"prompt": prompt, "prompts": prompts})
+        raise
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
-    if isinstance(pipeline, TextPipeline):
+    if isinstance(pipeline, PointsPipeline):
+        others = {"folder": folder, "gif": gif, "prompts": prompts, "seeds": seeds, "classifier": classifier}
+        others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
+        check_no_image_options(run, others | {"guidance-rescale": guidance_rescale or None})
+        images, sheet = sample_points(pipeline, n or POINTS, name, 1.0 if guidance is None else guidance, steps, rng)
+    elif isinstance(pipeline, TextPipeline):
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
         images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
@@ -234,26 +248,28 @@ def _prompt_sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
 
 
 def open_for(
-    prompt: bool,
+    kind: Kind | tuple[Kind, ...],
     folder: Path,
     backend: str,
     weights: Weights | None = None,
     sampler: str | None = None,
     as_diffusers: bool = False,
 ) -> Pipeline:
-    """The folder opened, if it takes prompts as they are given, or not given; the rest as of `open_pipeline`."""
+    """`open_pipeline`, with --prompt as the remedy if the folder is of kind "text" and that is not wanted."""
     try:
-        return open_pipeline(folder, backend, weights, sampler, as_diffusers, "text" if prompt else "unet")
+        return open_pipeline(folder, backend, weights, sampler, as_diffusers, kind)
     except WrongKind as error:
         if error.kind == "text":
             raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None
         raise
 
 
-def check_prompt_options(prompt_options: dict[str, Any]) -> None:
+def check_prompt_options(folder: Path, prompt_options: dict[str, Any]) -> None:
     """Raises MinidiffError for options, name -> value or None, that are given though they need a prompt."""
     for option, value in prompt_options.items():
         if value is not None:
+            if find(folder, *FOUND).kind == "points":
+                check_no_image_options(folder, prompt_options)
             raise MinidiffError(f"--{option} needs a prompt: give --prompt too, or leave it out")
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from minidiff.cli import options
-from minidiff.data import Dataset
+from minidiff.data import POINTS, Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
 from minidiff.formats.run_lock import lock_run
@@ -21,7 +21,7 @@ from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.loop import fit, stoppable
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
-from minidiff.training.start import start_classifier, start_run, start_vae, validation_set
+from minidiff.training.start import start_classifier, start_points, start_run, start_vae, validation_set
 from minidiff.training.start_text import start_text
 from minidiff.training.step import StepStats
 from minidiff.training.text_run import TextRun
@@ -95,6 +95,10 @@ def train(
     With --text the run also trains a tokenizer and a text encoder, unless --text-encoder gives one. The diffusion
     is over pixels, or with --latent over the latents of an autoencoder; diffusers' StableDiffusionPipeline opens
     the latter.
+
+    line (1-D), two_clusters, two_moons and swiss_roll are datasets of points: the network is an MLP, --width its hidden
+    channels (128), --depth its hidden layers (4), and the samples are figures. The other defaults:
+    --steps 3000, --batch-size 256, --lr 0.004, --warmup 100, --threads 1. Options for images are refused.
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
@@ -111,6 +115,8 @@ def train(
             run, dataset = resumed(out, data, given | of_kind, threads)
         elif text:
             run, dataset = start_text(out, _required_data(out, data), given, latent, text_encoder, threads)
+        elif data in POINTS:
+            run, dataset = start_points(out, data, given, by_class, threads)
         else:
             run, dataset = start_run(out, _required_data(out, data), given, by_class, threads)
         _train_to_end(run, dataset, checkpoint_every, keep)
@@ -304,7 +310,7 @@ class _ProgressReport:
         speed = (self.bar.tasks[self.task].speed or 0) * self.run.config.batch_size
         note = f"loss {self.loss:.4f}"
         if speed:
-            note += f", {speed:.0f} images/s"
+            note += f", {speed:.0f} {self.run.UNIT}/s"
         self.bar.update(self.task, advance=1, note=note)
 
     def on_checkpoint(self, step: int, validation_loss: float) -> None:

@@ -1,15 +1,16 @@
-"""Datasets and image files. Every reader returns a `Dataset` of uint8 NHWC images with labels, some with captions."""
+"""Datasets and image files. Every reader returns a `Dataset`: uint8 NHWC images, or float32 points, with labels."""
 
 import os
 
 from minidiff.data import cats_dogs, cifar10, emoji, folder, idx
 from minidiff.data.dataset import Dataset
 from minidiff.data.folder import Notice, Skip
+from minidiff.data.points import POINTS, points
 from minidiff.errors import MinidiffError, NoSplit
 
-__all__ = ["BUILT_IN", "Dataset", "is_image_folder", "open_dataset"]
+__all__ = ["BUILT_IN", "POINTS", "Dataset", "check_images", "is_image_folder", "open_dataset"]
 
-BUILT_IN = ("cats_dogs", "cifar10", "emoji")
+BUILT_IN = ("cats_dogs", "cifar10", "emoji", *POINTS)
 SPLITS: dict[str, dict[str, int]] = {"train": {}, "test": {"n": 4000, "seed": 1}}  # arguments of cats_dogs
 FORMS = f"a folder of images, a folder of IDX files, CIFAR-10's binary version, or {' or '.join(BUILT_IN)}"
 
@@ -24,8 +25,8 @@ def open_dataset(
 ) -> Dataset:
     """Open a built-in dataset by name, or the dataset at a path, whose format is detected.
 
-    data      cats_dogs (drawn by a program), cifar10 (downloaded once), emoji, a folder of IDX files, CIFAR-10's binary
-              version (a folder or its .tar.gz), or a folder of images
+    data      cats_dogs (drawn by a program), cifar10 (downloaded once), emoji, one of POINTS, a folder of IDX files,
+              CIFAR-10's binary version (a folder or its .tar.gz), or a folder of images
     size      side in pixels to which an image folder is resized and cropped; other datasets must have it already
     split     "train" or "test"; image folders have only "train"
     progress  of a download: progress(bytes done, bytes in total)
@@ -49,6 +50,12 @@ def is_image_folder(data: str) -> bool:
     return data not in BUILT_IN and os.path.isdir(data) and not idx.is_idx(data) and not cifar10.is_cifar10(data)
 
 
+def check_images(data: str) -> None:
+    """Raises MinidiffError for a dataset of points."""
+    if data in POINTS:
+        raise MinidiffError(f"{data}: holds points, not images; give a dataset of images")
+
+
 def _open(
     data: str,
     size: int | None,
@@ -69,6 +76,8 @@ def _open(
         return cifar10.cifar10(archive, split)
     if data == "emoji":
         return emoji.emoji(split)
+    if data in POINTS:
+        return points(data, split)
     return _at_path(data, size, split, skip, notice)
 
 

@@ -1,4 +1,4 @@
-"""What every reader returns: images by index, with their labels and captions."""
+"""What every reader returns: images or points by index, with their labels and captions."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of labelled images of one size.
+    """A dataset of labelled images of one size, or of points (points.py), which are images of one pixel.
 
     name      its name in titles
-    take      indices (n,) int -> images (n, H, W, C) uint8; C is 1 or 3
+    take      indices (n,) int -> images (n, H, W, C) uint8, C is 1 or 3; or points (n, 1, 1, D) float32
     labels    (N,) int64, an index into `classes`
     classes   the names of the classes
     shape     (H, W, C) of one image
@@ -41,7 +41,7 @@ def from_arrays(
     mirrors: bool = True,
     captions: tuple[str, ...] = (),
 ) -> Dataset:
-    """A Dataset over images that are already in memory: images (N, H, W, C) uint8, labels (N,)."""
+    """A Dataset over images, or points, that are already in memory: images (N, H, W, C), labels (N,)."""
     return Dataset(name, images.__getitem__, labels.astype(np.int64), classes, images.shape[1:], mirrors, captions)
 
 

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -36,7 +37,12 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]: x / 127.5 - 1. Any shape; `to_uint8` inverts it exactly."""
+    """uint8 to float32 in [-1, 1]: x / 127.5 - 1. Any shape; `to_uint8` inverts it exactly.
+
+    Points, float32 already, are returned as they are.
+    """
+    if images.dtype == np.float32:
+        return images
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -198,20 +204,13 @@ def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Pa
     steps, losses: (n,), n >= 1; steps whose loss is not positive and finite are left out. Raises MinidiffError as
     `save_image` does, and if matplotlib refuses MPLBACKEND.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
-        from matplotlib.figure import Figure
-    except ValueError as error:  # of MPLBACKEND
-        raise MinidiffError(f"matplotlib: {error}; unset the variable MPLBACKEND".replace("\n", " ")) from None
-
     finite = [(step, loss) for step, loss in zip(steps, losses, strict=True) if 0 < loss < math.inf]
     steps, losses = [step for step, _ in finite], [loss for _, loss in finite]
     window = max(1, len(losses) // 25)
     total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))
     mean = (total[window:] - total[:-window]) / window  # (n - window + 1,)
 
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
     axes.plot(steps[window - 1 :], mean, color="#b5482f", linewidth=2, label=f"mean of {window}")
@@ -222,5 +221,25 @@ def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Pa
     axes.grid(which="both", color="#e6e2da", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    canvas.draw()
-    save_image(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]), path)
+    save_image(rendered(figure), path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of that size in inches, at 150 pixels an inch.
+
+    Raises MinidiffError if matplotlib refuses MPLBACKEND.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only plots need it
+        from matplotlib.figure import Figure
+    except ValueError as error:  # of MPLBACKEND
+        raise MinidiffError(f"matplotlib: {error}; unset the variable MPLBACKEND".replace("\n", " ")) from None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # becomes figure.canvas
+    return figure
+
+
+def rendered(figure: Any) -> Image.Image:
+    """A figure of `new_figure` as an RGB image."""
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from minidiff import machine
-from minidiff.data import is_image_folder, open_dataset
+from minidiff.data import check_images, is_image_folder, open_dataset
 from minidiff.data.dataset import Dataset, blocks, slices, subset
 from minidiff.data.imaging import save_each, save_image, sheet, to_float
 from minidiff.diffusion.bound import bits_per_dim
@@ -69,6 +69,7 @@ def open_real_images(data: str, shape: tuple[int, int, int], n: int, skip_bad: b
 
 def open_split(data: str, size: int | None, skip_bad: bool) -> tuple[Dataset, Dataset, bool]:
     """Training and test images of a dataset, and whether it has a test split; if not, every tenth is a test image."""
+    check_images(data)
     whole = open_data(data, size, skip_bad)
     try:
         return whole, open_dataset(data, size, "test"), True

@@ -8,44 +8,51 @@ from pathlib import Path
 from minidiff.errors import MinidiffError
 from minidiff.files import JSONFile, open_json
 from minidiff.formats import run_state
-from minidiff.formats.run_state import WrongKind
-from minidiff.formats.weights import open_safetensors
+from minidiff.formats.run_state import RunState, WrongKind
 
 INDEX = "model_index.json"
 CLASSES = {
     "UNet2DModel": "unet",
     "AutoencoderKL": "vae",
     "NoisyClassifier": "classifier",
-}  # _class_name of config.json -> kind
+    "MLP": "points",
+}  # fmt: skip  _class_name of config.json -> kind
 FOUND = {
     "unet": "a U-Net that takes no prompt",
     "text": "a text-conditional U-Net, which needs a prompt",
     "vae": "an autoencoder, which does not sample",
     "classifier": "a classifier of noisy images, which does not sample",
+    "points": "an MLP on points, which has no images",
 }
 GIVE = {
-    "unet": "give a run of minidiff train without --text, or a diffusers folder with a UNet2DModel",
+    "unet": "give a run of minidiff train on images without --text, or a diffusers folder with a UNet2DModel",
     "text": "give a run of minidiff train --text, or a Stable Diffusion folder",
     "vae": "give a run of minidiff train-vae",
     "classifier": "give a run of minidiff train-classifier",
+    "points": "give a run of minidiff train on points, such as swiss_roll",
 }
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds. The JSON file that tells it is here, so that nothing reads it again.
+    """What a folder holds. The file that tells it is here, so that nothing opens it again.
 
-    kind    "unet", "text", "vae" or "classifier"; None if it is unknown
-    step    of a run: the step of its newest state
+    kind    a key of FOUND; None if it is unknown
+    state   of a run: its newest state that is not damaged
     index   model_index.json
     config  config.json of the network
     """
 
     folder: Path
     kind: str | None
-    step: int | None = None
+    state: RunState | None = None
     index: JSONFile | None = None
     config: JSONFile | None = None
+
+    @property
+    def step(self) -> int | None:
+        """Of a run: the step of its newest state."""
+        return self.state.step if self.state else None
 
     def json(self, path: Path) -> JSONFile:
         """A JSON file of the folder: the one that is here, or else read now."""
@@ -97,9 +104,8 @@ def _found_in_states(folder: Path) -> Found | None:
     """By the newest state of a run that is not damaged; None if there is none."""
     for path in run_state.states(folder):
         with suppress(MinidiffError):  # missing or damaged: try the next
-            metadata = open_safetensors(path)[1]
-            kind = metadata.get("kind", "unet")  # states of older runs lack it
-            return Found(folder, kind if kind in FOUND else None, run_state.step_of(metadata))
+            state = run_state.read_state(path)
+            return Found(folder, state.kind, state)
     return None
 
 
@@ -107,7 +113,7 @@ def _found_in_json(folder: Path) -> Found:
     if (folder / INDEX).is_file():
         index = open_json(folder / INDEX)
         return Found(folder, _kind_of_index(index.value), index=index)
-    for place in (folder, *(folder / name for name in CLASSES.values())):
+    for place in (folder, *(folder / name for name in ("unet", "vae", "classifier", "mlp"))):
         if (path := place / "config.json").is_file():
             config = open_json(path)
             return Found(folder, CLASSES.get(_class_name(config.value)), config=config)

@@ -27,6 +27,7 @@ from minidiff.formats.weights import WEIGHTS, Stored, find_weights, read_arrays,
 from minidiff.models.classifier import WIDTHS, NoisyClassifier
 from minidiff.models.config import ClassifierConfig, TextEncoderConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
+from minidiff.models.mlp import MLPConfig
 from minidiff.models.unet import UNet
 
 N = TypeVar("N", bound=Module)
@@ -101,10 +102,12 @@ def _min_parameters(config: Any) -> int:
 
     U-Nets and autoencoders: one convolution and one time projection for each block of the down path, the time and class
     embeddings, conv_in and conv_out. Text encoders: token embeddings, attention and feed-forward weights. Classifiers:
-    the last layer.
+    the last layer. MLPs: hidden layers and class embedding.
     """
     if isinstance(config, ClassifierConfig):
         return WIDTHS[-1] * len(config.classes)
+    if isinstance(config, MLPConfig):
+        return config.hidden_size * (config.num_layers * config.hidden_size + (config.num_class_embeds or 0))
     if isinstance(config, TextEncoderConfig):
         D = config.hidden_size
         return config.vocab_size * D + config.num_hidden_layers * (4 * D**2 + 2 * D * config.intermediate_size)

@@ -7,6 +7,7 @@ from typing import Self
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module
+from minidiff.models.mlp import MLP
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Pipeline:
     step     of a run: the training step of its weights
     """
 
-    unet: UNet | TextUNet
+    unet: UNet | TextUNet | MLP
     schedule: AnySchedule
     sampler: Sampler
     classes: tuple[str, ...] = ()
@@ -35,19 +36,17 @@ class Pipeline:
     @property
     def num_class_embeds(self) -> int | None:
         """The number of class embeddings, the null class's included; None unless it is class-conditional."""
-        return self.unet.config.num_class_embeds if isinstance(self.unet, UNet) else None
+        return None if isinstance(self.unet, TextUNet) else self.unet.config.num_class_embeds
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the U-Net was trained on; 32 x 32 if its configuration has no sample_size."""
-        size = self.unet.config.sample_size or 32
-        height, width = size if isinstance(size, tuple) else (size, size)
-        return height, width, self.unet.config.in_channels
+        """(H, W, C) of the images that the U-Net was trained on; see `AnyUNet.image_shape`."""
+        return self.unet.image_shape
 
     @property
     def learned_variance(self) -> bool:
         """Whether the U-Net predicts the reverse variance too, in twice as many channels."""
-        return self.unet.config.out_channels == 2 * self.unet.config.in_channels
+        return not isinstance(self.unet, MLP) and self.unet.config.out_channels == 2 * self.unet.config.in_channels
 
     def to(self, backend: str) -> Self:
         """A pipeline with the networks copied to another backend."""
@@ -69,7 +68,18 @@ class TextPipeline(Pipeline):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the U-Net was trained on; of 64 x 64 latents if it has no sample_size."""
-        size = self.unet.config.sample_size or 64
-        height, width = size if isinstance(size, tuple) else (size, size)
+        """(H, W, C) of the images, after the autoencoder, that the U-Net was trained on."""
+        height, width, _ = self.unet.image_shape  # latents
         return height * self.vae.factor, width * self.vae.factor, self.vae.config.in_channels
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PointsPipeline(Pipeline):
+    """A pipeline that samples points: images of one pixel, whose channels are the coordinates.
+
+    unet  in the place of a U-Net, an MLP
+    data  the name of the dataset, one of POINTS
+    """
+
+    unet: MLP
+    data: str

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minidiff.data import POINTS
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module, Parameter
@@ -37,6 +38,7 @@ from minidiff.formats.tokenizer_files import load_tokenizer
 from minidiff.formats.weights import DTYPES, read_arrays
 from minidiff.models.config import TextEncoderConfig, TextUNetConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
+from minidiff.models.mlp import MLP, MLPConfig
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 from minidiff.models.tokenizer import Tokenizer
@@ -98,7 +100,10 @@ def kept_state(folder: Path, step: int) -> Path:
 
 
 def read_networks(state: RunState, name: str, backend: str = "numba") -> dict[str, Any]:
-    """The U-Net of a state by name, and the other parts of a TextPipeline; weights from the buffer "p" or "ema"."""
+    """What a state holds of a pipeline, by the pipeline's names; weights from the buffer "p" or "ema"."""
+    if state.kind == "points":
+        mlp, data = read_mlp(state, name, backend)
+        return {"unet": mlp, "data": data}
     if state.kind != "text":
         return {"unet": read_unet(state, name, backend)}
     pipeline = read_pipeline(state, name, backend)
@@ -112,6 +117,18 @@ def read_unet(state: RunState, name: str, backend: str = "numba") -> UNet:
     unet = UNet(network, None, backend)
     fill_from_buffer(unet.parameters(), state, name)
     return unet
+
+
+def read_mlp(state: RunState, name: str, backend: str = "numba") -> tuple[MLP, str]:
+    """The MLP of a state, its weights from the buffer "p" or "ema", and the name of the dataset."""
+    state.check_kind("points")
+    network, _ = read_parts(state, lambda: mlp_parts(state.metadata))
+    data = state.config.get("data")
+    if data not in POINTS:
+        raise damaged_metadata(state.path)
+    mlp = MLP(network, None, backend)
+    fill_from_buffer(mlp.parameters(), state, name)
+    return mlp, data
 
 
 def read_pipeline(state: RunState, name: str, backend: str = "numba") -> TextPipeline:
@@ -149,6 +166,11 @@ def unet_parts(metadata: Mapping[str, str]) -> tuple[UNetConfig, AnySchedule]:
     Raises KeyError, ValueError or MinidiffError if they are damaged.
     """
     return UNetConfig.of(json.loads(metadata["unet"])), schedule_from_config(json.loads(metadata["schedule"]))
+
+
+def mlp_parts(metadata: Mapping[str, str]) -> tuple[MLPConfig, AnySchedule]:
+    """The configuration of the MLP and the schedule, as `unet_parts`."""
+    return MLPConfig.of(json.loads(metadata["mlp"])), schedule_from_config(json.loads(metadata["schedule"]))
 
 
 def text_parts(folder: Path, metadata: Mapping[str, str], backend: str) -> TextParts:

@@ -22,9 +22,10 @@ from minidiff.errors import MinidiffError, MinidiffWarning
 from minidiff.formats.weights import Stored, open_safetensors
 
 BUFFERS = ("p", "ema", "m", "v")
-# what a run trains
+# What a run trains.
 KINDS = {
     "unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net", "classifier": "a classifier of noisy images",
+    "points": "an MLP on points",
 }  # fmt: skip
 MAX_STEP = 10**9
 
@@ -140,28 +141,21 @@ def damaged_metadata(path: Path) -> MinidiffError:
 def saved_step(path: Path) -> int | None:
     """The step of a state file; None if it is missing or damaged."""
     try:
-        return step_of(open_safetensors(path)[1])
-    except MinidiffError:
+        return int(open_safetensors(path)[1]["step"])
+    except (MinidiffError, KeyError, ValueError):
         return None
 
 
-def step_of(metadata: Mapping[str, str]) -> int | None:
-    """The step in a state's metadata; None if that is damaged."""
-    try:
-        return int(metadata["step"])
-    except (KeyError, ValueError):
-        return None
-
-
-def read_newest(folder: Path, build: Callable[[RunState], T]) -> T:
+def read_newest(folder: Path, build: Callable[[RunState], T], opened: RunState | None = None) -> T:
     """build(state) of a run's newest state, or, if that is damaged, of the next one that is whole, the best last.
 
+    opened  a state of the run that is not read again
     A MinidiffWarning names the state that is used in the place of a damaged one. Raises WrongKind as `build` does, and
     MinidiffError, with all files that were tried, if no state is whole.
     """
     path, *others = states(folder)
     try:
-        return build(read_state(path))
+        return build(opened if opened and opened.path == path else read_state(path))
     except (WrongKind, DamagedPart):  # no other state is free of that
         raise
     except MinidiffError as error:

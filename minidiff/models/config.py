@@ -53,6 +53,7 @@ class LevelsConfig(FileConfig):
 class AnyUNetConfig(LevelsConfig):
     """Base class of the U-Nets' configurations. Where there is a value here, TextUNetConfig has no other."""
 
+    sample_size: int | tuple[int, int] | None
     in_channels: int
     out_channels: int
     layers_per_block: int

@@ -106,6 +106,8 @@ class TextUNet(AnyUNet[TextUNetConfig]):
     config, rng, backend: as for UNet.
     """
 
+    SIDE = 64
+
     def __call__(self, x_t: Any, t: np.ndarray, cond: Any, rng: Rng | None = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
 

@@ -7,7 +7,7 @@ Attributes are named as in diffusers, so a checkpoint's keys are the parameter n
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ C = TypeVar("C", bound=AnyUNetConfig)
 class AnyUNet(Module, Generic[C]):
     """What UNet and TextUNet (text_unet.py) share: all but the kind of attention and of conditioning."""
 
+    SIDE: ClassVar[int]  # of its images, if the configuration has no sample_size
+
     def __init__(self, config: C, rng: InitRng, backend: str = "numba"):
         self.config: C = config
         cfg, widths, classes = config, config.block_out_channels, config.num_class_embeds
@@ -50,6 +52,13 @@ class AnyUNet(Module, Generic[C]):
         self.conv_norm_out: GroupNorm = GroupNorm(cfg.norm_num_groups, widths[0], cfg.norm_eps)
         self.conv_out: Conv2d = Conv2d(widths[0], cfg.out_channels, 3, rng, pad=1)
         self.move(backend)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of its images or latents; SIDE x SIDE if the configuration has no sample_size."""
+        size = self.config.sample_size or self.SIDE
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return height, width, self.config.in_channels
 
     def _predict(self, x_t: Tensor, temb: Tensor, text: Tensor | None, rng: Rng | None) -> Tensor:
         """The prediction from x_t (N, H, W, in_channels), temb (N, E) and text (N, S, D); C0, ... CL are the widths."""
@@ -137,6 +146,8 @@ class UNet(AnyUNet[UNetConfig]):
     backend  of the parameters: "numpy", "numba", "cupy" or "cupy-tf32"
     """
 
+    SIDE = 32
+
     def __call__(self, x_t: Any, t: np.ndarray, cond: np.ndarray | None = None, rng: Rng | None = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
 
@@ -152,13 +163,6 @@ class UNet(AnyUNet[UNetConfig]):
         if cond is not None and self.class_embedding is not None:
             temb = F.add(temb, self.class_embedding(cond))  # (N, E)
         return self._predict(x_t, temb, None, rng)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of its images; 32 x 32 if the configuration has no sample_size."""
-        size = self.config.sample_size or 32
-        height, width = size if isinstance(size, tuple) else (size, size)
-        return height, width, self.config.in_channels
 
     def _attention(self, level: int, rng: InitRng) -> SelfAttention:
         return self._self_attention(level, self.config.norm_num_groups, rng)

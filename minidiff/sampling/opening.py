@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minidiff.errors import MinidiffError
-from minidiff.formats.folders import check_kind, find
+from minidiff.formats.folders import check_kind, check_run, find
 from minidiff.formats.networks import load_classes, open_scheduler, sampler_of, schedule_of, unet_of
-from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_networks import read_chosen, read_networks
-from minidiff.formats.run_state import RunState
+from minidiff.formats.run_state import RunState, read_newest
 from minidiff.formats.stable_diffusion import check_fit, load_text_parts
+from minidiff.models.unet import UNet
 
 Weights = Literal["raw", "best"] | int
+Kind = Literal["unet", "text", "points"]
 
 
 def open_pipeline(
@@ -21,20 +23,21 @@ def open_pipeline(
     weights: Weights | None = None,
     sampler: str | None = None,
     as_diffusers: bool = False,
-    kind: Literal["unet", "text"] | None = None,
+    kind: Kind | tuple[Kind, ...] = ("unet", "text", "points"),
 ) -> Pipeline:
-    """All that samples images: a TextPipeline if the folder's U-Net is conditioned on prompts.
+    """All that samples images: a TextPipeline if the folder's U-Net is conditioned on prompts; or a PointsPipeline.
 
     folder        a run, a folder of diffusers with unet/ and scheduler/, or a Stable Diffusion 1.x or 2.x folder
     weights       of a run: those of the last step ("raw"), or the moving average at its best checkpoint ("best") or at
                   the checkpoint of a step; None: those that the folder exports
     sampler       the name of another sampler, with the settings that it shares with the folder's own
     as_diffusers  see `Sampler`; the schedule too is then as the sampler's class in diffusers reads it
-    kind          "text" if the folder must take prompts, "unet" if it must not; None: either
+    kind          "text" if the folder must take prompts, "unet" if it must not, "points" if it must be a run on points;
+                  several: one of these
     Raises MinidiffError for a folder that is missing, of another kind (WrongKind) or damaged, for pickled weights, for
     an unsupported configuration, and for a U-Net whose images are neither grey nor RGB.
     """
-    folder, wanted = Path(folder), ("unet", "text") if kind is None else (kind,)
+    folder, wanted = Path(folder), (kind,) if isinstance(kind, str) else kind
     parts, step = _exported(folder, wanted, backend) if weights is None else _chosen(folder, wanted, backend, weights)
     scheduler = open_scheduler(folder)
     chosen = replace(sampler_of(scheduler, sampler), as_diffusers=as_diffusers)
@@ -43,8 +46,11 @@ def open_pipeline(
         pipeline = TextPipeline(**parts, **settings)
         check_fit(pipeline)
         return pipeline
-    pipeline = Pipeline(**parts, **settings)
-    _check_images(pipeline)
+    if "data" in parts:
+        pipeline = PointsPipeline(**parts, **settings)
+    else:
+        _check_images(folder, parts["unet"])
+        pipeline = Pipeline(**parts, **settings)
     return pipeline if pipeline.num_class_embeds is None else replace(pipeline, classes=load_classes(folder))
 
 
@@ -58,9 +64,12 @@ def chosen_weights(raw: bool, best: bool, step: int | None) -> Weights | None:
 
 
 def _exported(folder: Path, wanted: tuple[str, ...], backend: str) -> tuple[dict[str, Any], int | None]:
-    """The networks and the tokenizer that a folder holds, by name, and the step of its run."""
+    """The parts of the pipeline that a folder holds, by name, and the step of its run."""
     found = find(folder, *wanted)
     kind = found.kind or wanted[0]  # if it is unknown, the error says what the wanted kind lacks
+    if kind == "points":  # the export does not name the dataset
+        check_run(folder)
+        return read_newest(folder, lambda state: (read_networks(state, "ema", backend), state.step), found.state)
     return load_text_parts(found, backend) if kind == "text" else {"unet": unet_of(found, backend)}, found.step
 
 
@@ -74,12 +83,12 @@ def _chosen(folder: Path, wanted: tuple[str, ...], backend: str, weights: Weight
     return read_chosen(folder, weights, read)
 
 
-def _check_images(pipeline: Pipeline) -> None:
+def _check_images(folder: Path, unet: UNet) -> None:
     """Raises MinidiffError unless the images are grey or RGB, and of a size that the U-Net can downsample."""
-    height, width, channels = pipeline.image_shape
-    downsamples = len(pipeline.unet.config.block_out_channels) - 1
+    height, width, channels = unet.image_shape
+    downsamples = len(unet.config.block_out_channels) - 1
     if channels not in (1, 3):
-        raise MinidiffError(f"{pipeline.folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
+        raise MinidiffError(f"{folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
     if height % 2**downsamples or width % 2**downsamples:
         size = f"sample_size is {height}x{width}"
-        raise MinidiffError(f"{pipeline.folder}: {size}, and the network halves {downsamples} times")
+        raise MinidiffError(f"{folder}: {size}, and the network halves {downsamples} times")

@@ -33,13 +33,18 @@ def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: 
 
 def finished(x0: np.ndarray) -> np.ndarray:
     """Samples x0 float32 in [-1, 1] as images (N, H, W, C) uint8. Raises MinidiffError if a value is not finite."""
-    if not np.isfinite(x0).all():  # of weights that are too large
-        raise MinidiffError("the network's images hold values that are not finite; copy its weights, or train it again")
+    check_finite(x0)
     return to_uint8(x0)
 
 
+def check_finite(x0: np.ndarray) -> None:
+    """Raises MinidiffError if a value of the samples is not finite, as with weights that are too large."""
+    if not np.isfinite(x0).all():
+        raise MinidiffError("the samples hold values that are not finite; copy the weights, or train the network again")
+
+
 def write_npz(path: Path, images: np.ndarray) -> None:
-    """Write images (N, H, W, C), uint8, or noise, float32, as arr_0 of a NumPy archive, atomically."""
+    """Write images (N, H, W, C) uint8, or points or noise, float32, as arr_0 of a NumPy archive, atomically."""
     write_output(path, lambda file: np.savez(file, images))
 
 

@@ -18,7 +18,7 @@ from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import GIVE, describe
-from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 
 MAX_UNTILED_PIXELS = 1024 * 1024  # larger images are decoded in tiles
 
@@ -123,7 +123,8 @@ def inpaint(
 def with_prompts(pipeline: Pipeline) -> TextPipeline:
     """The same pipeline. Raises MinidiffError for one that takes no prompts."""
     if not isinstance(pipeline, TextPipeline):
-        raise MinidiffError(f"{describe(pipeline.folder, 'unet')}; {GIVE['text']}")
+        kind = "points" if isinstance(pipeline, PointsPipeline) else "unet"
+        raise MinidiffError(f"{describe(pipeline.folder, kind)}; {GIVE['text']}")
     return pipeline
 
 

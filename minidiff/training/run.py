@@ -4,6 +4,7 @@
     VAERun         an autoencoder                                 (vae_run.py)
     TextRun        a text-conditional U-Net                       (text_run.py)
     ClassifierRun  a classifier of noisy images                   (classifier_run.py)
+    PointsRun      an MLP on points                               (points_run.py)
 
 The loop (loop.py), the state on disk (state.py) and the progress bar are the same for all.
 """
@@ -35,6 +36,7 @@ class Run(ABC):
     """
 
     NAME: ClassVar[str]  # of the trained network, for messages
+    UNIT: ClassVar[str] = "images"  # what a batch holds, for messages
 
     folder: Path
     config: TrainConfig
@@ -93,7 +95,7 @@ class Run(ABC):
 
     def describe_validation(self, loss: float) -> str:
         """A validation loss in words, for the console."""
-        return f"loss of the averaged weights on fixed images {loss:.4f}"
+        return f"loss of the averaged weights on fixed {self.UNIT} {loss:.4f}"
 
     @abstractmethod
     def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from minidiff import machine
-from minidiff.data import BUILT_IN, Dataset, is_image_folder, open_dataset
+from minidiff.data import BUILT_IN, POINTS, Dataset, check_images, is_image_folder, open_dataset
 from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
 from minidiff.diffusion.schedule import PREDICTION_TYPES, AnySchedule
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.models.config import ClassifierConfig
+from minidiff.models.mlp import default_mlp
 from minidiff.progress import progress
 from minidiff.training import recipes, state
 from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig
 from minidiff.training.loop import IMAGES
+from minidiff.training.points_run import CHOICES, PointsRun
 from minidiff.training.run import Run
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun, default_vae
 
 log = logging.getLogger(__name__)
+
+IMAGE_OPTIONS = {
+    "recipe": "--recipe", "size": "--size", "skip_bad": "--skip-bad", "pad_crop": "--pad-crop", "flip": "--no-flip",
+}  # fmt: skip
 
 
 def start_run(
@@ -35,9 +41,7 @@ def start_run(
         raise MinidiffError(f"--{next(iter(sizes))} does not go with a recipe: leave it or --recipe {name} out")
     schedule = schedule_for(given.pop("objective", recipe.schedule.prediction_type), recipe.schedule)
     config, dataset = new_config(out, data, recipe.choices | given, threads)
-    classes = dataset.classes if by_class or (recipe.by_class and len(dataset.classes) > 1) else ()
-    if by_class and len(classes) < 2:
-        raise MinidiffError(f"{data}: has a single class; leave --by-class out")
+    classes = _classes_of(data, dataset, by_class or (recipe.by_class and len(dataset.classes) > 1))
     config = replace(config, classes=classes)
     _check_objective(config, schedule)
     if isinstance(schedule, EDM) and config.min_snr is not None:
@@ -64,8 +68,32 @@ def _check_objective(config: TrainConfig, schedule: AnySchedule) -> None:
             )
 
 
+def start_points(
+    out: Path, data: str, given: dict[str, Any], by_class: bool, threads: int | None
+) -> tuple[PointsRun, Dataset]:
+    """A new run of an MLP on a dataset of points: the options in `given`, then the defaults of points_run.py."""
+    for name in IMAGE_OPTIONS:
+        if name in given:
+            raise MinidiffError(f"{IMAGE_OPTIONS[name]} is for images, and {data} holds points: leave it out")
+    sizes = sizes_of(given)
+    schedule = schedule_for(given.pop("objective", recipes.SCHEDULE.prediction_type), recipes.SCHEDULE)
+    threads = 1 if threads is None else threads  # the MLP's products are too small for more
+    config, dataset = new_config(out, data, CHOICES | given, threads)
+    config = replace(config, classes=(classes := _classes_of(data, dataset, by_class)))
+    network = default_mlp(dataset.shape, num_class_embeds=len(classes) + 1 if classes else None, **sizes)
+    return state.new_run(PointsRun, out, config, network, schedule), dataset
+
+
+def _classes_of(data: str, dataset: Dataset, by_class: bool) -> tuple[str, ...]:
+    """The classes of a class-conditional run, () of another. Raises MinidiffError if the dataset has a single class."""
+    if by_class and len(dataset.classes) < 2:
+        raise MinidiffError(f"{data}: has a single class; leave --by-class out")
+    return dataset.classes if by_class else ()
+
+
 def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[VAERun, Dataset]:
     """A new run of an autoencoder with the options in `given`."""
+    check_images(data)
     sizes = sizes_of(given)
     config, dataset = new_config(out, data, given, threads)
     return state.new_run(VAERun, out, config, default_vae(dataset.shape, **sizes)), dataset
@@ -164,9 +192,16 @@ def open_data(
 
         skip = skipped if skip_bad else None
         dataset = open_dataset(data, size, progress=downloaded, skip=skip, notice=log.info)
+    if data in POINTS:
+        log.info(f"{dataset.name}: {len(dataset)} points in {dataset.shape[2]}-D, {_count_classes(dataset)}")
+        return dataset
     height, width, channels = dataset.shape
     colour = "grey" if channels == 1 else "RGB"
-    classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"
     captions = ", with captions" if dataset.captions else ""
-    log.info(f"{dataset.name}: {len(dataset)} images, {width}x{height} {colour}, {classes}{captions}")
+    images = f"{len(dataset)} images, {width}x{height} {colour}"
+    log.info(f"{dataset.name}: {images}, {_count_classes(dataset)}{captions}")
     return dataset
+
+
+def _count_classes(dataset: Dataset) -> str:
+    return "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes)} classes"

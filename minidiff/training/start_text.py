@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.data import Dataset
+from minidiff.data import Dataset, check_images
 from minidiff.data.batches import evenly_spaced
 from minidiff.data.dataset import slices
 from minidiff.data.imaging import to_float
@@ -44,6 +44,7 @@ def start_text(
     latent        the folder of an autoencoder or of its run; None: it diffuses pixels
     text_encoder  a folder with text_encoder/ and tokenizer/, which stay frozen; None: both are learned
     """
+    check_images(data)
     schedule = schedule_for(given.pop("objective", SCHEDULE.prediction_type), SCHEDULE)
     if not isinstance(schedule, Schedule):
         raise MinidiffError(

@@ -36,14 +36,17 @@ from minidiff.training import checkpoints
 from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig, config_from_dict
 from minidiff.training.log import truncate_log
+from minidiff.training.points_run import PointsRun
 from minidiff.training.run import Run
 from minidiff.training.text_run import TextRun
 from minidiff.training.unet_run import UNetRun
 from minidiff.training.vae_run import VAERun
 
-KINDS: dict[str, type[Run]] = {"unet": UNetRun, "vae": VAERun, "text": TextRun, "classifier": ClassifierRun}
+KINDS: dict[str, type[Run]] = {
+    "unet": UNetRun, "vae": VAERun, "text": TextRun, "classifier": ClassifierRun, "points": PointsRun,
+}  # fmt: skip
 WRITTEN = (
-    "metrics.csv", "checkpoints.csv", "unet", "vae", "classifier", "text_encoder", "tokenizer", "scheduler",
+    "metrics.csv", "checkpoints.csv", "unet", "vae", "classifier", "mlp", "text_encoder", "tokenizer", "scheduler",
     "model_index.json", "classes.json", "loss.png", "samples",
 )  # fmt: skip
 R = TypeVar("R", bound=Run)

@@ -176,7 +176,7 @@ def steps(
         except MemoryError:  # CuPy's, too
             n = config.batch_size
             remedy = f"start a new run with --batch-size {max(n // 2, 1)}"
-            raise MinidiffError(f"step {step}: there is no memory for a batch of {n} images; {remedy}") from None
+            raise MinidiffError(f"step {step}: there is no memory for a batch of {n}; {remedy}") from None
         check_skipped(step - 1, optimizer.skipped_before, optimizer.lr)  # does not wait for this step
         yield stats
 

@@ -5,6 +5,7 @@ RUN/classes.json                 in place of model_index.json if it is class-con
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from minidiff.formats.networks import save_pipeline, save_unet
 from minidiff.formats.run_networks import unet_parts
 from minidiff.formats.schedulers import schedule_to_config
 from minidiff.models.config import UNetConfig
+from minidiff.models.mlp import MLP
 from minidiff.models.unet import UNet
 from minidiff.training.config import TrainConfig
 from minidiff.training.run import Run, Weights
@@ -36,7 +38,56 @@ SHEET_IMAGES, SHEET_STEPS = 36, 25  # of a sheet of samples: images, DDIM steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetRun(Run):
+class DenoiserRun(Run):
+    """A network of x_t, t and class labels in training, by DDPM algorithm 1: the U-Net, or the MLP of points_run.py."""
+
+    schedule: AnySchedule
+
+    @property
+    @abstractmethod
+    def network(self) -> UNet | MLP:
+        """The network in training."""
+
+    @property
+    def objective(self) -> str:
+        return self.schedule.prediction_type
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.network.image_shape
+
+    @property
+    def model(self) -> Model:
+        """The network as a function of x_t and t."""
+        return as_model(self.network, self.schedule)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        return self.network.named_parameters()
+
+    def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
+        """x0, and labels if it is class-conditional, some of which are dropped."""
+        config = self.config
+
+        def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
+            x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
+            if not config.classes:
+                return x0, None
+            return x0, drop_labels(labels, len(config.classes), config.label_dropout, config.seed, step)
+
+        return make_batch
+
+    def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
+        (x0, cond), config = batch, self.config
+        return train_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+
+    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+        """The training loss (`noise_loss`)."""
+        labels = dataset.labels[index] if self.config.classes else None
+        return noise_loss(self.model, self.schedule, to_float(dataset.take(index)), labels, rng, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetRun(DenoiserRun):
     """A U-Net in training.
 
     losses  with importance sampling of t, its history (`loss_history`)
@@ -45,7 +96,6 @@ class UNetRun(Run):
     NAME: ClassVar[str] = "U-Net"
 
     unet: UNet
-    schedule: AnySchedule
     losses: np.ndarray | None = None
 
     @classmethod
@@ -68,36 +118,12 @@ class UNetRun(Run):
         }
 
     @property
-    def objective(self) -> str:
-        return self.schedule.prediction_type
+    def network(self) -> UNet:
+        return self.unet
 
     @property
     def widths(self) -> tuple[int, ...]:
         return self.unet.config.block_out_channels
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.unet.image_shape
-
-    @property
-    def model(self) -> Model:
-        """The network as a function of x_t and t."""
-        return as_model(self.unet, self.schedule)
-
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        return self.unet.named_parameters()
-
-    def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
-        """Images, and labels if it is class-conditional, some of which are dropped."""
-        config = self.config
-
-        def make_batch(step: int) -> tuple[np.ndarray, np.ndarray | None]:
-            x0, labels = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
-            if not config.classes:
-                return x0, None
-            return x0, drop_labels(labels, len(config.classes), config.label_dropout, config.seed, step)
-
-        return make_batch
 
     def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
         (x0, cond), config = batch, self.config
@@ -107,11 +133,6 @@ class UNetRun(Run):
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {} if self.losses is None else {"losses": self.losses}
-
-    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
-        """The training loss (`noise_loss`)."""
-        labels = dataset.labels[index] if self.config.classes else None
-        return noise_loss(self.model, self.schedule, to_float(dataset.take(index)), labels, rng, self.config)
 
     def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
         return sheet(self.sample_images(SHEET_IMAGES, SHEET_STEPS))

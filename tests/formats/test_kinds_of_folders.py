@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import idx_set, new_run, tree
+from small_runs import idx_set, new_points_run, new_run, tree
 from small_text import AUTOENCODER, new_text_run
 
 from minidiff.formats.folders import find
@@ -28,7 +28,7 @@ def kinds(tmp_path, monkeypatch):
     classifier = state.new_run(ClassifierRun, Path("classifier"), replace(config, classes=NAMES), CLASSIFIER)
     vae = state.new_run(VAERun, Path("vae"), config, AUTOENCODER)
     made = new_run(Path("unet")), new_text_run(Path("text")), vae, classifier
-    for run in made:
+    for run in (*made, new_points_run(Path("points"))):
         state.export(run, Path(f"exported-{run.folder}"))
     for name in ("picture.png", "mask.png"):
         Path(name).touch()
@@ -37,7 +37,7 @@ def kinds(tmp_path, monkeypatch):
 
 
 COMMANDS = {
-    "sample": ("unet", "sample {}"),
+    "sample": ("unet points", "sample {}"),
     "sample --prompt": ("text", "sample {} --prompt a"),
     "redraw": ("unet", "redraw {} picture.png"),
     "fill": ("unet", "fill {} picture.png mask.png"),
@@ -57,6 +57,7 @@ HELD = {
     "text": "a text-conditional U-Net, which needs a prompt; ",
     "vae": "an autoencoder, which does not sample; ",
     "classifier": "a classifier of noisy images, which does not sample; ",
+    "points": "an MLP on points, which has no images; ",
 }
 
 
@@ -96,4 +97,5 @@ def test_the_kind_is_found_whatever_is_left_of_a_folder(kinds):
         assert kind_of(Path(kind)) == kind
     assert kind_of(Path("unet/unet")) == "unet" and kind_of(Path("vae/vae")) == "vae"
     assert kind_of(Path("classifier/classifier")) == "classifier"
+    assert kind_of(Path("points/mlp")) == "points"
     assert kind_of(Path("text/unet")) is None and kind_of(Path("data")) is None

@@ -12,10 +12,11 @@ import small_pipeline
 import small_text
 from PIL import Image
 from small_commands import COLOURS, pipeline
-from small_runs import go_on, idx_set, new_run, refused
+from small_runs import go_on, idx_set, new_points_run, new_run, refused
 from small_text import new_text_run
 
 import minidiff
+from minidiff.data import open_dataset
 from minidiff.errors import MinidiffWarning
 from minidiff.formats.run_networks import read_unet
 from minidiff.formats.run_state import WrongKind, best_file, kept_states, read_state, state_file, step_file
@@ -126,6 +127,7 @@ COMMANDS = [
     *(f"sample {folder} --n 1 --steps 2" for folder in ("unet", "classes", "net", "plain")),
     *(f"sample unet --n 1 --steps 2 {weights}" for weights in ("--raw", "--best", "--step 2", "--sampler euler")),
     "sample classes --n 1 --steps 2 --guidance 2 --class b",
+    *(f"sample points --n 1 --steps 2 {weights}" for weights in ("", "--raw", "--best", "--step 2")),
     *(f"sample {folder} {PROMPT}" for folder in ("text", "latent", "sd")),
     *(f"sample text {PROMPT} {weights}" for weights in ("--raw", "--best", "--step 2")),
     *(f"redraw {folder} image.png --n 1 --steps 2" for folder in ("unet", "classes", "plain")),
@@ -145,6 +147,8 @@ def folders(tmp_path_factory):
     go_on(new_run(place / "unet", steps=4), 2, keep=3)
     new_run(place / "classes", num_class_embeds=4)
     (place / "classes" / "classes.json").write_text('["a", "b", "c"]')
+    by_class = new_points_run(place / "points", "two_moons", steps=4, classes=("upper", "lower"))
+    go_on(by_class, 2, dataset=open_dataset("two_moons"), keep=3)
     go_on(new_text_run(place / "text", steps=4), 2, dataset=small_text.bars(), keep=3)
     go_on(new_text_run(place / "latent", steps=4, latent=True, frozen=True), 2, dataset=small_text.bars(), keep=3)
     pipeline(place / "net", **COLOURS)

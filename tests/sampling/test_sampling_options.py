@@ -204,7 +204,7 @@ def test_images_that_are_not_finite_are_not_written(refused):
         ("sample", "unet"), ("redraw", "unet", "image.png"), ("between", "unet"), ("sample", "text", *PROMPT),
         ("redraw", "text", "image.png", *PROMPT), ("explain", "text", *PROMPT),
     ):  # fmt: skip
-        refused(*command, *QUICK, match="images hold values that are not finite; copy its weights, or train")
+        refused(*command, *QUICK, match="samples hold values that are not finite; copy the weights, or train")
 
 
 @pytest.mark.parametrize("folder, more", [("unet", ()), ("text", PROMPT)])
