@@ -99,8 +99,10 @@ class Stride(NamedTuple):
 
 def noise_levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> NoiseLevels:
     """The noise levels of so many steps of a sampler. Raises MinidiffError for a number of steps out of range."""
-    of_kind = _discrete_levels if isinstance(schedule, Schedule) else _continuous_levels
-    levels = of_kind(schedule, steps, sampler)
+    if isinstance(schedule, Schedule):
+        levels = _discrete_levels(schedule, steps, sampler)
+    else:
+        levels = _continuous_levels(schedule, steps, sampler)
     return levels._replace(sigma_hat=_raised_by_churn(levels, sampler)) if sampler.churn else levels
 
 
