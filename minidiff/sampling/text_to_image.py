@@ -98,12 +98,13 @@ def inpaint(
 
     Blended latent diffusion (Avrahami et al. 2023): at every step the model's input has x0's latents, with noise,
     where the mask is False. mask is bool (H, W, 1); each latent takes the first pixel of its block. The rest as of
-    `text_to_image`. Raises MinidiffError for noise levels between whole timesteps, as euler's and heun's may be.
+    `text_to_image`. Raises MinidiffError for noise levels between whole timesteps, as euler's and heun's may be and
+    dpmpp_sde's are.
     """
     pipeline = with_prompts(pipeline)
     rng, sampler = np.random.default_rng() if rng is None else rng, sampler or pipeline.sampler
     levels = noise_levels(pipeline.schedule, steps, sampler)
-    if levels.ts.dtype.kind != "i":
+    if levels.ts.dtype.kind != "i" or sampler.name == "dpmpp_sde":
         raise MinidiffError(
             f"{sampler.name} with {sampler.spacing} spacing has noise levels between whole timesteps: use ddim"
         )

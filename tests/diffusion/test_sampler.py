@@ -32,6 +32,13 @@ from minidiff.errors import MinidiffError
         ({"eta": "0"}, "eta must be from 0 to 1"),
         ({"eta": 0.5, "name": "ddpm"}, "eta = 0.5 is for the ddim sampler: ddpm has none"),
         ({"karras": True, "name": "pndm"}, "karras is for euler, heun, dpmpp_2m"),
+        ({"churn": -1.0, "name": "heun"}, "churn must be a number from 0 to a million"),
+        ({"churn": math.nan, "name": "heun"}, "churn must be a number from 0 to a million"),
+        ({"churn": 40.0}, "churn = 40 is for euler and heun: ddim has none"),
+        ({"churn_interval": (2.0, 1.0)}, "churn_interval must be two sigmas"),
+        ({"churn_interval": 1.0}, "churn_interval must be two sigmas"),
+        ({"churn_interval": (0.1, "1")}, "churn_interval must be two sigmas"),
+        ({"churn_noise": 0.0}, "churn_noise must be a number above 0, up to 10"),
     ],
 )
 def test_invalid_settings_are_refused_by_name(change, message):

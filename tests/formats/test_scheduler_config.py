@@ -12,7 +12,9 @@ from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
 from minidiff.errors import MinidiffError
 from minidiff.formats.schedulers import (
+    ALGORITHMS,
     SCHEDULERS,
+    WITHOUT_CLASS,
     sampler_from_config,
     sampler_to_config,
     schedule_from_config,
@@ -132,7 +134,7 @@ def test_unsupported_continuous_schedules_are_refused(config, message):
         schedule_from_config(config)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in WITHOUT_CLASS])
 def test_a_sampler_is_written_and_read_back(name):
     sampler = Sampler(name, spacing="leading", offset=1, clip=None)
     assert sampler_from_config(json.loads(json.dumps(sampler_to_config(sampler)))) == sampler
@@ -147,16 +149,30 @@ def test_a_sampler_is_written_and_read_back(name):
         Sampler("euler", clip=None, clean_end=False, karras=True),
         Sampler("heun", karras=True),
         Sampler("dpmpp_2m", clip=None, karras=True),
+        Sampler("dpmpp_2m_sde", clip=None, karras=True, clean_end=False),
+        Sampler("dpmpp_sde", clip=None, karras=True),
+        Sampler("unipc", clip=None, karras=True, clean_end=False),
     ],
 )
 def test_settings_are_written_and_read_back(sampler):
     assert sampler_from_config(sampler_to_config(sampler)) == sampler
 
 
-@pytest.mark.parametrize("sampler", [Sampler("pndm"), Sampler("euler"), Sampler("heun", clean_end=False)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler("pndm"), Sampler("euler"), Sampler("heun", clean_end=False), Sampler("unipc"),
+        Sampler("dpmpp_sde", clip=None, clean_end=False),
+    ],
+)  # fmt: skip
 def test_settings_that_the_class_in_diffusers_lacks_are_refused(sampler):
     with pytest.raises(MinidiffError, match="has no such settings"):
         sampler_to_config(sampler)
+
+
+def test_a_sampler_without_a_class_in_diffusers_is_not_written():
+    with pytest.raises(MinidiffError, match="diffusers has no scheduler for euler_maruyama: save another sampler"):
+        sampler_to_config(Sampler("euler_maruyama", clip=None))
 
 
 def test_only_the_keys_of_the_class_are_written():
@@ -165,6 +181,12 @@ def test_only_the_keys_of_the_class_are_written():
         "clip_sample_range": 1.0, "set_alpha_to_one": True,
     }  # fmt: skip
     assert sampler_to_config(Sampler(eta=0.5, as_diffusers=True)) == sampler_to_config(Sampler())
+    churned = Sampler("heun", churn=40.0, churn_interval=(0.05, 50.0), churn_noise=1.003)
+    assert sampler_to_config(churned) == sampler_to_config(Sampler("heun"))
+    assert sampler_to_config(Sampler("dpmpp_2m_sde", clip=None)) == {
+        "_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "trailing", "steps_offset": 0,
+        "algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero", "use_karras_sigmas": False,
+    }  # fmt: skip
 
 
 def test_default_settings_of_diffusers_classes():
@@ -178,6 +200,10 @@ def test_default_settings_of_diffusers_classes():
     assert read("EulerAncestralDiscreteScheduler") == Sampler("euler_ancestral", "linspace", clip=None)
     assert read("HeunDiscreteScheduler") == Sampler("heun", "linspace", clip=None)
     assert read("DPMSolverMultistepScheduler") == Sampler("dpmpp_2m", "linspace", clip=None)
+    sde = read("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++")
+    assert sde == Sampler("dpmpp_2m_sde", "linspace", clip=None)
+    assert read("DPMSolverSDEScheduler") == Sampler("dpmpp_sde", "linspace", clip=None)
+    assert read("UniPCMultistepScheduler") == Sampler("unipc", "linspace", clip=None)
 
 
 def test_another_sampler_keeps_the_settings_it_shares():
@@ -188,14 +214,25 @@ def test_another_sampler_keeps_the_settings_it_shares():
     third = {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "timestep_spacing": "trailing"}
     assert sampler_from_config(third, "ddim") == Sampler("ddim", "trailing")  # which has no order
     assert sampler_from_config(config, "pndm").name == "pndm"  # which needs no skip_prk_steps if named
-    with pytest.raises(MinidiffError, match="sampler 'unipc' is unknown"):
-        sampler_from_config(config, "unipc")
+    assert sampler_from_config(config, "euler_maruyama") == Sampler("euler_maruyama", "linspace", 1, clip=None)
+    sde = {"_class_name": "DPMSolverMultistepScheduler", "solver_type": "midpoint", "algorithm_type": "sde-dpmsolver++"}
+    for name in ("unipc", "dpmpp_2m", "dpmpp_2m_sde"):  # whose solver_type and algorithm_type are their own
+        assert sampler_from_config(sde, name) == Sampler(name, "linspace", clip=None)
+    with pytest.raises(MinidiffError, match="sampler 'deis' is unknown"):
+        sampler_from_config(config, "deis")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "UniPCMultistepScheduler"}, "scheduler class 'UniPCMultistepScheduler' is not supported"),
+        ({"_class_name": "DEISMultistepScheduler"}, "scheduler class 'DEISMultistepScheduler' is not supported"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "solver_type = 'bh1' is not .* use 'bh2'"),
+        ({"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0]}, "disable_corrector = .0. is not supp"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"},
+            "algorithm_type = 'dpmsolver' ",
+        ),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": []}, "algorithm_type = .. is not supported"),
         ({"_class_name": ["DDPMScheduler"]}, "scheduler class .* is not supported"),
         ({"_class_name": None}, "scheduler class None is not supported"),
         ({"_class_name": "PNDMScheduler"}, "skip_prk_steps = False is not supported: use True"),
@@ -226,4 +263,5 @@ def test_a_sampler_configuration_must_be_an_object(config):
 
 
 def test_every_sampler_has_its_class():
-    assert list(dict.fromkeys(scheduler.sampler for scheduler in SCHEDULERS.values())) == list(SAMPLERS)
+    named = {scheduler.sampler for scheduler in SCHEDULERS.values()} | set(ALGORITHMS.values()) | set(WITHOUT_CLASS)
+    assert named == set(SAMPLERS)

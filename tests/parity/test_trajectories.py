@@ -1,4 +1,4 @@
-"""Whole trajectories of all seven samplers against diffusers' schedulers, from the same noise.
+"""Whole trajectories of the samplers that diffusers has against diffusers' schedulers, from the same noise.
 
 Both have the same deterministic model and the same z. What is compared is x_t after every step, as the rms of
 the difference over the rms of diffusers' x_t. Twice: with diffusers' float32 coefficients given to us (the twins
@@ -6,7 +6,9 @@ below), where only the arithmetic of the steps is left to differ, and with our o
 differs from the papers, and we do not, samplers that are as_diffusers are compared, from the folder of its scheduler.
 """
 
+import importlib
 import sys
+import types
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -31,6 +33,7 @@ BETAS = {
     "stable diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
 }
 V = {"prediction_type": "v_prediction"}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 # Every scheduler in every supported setting: diffusers' class, its settings, the betas.
 SETTINGS = {
@@ -68,6 +71,17 @@ SETTINGS = {
     "dpm++ 2m, sigma_min": ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, "linear"),
     "dpm++ 2m, v": ("DPMSolverMultistepScheduler", {"steps_offset": 1} | V, "linear"),
     "dpm++ 2m, sample": ("DPMSolverMultistepScheduler", {"prediction_type": "sample"}, "linear"),
+    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", SDE, "stable diffusion"),
+    "dpm++ 2m sde, karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True} | SDE, "stable diffusion"),
+    "dpm++ 2m sde, sigma_min, v": (
+        "DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"} | SDE | V, "linear"),
+    "dpm++ sde": ("DPMSolverSDEScheduler", {}, "stable diffusion"),
+    "dpm++ sde, karras, v": ("DPMSolverSDEScheduler", {"use_karras_sigmas": True, "steps_offset": 1} | V, "linear"),
+    "unipc": ("UniPCMultistepScheduler", {}, "stable diffusion"),
+    "unipc, karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, "stable diffusion"),
+    "unipc, sigma_min, v": (
+        "UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min", "steps_offset": 1} | V, "linear"),
+    "unipc, sample": ("UniPCMultistepScheduler", {"prediction_type": "sample"}, "linear"),
 }  # fmt: skip
 
 
@@ -99,18 +113,53 @@ def scheduler_of(name, spacing, **settings):
     settings = BETAS[betas] | chosen | settings | {"timestep_spacing": spacing}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that a class does not know
-        return getattr(diffusers, class_name).from_config(settings)
+        return class_of(class_name).from_config(settings)
+
+
+def class_of(name):
+    """diffusers' class. DPMSolverSDEScheduler takes its noise from torchsde, which a stub replaces: we hand it in."""
+    if name != "DPMSolverSDEScheduler":
+        return getattr(diffusers, name)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+        return getattr(importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde"), name)
+
+
+def on_one_brownian_path(noise):
+    """The noise_sampler of DPMSolverSDEScheduler, called for the first half of a step and then for the whole.
+
+    By the reverse SDE the noise of a time dlog(sigma) has variance 1 - exp(-2 dlog(sigma)) in units of its end's
+    noise, and what came before is scaled by exp(-dlog(sigma)).
+    """
+    halves = []
+
+    def noise_sampler(sigma, sigma_next):
+        if not halves:
+            halves.extend(torch.from_numpy(noise.standard_normal()) for _ in range(2))
+            return halves[0]
+        first, second = halves
+        halves.clear()
+        shrink = (sigma_next / sigma) ** 0.5  # over half the step
+        return (shrink * first + second) * ((1 - shrink**2) / (1 - shrink**4)) ** 0.5
+
+    return noise_sampler
+
+
+VARIANCE_PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # of those that have sigmas
 
 
 def their_trajectory(scheduler, steps, monkeypatch, noise=None, **extras):
     """x_t after every step, as a variance-preserving x_t whatever the scheduler's own scale. extras go to its step."""
     noise = noise or Noise()
-    for name in ("ddpm", "ddim", "euler_ancestral_discrete"):
+    for name in ("ddpm", "ddim", "euler_ancestral_discrete", "dpmsolver_multistep"):
         module = getattr(diffusers.schedulers, f"scheduling_{name}")
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(noise.standard_normal(shape)))
     scheduler.set_timesteps(steps)
+    class_name = type(scheduler).__name__
+    if class_name == "DPMSolverSDEScheduler":
+        scheduler.noise_sampler = on_one_brownian_path(noise)
     x = torch.from_numpy(noise.standard_normal()) * scheduler.init_noise_sigma
-    sigmas = getattr(scheduler, "sigmas", None) if "DPM" not in type(scheduler).__name__ else None
+    sigmas = None if class_name in VARIANCE_PRESERVING else getattr(scheduler, "sigmas", None)
     states = []
     learned = scheduler.config.get("variance_type") == "learned_range"
     model = partial(toy_model_with_variance, axis=1) if learned else toy_model
@@ -118,8 +167,7 @@ def their_trajectory(scheduler, steps, monkeypatch, noise=None, **extras):
         x_t = scheduler.scale_model_input(x, t)
         x = scheduler.step(torch.from_numpy(model(x_t.numpy(), t)), t, x, return_dict=False, **extras)[0]
         states.append(x.numpy() if sigmas is None else (x / (sigmas[k + 1] ** 2 + 1) ** 0.5).numpy())
-    class_name = type(scheduler).__name__
-    if class_name == "HeunDiscreteScheduler":  # two calls a step, but one for the last
+    if class_name in ("HeunDiscreteScheduler", "DPMSolverSDEScheduler"):  # two calls a step, but one for the last
         states = states[1::2] + states[-1:]
     if class_name == "PNDMScheduler" and steps > 1:  # the first step is repeated
         states = states[1:]
@@ -193,6 +241,7 @@ def limits(name):
 DOCUMENTED = {
     "ddpm": (1.2e-6, 1e-5), "ddim": (1.2e-6, 2.4e-5), "pndm": (3e-6, 3.2e-6), "euler": (9.2e-6, 2.4e-5),
     "euler_ancestral": (1.5e-6, 3e-6), "heun": (1e-5, 1.5e-5), "dpmpp_2m": (2.2e-6, 9.2e-6),
+    "dpmpp_2m_sde": (3e-6, 2.6e-5), "dpmpp_sde": (2.4e-6, 1.1e-4), "unipc": (1.6e-6, 9.4e-6),
 }  # fmt: skip
 
 
@@ -229,6 +278,7 @@ ALSO_AS_DIFFUSERS = {
     "ddim, eta 1": ("DDIMScheduler", {"clip_sample": False}, "linear"),
     "pndm, v, zero SNR": (  # which it ignores, as heun does
         "PNDMScheduler", {"skip_prk_steps": True, "rescale_betas_zero_snr": True} | V, "stable diffusion"),
+    "dpm++ sde, v, zero SNR": ("DPMSolverSDEScheduler", {"rescale_betas_zero_snr": True} | V, "linear"),
     "heun, v, zero SNR": ("HeunDiscreteScheduler", {"rescale_betas_zero_snr": True} | V, "linear"),
 }  # fmt: skip
 
@@ -357,7 +407,7 @@ def test_on_the_cosine_schedule_we_are_closer_to_float64(name, steps, spacing, m
 
 
 def test_the_settings_cover_every_sampler():
-    assert {sampler_of(name) for name in SETTINGS} == set(SAMPLERS)
+    assert {sampler_of(name) for name in SETTINGS} == set(SAMPLERS) - {"euler_maruyama"}  # which diffusers has not
 
 
 def sampler_of(name):

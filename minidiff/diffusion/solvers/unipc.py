@@ -24,11 +24,11 @@ class Point(NamedTuple):
 def unipc(
     predict: Predict, estimate: Estimate, fresh_noise: Noise, levels: NoiseLevels, sampler: Sampler, x_t: np.ndarray
 ) -> Trajectory:
-    """UniPC-2 with B2(h), as diffusers has it: each step is predicted by DPM-Solver++ 2M, and corrected once x0_hat at
-    its end is known, which the next step needs anyway.
+    """UniPC-2 with B2(h): each step is predicted by DPM-Solver++ 2M, then corrected with x0_hat at its end.
 
-    The corrector's x0_hat is that of a parabola (`mean_of_parabola`). The states yielded are the predicted ones; the
-    last step is of first order and is not corrected.
+    That x0_hat is the one which the next step needs anyway; the model is not evaluated at the corrected state. The
+    corrector's x0_hat is the mean of a parabola (`mean_of_parabola`), which raises the order to 3. The states yielded
+    are the predicted ones. The last step is of first order and is not corrected.
     """
     points: list[Point] = []  # the newest first
     for i, t, t_prev, alpha_bar, alpha_bar_prev in levels.sampler_steps():
