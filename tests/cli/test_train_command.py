@@ -59,6 +59,50 @@ def test_objectives(done, refused, data, objective):
     done("train", data, "--out", "run", "--steps", 4, "--resume", "--objective", objective, *QUICK)
 
 
+@pytest.mark.parametrize("option", ["--learned-variance", "--importance-sampling"])
+def test_options_of_improved_ddpm(done, refused, data, option):
+    name = option.removeprefix("--").replace("-", "_")
+    train = ("train", data, "--out", "run", option)
+    for objective in ("v_prediction", "sample", "edm", "flow"):
+        match = f"{option} is for the prediction type epsilon, not {objective}: add --objective epsilon"
+        refused(*train, "--objective", objective, match=match)
+    refused(*train, match=f"{option} is for the prediction type epsilon, not v_prediction")
+    refused(*train, "--text", match=f"{option} does not go with --text: leave it out")
+    refused(*train, "--objective", "epsilon", "--min-snr", 5, match=f"min_snr and {name} weight the loss in different")
+    done(*train, "--objective", "epsilon", "--steps", 2, *SMALL)
+    assert getattr(state.open_run(Path("run")).config, name)
+    done("train", data, "--out", "run", "--resume", option, "--steps", 3)
+    done("train", data, "--out", "plain", "--objective", "epsilon", "--steps", 2, *SMALL)
+    refused("train", data, "--out", "plain", "--resume", option, match=f"was started without {option}; leave it out")
+
+
+def test_a_run_with_a_learned_variance_is_sampled(done, refused, data):
+    """By its own sampler, ddpm, or by another, which ignores the variance; guidance has none."""
+    done(
+        "train",
+        data,
+        "--by-class",
+        "--objective",
+        "epsilon",
+        "--learned-variance",
+        "--out",
+        "run",
+        "--steps",
+        2,
+        *SMALL,
+    )
+    assert md.load_unet("run", "numpy").config.out_channels == 2
+    assert md.load_sampler("run") == md.Sampler("ddpm", variance="learned_range")
+    for more in (
+        ("--steps", 3),
+        ("--steps", 3, "--sampler", "ddim"),
+        ("--steps", 3, "--sampler", "ddim", "--guidance", 2),
+    ):
+        done("sample", "run", "--n", 2, "--steps", 3, *more, "--backend", "numpy")
+    match = "without a variance: use a variance other than learned_range, or a sampler other than ddpm"
+    refused("sample", "run", "--n", 2, "--steps", 3, "--guidance", 2, "--backend", "numpy", match=match)
+
+
 def test_no_data(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "nothing_fits").mkdir()

@@ -156,14 +156,14 @@ MUTANTS = [
     # learned variance and importance sampling
     (steps.learned_log_variance, SUM, SWAPPED, (checks.check_learned_variance,)),
     (steps.learned_log_variance, SUM, SWAPPED, (checks.check_learned_loss,)),
-    (steps.learned_log_variance, "(v + 1) / 2", "v", (checks.check_learned_variance,)),
-    (steps.learned_log_variance, "(v + 1) / 2", "v", (checks.check_learned_loss,)),
+    (steps.learned_log_variance, "fraction = (v + 1) / 2", "fraction = v", (checks.check_learned_variance,)),
+    (steps.learned_log_variance, "fraction = (v + 1) / 2", "fraction = v", (checks.check_learned_loss,)),
     (steps.reverse_variance, "np.exp(", "(", (checks.check_learned_variance,)),
     (loss._variational_terms, '"fixed_small"', '"fixed_large"', (checks.check_learned_loss,)),
     (loss._variational_terms, "(images, x0_hat)", "(x0_hat, x0_hat)", (checks.check_learned_loss,)),
     (loss.importance_sample, "np.sqrt(np.mean(", "(np.mean(", (checks.check_importance_sampling,)),
     (loss.importance_sample, "1 / (p[t] * T)", "p[t] * T", (checks.check_importance_sampling,)),
-    (loss.importance_sample, "[:, 0]).any()", "[:, 0]).all()", (checks.check_importance_sampling,)),
+    (loss.importance_sample, "np.cumsum(p)", "np.cumsum(p[::-1])", (checks.check_importance_sampling,)),
     (loss.record_losses, "[*history[i, 1:], loss]", "[*history[i, :-1], loss]", (checks.check_importance_sampling,)),
 ]  # fmt: skip
 

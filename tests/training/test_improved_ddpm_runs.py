@@ -13,6 +13,7 @@ from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.schedule import linear_schedule
 from minidiff.engine.tensor import no_grad
 from minidiff.engine.torch_generator import torch_generator
+from minidiff.evaluation.samples import sampled
 from minidiff.formats.weights import write_safetensors
 from minidiff.sampling.opening import open_pipeline
 from minidiff.training import state
@@ -114,5 +115,7 @@ def test_diffusers_samples_the_same_images(tmp_path):
     model = as_model(pipeline.unet, pipeline.schedule)
     x_0 = last_x_t(sample(model, pipeline.schedule, (2, 8, 8, 3), torch_generator(4), 20, pipeline.sampler))
     np.testing.assert_allclose((x_0 / 2 + 0.5).clip(0, 1), images, rtol=1e-4, atol=1e-5)
+    assert sampled(pipeline, 2, 20, 1.0, False, 0).bound.variance == "learned_range"
     ddim = open_pipeline(tmp_path / "run", "numpy", sampler="ddim")
+    assert sampled(ddim, 2, 20, 1.0, False, 0).bound.variance == "learned_range"
     assert ddim.sampler.name == "ddim" and ddim.sampler.variance == "fixed_small"
