@@ -79,10 +79,10 @@ def test_invert(done, trained, drawing_to_edit):
 
 def test_invert_and_change_the_class(done, refused, data, drawing_to_edit):
     done("train", data, "--out", "run", "--steps", 3, "--by-class", *SMALL)
-    done("invert", "run", "picture.png", "--class", 3, "--to-class", 7, "--steps", 10, *QUICK)
+    done("invert", "run", "picture.png", "--class", 3, "--to-class", 7, "--steps", 4, *QUICK)
     with Image.open("sheet.png") as sheet:
         assert sheet.width == 5 * (96 + 8) + 8
-    done("invert", "run", "picture.png", "--class", 3, "--steps", 10, *QUICK)
+    done("invert", "run", "picture.png", "--class", 3, "--steps", 4, *QUICK)
     needs_one = "run: was trained by class; give the class of the image"
     refused("invert", "run", "picture.png", *QUICK, match=needs_one)
     refused("invert", "run", "picture.png", "--class", "all", *QUICK, match=needs_one)
@@ -104,7 +104,7 @@ def test_what_cannot_be_inverted(refused, trained, drawing_to_edit):
 def test_between_two_images(done, refused, trained, drawing_to_edit):
     """The ends of the row are the images."""
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (4, 4), dtype=np.uint8)).save("other.png")
-    done("between", "run", "--from", "picture.png", "--to", "other.png", "--n", 3, *QUICK)
+    done("between", "run", "--from", "picture.png", "--to", "other.png", "--n", 3, "--steps", 20, *QUICK)
     first, middle, last = sheet_tiles("sheet.png", 3)
     for tile, name in ((first, "picture.png"), (last, "other.png")):
         with Image.open(name) as image:
