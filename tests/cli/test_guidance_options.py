@@ -1,5 +1,7 @@
 """minidiff sample with guidance by a classifier, by an earlier checkpoint, within an interval, rescaled."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,26 +9,45 @@ import pytest
 from small_commands import QUICK, SMALL
 from small_runs import idx_set
 
+from minidiff.cli import app
 from minidiff.diffusion.guidance import autoguided, classifier_gradient, classifier_guided
 from minidiff.diffusion.model import as_model
 from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.formats.networks import load_classifier
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.outputs import finished
+from minidiff.training import unet_run
 
 FEW = ("--n", 2, "--steps", 3, *QUICK)
 
 
+@pytest.fixture(scope="module")
+def _runs(tmp_path_factory):
+    """A run that keeps the checkpoints of steps 0, 2 and 3, one by class, and classifiers of images of two sizes."""
+    folder = tmp_path_factory.mktemp("runs")
+    idx_set(folder / "data")
+    idx_set(folder / "other", height=8, width=8)
+    short = ("--steps", 3, "--keep", 3, "--checkpoint-every", 2, *SMALL)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(unet_run, "SHEET_IMAGES", 2)
+        for command in (
+            ("train", "data", "--out", "run"),
+            ("train", "data", "--out", "by_class", "--by-class"),
+            ("train-classifier", "data", "--out", "clf"),
+            ("train-classifier", "other", "--out", "clf8"),
+        ):
+            patched.setattr(sys, "argv", ["minidiff", *map(str, (*command, *short))])
+            with pytest.raises(SystemExit) as caught:
+                app.main()
+            assert caught.value.code == 0
+    return folder
+
+
 @pytest.fixture
-def runs(done, tmp_path):
-    """A run with checkpoints of steps 2 and 3, one by class, and classifiers of images of two sizes."""
-    idx_set(tmp_path / "data")
-    idx_set(tmp_path / "other", height=8, width=8)
-    short = ("--steps", 3, *SMALL)
-    done("train", "data", "--out", "run", "--checkpoint-every", 2, *short)
-    done("train", "data", "--out", "by_class", "--by-class", *short)
-    done("train-classifier", "data", "--out", "clf", *short)
-    done("train-classifier", "other", "--out", "clf8", *short)
+def runs(_runs, tmp_path):
+    """The same in this test's own folder."""
+    return shutil.copytree(_runs, tmp_path, dirs_exist_ok=True)
 
 
 def images(done, *arguments):
@@ -65,8 +86,7 @@ def test_a_classifier_s_guidance_is_1_by_default_and_0_disables_it(done, runs):
 
 
 def test_autoguidance_by_class(done, runs):
-    done("train", "--out", "by_class", "--resume", "--steps", 4)
-    guided = images(done, "by_class", "--class", "3", "--autoguide", 3, "--guidance", 3)
+    guided = images(done, "by_class", "--class", "3", "--autoguide", 2, "--guidance", 100)
     assert not np.array_equal(guided, images(done, "by_class", "--class", "3"))
 
 
@@ -78,7 +98,7 @@ def test_autoguidance_by_class(done, runs):
         ("run --classifier data", "data: no classifier/config.json"),
         ("run --classifier by_class", "by_class: is the run of a U-Net that takes no prompt; give a "),
         ("by_class --classifier clf", "by_class: was trained by class; leave --classifier out"),
-        ("run --autoguide 1 --guidance 2", "run: keeps no checkpoint of step 1; choose one that is there: 2, 3"),
+        ("run --autoguide 1 --guidance 2", "run: keeps no checkpoint of step 1; choose one that is there: 0, 2, 3"),
         ("run --autoguide 2", "--autoguide has no effect without guidance"),
         ("run --autoguide 2 --classifier clf", "--classifier and --autoguide are two kinds of guidance"),
         ("run --guidance-rescale 0.5", "--guidance-rescale has no effect without guidance"),
