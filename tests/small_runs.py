@@ -25,10 +25,10 @@ from minidiff.models.mlp import MLPConfig
 from minidiff.models.unet import UNet
 from minidiff.training import loop, state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.points_run import PointsRun
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.log import HEADER
-from minidiff.training.points_run import PointsRun
 from minidiff.training.run import Run
-from minidiff.training.unet_run import UNetRun
 
 
 def network(**changes) -> UNetConfig:

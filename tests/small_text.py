@@ -12,7 +12,7 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
-from minidiff.training.text_run import TextRun
+from minidiff.training.kinds.text_run import TextRun
 
 MERGES = [("r", "e"), ("re", "d</w>"), ("l", "i"), ("n", "g</w>")]
 SCHEDULE = cosine_schedule(30, "v_prediction")

@@ -23,9 +23,9 @@ from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.log import read_log
 from minidiff.training.recipes import SCHEDULE
-from minidiff.training.unet_run import UNetRun
 
 TRAINING_STEPS = 1400
 CHECKPOINT_EVERY = 350

@@ -17,15 +17,15 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.run_lock import lock_run
 from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
-from minidiff.training.classifier_run import ClassifierRun
+from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.vae_run import VAERun
 from minidiff.training.loop import fit, stoppable
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
 from minidiff.training.start import start_classifier, start_points, start_run, start_vae, validation_set
 from minidiff.training.start_text import start_text
 from minidiff.training.step import StepStats
-from minidiff.training.text_run import TextRun
-from minidiff.training.vae_run import VAERun
 
 CHECKPOINT_EVERY = 500
 KEEP = 2

@@ -2,10 +2,10 @@
 
 `schedule` holds the beta schedules, `continuous` EDM and rectified flow, `forward` adds noise and converts between
 prediction targets, `loss` trains a model, `steps` are single reverse steps, `reverse` samples by one of the loops in
-`solvers`, with a `sampler`'s settings over `noise_levels`. `guidance` is guidance by labels, by a classifier and
-by a weaker model, `editing` image-to-image and inpainting, `bound` the variational bound in bits per dimension, and `model` what a model is. `sde`
-is diffusion in continuous time, `likelihood` that of its ODE, and `exact` the model of data whose distribution is
-known.
+`solvers`, with a `sampler`'s settings over `noise_levels`. `guidance` is guidance by labels, by a classifier and by a
+weaker model, `editing` image-to-image and inpainting, `bound` the variational bound in bits per dimension, and `model`
+what a model is. `sde` is diffusion in continuous time, `likelihood` that of its ODE, and `exact` the model of data
+whose distribution is known.
 Every t is 0-based: x_0 is almost the image, x_{T-1} almost pure noise, and the papers' t is ours + 1.
 Equation numbers refer to
 

@@ -12,11 +12,11 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.run_networks import digests
 from minidiff.training import recipes, state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.run import Run
 from minidiff.training.start import absolute_path, data_fingerprint, open_data
 from minidiff.training.start_text import check_captions, open_autoencoder, open_text_encoder
-from minidiff.training.text_run import TextRun
-from minidiff.training.unet_run import UNetRun
 
 MAY_CHANGE = ("steps", "skip_bad")
 

@@ -1,10 +1,10 @@
 """A run: a network in training with its configuration and optimiser. Each kind of network has a subclass.
 
-    UNetRun        a U-Net, unconditional or class-conditional    (unet_run.py)
-    VAERun         an autoencoder                                 (vae_run.py)
-    TextRun        a text-conditional U-Net                       (text_run.py)
-    ClassifierRun  a classifier of noisy images                   (classifier_run.py)
-    PointsRun      an MLP on points                               (points_run.py)
+    UNetRun        a U-Net, unconditional or class-conditional    (kinds/unet_run.py)
+    VAERun         an autoencoder                                 (kinds/vae_run.py)
+    TextRun        a text-conditional U-Net                       (kinds/text_run.py)
+    ClassifierRun  a classifier of noisy images                   (kinds/classifier_run.py)
+    PointsRun      an MLP on points                               (kinds/points_run.py)
 
 The loop (loop.py), the state on disk (state.py) and the progress bar are the same for all.
 """

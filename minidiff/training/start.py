@@ -17,13 +17,13 @@ from minidiff.models.config import ClassifierConfig
 from minidiff.models.mlp import default_mlp
 from minidiff.progress import progress
 from minidiff.training import recipes, state
-from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.points_run import CHOICES, PointsRun
+from minidiff.training.kinds.unet_run import UNetRun
+from minidiff.training.kinds.vae_run import VAERun, default_vae
 from minidiff.training.loop import IMAGES
-from minidiff.training.points_run import CHOICES, PointsRun
 from minidiff.training.run import Run
-from minidiff.training.unet_run import UNetRun
-from minidiff.training.vae_run import VAERun, default_vae
 
 log = logging.getLogger(__name__)
 

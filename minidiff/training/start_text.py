@@ -25,9 +25,9 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import VAE, Pixels
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.recipes import SCHEDULE
 from minidiff.training.start import new_config, schedule_for, sizes_of
-from minidiff.training.text_run import TextRun
 
 MERGES = 2000  # maximum number of a learned tokenizer's merges
 LENGTHS = (32, 77)  # minimum and maximum tokens of a text: room for longer prompts than the captions; CLIP's

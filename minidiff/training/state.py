@@ -33,14 +33,14 @@ from minidiff.formats.run_state import (
 )
 from minidiff.formats.weights import write_safetensors
 from minidiff.training import checkpoints
-from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig, config_from_dict
+from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.points_run import PointsRun
+from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.unet_run import UNetRun
+from minidiff.training.kinds.vae_run import VAERun
 from minidiff.training.log import truncate_log
-from minidiff.training.points_run import PointsRun
 from minidiff.training.run import Run
-from minidiff.training.text_run import TextRun
-from minidiff.training.unet_run import UNetRun
-from minidiff.training.vae_run import VAERun
 
 KINDS: dict[str, type[Run]] = {
     "unet": UNetRun, "vae": VAERun, "text": TextRun, "classifier": ClassifierRun, "points": PointsRun,

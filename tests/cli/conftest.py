@@ -12,7 +12,7 @@ from small_commands import SMALL
 from small_runs import idx_set, tree
 
 from minidiff.cli import app
-from minidiff.training import unet_run
+from minidiff.training.kinds import unet_run
 
 
 @pytest.fixture

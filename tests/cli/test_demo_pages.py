@@ -14,7 +14,7 @@ from minidiff.data.cats_dogs import cats_dogs
 from minidiff.data.imaging import strip
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.training import loop, state
-from minidiff.training.unet_run import UNetRun
+from minidiff.training.kinds.unet_run import UNetRun
 
 SCHEDULE = cosine_schedule(1000, "v_prediction")
 SHOWN = {"data.png", "forward.png", "loss.png", "reverse.gif", "reverse.png", "samples.png", "classes.png"}

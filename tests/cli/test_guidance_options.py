@@ -16,7 +16,7 @@ from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.formats.networks import load_classifier
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.outputs import finished
-from minidiff.training import unet_run
+from minidiff.training.kinds import unet_run
 
 FEW = ("--n", 2, "--steps", 3, *QUICK)
 

@@ -12,8 +12,8 @@ import minidiff as md
 from minidiff.cli import train
 from minidiff.data.npz import read_npz
 from minidiff.formats.networks import load_classes
-from minidiff.training import points_run
-from minidiff.training.points_run import CHOICES
+from minidiff.training.kinds import points_run
+from minidiff.training.kinds.points_run import CHOICES
 
 SMALL = (*QUICK, "--batch-size", 8, "--width", 8, "--depth", 2)
 

@@ -349,7 +349,7 @@ def bad_answers(monkeypatch):
             return train_step(answer, schedule, optimizer, *rest)
 
         train_step = md.train_step
-        monkeypatch.setattr("minidiff.training.unet_run.train_step", spoilt)
+        monkeypatch.setattr("minidiff.training.kinds.unet_run.train_step", spoilt)
 
     return spoil
 

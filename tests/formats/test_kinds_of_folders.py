@@ -12,9 +12,9 @@ from minidiff.formats.folders import find
 from minidiff.formats.run_state import state_file
 from minidiff.models.config import ClassifierConfig
 from minidiff.training import state
-from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig
-from minidiff.training.vae_run import VAERun
+from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.vae_run import VAERun
 
 NAMES = ("lying", "standing")
 CLASSIFIER = ClassifierConfig(1, 8, NAMES)

@@ -11,7 +11,7 @@ from one_thread import one_thread  # noqa: F401  for all tests of this module
 from minidiff.engine.optim import AdamW
 from minidiff.models.config import VAEConfig
 from minidiff.models.vae import VAE, vae_loss
-from minidiff.training.vae_run import vae_step
+from minidiff.training.kinds.vae_run import vae_step
 
 STEPS, SHAPE, LATENTS, LR, KL = 20, (4, 8, 8, 3), (4, 4, 4, 2), 1e-3, 0.1
 CONFIG = VAEConfig(

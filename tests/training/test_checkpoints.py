@@ -273,7 +273,7 @@ def test_the_probe_asks_by_class_and_weighs_as_the_run(tmp_path, monkeypatch):
         np.testing.assert_array_equal(weight, min_snr_weight(schedule, t, 5.0))
         return training_loss(model, schedule, x0, t, eps, cond, weight=weight)
 
-    monkeypatch.setattr("minidiff.training.unet_run.training_loss", loss)
+    monkeypatch.setattr("minidiff.training.kinds.unet_run.training_loss", loss)
     assert math.isfinite(validation_loss(dataclasses.replace(run, config=config), dataset))
     assert asked[0][0] == [0, 1] * 5
 

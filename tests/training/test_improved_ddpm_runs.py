@@ -18,8 +18,8 @@ from minidiff.formats.weights import write_safetensors
 from minidiff.sampling.opening import open_pipeline
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.step import make_optimizer, train, train_step
-from minidiff.training.unet_run import UNetRun
 
 STEPS, T = 24, 3  # 96 losses, of three timesteps: each has its ten after some ten steps
 

@@ -13,7 +13,8 @@ from minidiff import machine
 from minidiff.errors import MinidiffError
 from minidiff.formats.networks import save_network
 from minidiff.models.vae import VAE
-from minidiff.training import loop, start, start_text, state, text_run, unet_run, vae_run
+from minidiff.training import loop, start, start_text, state
+from minidiff.training.kinds import text_run, unet_run, vae_run
 from minidiff.training.log import read_log
 from minidiff.training.loop import stoppable
 

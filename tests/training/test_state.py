@@ -19,13 +19,14 @@ from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.formats import networks
 from minidiff.formats.run_lock import lock_run
-from minidiff.training import checkpoints, state, unet_run
+from minidiff.training import checkpoints, state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds import unet_run
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.log import TrainingLog, read_log, truncate_log
 from minidiff.training.state import new_run as start
 from minidiff.training.state import open_run, state_file
 from minidiff.training.step import StepStats
-from minidiff.training.unet_run import UNetRun
 
 HEADER = "step,loss,grad_norm,lr\n"
 

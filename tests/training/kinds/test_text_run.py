@@ -25,10 +25,11 @@ from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.models.vae import Pixels
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, text_to_image
-from minidiff.training import start, start_text, state, text_run
+from minidiff.training import start, start_text, state
 from minidiff.training.checkpoints import read_losses
+from minidiff.training.kinds import text_run
+from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.loop import validation_loss
-from minidiff.training.text_run import TextRun
 
 KINDS = {
     "pixels": {}, "latents": {"latent": True}, "frozen": {"frozen": True}, "all": {"latent": True, "frozen": True},

@@ -30,9 +30,9 @@ from minidiff.formats.schedulers import schedule_to_config
 from minidiff.formats.stable_diffusion import save_parts
 from minidiff.sampling.text_to_image import encode, text_to_image
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.unet_run import noise_loss
 from minidiff.training.run import Run, Weights
 from minidiff.training.step import StepStats, make_optimizer, train_step
-from minidiff.training.unet_run import noise_loss
 
 SHEET_IMAGES, SHEET_STEPS = 16, 25  # of a sheet of samples: images, sampling steps
 SHEET_GUIDANCE = 4.0  # guidance scale

@@ -20,12 +20,13 @@ from minidiff.formats.run_state import read_state, state_file
 from minidiff.formats.stable_diffusion import load_vae
 from minidiff.models.config import VAEConfig
 from minidiff.models.vae import VAE
-from minidiff.training import state, vae_run
+from minidiff.training import state
 from minidiff.training.checkpoints import read_losses
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds import vae_run
+from minidiff.training.kinds.unet_run import UNetRun
+from minidiff.training.kinds.vae_run import VAERun, default_vae, psnr, reconstruct, vae_step
 from minidiff.training.loop import validation_loss
-from minidiff.training.unet_run import UNetRun
-from minidiff.training.vae_run import VAERun, default_vae, psnr, reconstruct, vae_step
 
 STEPS = 8
 NETWORK = VAEConfig(

@@ -16,8 +16,8 @@ from minidiff.formats.networks import load_classifier
 from minidiff.models.config import ClassifierConfig
 from minidiff.training import state
 from minidiff.training.checkpoints import read_losses
-from minidiff.training.classifier_run import ClassifierRun
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.classifier_run import ClassifierRun
 from minidiff.training.recipes import SCHEDULE
 
 NAMES = ("lying", "standing")

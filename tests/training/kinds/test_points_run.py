@@ -15,12 +15,13 @@ from minidiff.formats.weights import open_safetensors
 from minidiff.models.mlp import MLPConfig
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import text_to_image
-from minidiff.training import points_run, state
+from minidiff.training import state
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds import points_run
+from minidiff.training.kinds.points_run import PointsRun
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.loop import validation_loss
-from minidiff.training.points_run import PointsRun
 from minidiff.training.recipes import SCHEDULE
-from minidiff.training.unet_run import UNetRun
 
 LINE, CLUSTERS = open_dataset("line"), open_dataset("two_clusters")
 

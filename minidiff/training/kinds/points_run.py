@@ -23,9 +23,9 @@ from minidiff.models.mlp import MLP
 from minidiff.sampling.points import SAMPLER, PointSampler
 from minidiff.sampling.points_figure import points_figure
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.unet_run import DenoiserRun
 from minidiff.training.run import Weights
 from minidiff.training.step import make_optimizer
-from minidiff.training.unet_run import DenoiserRun
 
 SHEET_POINTS, SHEET_STEPS = 1000, 25  # of a figure: samples, DDIM steps
 # Fields of TrainConfig in which a new run differs from one on images.

@@ -1,0 +1,1 @@
+"""The kinds of run, a module for each kind of network."""
