@@ -69,6 +69,7 @@ def sample_command(
     raw: options.Raw = False,
     best: options.Best = False,
     step: Annotated[int | None, typer.Option(help="Use the checkpoint of this step.")] = None,
+    ema: options.EMA = None,
     seed: options.Seed = 0,
     noise: Annotated[
         options.NoiseSource, typer.Option(help="Random generator; torch also follows diffusers' timesteps.")
@@ -98,7 +99,7 @@ def sample_command(
     elif name or gif:
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
     rng = inputs.noise_source(noise, seed)
-    pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch")
+    pipeline = open_for(bool(texts), run, backend, weights, sampler, as_diffusers=noise == "torch", ema=ema)
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras)
     print_warning(accuracy_warning(pipeline, steps))
     if isinstance(pipeline, TextPipeline):
@@ -178,10 +179,11 @@ def open_for(
     weights: Weights | None = None,
     sampler: str | None = None,
     as_diffusers: bool = False,
+    ema: float | None = None,
 ) -> Pipeline:
     """The folder opened, if it takes prompts as they are given, or not given; the rest as of `open_pipeline`."""
     try:
-        return open_pipeline(folder, backend, weights, sampler, as_diffusers, "text" if prompt else "unet")
+        return open_pipeline(folder, backend, weights, sampler, as_diffusers, "text" if prompt else "unet", ema)
     except WrongKind as error:
         if error.kind == "text":
             raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None

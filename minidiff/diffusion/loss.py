@@ -1,5 +1,6 @@
 """The training loss, and its min-SNR weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,20 @@ def training_loss(
     cond: Any = None,
     rng: Rng | None = None,
     weight: np.ndarray | None = None,
+    each: Callable[[Any], object] | None = None,
 ) -> Tensor:
     """Mean squared error of the model's prediction at x_t, a scalar (DDPM algorithm 1 and eq. 14).
 
     x0 and eps are float (N, H, W, C), t is (N,). model(x_t, t) predicts the target of the schedule's prediction type;
     cond=cond and rng=rng (for dropout) are passed unless None. weight (N,) multiplies each image's squared error.
+    each(errors) is called with the images' mean squared errors without that weight, an array (N,) of the backend.
     Raises MinidiffError for a t out of the schedule's range.
     """
     x_t = q_sample(schedule, x0, t, eps)
     extras = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
     prediction = model(x_t, t, **extras)
     weight = None if weight is None else weight.astype(x0.dtype).reshape(-1, 1, 1, 1)
-    return mse(prediction, target(schedule, x0, t, eps), weight)
+    return mse(prediction, target(schedule, x0, t, eps), weight, each)
 
 
 def min_snr_weight(schedule: AnySchedule, t: np.ndarray, gamma: float = 5.0) -> np.ndarray:
