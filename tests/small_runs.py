@@ -111,7 +111,7 @@ def go_on(
 def rows(folder: Path) -> list[str]:
     """The lines of a run's log behind the header; none of both if nothing was written yet."""
     header, *lines = (folder / "metrics.csv").read_text().splitlines() or [HEADER.strip()]
-    assert header == "step,loss,grad_norm,lr"
+    assert header == "step,loss,grad_norm,lr,loss_q1,loss_q2,loss_q3,loss_q4"
     return lines
 
 

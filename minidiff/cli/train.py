@@ -211,7 +211,7 @@ def _emas(half_lives: str | None) -> dict[str, Any]:
         first, *others = (math.nan,)
     if not all(SHORTEST <= steps <= LONGEST for steps in (first, *others)):
         raise MinidiffError(
-            f"--ema-half-life {half_lives!r:.80}: give {SHORTEST:g} to {LONGEST:g} steps, or several with commas"
+            f"--ema-half-life {half_lives:.80}: give {SHORTEST:g} to {LONGEST:g} steps, or several with commas"
         )
     return {"ema": half_life(first), "further_emas": tuple(others)}
 
