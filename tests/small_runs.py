@@ -81,9 +81,13 @@ def bars(n: int, seed: int = 0, channels: int = 1) -> Dataset:
     return from_arrays("bars", images, labels, ("lying", "standing"))
 
 
-def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> UNetRun:
-    """A run at step 0 whose rate warms up and decays within its few steps."""
-    config = TrainConfig("noise", steps=steps, batch_size=4, warmup=3, seed=5, backend=backend)
+def new_run(
+    folder: Path, steps: int = 12, backend: str = "numpy", emas: tuple[float, ...] = (), lr: float = 1e-3, **changes
+) -> UNetRun:
+    """A run at step 0 whose rate warms up and decays within its few steps; emas: half-lives of further averages."""
+    config = TrainConfig(
+        "noise", steps=steps, batch_size=4, lr=lr, warmup=3, seed=5, backend=backend, further_emas=emas
+    )
     return state.new_run(UNetRun, folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
 
 

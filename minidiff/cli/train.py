@@ -14,7 +14,7 @@ from minidiff.cli import options
 from minidiff.data import Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
-from minidiff.formats.averages import LONGEST, SHORTEST
+from minidiff.formats.averages import RANGE, in_range
 from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
 from minidiff.training.lock import lock_run
@@ -209,10 +209,8 @@ def _emas(half_lives: str | None) -> dict[str, Any]:
         first, *others = (float(steps) for steps in half_lives.split(","))
     except ValueError:
         first, *others = (math.nan,)
-    if not all(SHORTEST <= steps <= LONGEST for steps in (first, *others)):
-        raise MinidiffError(
-            f"--ema-half-life {half_lives:.80}: give {SHORTEST:g} to {LONGEST:g} steps, or several with commas"
-        )
+    if not all(map(in_range, (first, *others))):
+        raise MinidiffError(f"--ema-half-life {half_lives:.80}: give {RANGE}, or several with commas")
     return {"ema": half_life(first), "further_emas": tuple(others)}
 
 

@@ -15,8 +15,8 @@ from minidiff.formats.run_state import NoAverage, RunState, damaged_metadata, ke
 from minidiff.formats.weights import Stored
 
 Weights = str | Sequence[tuple[float, Stored]]  # the name of a buffer, or a sum of buffers with coefficients
-LARGEST_ERROR = 0.1  # of a combination's profile
-SHORTEST, LONGEST = 0.1, 1e9  # half-lives
+LARGEST_ERROR = 0.05  # of a combination's profile
+RANGE = "0.1 to 1e9 steps"  # of half-lives
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 def buffer_name(steps: float) -> str:
     """The name of the buffer of a further average with a half-life of that many steps."""
     return f"ema_{steps:g}"
+
+
+def in_range(steps: float) -> bool:
+    """Whether a half-life is in RANGE."""
+    return 0.1 <= steps <= 1e9
 
 
 def same_half_life(a: float, b: float) -> bool:
@@ -49,8 +54,8 @@ def average(state: RunState, steps: float) -> Weights:
     The log says what is combined, and the error of the profile. Raises NoAverage, with the remedy, if that exceeds
     LARGEST_ERROR, and MinidiffError for a half-life that is out of range.
     """
-    if not SHORTEST <= steps <= LONGEST:
-        raise NoAverage(f"--ema {steps:g}: give {SHORTEST:g} to {LONGEST:g} steps")
+    if not in_range(steps):
+        raise NoAverage(f"--ema {steps:g}: give {RANGE}")
     own = decays(state)
     for name, decay in own.items():
         if same_half_life(half_life_of(decay), steps):

@@ -6,7 +6,7 @@ from typing import Any
 
 from minidiff.engine.optim import half_life_of, learning_rate
 from minidiff.errors import MinidiffError
-from minidiff.formats.averages import LONGEST, SHORTEST, same_half_life
+from minidiff.formats.averages import RANGE, in_range, same_half_life
 
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
 INTEGER_RANGES = {
@@ -104,9 +104,9 @@ class TrainConfig:
 def _half_lives(ema: float, further: Any) -> tuple[float, ...]:
     """further_emas, checked. Raises MinidiffError if it is not a list of half-lives that all differ."""
     if not isinstance(further, list | tuple) or not all(
-        type(steps) in (int, float) and SHORTEST <= steps <= LONGEST for steps in further
+        type(steps) in (int, float) and in_range(steps) for steps in further
     ):
-        raise MinidiffError(f"further_emas = {further!r:.80}: give a list of {SHORTEST:g} to {LONGEST:g} steps")
+        raise MinidiffError(f"further_emas = {further!r:.80}: give a list of half-lives, {RANGE}")
     for a, b in combinations((half_life_of(ema), *further), 2):
         if same_half_life(a, b):
             raise MinidiffError(f"EMA half-lives {a:g} and {b:g}: must differ in the first three digits; leave one out")
