@@ -84,7 +84,7 @@ def evaluate(
             if raw:
                 reason = "is text-conditional, evaluated by the averaged weights only"
                 raise MinidiffError(f"{what}: {reason}; leave --raw out")
-            _evaluate_prompts(pipeline, data, n, steps, guidance, seed, out)
+            _evaluate_prompts(pipeline, data, n, steps, guidance, samples.weights_of(raw, ema), seed, out)
             return
         images = samples.sampled(pipeline, n or 1000, steps, guidance, samples.weights_of(raw, ema), seed)
         print_warning(images.warning)
@@ -126,6 +126,7 @@ def _evaluate_prompts(
     n: int | None,
     steps: int | None,
     guidance: float,
+    weights: str,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -155,7 +156,7 @@ def _evaluate_prompts(
     baseline = prompt_agreement.PromptSamples(real.test.captions, report.all_images(real.test))
     contents = {
         "samples": {
-            "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()},
+            "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()}, "weights": weights,
             "sampler": sampler.name, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},
