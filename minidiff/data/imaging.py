@@ -216,14 +216,14 @@ def save_loss_plot(
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    shown, finite = _finite(steps, losses)
+    mean_steps, mean = _moving_average(shown, finite)
+    axes.plot(shown, finite, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
+    axes.plot(mean_steps, mean, color="#b5482f", linewidth=2, label=f"mean of {len(finite) - len(mean) + 1}")
     for (name, color), some in zip(QUARTERS, quarters, strict=False):
-        quarter_steps, quarter_losses = _finite(steps, some)
-        if quarter_losses:
-            axes.plot(*_moving_average(quarter_steps, quarter_losses), color=color, linewidth=1, label=name)
-    steps, losses = _finite(steps, losses)
-    mean_steps, mean = _moving_average(steps, losses)
-    axes.plot(steps, losses, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
-    axes.plot(mean_steps, mean, color="#b5482f", linewidth=2, label=f"mean of {len(steps) - len(mean) + 1}")
+        shown, finite = _finite(steps, some)
+        if finite:
+            axes.plot(*_moving_average(shown, finite), color=color, linewidth=1, label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.set_title(title, parse_math=False)
     axes.yaxis.set_major_formatter("{x:g}")  # 0.2, where the default says 2 x 10^-1
