@@ -98,8 +98,10 @@ class AdamW:
 
     def _update_ema(self, ema: Any, decay: float, norm: Any) -> None:
         """One step of a further average; the kernel computes the first. No change if the step was skipped."""
-        xp, dtype = self.backend.xp, self.p.dtype.type
-        rate = xp.where(xp.isfinite(norm), dtype(1 - decay), dtype(0))  # on a GPU it stays there
+        xp, dtype = self.backend.xp, self.p.dtype
+        rate = xp.where(
+            xp.isfinite(norm), xp.full((), 1 - decay, dtype), xp.zeros((), dtype)
+        )  # a GPU is not waited for
         difference = self.p - ema
         difference *= rate
         ema += difference
