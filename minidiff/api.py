@@ -22,6 +22,7 @@ from minidiff.diffusion.schedule import (
 )
 from minidiff.diffusion.steps import ddim_step, p_sample
 from minidiff.engine.backend import get_backend
+from minidiff.engine.ema import ema_profile, post_hoc_ema
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.engine.torch_generator import torch_generator
@@ -38,10 +39,11 @@ from minidiff.training.step import train, train_step
 __all__ = [
     "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "PointsPipeline",
     "Sampler", "Schedule", "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim",
-    "classifier_gradient", "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "exact_model",
-    "get_backend", "guided", "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule", "load_classifier",
-    "load_sampler", "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad", "ode_bits_per_dim",
-    "open_dataset", "open_pipeline", "p_sample", "q_posterior", "q_sample", "redraw", "repaint",
-    "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule", "sigmoid_schedule", "slerp",
+    "classifier_gradient", "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "ema_profile",
+    "exact_model", "get_backend", "guided", "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule",
+    "load_classifier", "load_sampler", "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad",
+    "ode_bits_per_dim", "open_dataset", "open_pipeline", "p_sample", "post_hoc_ema", "q_posterior", "q_sample",
+    "redraw", "repaint", "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule",
+    "sigmoid_schedule", "slerp",
     "text_to_image", "torch_generator", "train", "train_step", "training_loss",
 ]  # fmt: skip

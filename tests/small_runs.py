@@ -83,9 +83,13 @@ def bars(n: int, seed: int = 0, channels: int = 1) -> Dataset:
     return from_arrays("bars", images, labels, ("lying", "standing"))
 
 
-def new_run(folder: Path, steps: int = 12, backend: str = "numpy", **changes) -> UNetRun:
-    """A run at step 0 whose rate warms up and decays within its few steps."""
-    config = TrainConfig("noise", steps=steps, batch_size=4, warmup=3, seed=5, backend=backend)
+def new_run(
+    folder: Path, steps: int = 12, backend: str = "numpy", emas: tuple[float, ...] = (), lr: float = 1e-3, **changes
+) -> UNetRun:
+    """A run at step 0 whose rate warms up and decays within its few steps; emas: half-lives of further averages."""
+    config = TrainConfig(
+        "noise", steps=steps, batch_size=4, lr=lr, warmup=3, seed=5, backend=backend, further_emas=emas
+    )
     return state.new_run(UNetRun, folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
 
 
@@ -121,7 +125,7 @@ def go_on(
 def rows(folder: Path) -> list[str]:
     """The lines of a run's log behind the header; none of both if nothing was written yet."""
     header, *lines = (folder / "metrics.csv").read_text().splitlines() or [HEADER.strip()]
-    assert header == "step,loss,grad_norm,lr"
+    assert header == "step,loss,grad_norm,lr,loss_q1,loss_q2,loss_q3,loss_q4"
     return lines
 
 

@@ -24,7 +24,7 @@ from minidiff.models.default_configs import default_config
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.unet_run import UNetRun
-from minidiff.training.log import read_log
+from minidiff.training.log import read_log, read_quarter_losses
 from minidiff.training.recipes import SCHEDULE
 
 TRAINING_STEPS = 1400
@@ -127,8 +127,8 @@ def _write_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], 
     cat = int(np.flatnonzero(dataset.labels == 0)[0])
     save_image(forward_strip(SCHEDULE, dataset.take(np.array([cat]))[0], rng), out / "forward.png")
     save_image(sheet(dataset.take(np.arange(SAMPLES))), out / "data.png")
-    steps, losses = read_log(run.folder / "metrics.csv")
-    save_loss_plot(steps, losses, out / "loss.png", "Training loss")
+    log = run.folder / "metrics.csv"
+    save_loss_plot(*read_log(log), out / "loss.png", "Training loss", read_quarter_losses(log))
     _write_samples(run, out, rng, tick)
 
 

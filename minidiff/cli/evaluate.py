@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from minidiff import machine
-from minidiff.cli.options import PLACE, Backend, Guidance, Seed, SkipBad, Threads
+from minidiff.cli.options import EMA, PLACE, Backend, Guidance, Seed, SkipBad, Threads
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image
@@ -50,6 +50,7 @@ def evaluate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the weights of the last step, not their moving average (EMA).")
     ] = False,
+    ema: EMA = None,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
     classifier: Annotated[
@@ -75,17 +76,18 @@ def evaluate(
     data = _Data(against, classifier, skip_bad)
     if what.is_file():
         images = samples.from_archive(what)
-        if (n, steps, sampler, guidance, raw) != (None, None, None, 1, False):
+        if (n, steps, sampler, guidance, raw, ema) != (None, None, None, 1, False, None):
             raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
-        pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler, kind=("unet", "text"))
+        kind = ("unet", "text")
+        pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler, kind=kind, ema=ema)
         if isinstance(pipeline, TextPipeline):
             if raw:
                 reason = "is text-conditional, evaluated by the averaged weights only"
                 raise MinidiffError(f"{what}: {reason}; leave --raw out")
-            _evaluate_prompts(pipeline, data, n, steps, guidance, seed, out)
+            _evaluate_prompts(pipeline, data, n, steps, guidance, samples.weights_of(raw, ema), seed, out)
             return
-        images = samples.sampled(pipeline, n or 1000, steps, guidance, raw, seed)
+        images = samples.sampled(pipeline, n or 1000, steps, guidance, samples.weights_of(raw, ema), seed)
         print_warning(images.warning)
     _evaluate_images(what, images, data, seed, out, backend, threads)
 
@@ -125,6 +127,7 @@ def _evaluate_prompts(
     n: int | None,
     steps: int | None,
     guidance: float,
+    weights: str,
     seed: int,
     out: Path | None,
 ) -> None:
@@ -154,7 +157,7 @@ def _evaluate_prompts(
     baseline = prompt_agreement.PromptSamples(real.test.captions, report.all_images(real.test))
     contents = {
         "samples": {
-            "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()},
+            "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()}, "weights": weights,
             "sampler": sampler.name, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},

@@ -71,6 +71,8 @@ NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=102
 Raw = Annotated[bool, typer.Option("--raw", help="Use the last step's weights instead of their EMA.")]
 Best = Annotated[bool, typer.Option("--best", help="Use the checkpoint of lowest validation loss.")]
 
+EMA = Annotated[float | None, typer.Option("--ema", help="Use the moving average (EMA) of this half-life, in steps.")]
+
 # Of training commands; None: the default of the recipe, or the run's own value.
 DATA = "cats_dogs, cifar10, emoji, line, two_clusters, two_moons, swiss_roll, or a path: IDX, CIFAR-10, a folder"
 Data = Annotated[str | None, typer.Argument(help=f"{DATA}. Optional with --resume.")]
@@ -91,7 +93,12 @@ LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning 
 Warmup = Annotated[int | None, typer.Option(help="Steps of linear learning rate warmup.  [default: 50]")]
 Decay = Annotated[DecayName | None, typer.Option(help="Learning rate decay.  [default: cosine]")]
 EMAHalfLife = Annotated[
-    float | None, typer.Option(help="Half-life of the weights' moving average (EMA), in steps.  [default: 138]")
+    str | None,
+    typer.Option(
+        help="Half-life of the weights' moving average (EMA), in steps; several, with commas: as many averages.  "
+        "[default: 138]",
+        metavar="<float,...>",
+    ),
 ]
 TrainingBackend = Annotated[BackendName | None, typer.Option("--backend", help="Compute backend.  [default: numba]")]
 TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Random seed.  [default: 0]")]

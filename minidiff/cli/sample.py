@@ -90,6 +90,7 @@ def sample_command(
     raw: options.Raw = False,
     best: options.Best = False,
     step: Annotated[int | None, typer.Option(help="Use the checkpoint of this step.")] = None,
+    ema: options.EMA = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.  [default: 0]", min=0)] = None,
     seeds: Annotated[
         str | None, typer.Option(help="A seed for each image, such as 0-63 or 3,7,10-12, in place of --seed and --n.")
@@ -131,7 +132,7 @@ def sample_command(
     rng = inputs.noise_source(noise, seed or 0)
     kind: Kind | tuple[Kind, ...] = "text" if texts else ("unet", "points")
     try:
-        pipeline = open_for(kind, run, backend, weights, sampler, as_diffusers=noise == "torch")
+        pipeline = open_for(kind, run, backend, weights, sampler, as_diffusers=noise == "torch", ema=ema)
     except WrongKind as error:
         if error.kind == "points":
             check_no_image_options(run, {"prompt": prompt, "prompts": prompts})
@@ -254,10 +255,11 @@ def open_for(
     weights: Weights | None = None,
     sampler: str | None = None,
     as_diffusers: bool = False,
+    ema: float | None = None,
 ) -> Pipeline:
     """`open_pipeline`, with --prompt as the remedy if the folder is of kind "text" and that is not wanted."""
     try:
-        return open_pipeline(folder, backend, weights, sampler, as_diffusers, kind)
+        return open_pipeline(folder, backend, weights, sampler, as_diffusers, kind, ema)
     except WrongKind as error:
         if error.kind == "text":
             raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None

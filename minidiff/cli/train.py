@@ -14,6 +14,7 @@ from minidiff.cli import options
 from minidiff.data import POINTS, Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
+from minidiff.formats.averages import RANGE, in_range
 from minidiff.formats.run_lock import lock_run
 from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
@@ -104,7 +105,7 @@ def train(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
         objective=objective, min_snr=min_snr, learned_variance=learned_variance or None,
         importance_sampling=importance_sampling or None, width=width, depth=depth, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, ema=_ema(ema_half_life), backend=backend, seed=seed,
+        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
@@ -159,7 +160,7 @@ def train_vae(
     given = _given(
         size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,
         depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
-        ema=_ema(ema_half_life), backend=backend, seed=seed,
+        **_emas(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     with lock_run(out):
         if resume:
@@ -255,11 +256,20 @@ def _result(run: Run, dataset: Dataset) -> str:
     return f"To sample: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"
 
 
-def _ema(steps: float | None) -> float | None:
-    """EMA decay of a half-life in steps; None for None. Raises MinidiffError if it is out of range."""
-    if steps is not None and not 0.1 <= steps <= 1e9:
-        raise MinidiffError(f"--ema-half-life {steps:g}: give 0.1 to 1e9 steps")
-    return None if steps is None else half_life(steps)
+def _emas(half_lives: str | None) -> dict[str, Any]:
+    """The moving averages of --ema-half-life as fields of TrainConfig.
+
+    Raises MinidiffError for what is not a list of numbers in range.
+    """
+    if half_lives is None:
+        return {}
+    try:
+        first, *others = (float(steps) for steps in half_lives.split(","))
+    except ValueError:
+        first, *others = (math.nan,)
+    if not all(map(in_range, (first, *others))):
+        raise MinidiffError(f"--ema-half-life {half_lives:.80}: give {RANGE}, or several with commas")
+    return {"ema": half_life(first), "further_emas": tuple(others)}
 
 
 def train_with_bar(

@@ -29,6 +29,9 @@ FORMATS = (
 SHOWN = 96  # pixels to which the longer side of a small image is enlarged
 PAPER = (248, 246, 241)  # behind sheets and strips
 INK = (70, 66, 74)  # captions
+QUARTERS = (  # of the noise levels, in plots of the loss
+    ("least noise", "#9cc3c0"), ("2nd quarter", "#6f9fb5"), ("3rd quarter", "#55719e"), ("most noise", "#453a68"),
+)  # fmt: skip
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -198,22 +201,29 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
 
 
-def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: str | Path, title: str) -> None:
+def save_loss_plot(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    path: str | Path,
+    title: str,
+    quarters: Sequence[Sequence[float]] = (),
+) -> None:
     """Plot training losses on a logarithmic axis: each one faint, a moving average over n / 25 steps bold.
 
-    steps, losses: (n,), n >= 1; steps whose loss is not positive and finite are left out. Raises MinidiffError as
-    `save_image` does, and if matplotlib refuses MPLBACKEND.
+    steps, losses: (n,), n >= 1; steps whose loss is not positive and finite are left out. quarters: (n,) each, the
+    losses of the four quarters of the noise levels, from the least noise to the most; their averages are thin lines.
+    Raises MinidiffError as `save_image` does, and if matplotlib refuses MPLBACKEND.
     """
-    finite = [(step, loss) for step, loss in zip(steps, losses, strict=True) if 0 < loss < math.inf]
-    steps, losses = [step for step, _ in finite], [loss for _, loss in finite]
-    window = max(1, len(losses) // 25)
-    total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))
-    mean = (total[window:] - total[:-window]) / window  # (n - window + 1,)
-
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
-    axes.plot(steps, losses, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
-    axes.plot(steps[window - 1 :], mean, color="#b5482f", linewidth=2, label=f"mean of {window}")
+    shown, finite = _finite(steps, losses)
+    mean_steps, mean = _moving_average(shown, finite)
+    axes.plot(shown, finite, color="#e9a96b", alpha=0.4, linewidth=0.8, label="each step")
+    axes.plot(mean_steps, mean, color="#b5482f", linewidth=2, label=f"mean of {len(finite) - len(mean) + 1}")
+    for (name, color), some in zip(QUARTERS, quarters, strict=False):
+        shown, finite = _finite(steps, some)
+        if finite:
+            axes.plot(*_moving_average(shown, finite), color=color, linewidth=1, label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.set_title(title, parse_math=False)
     axes.yaxis.set_major_formatter("{x:g}")  # 0.2, where the default says 2 x 10^-1
@@ -243,3 +253,16 @@ def rendered(figure: Any) -> Image.Image:
     """A figure of `new_figure` as an RGB image."""
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+
+
+def _finite(steps: Sequence[int], losses: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The steps whose loss is positive and finite, and those losses."""
+    found = [(step, loss) for step, loss in zip(steps, losses, strict=True) if 0 < loss < math.inf]
+    return [step for step, _ in found], [loss for _, loss in found]
+
+
+def _moving_average(steps: list[int], losses: list[float]) -> tuple[list[int], np.ndarray]:
+    """The mean of every n / 25 losses in a row, and the last step of each."""
+    window = max(1, len(losses) // 25)
+    total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))
+    return steps[window - 1 :], (total[window:] - total[:-window]) / window  # (n - window + 1,)

@@ -7,6 +7,7 @@ training, the network's input and the noise levels of sampling. The prediction t
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +44,10 @@ class EDM:
     def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Noise levels (n,) for a training step: ln sigma is normal with mean -1.2 and standard deviation 1.2."""
         return np.exp(1.2 * rng.standard_normal((n,), dtype=np.float64) - 1.2)
+
+    def quantile(self, t: np.ndarray) -> np.ndarray:
+        """Share of the training's noise levels below t, (N,) in [0, 1]: Phi((ln sigma + 1.2) / 1.2)."""
+        return np.array([NormalDist(-1.2, 1.2).cdf(x) for x in np.log(t)])
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """The noise levels of sampling, (steps,) from sigma_max down to sigma_min (eq. 5)."""
@@ -88,6 +93,10 @@ class Flow:
     def sample_t(self, rng: Rng, n: int) -> np.ndarray:
         """Times (n,) for a training step, uniform in [0, 1)."""
         return rng.random(n)
+
+    def quantile(self, t: np.ndarray) -> np.ndarray:
+        """Share of the training's times before t, (N,) in [0, 1]: t itself."""
+        return np.asarray(t)
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """The times of sampling, (steps,) evenly from 1 down to 0.001; the last step goes from there to 0."""

@@ -4,6 +4,7 @@ The last two are from Nichol & Dhariwal, "Improved Denoising Diffusion Probabili
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,20 +35,25 @@ def training_loss(
     cond: Any = None,
     rng: Rng | None = None,
     weight: np.ndarray | None = None,
+    each: Callable[[Any], object] | None = None,
 ) -> Tensor:
     """Mean squared error of the model's prediction at x_t, a scalar (DDPM algorithm 1 and eq. 14).
 
     x0 and eps are float (N, H, W, C), t is (N,). model(x_t, t) predicts the target of the schedule's prediction type;
     cond=cond and rng=rng (for dropout) are passed unless None. weight (N,) multiplies each image's loss.
     A model that predicts its variance too, (N, H, W, 2 C), has the hybrid loss of `image_losses`.
+    each(losses) is called with the images' losses without that weight, an array (N,) of the backend.
     Raises MinidiffError for a t out of the schedule's range.
     """
     x_t, prediction = _predict(model, schedule, x0, t, eps, cond, rng)
     weight = None if weight is None else weight.astype(x0.dtype)
     if prediction.shape == with_variance(x0.shape):
-        return weighted_mean(_hybrid_losses(schedule, x0, x_t, t, eps, prediction), weight)
+        losses = _hybrid_losses(schedule, x0, x_t, t, eps, prediction)
+        if each is not None:
+            each(losses.data)
+        return weighted_mean(losses, weight)
     weight = None if weight is None else weight.reshape(-1, 1, 1, 1)
-    return mse(prediction, target(schedule, x0, t, eps), weight)
+    return mse(prediction, target(schedule, x0, t, eps), weight, each)
 
 
 def image_losses(

@@ -61,6 +61,10 @@ class Schedule:
         """Timesteps (n,) for a training step, uniform (DDPM algorithm 1)."""
         return rng.integers(0, len(self), n)
 
+    def quantile(self, t: np.ndarray) -> np.ndarray:
+        """Share of the timesteps before t, (N,) in [0, 1)."""
+        return np.asarray(t) / len(self)
+
     @cached_property
     def alphas(self) -> np.ndarray:
         """alpha_t = 1 - beta_t (DDPM section 2)."""

@@ -1,34 +1,47 @@
 """Losses: mean squared error, of all elements or of each sample, and cross-entropy."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from minidiff.engine.tensor import Function, Tensor
 
 
 class MSE(Function):
-    def __init__(self, target, weight):
-        self.target, self.weight = target, weight
+    def __init__(self, target, weight, each=None):
+        self.target, self.weight, self.each = target, weight, each
 
     def forward(self, prediction):
         self.error = prediction - self.backend.asarray(self.target)
         self.weighted = self.error if self.weight is None else self.error * self.backend.asarray(self.weight)
-        return (self.error * self.weighted).mean()
+        products = self.error * self.weighted
+        if self.each is not None:
+            squares = products if self.weight is None else self.error * self.error
+            self.each(squares.reshape(len(squares), -1).mean(1))
+        return products.mean()
 
     def backward(self, dy):
         return (self.weighted * (dy * 2 / self.error.size),)
 
 
-def mse(prediction: Tensor, target: np.ndarray, weight: np.ndarray | None = None) -> Tensor:
+def mse(
+    prediction: Tensor,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    each: Callable[[Any], object] | None = None,
+) -> Tensor:
     """Mean over all elements of weight (prediction - target)^2, a scalar.
 
-    weight: (N, 1, 1, ...), one per sample; None: 1.
+    weight: (N, 1, 1, ...), one per sample; None: 1. each(errors) is called with the mean of (prediction - target)^2 of
+    each sample, an array (N,) of the backend that is not differentiated.
     Raises ValueError if a shape does not match: broadcasting would hide a mistake.
     """
     if prediction.shape != target.shape:
         raise ValueError(f"mse: prediction {prediction.shape} and target {target.shape} differ in shape")
     if weight is not None and weight.shape != (prediction.shape[0],) + (1,) * (len(prediction.shape) - 1):
         raise ValueError(f"mse: weight {weight.shape} for a prediction {prediction.shape}: give (N, 1, 1, ...)")
-    return MSE(target, weight)(prediction)
+    return MSE(target, weight, each)(prediction)
 
 
 class SquaredErrors(Function):

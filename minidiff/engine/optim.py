@@ -18,7 +18,8 @@ class AdamW:
     ema have the same layout. So move a module to its backend first; loading copies in place.
 
     clip  maximum norm of all gradients together (Pascanu et al. 2013); None: no clipping
-    ema   decay of the EMA (None: no EMA), with warm-up: min(ema, (1 + step) / (10 + step))
+    ema   decay of the EMA (None: no EMA), with warm-up: min(ema, (1 + step) / (10 + step)); several decays: as many
+          averages, `emas`, the first of which is `ema`
     A step whose gradient norm is not finite is skipped. `skipped` counts consecutive skipped steps up to the last step;
     `skipped_before` up to the step before it, which needs no synchronisation with a GPU.
     Raises ValueError if there are no parameters, one is given twice, or they are on different backends.
@@ -32,14 +33,14 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         clip: float | None = 1.0,
-        ema: float | None = None,
+        ema: float | Sequence[float] | None = None,
     ):
         self.lr = lr
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
         self.clip = clip
-        self.ema_decay = ema
+        self.ema_decays: tuple[float, ...] = () if ema is None else tuple(np.atleast_1d(ema).tolist())
         self.step_count: int = 0
         self.skipped_before: int = 0
         self._norm: Callable | None = None  # returns the gradient norm of the last step
@@ -51,7 +52,8 @@ class AdamW:
         self.g: Any = xp.zeros_like(self.p)
         self.m: Any = xp.zeros_like(self.p)
         self.v: Any = xp.zeros_like(self.p)
-        self.ema: Any = None if ema is None else self.p.copy()
+        self.emas: list[Any] = [self.p.copy() for _ in self.ema_decays]
+        self.ema: Any = self.emas[0] if self.emas else None
         self.shapes: list[tuple[int, ...]] = [p.shape for p in params]
         for p, data, grad in zip(params, self.split(self.p), self.split(self.g), strict=True):
             p.data, p.grad = data, grad
@@ -84,13 +86,25 @@ class AdamW:
         self.step_count += 1
         norm = self.backend.grad_norm(self.g)
         self._norm = self.backend.later(norm)
-        decay = 0.0 if self.ema_decay is None else ema_decay(self.ema_decay, self.step_count)
+        decays = [ema_decay(decay, self.step_count) for decay in self.ema_decays]
         clip = math.inf if self.clip is None else self.clip
         self.backend.adamw(
             self.p, self.g, self.m, self.v, self.ema, norm, clip,
-            self.lr, *self.betas, self.eps, self.weight_decay, self.step_count, decay,
+            self.lr, *self.betas, self.eps, self.weight_decay, self.step_count, decays[0] if decays else 0.0,
         )  # fmt: skip
+        for decay, ema in zip(decays[1:], self.emas[1:], strict=True):
+            self._update_ema(ema, decay, norm)
         return norm
+
+    def _update_ema(self, ema: Any, decay: float, norm: Any) -> None:
+        """One step of a further average; the kernel computes the first. No change if the step was skipped."""
+        xp, dtype = self.backend.xp, self.p.dtype
+        rate = xp.where(
+            xp.isfinite(norm), xp.full((), 1 - decay, dtype), xp.zeros((), dtype)
+        )  # a GPU is not waited for
+        difference = self.p - ema
+        difference *= rate
+        ema += difference
 
     @property
     def skipped(self) -> int:
@@ -113,6 +127,11 @@ def ema_decay(decay: float, step: int) -> float:
 def half_life(steps: float) -> float:
     """EMA decay with a half-life of that many steps: 2^(-1 / steps)."""
     return 0.5 ** (1 / steps)
+
+
+def half_life_of(decay: float) -> float:
+    """The half-life in steps of an EMA decay, the inverse of `half_life`: ln 2 / -ln decay."""
+    return math.log(2) / -math.log(decay)
 
 
 def learning_rate(lr: float, step: int, steps: int, warmup: int, decay_from: float = 1.0) -> float:

@@ -60,10 +60,10 @@ def from_archive(path: Path) -> EvaluatedImages:
     return EvaluatedImages(images.shape[1:], {"of": str(path), "n": len(images)}, lambda tick: images)
 
 
-def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, raw: bool, seed: int) -> EvaluatedImages:
+def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, weights: str, seed: int) -> EvaluatedImages:
     """n images sampled by a pipeline that takes no prompts, as `minidiff sample` samples them.
 
-    raw: whether its weights are those of a run's last step, for the report.
+    weights: which of a run's weights it has, in words, for the report (`weights_of`).
     Raises MinidiffError for settings that the pipeline does not support.
     """
     pipeline, steps = sampling_settings(pipeline, steps)
@@ -72,8 +72,9 @@ def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, raw:
     batches = inputs.batches(n, pipeline.image_shape, labels)
     model = guided_model(pipeline, guidance)
 
+    weights = "as stored" if pipeline.step is None else f"{weights}, of step {pipeline.step}"
     facts = {
-        "of": str(pipeline.folder), "n": n, "weights": _weights(pipeline.step, raw), "sampler": sampler.name,
+        "of": str(pipeline.folder), "n": n, "weights": weights, "sampler": sampler.name,
         "steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
     return EvaluatedImages(
@@ -101,6 +102,6 @@ def _generate(
     return np.concatenate(images)
 
 
-def _weights(step: int | None, raw: bool) -> str:
-    """Which weights the network has, in words: those of a run's step, None: of another folder."""
-    return "as stored" if step is None else f"{'last' if raw else 'moving average'}, of step {step}"
+def weights_of(raw: bool, ema: float | None) -> str:
+    """Which of a run's weights --raw and --ema choose, in words."""
+    return "last" if raw else "moving average" if ema is None else f"moving average of half-life {ema:g}"

@@ -20,10 +20,12 @@ from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Module, Parameter
 from minidiff.engine.rng import InitRng
 from minidiff.errors import MinidiffError
+from minidiff.formats.averages import Weights, average
 from minidiff.formats.folders import check_run
 from minidiff.formats.networks import check_weight_count
 from minidiff.formats.pipeline import TextPipeline
 from minidiff.formats.run_state import (
+    BUFFERS,
     DamagedPart,
     RunState,
     best_file,
@@ -35,7 +37,7 @@ from minidiff.formats.run_state import (
 from minidiff.formats.schedulers import schedule_from_config
 from minidiff.formats.stable_diffusion import PARTS, load_text_encoder, load_vae
 from minidiff.formats.tokenizer_files import load_tokenizer
-from minidiff.formats.weights import DTYPES, read_arrays
+from minidiff.formats.weights import DTYPES, Stored, read_arrays
 from minidiff.models.config import TextEncoderConfig, TextUNetConfig, UNetConfig
 from minidiff.models.config_rules import FileConfig
 from minidiff.models.mlp import MLP, MLPConfig
@@ -50,17 +52,25 @@ P = TypeVar("P", bound=tuple)
 TextParts = tuple[TextUNetConfig, AnySchedule, Tokenizer, VAE | Pixels, TextEncoder | TextEncoderConfig]
 
 
-def read_chosen(folder: Path, weights: str | int, read: Callable[[RunState, str], T]) -> T:
-    """read(state, name) of a run with the weights that are chosen: the buffer of that name, of that state.
+def read_chosen(
+    folder: Path, weights: str | int | None, read: Callable[[RunState, Weights], T], ema: float | None = None
+) -> T:
+    """read(state, weights) of a run with the weights that are chosen.
 
-    weights  "raw": the weights of the last step; "best": the moving average at the best checkpoint; or a step: the
-             moving average at its checkpoint
-    Raises MinidiffError for a folder without a run, and for a checkpoint that it does not keep.
+    weights  "raw": the weights of the last step; "best": the moving average at the best checkpoint; a step: the moving
+             average at its checkpoint; None: at the newest
+    ema      the half-life of that average in steps (`average`); None: the run's own
+    Raises MinidiffError for a folder without a run, for a checkpoint that it does not keep, and for an average that it
+    does not have.
     """
+
+    def read_average(state: RunState) -> T:
+        return read(state, "ema" if ema is None else average(state, ema))
+
     check_run(folder)
-    if weights == "raw":
-        return read_newest(folder, lambda state: read(state, "p"))
-    return read(read_state(best_state(folder) if weights == "best" else kept_state(folder, int(weights))), "ema")
+    if weights == "raw" or weights is None:
+        return read_newest(folder, read_average if weights is None else lambda state: read(state, "p"))
+    return read_average(read_state(best_state(folder) if weights == "best" else kept_state(folder, int(weights))))
 
 
 def kept_pipelines(pipeline: TextPipeline) -> Iterator[tuple[int, TextPipeline]]:
@@ -99,45 +109,45 @@ def kept_state(folder: Path, step: int) -> Path:
     return states[step]
 
 
-def read_networks(state: RunState, name: str, backend: str = "numba") -> dict[str, Any]:
-    """What a state holds of a pipeline, by the pipeline's names; weights from the buffer "p" or "ema"."""
+def read_networks(state: RunState, weights: Weights, backend: str = "numba") -> dict[str, Any]:
+    """What a state holds of a pipeline, by the pipeline's names; with these trained weights (`fill_from_buffer`)."""
     if state.kind == "points":
-        mlp, data = read_mlp(state, name, backend)
+        mlp, data = read_mlp(state, weights, backend)
         return {"unet": mlp, "data": data}
     if state.kind != "text":
-        return {"unet": read_unet(state, name, backend)}
-    pipeline = read_pipeline(state, name, backend)
+        return {"unet": read_unet(state, weights, backend)}
+    pipeline = read_pipeline(state, weights, backend)
     return {part: getattr(pipeline, part) for part in PARTS}
 
 
-def read_unet(state: RunState, name: str, backend: str = "numba") -> UNet:
-    """The U-Net of a state, its weights from the buffer "p" or "ema"."""
+def read_unet(state: RunState, weights: Weights, backend: str = "numba") -> UNet:
+    """The U-Net of a state with these weights (`fill_from_buffer`)."""
     state.check_kind("unet")
     network, _ = read_parts(state, lambda: unet_parts(state.metadata))
     unet = UNet(network, None, backend)
-    fill_from_buffer(unet.parameters(), state, name)
+    fill_from_buffer(unet.parameters(), state, weights)
     return unet
 
 
-def read_mlp(state: RunState, name: str, backend: str = "numba") -> tuple[MLP, str]:
-    """The MLP of a state, its weights from the buffer "p" or "ema", and the name of the dataset."""
+def read_mlp(state: RunState, weights: Weights, backend: str = "numba") -> tuple[MLP, str]:
+    """The MLP of a state, with these trained weights (`fill_from_buffer`), and the name of the dataset."""
     state.check_kind("points")
     network, _ = read_parts(state, lambda: mlp_parts(state.metadata))
     data = state.config.get("data")
     if data not in POINTS:
         raise damaged_metadata(state.path)
     mlp = MLP(network, None, backend)
-    fill_from_buffer(mlp.parameters(), state, name)
+    fill_from_buffer(mlp.parameters(), state, weights)
     return mlp, data
 
 
-def read_pipeline(state: RunState, name: str, backend: str = "numba") -> TextPipeline:
-    """The pipeline of a state, its trained weights from the buffer "p" or "ema"."""
+def read_pipeline(state: RunState, weights: Weights, backend: str = "numba") -> TextPipeline:
+    """The pipeline of a state with these trained weights (`fill_from_buffer`)."""
     state.check_kind("text")
     parts = read_parts(state, lambda: text_parts(state.path.parent.parent, state.metadata, backend))
     pipeline = build_pipeline(*parts, rng=None, backend=backend)
     frozen = json.loads(state.metadata["frozen"])
-    fill_from_buffer([p for _, p in trained_parameters(pipeline, frozen)], state, name)
+    fill_from_buffer([p for _, p in trained_parameters(pipeline, frozen)], state, weights)
     return pipeline
 
 
@@ -242,15 +252,28 @@ def digests(tokenizer: Tokenizer, vae: VAE | Pixels, text_encoder: TextEncoder |
     return digests
 
 
-def fill_from_buffer(parameters: list[Parameter], state: RunState, name: str) -> None:
-    """Read the weights of parameters from a flat buffer of a state, one after the other in its order.
+def fill_from_buffer(parameters: list[Parameter], state: RunState, weights: Weights) -> None:
+    """Read the weights of parameters, one after the other in their order, from flat buffers.
 
-    Raises MinidiffError if the buffers have another size.
+    weights: the name of one of the state's buffers, "p", "ema" or a further average's, or coefficients and buffers, in
+    files of the same run, that are summed in float64.
+    Raises MinidiffError if a buffer has another size.
     """
-    state.check_buffers(sum(prod(p.shape) for p in parameters))
-    buffer = state.buffers[name]
+    size = sum(prod(p.shape) for p in parameters)
+    if isinstance(weights, str):
+        state.check_buffers(size, {*BUFFERS, weights})
+        weights = [(1.0, state.buffers[weights])]
+    for _, buffer in weights:
+        if buffer.shape != (size,):
+            raise MinidiffError(f"{buffer.path}: {buffer.name} does not fit the network of its run; delete this file")
+    coefficients = [c for c, _ in weights]
+    for p, *arrays in zip(parameters, *(_pieces(buffer, parameters) for _, buffer in weights), strict=True):
+        total = sum(c * a.astype(np.float64) for c, a in zip(coefficients, arrays, strict=True))
+        p.data[...] = p.backend.asarray(np.asarray(total, np.float32))
+
+
+def _pieces(buffer: Stored, parameters: list[Parameter]) -> Iterator[np.ndarray]:
+    """A flat buffer's arrays for the parameters, read one after the other."""
     itemsize = np.dtype(DTYPES[buffer.dtype]).itemsize
     offsets = accumulate((itemsize * prod(p.shape) for p in parameters), initial=buffer.offset)
-    arrays = read_arrays(replace(buffer, shape=p.shape, offset=i) for p, i in zip(parameters, offsets, strict=False))
-    for p, a in zip(parameters, arrays, strict=True):
-        p.data[...] = p.backend.asarray(a)
+    return read_arrays(replace(buffer, shape=p.shape, offset=i) for p, i in zip(parameters, offsets, strict=False))

@@ -5,14 +5,15 @@ RUN/training/state-000500.safetensors   the state of one step; the newest has th
 RUN/training/best.safetensors           the state with the lowest validation loss, a second name likewise
 
 A state file holds four flat float32 arrays (P,), all parameters one after the other in the order of the optimiser:
-"p" the weights, "ema" their moving average, "m" and "v" AdamW's moments. A run with importance sampling of t has its
-history of losses beside them, "losses" (T, 10). Step and configuration are the file's metadata.
+"p" the weights, "ema" their moving average, "m" and "v" AdamW's moments; and one for every further moving average, such
+as "ema_500" (averages.py). A run with importance sampling of t has its history of losses beside them, "losses" (T, 10).
+Step and configuration are the file's metadata.
 """
 
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,10 @@ class WrongKind(MinidiffError):
         self.kind = kind
 
 
+class NoAverage(MinidiffError):
+    """A run's states hold no moving average of the half-life that is wanted, and none can be combined."""
+
+
 class DamagedPart(MinidiffError):
     """A part that a run does not train, and keeps beside its states, is missing, damaged or another one."""
 
@@ -80,7 +85,7 @@ class RunState:
     skipped   consecutive steps up to `step` whose gradient was not finite
     config    the run's configuration, as JSON has it
     metadata  strings by name: the configurations of networks and schedule among them
-    buffers   where each of BUFFERS, and of `Run.arrays`, lies, as far as the file has it
+    buffers   where each of BUFFERS, every further average and `Run.arrays` lies, as far as the file has it
     """
 
     path: Path
@@ -103,9 +108,9 @@ class RunState:
             message = f"{folder}: is a run of {KINDS[self.kind]}, not of {KINDS[wanted]}; give another folder"
             raise WrongKind(message, self.kind)
 
-    def check_buffers(self, size: int) -> None:
-        """Raises MinidiffError unless every buffer has the shape (size,)."""
-        for name in BUFFERS:
+    def check_buffers(self, size: int, names: Iterable[str] = BUFFERS) -> None:
+        """Raises MinidiffError unless every buffer of these names has the shape (size,)."""
+        for name in names:
             self.check_array(name, (size,))
 
     def check_array(self, name: str, shape: tuple[int, ...]) -> None:
@@ -150,13 +155,13 @@ def read_newest(folder: Path, build: Callable[[RunState], T], opened: RunState |
     """build(state) of a run's newest state, or, if that is damaged, of the next one that is whole, the best last.
 
     opened  a state of the run that is not read again
-    A MinidiffWarning names the state that is used in the place of a damaged one. Raises WrongKind as `build` does, and
-    MinidiffError, with all files that were tried, if no state is whole.
+    A MinidiffWarning names the state that is used in the place of a damaged one. Raises WrongKind, DamagedPart and
+    NoAverage as `build` does, and MinidiffError, with all files that were tried, if no state is whole.
     """
     path, *others = states(folder)
     try:
         return build(opened if opened and opened.path == path else read_state(path))
-    except (WrongKind, DamagedPart):  # no other state is free of that
+    except (WrongKind, DamagedPart, NoAverage):  # no other state is free of that
         raise
     except MinidiffError as error:
         for other in others:

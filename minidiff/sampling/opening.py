@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minidiff.errors import MinidiffError
+from minidiff.formats import averages
 from minidiff.formats.folders import check_kind, check_run, find
 from minidiff.formats.networks import load_classes, open_scheduler, sampler_of, schedule_of, unet_of
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
@@ -24,6 +25,7 @@ def open_pipeline(
     sampler: str | None = None,
     as_diffusers: bool = False,
     kind: Kind | tuple[Kind, ...] = ("unet", "text", "points"),
+    ema: float | None = None,
 ) -> Pipeline:
     """All that samples images: a TextPipeline if the folder's U-Net is conditioned on prompts; or a PointsPipeline.
 
@@ -34,11 +36,16 @@ def open_pipeline(
     as_diffusers  see `Sampler`; the schedule too is then as the sampler's class in diffusers reads it
     kind          "text" if the folder must take prompts, "unet" if it must not, "points" if it must be a run on points;
                   several: one of these
+    ema           of a run: the half-life in steps of the moving average, one that its states hold, or else one combined
+                  of those that the kept checkpoints hold (`average` in formats/averages.py); None: the run's first
     Raises MinidiffError for a folder that is missing, of another kind (WrongKind) or damaged, for pickled weights, for
     an unsupported configuration, and for a U-Net whose images are neither grey nor RGB.
     """
     folder, wanted = Path(folder), (kind,) if isinstance(kind, str) else kind
-    parts, step = _exported(folder, wanted, backend) if weights is None else _chosen(folder, wanted, backend, weights)
+    if weights is None and ema is None:
+        parts, step = _exported(folder, wanted, backend)
+    else:
+        parts, step = _chosen(folder, wanted, backend, weights, ema)
     scheduler = open_scheduler(folder)
     chosen = replace(sampler_of(scheduler, sampler), as_diffusers=as_diffusers)
     settings: dict[str, Any] = dict(schedule=schedule_of(scheduler, chosen), sampler=chosen, folder=folder, step=step)
@@ -73,14 +80,18 @@ def _exported(folder: Path, wanted: tuple[str, ...], backend: str) -> tuple[dict
     return load_text_parts(found, backend) if kind == "text" else {"unet": unet_of(found, backend)}, found.step
 
 
-def _chosen(folder: Path, wanted: tuple[str, ...], backend: str, weights: Weights) -> tuple[dict[str, Any], int]:
-    """The same with the weights of a run's state."""
+def _chosen(
+    folder: Path, wanted: tuple[str, ...], backend: str, weights: Weights | None, ema: float | None
+) -> tuple[dict[str, Any], int]:
+    """The same with the weights of a run's states."""
+    if weights == "raw" and ema is not None:
+        raise MinidiffError("--raw and --ema choose different weights: give one of them")
 
-    def read(state: RunState, name: str) -> tuple[dict[str, Any], int]:
+    def read(state: RunState, chosen: averages.Weights) -> tuple[dict[str, Any], int]:
         check_kind(folder, state.kind, *wanted)
-        return read_networks(state, name, backend), state.step
+        return read_networks(state, chosen, backend), state.step
 
-    return read_chosen(folder, weights, read)
+    return read_chosen(folder, weights, read, ema)
 
 
 def _check_images(folder: Path, unet: UNet) -> None:

@@ -1,10 +1,12 @@
 """The configuration of a training run."""
 
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any
 
-from minidiff.engine.optim import learning_rate
+from minidiff.engine.optim import half_life_of, learning_rate
 from minidiff.errors import MinidiffError
+from minidiff.formats.averages import RANGE, in_range, same_half_life
 
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
 INTEGER_RANGES = {
@@ -14,7 +16,7 @@ INTEGER_RANGES = {
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
-    "learned_variance", "importance_sampling",
+    "learned_variance", "importance_sampling","further_emas",
 }  # fmt: skip
 
 
@@ -33,6 +35,7 @@ class TrainConfig:
                   over the second half of the steps; "none": constant
     beta2         AdamW's decay of the second moments
     ema           decay of the moving average (EMA) of the weights, with which samples are generated
+    further_emas  half-lives, in steps, of further averages, which the states hold beside it (formats/averages.py)
     flip          flip images left to right at random, if the dataset allows it
     pad_crop      maximum random shift in pixels (data/batches.py)
     skip_bad      leave out images that cannot be read
@@ -70,6 +73,7 @@ class TrainConfig:
     fingerprint: str = ""
     learned_variance: bool = False
     importance_sampling: bool = False
+    further_emas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -98,10 +102,23 @@ class TrainConfig:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise MinidiffError(f"classes = {names!r:.80}: give a list of names")
         object.__setattr__(self, "classes", tuple(names))  # JSON has lists
+        object.__setattr__(self, "further_emas", _half_lives(self.ema, self.further_emas))
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (1 ... steps)."""
         return learning_rate(self.lr, step, self.steps, self.warmup, DECAY_START[self.decay])
+
+
+def _half_lives(ema: float, further: Any) -> tuple[float, ...]:
+    """further_emas, checked. Raises MinidiffError if it is not a list of half-lives that all differ."""
+    if not isinstance(further, list | tuple) or not all(
+        type(steps) in (int, float) and in_range(steps) for steps in further
+    ):
+        raise MinidiffError(f"further_emas = {further!r:.80}: give a list of half-lives, {RANGE}")
+    for a, b in combinations((half_life_of(ema), *further), 2):
+        if same_half_life(a, b):
+            raise MinidiffError(f"EMA half-lives {a:g} and {b:g}: must differ in the first three digits; leave one out")
+    return tuple(map(float, further))
 
 
 def config_from_dict(values: Any) -> TrainConfig:

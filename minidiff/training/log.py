@@ -1,13 +1,19 @@
-"""The training log of a run, RUN/metrics.csv: step, loss, grad_norm and lr of each step, once."""
+"""The training log of a run, RUN/metrics.csv: step, loss, grad_norm and lr of each step, once.
 
+loss_q1 ... loss_q4 are the mean unweighted losses of the step's images in each quarter of the noise levels, from the
+least noise to the most; empty if there is none. The logs of older runs lack these columns until they are resumed.
+"""
+
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
-from minidiff.training.step import StepStats
+from minidiff.training.step import QUARTERS, StepStats
 
-HEADER = "step,loss,grad_norm,lr\n"
+HEADER = "step,loss,grad_norm,lr,loss_q1,loss_q2,loss_q3,loss_q4\n"
 
 
 class TrainingLog:
@@ -23,7 +29,8 @@ class TrainingLog:
     def write(self, stats: StepStats, lr: float) -> None:
         """Append one step's line; floats with repr precision. Raises MinidiffError as `check` does."""
         self.check()
-        self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r}\n")
+        quarters = ("" if loss is None else repr(loss) for loss in stats.quarter_losses)
+        self.file.write(f"{stats.step},{stats.loss!r},{stats.grad_norm!r},{lr!r},{','.join(quarters)}\n")
 
     def check(self) -> None:
         """Raises MinidiffError if the file is no longer at its path: a state saved there would have no log."""
@@ -46,27 +53,47 @@ class TrainingLog:
 
 def read_log(path: Path) -> tuple[list[int], list[float]]:
     """Steps and losses of a log, up to the first line that is missing or damaged."""
-    steps, losses = [], []
-    if path.exists():
-        for line in path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)[1:]:
-            cells = line.split(",")
-            if not line.endswith("\n") or len(cells) != 4 or cells[0] != str(len(steps) + 1):
-                break
-            try:
-                losses.append(float(cells[1]))
-            except ValueError:
-                break
-            steps.append(int(cells[0]))
-    return steps, losses
+    lines = list(_lines(path))
+    return [int(cells[0]) for cells in lines], [float(cells[1]) for cells in lines]
+
+
+def read_quarter_losses(path: Path) -> list[list[float]]:
+    """The losses of the four quarters of the noise levels, each (n,) for the n steps of `read_log`; nan where empty."""
+    lines = list(_lines(path))
+    return [[_float(cells[-QUARTERS + quarter]) for cells in lines] for quarter in range(QUARTERS)]
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop every line after `step`, an incomplete last one included.
+    """Drop every line after `step`, an incomplete last one included; an older run's lines get empty new columns.
 
     Raises MinidiffError if a line up to `step` is missing.
     """
-    steps, _ = read_log(path)
-    if len(steps) < step:
-        raise MinidiffError(f"{path}: ends at step {len(steps)}, the state is at {step}; restore it or start a new run")
-    lines = path.read_bytes().splitlines(keepends=True)[1 : step + 1] if step else []
-    replace_file(path, lambda part: part.write_bytes(b"".join([HEADER.encode(), *lines])))
+    lines = list(_lines(path))
+    if len(lines) < step:
+        raise MinidiffError(f"{path}: ends at step {len(lines)}, the state is at {step}; restore it or start a new run")
+    kept = "".join(",".join(cells) + "\n" for cells in lines[:step])
+    replace_file(path, lambda part: part.write_text(HEADER + kept, encoding="ascii", newline=""))
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The cells of a log's lines after the header, up to the first that is missing or damaged."""
+    text = path.read_text(encoding="ascii", errors="replace") if path.exists() else ""
+    header, *lines = text.splitlines(keepends=True) or [HEADER]
+    columns = HEADER.count(",") + 1
+    for step, line in enumerate(lines, start=1):
+        cells = line.removesuffix("\n").split(",")
+        if not line.endswith("\n") or len(cells) != header.count(",") + 1 or cells[0] != str(step):
+            return
+        try:
+            float(cells[1])
+        except ValueError:
+            return
+        yield cells + [""] * (columns - len(cells))
+
+
+def _float(cell: str) -> float:
+    """The number in a cell; nan if it is empty or damaged."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan

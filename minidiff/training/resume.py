@@ -1,6 +1,5 @@
 """Resuming a run: its state decides, and options of the command line must agree with it."""
 
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from minidiff import machine
 from minidiff.data import BUILT_IN, Dataset
+from minidiff.engine.optim import half_life_of
 from minidiff.errors import MinidiffError
 from minidiff.formats.run_networks import digests
 from minidiff.training import recipes, state
@@ -50,11 +50,14 @@ def resume(
 def _check_given(run: Run, given: dict[str, Any]) -> None:
     """Raises MinidiffError, with both values, for an option that differs from the run's."""
     out, given = run.folder, dict(given)
+    further = given.pop("further_emas", run.config.further_emas)
     if (recipe := given.pop("recipe", None)) is not None:
         choices = recipes.find(recipe).choices
         if not isinstance(run, UNetRun):
             raise MinidiffError(f"{out}: {_difference('recipe', None, recipe)}")
         given = {name: value for name, value in choices.items() if name != "steps"} | given
+    if "ema" in given:
+        given["ema"] = (given["ema"], *further)
     for option in ("latent", "text_encoder"):
         if (folder := given.pop(option, None)) is not None:
             _check_part(run, option, folder)
@@ -73,6 +76,8 @@ def _started_with(run: Run, name: str) -> Any:
         return run.objective
     if name in ("width", "depth"):
         return run.widths[0] if name == "width" else len(run.widths)
+    if name == "ema":
+        return (run.config.ema, *run.config.further_emas)
     return getattr(run.config, name)
 
 
@@ -97,9 +102,14 @@ def _difference(name: str, was: Any, value: Any) -> str:
     if name == "flip":
         was = None  # --no-flip can only be given
     if name == "ema":
-        option, was, value = "--ema-half-life", *(f"{math.log(0.5) / math.log(decay):g}" for decay in (was, value))
+        option, was, value = "--ema-half-life", _half_lives(*was), _half_lives(*value)
     chosen = f"without {option}" if was is None or was is False else f"with {option} {was}, not {value}"
     return f"was started {chosen}; leave it out, or start a new run"
+
+
+def _half_lives(decay: float, *further: float) -> str:
+    """The averages of a configuration as --ema-half-life takes them: its ema and its further_emas."""
+    return ",".join(f"{steps:g}" for steps in (half_life_of(decay), *further))
 
 
 def _data_path(run: Run, data: str | None) -> str:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from minidiff.errors import MinidiffError
+from minidiff.formats.averages import buffer_name
 from minidiff.formats.folders import check_run
 from minidiff.formats.run_networks import best_state, read_parts
 from minidiff.formats.run_state import (
@@ -105,9 +106,10 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
     parts = read_parts(state, lambda: run_class.parts_of(folder, config, state.metadata))
     run = run_class.build(folder, config, *parts, rng=None)
     optimizer = run.optimizer
-    state.check_buffers(optimizer.p.size)
-    for name in BUFFERS:
-        getattr(optimizer, name)[...] = optimizer.backend.asarray(state.buffers[name].read())
+    buffers = _buffers(run)
+    state.check_buffers(optimizer.p.size, buffers)
+    for name, buffer in buffers.items():
+        buffer[...] = optimizer.backend.asarray(state.buffers[name].read())
     for name, a in run.arrays().items():
         state.check_array(name, a.shape)
         a[...] = state.buffers[name].read()
@@ -147,7 +149,7 @@ def save(run: Run, keep: int = 2) -> None:
         "config": json.dumps(asdict(run.config)),
         **run.metadata(),
     }
-    buffers = {name: to_numpy(getattr(run.optimizer, name)) for name in BUFFERS} | run.arrays()
+    buffers = {name: to_numpy(buffer) for name, buffer in _buffers(run).items()} | run.arrays()
     write_safetensors(step_file(run.folder, run.step), buffers, metadata)
     checkpoints.make_newest(run.folder, run.step, keep)
     export(run)
@@ -155,7 +157,14 @@ def save(run: Run, keep: int = 2) -> None:
 
 def check_disk_space(run: Run, keep: int) -> int:
     """Bytes of disk that the run's states take. Raises MinidiffError if the disk has not enough space."""
-    return checkpoints.check_disk_space(run.folder, len(BUFFERS) * run.optimizer.p.nbytes, keep)
+    return checkpoints.check_disk_space(run.folder, len(_buffers(run)) * run.optimizer.p.nbytes, keep)
+
+
+def _buffers(run: Run) -> dict[str, Any]:
+    """The optimiser's flat buffers by their names in a state file."""
+    names = map(buffer_name, run.config.further_emas)
+    further = zip(names, run.optimizer.emas[1:], strict=True)
+    return {name: getattr(run.optimizer, name) for name in BUFFERS} | dict(further)
 
 
 def export(run: Run, folder: Path | None = None, raw: bool = False) -> None:

@@ -5,6 +5,7 @@ default_rng([seed, k]), and its batch depends on (seed, k) too. So a resumed run
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,40 +23,56 @@ from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.losses import weighted_mean
 from minidiff.engine.nn import Parameter
-from minidiff.engine.optim import AdamW
+from minidiff.engine.optim import AdamW, half_life
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.training.config import TrainConfig
 
+QUARTERS = 4  # of the noise levels, for which the loss is logged apart
 MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or the learning rate is far too high
 
 
 def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
-    """AdamW of every run: the configuration's lr, beta2 and EMA decay, no weight decay, gradients clipped to norm 1."""
-    return AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=config.ema)
+    """AdamW of every run: the configuration's lr, beta2 and EMAs, no weight decay, gradients clipped to norm 1."""
+    emas = (config.ema, *map(half_life, config.further_emas))
+    return AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=emas)
 
 
+@dataclass(frozen=True)
 class StepStats:
-    """The result of a step: step (1, 2, ...), loss, grad_norm before clipping.
+    """The result of a step: step (1, 2, ...), loss, grad_norm before clipping, the loss by noise level.
 
-    losses     functions that return a scalar, one for each equal part of the batch; the loss is their mean
-    grad_norm  a function that returns a scalar
+    losses    functions that return a scalar, one for each equal part of the batch; the loss is their mean
+    norm      a function that returns a scalar
+    errors    functions that return the unweighted losses of the images of each part, (N / parts,)
+    quarters  (N,) integers, the quarter of the noise levels of each image: 0 has the least noise, 3 the most; None if
+              there are no noise levels
     The functions are called when the values are read, and only then wait for a GPU.
     """
 
-    def __init__(self, step: int, losses: Sequence[Callable[[], Any]], grad_norm: Callable[[], Any]):
-        self.step: int = step
-        self._losses = losses
-        self._grad_norm = grad_norm
+    step: int
+    losses: Sequence[Callable[[], Any]]
+    norm: Callable[[], Any]
+    errors: Sequence[Callable[[], Any]] = ()
+    quarters: np.ndarray | None = None
 
     @property
     def loss(self) -> float:
-        return sum(float(loss()) for loss in self._losses) / len(self._losses)
+        return sum(float(loss()) for loss in self.losses) / len(self.losses)
 
     @property
     def grad_norm(self) -> float:
-        return float(self._grad_norm())
+        return float(self.norm())
+
+    @property
+    def quarter_losses(self) -> list[float | None]:
+        """The mean unweighted loss of the images in each quarter of the noise levels; None if there is none."""
+        if self.quarters is None:
+            return [None] * QUARTERS
+        errors = np.concatenate([error() for error in self.errors])  # (N,)
+        images = [errors[self.quarters == quarter] for quarter in range(QUARTERS)]
+        return [float(some.mean()) if len(some) else None for some in images]
 
 
 def train_step(
@@ -85,12 +102,18 @@ def train_step(
     t = schedule.sample_t(rng, len(x0))  # (N,)
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
+    quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
+    errors: list[Callable[[], Any]] = []
 
     def loss_of(part: slice) -> Tensor:
         labels, weights = (None if a is None else a[part] for a in (cond, weight))
-        return training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights)
+        return training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights, record)
 
-    return gradient_step(optimizer, len(x0), accumulate, loss_of)
+    def record(error: Any) -> None:
+        errors.append(optimizer.backend.later(error))
+
+    stats = gradient_step(optimizer, len(x0), accumulate, loss_of)
+    return replace(stats, errors=errors, quarters=quarters)
 
 
 def _importance_step(

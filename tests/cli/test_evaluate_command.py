@@ -100,6 +100,16 @@ def test_evaluate_what_is_drawn_already(done, refused, real):
         assert read["figures"] == drawn["figures"] and read["bits_per_dim"] is None
     refused("evaluate", "a.npz", "--against", "data", "--steps", 3, match="a.npz: is an archive of images; leave --n")
     refused("evaluate", "a.npz", "--against", "data", "--raw", match="a.npz: is an archive of images; leave --n")
+    refused("evaluate", "a.npz", "--against", "data", "--ema", 50, match="a.npz: is an archive of images; leave --n")
+    refused(
+        "evaluate",
+        "run",
+        "--against",
+        "data",
+        "--ema",
+        0.1,
+        match="run: --ema 0.1: the kept checkpoints .* choose 138,",
+    )
     np.savez("few.npz", np.zeros((7, 4, 4, 1), np.uint8))
     refused("evaluate", "few.npz", "--against", "data", match="few.npz: holds 7 images; evaluation needs at least 8")
     Path("text.npz").write_text("x")
@@ -115,6 +125,11 @@ def test_evaluate_raw_weights(done, real):
     assert reports["raw"]["figures"]["samples"] != reports["average"]["figures"]["samples"]
     assert reports["raw"]["figures"]["baseline"] == reports["average"]["figures"]["baseline"]
     assert reports["raw"]["bits_per_dim"] != reports["average"]["bits_per_dim"]
+    done("evaluate", "run", "--n", 16, "--steps", 2, "--against", "data", "--out", "ema", "--ema", 138, *QUICK)
+    report = json.loads(Path("ema", "figures.json").read_text())
+    assert report["samples"].pop("weights") == "moving average of half-life 138, of step 3"
+    assert reports["average"]["samples"].pop("weights") == "moving average, of step 3"
+    assert report == reports["average"]
     done("export", "run", "exported", "--raw")
     done("evaluate", "exported", "--n", 16, "--steps", 2, "--against", "data", "--out", "stored", *QUICK)
     stored = json.loads(Path("stored/figures.json").read_text())

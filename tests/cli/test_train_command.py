@@ -209,9 +209,38 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
         ("decay", "linear", "'linear' is not one of 'cosine', 'none'"),
         ("pad-crop", 4, "--pad-crop 4: give less than the 4 pixels"), ("pad-crop", -1, "pad_crop = -1"),
         ("ema-half-life", 0, "--ema-half-life 0: give 0.1 to 1e9 steps"), ("ema-half-life", "nan", "half-life nan"),
+        ("ema-half-life", "50,x", "--ema-half-life 50,x: give .* several with commas"),
+        ("ema-half-life", ",", "half-life ,"), ("ema-half-life", "50,0", "half-life 50,0"),
+        ("ema-half-life", "50,7,50", "EMA half-lives 50 and 50: must differ"),
         ("warmup", -1, "warmup = -1"), ("keep", 0, "'--keep'"),
     ):  # fmt: skip
         refused("train", "data", "--out", "no", f"--{option}", value, *QUICK, match=match)
+
+
+def test_several_averages(done, refused, data):
+    """Kept from start to sample and evaluation; resumed with the same list or none, and refused with another."""
+    emas = ("--ema-half-life", "0.2,0.9,0.5")
+    done("train", "data", "--out", "run", "--steps", 6, *SMALL, *emas)
+    config = state.open_run(Path("run")).config
+    assert (config.ema, config.further_emas) == (0.5**5, (0.9, 0.5))
+    done("train", "--out", "run", "--resume", "--steps", 7, *emas)
+    done("train", "--out", "run", "--resume", "--steps", 8)
+    for other in ("0.2", "0.2,0.5,0.9", "0.2,0.9", "1,0.9,0.5", "0.2,0.9,0.5,9"):
+        match = f"run: was started with --ema-half-life 0.2,0.9,0.5, not {other}; leave it out, or start a new run$"
+        refused("train", "--out", "run", "--resume", "--ema-half-life", other, match=match)
+    sampled = {}
+    for ema in (0.2, 0.9, 0.5, None):
+        chosen = () if ema is None else ("--ema", ema)
+        done("sample", "run", *chosen, "--n", 2, "--steps", 2, "--npz", "a.npz", *QUICK)
+        sampled[ema] = bytes_of("a.npz")
+    assert len({*sampled.values()}) == 3 and sampled[None] == sampled[0.2]
+    out = done("sample", "run", "--ema", 0.7, "--n", 2, "--steps", 2, *QUICK)
+    assert re.search(
+        "(?m)^EMA of half-life 0.7, combined from 0.2, 0.9, 0.5 at . checkpoints: profile error [0-9.e-]+ %$", out
+    )
+    refused("sample", "run", "--ema", 0.5, "--raw", *QUICK, match="--raw and --ema choose different weights")
+    refused("sample", "run", "--ema", "x", *QUICK, match="'--ema'")
+    refused("sample", "run", "--ema", 0, *QUICK, match="--ema 0: give 0.1 to 1e9 steps")
 
 
 @pytest.mark.parametrize("command", ["train", "train-vae"])

@@ -408,6 +408,18 @@ def test_losses_that_are_not_positive_and_finite_are_left_out_of_the_plot(tmp_pa
     np.testing.assert_array_equal(load_image(tmp_path / "loss.png"), load_image(tmp_path / "finite.png"))
 
 
+def test_the_plot_shows_the_losses_by_noise_level(tmp_path, rng):
+    """A line for each quarter with losses; without any the plot is the same as without quarters."""
+    losses, empty = list(np.exp(rng.standard_normal(100))), [math.nan] * 100
+    plots = {}
+    for name, quarters in {
+        "none": (), "empty": [empty] * 4, "first": [losses, *[empty] * 3], "all": [losses, losses[::-1], losses, empty],
+    }.items():  # fmt: skip
+        save_loss_plot(range(1, 101), losses, tmp_path / "loss.png", "A title", quarters)
+        plots[name] = load_image(tmp_path / "loss.png").tobytes()
+    assert plots["none"] == plots["empty"] and len({*plots.values()}) == 3
+
+
 def test_a_backend_that_matplotlib_does_not_know(tmp_path):
     path = str(tmp_path / "loss.png")
     code = f"from minidiff.data.imaging import save_loss_plot; save_loss_plot([1], [0.5], {path!r}, 'A title')"

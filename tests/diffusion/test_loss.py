@@ -54,6 +54,30 @@ def test_a_weight_for_each_image(prediction_type):
     np.testing.assert_allclose(loss.numpy(), np.mean([0.5 * alone(0), 2 * alone(1), 0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [None, np.array([0.5, 2.0, 0.0])])
+def test_each_images_error_and_the_loss_is_the_same_with_and_without(weight):
+    schedule, errors = linear_schedule(10, 0.01, 0.4), []
+    w, v = (Tensor(np.array([0.7], dtype=np.float32), BACKEND, requires_grad=True) for _ in range(2))
+    loss = training_loss(scale_model(w), schedule, X0, T_3, EPS, weight=weight, each=errors.append)
+    plain = training_loss(scale_model(v), schedule, X0, T_3, EPS, weight=weight)
+    alone = [training_loss(scale_model(w), schedule, X0[i : i + 1], T_3[i : i + 1], EPS[i : i + 1]) for i in range(3)]
+    np.testing.assert_allclose(errors, [[float(one.numpy()) for one in alone]], rtol=1e-6)
+    loss.backward()
+    plain.backward()
+    assert loss.numpy() == plain.numpy() and w.grad.tobytes() == v.grad.tobytes()
+
+
+@pytest.mark.parametrize("schedule", [linear_schedule(1000), linear_schedule(3), EDM(), Flow()])
+def test_quantiles_of_the_training_distribution(schedule):
+    """Of 40,000 draws, a quarter in each quarter: within five standard deviations; three timesteps have no quarters."""
+    t = schedule.sample_t(np.random.default_rng(0), 40_000)
+    quantiles = schedule.quantile(t)
+    assert quantiles.shape == t.shape and quantiles.min() >= 0 and quantiles.max() < 1
+    assert (np.diff(quantiles[np.argsort(t)]) >= 0).all()
+    if not (isinstance(schedule, Schedule) and len(schedule) == 3):
+        np.testing.assert_allclose(np.histogram(quantiles, 4, (0, 1))[0], 10_000, atol=5 * (40_000 * 3 / 16) ** 0.5)
+
+
 def test_min_snr_weights_the_error_of_x0_alike_for_all_prediction_types():
     """Hang et al.: the squared error of x0_hat has the weight min(SNR, 5), whatever the prediction type."""
     t = np.arange(10)

@@ -10,7 +10,7 @@ from against_torch import draw, rms
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
 from minidiff.engine.nn import Parameter
-from minidiff.engine.optim import AdamW, ema_decay, half_life, learning_rate
+from minidiff.engine.optim import AdamW, ema_decay, half_life, half_life_of, learning_rate
 from minidiff.engine.tensor import Tensor
 
 SHAPES = [(7, 5), (5,), (1, 3, 3, 2), ()]
@@ -100,23 +100,41 @@ def test_the_ema_warms_up(backend):
     assert rms(backend.to_numpy(optimizer.ema) - ema) <= STEPS * 2**-24 * rms(ema)  # one rounding per step
 
 
+def test_several_averages(backend):
+    """Each is the loop's average; the first is bit for bit that of an optimiser with one, and so are the weights."""
+    several, one = (AdamW(parameters(backend), lr=0.05, ema=ema) for ema in ([0.6, 0.3, 0.8], 0.6))
+    emas = [backend.to_numpy(several.p).astype(np.float64)] * 3
+    for step in range(1, STEPS + 1):
+        for optimizer in (several, one):
+            optimizer.g[...] = backend.asarray(draw(len(emas[0]), seed=step))
+            optimizer.step()
+        decays = [min(decay, (1 + step) / (10 + step)) for decay in (0.6, 0.3, 0.8)]
+        emas = [d * ema + (1 - d) * backend.to_numpy(several.p) for d, ema in zip(decays, emas, strict=True)]
+    for got, want in zip(several.emas, emas, strict=True):
+        assert rms(backend.to_numpy(got) - want) <= STEPS * 2**-24 * rms(want)  # one rounding per step
+    assert len({backend.to_numpy(ema).tobytes() for ema in several.emas}) == 3 and several.ema is several.emas[0]
+    for a, b in ((several.ema, one.ema), (several.p, one.p)):
+        np.testing.assert_array_equal(backend.to_numpy(a), backend.to_numpy(b))
+
+
 def test_half_life():
     for steps in (1, 10, 138.5, 1e4):
         np.testing.assert_allclose(half_life(steps) ** steps, 0.5, rtol=1e-11)  # 1e4 roundings of 2^-53
+        np.testing.assert_allclose(half_life_of(half_life(steps)), steps, rtol=1e-11)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_is_skipped(backend, value):
     """Weights, moments and EMA stay unchanged; the next finite gradient is applied and resets `skipped`."""
-    optimizer = AdamW(parameters(backend), lr=0.05, ema=0.9)
+    optimizer = AdamW(parameters(backend), lr=0.05, ema=[0.9, 0.5])
     optimizer.g[...] = 1
     optimizer.step()
-    before = [backend.to_numpy(a).copy() for a in (optimizer.p, optimizer.m, optimizer.v, optimizer.ema)]
+    before = [backend.to_numpy(a).copy() for a in (optimizer.p, optimizer.m, optimizer.v, *optimizer.emas)]
     for skipped in (1, 2):
         optimizer.g[3] = value
         assert not math.isfinite(optimizer.step())
         assert (optimizer.step_count, optimizer.skipped) == (1 + skipped, skipped)
-        for a, b in zip((optimizer.p, optimizer.m, optimizer.v, optimizer.ema), before, strict=True):
+        for a, b in zip((optimizer.p, optimizer.m, optimizer.v, *optimizer.emas), before, strict=True):
             np.testing.assert_array_equal(backend.to_numpy(a), b)
     optimizer.g[...] = 1
     assert math.isfinite(optimizer.step())

@@ -26,7 +26,9 @@ def old_runs(tmp_path, monkeypatch):
 
 def losses(run):
     lines = Path(run, "metrics.csv").read_text().splitlines()
-    assert lines[0] == "step,loss,grad_norm,lr" and [line.split(",")[0] for line in lines[1:]] == list("123456")
+    assert lines[0] == "step,loss,grad_norm,lr,loss_q1,loss_q2,loss_q3,loss_q4" and [
+        line.split(",")[0] for line in lines[1:]
+    ] == list("123456")
     return [float(line.split(",")[1]) for line in lines[1:]]
 
 

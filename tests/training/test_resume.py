@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import pytest
 import small_text
-from small_runs import contents, go_on, new_run, pictures, reopen, rows, tree
+from small_runs import contents, go_on, new_run, pictures, read_safetensors, reopen, rows, tree
 
 from minidiff import machine
 from minidiff.errors import MinidiffError
@@ -88,6 +88,23 @@ def test_colours_flips_and_dropout(tmp_path):
     go_on(new_run(tmp_path / "run", STEPS, **changes), stop_at=5)
     go_on(reopen(tmp_path / "run"))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", [3, 4, 9])
+def test_further_averages(uninterrupted, tmp_path, stop):
+    """They resume to the last bit; without them weights, average, log and export are the same, bit for bit."""
+    backend, plain = uninterrupted
+    whole = new_run(tmp_path / "whole", STEPS, backend, emas=(0.5, 1))
+    go_on(whole)
+    go_on(new_run(tmp_path / "run", STEPS, backend, emas=(0.5, 1)), stop_at=stop)
+    go_on(reopen(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    mine, theirs = (read_safetensors(state.state_file(folder))[0] for folder in (tmp_path / "whole", plain))
+    assert mine.keys() - theirs.keys() == {"ema_0.5", "ema_1"}
+    assert len({mine[name].tobytes() for name in ("ema", "ema_0.5", "ema_1")}) == 3
+    for name, a in theirs.items():
+        np.testing.assert_array_equal(mine[name], a)
+    assert rows(tmp_path / "whole") == rows(plain)
 
 
 def test_a_torn_line(tmp_path):

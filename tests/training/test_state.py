@@ -23,12 +23,12 @@ from minidiff.training import checkpoints, state
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds import unet_run
 from minidiff.training.kinds.unet_run import UNetRun
-from minidiff.training.log import TrainingLog, read_log, truncate_log
+from minidiff.training.log import TrainingLog, read_log, read_quarter_losses, truncate_log
 from minidiff.training.state import new_run as start
 from minidiff.training.state import open_run, state_file
 from minidiff.training.step import StepStats
 
-HEADER = "step,loss,grad_norm,lr\n"
+HEADER = "step,loss,grad_norm,lr,loss_q1,loss_q2,loss_q3,loss_q4\n"
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +335,17 @@ def test_a_log_that_cannot_be_written(run_folder, monkeypatch):
 
 def test_numbers_stand_in_full_precision(tmp_path):
     metrics = TrainingLog(tmp_path / "metrics.csv")
-    metrics.write(StepStats(1, [lambda: np.float32(1 / 3)], lambda: np.float64(2) ** 0.5), 1e-3 / 7)
+    errors = [lambda: np.float32([1, 3]), lambda: np.float32([0.1, 7])]
+    quarters = np.array([3, 3, 0, 1])
+    metrics.write(StepStats(1, [lambda: np.float32(1 / 3)], lambda: np.float64(2) ** 0.5, errors, quarters), 1e-3 / 7)
     assert (tmp_path / "metrics.csv").read_text().endswith("\n")  # at once, for those who watch
     metrics.close()
     (line,) = rows(tmp_path)
-    assert [float(cell) for cell in line.split(",")] == [1, float(np.float32(1 / 3)), 2**0.5, 1e-3 / 7]
+    cells = line.split(",")
+    assert [float(cell) for cell in cells[:4]] == [1, float(np.float32(1 / 3)), 2**0.5, 1e-3 / 7]
+    assert cells[4:] == [repr(float(np.float32(0.1))), "7.0", "", "2.0"]
     assert read_log(tmp_path / "metrics.csv") == ([1], [float(np.float32(1 / 3))])
+    np.testing.assert_equal(read_quarter_losses(tmp_path / "metrics.csv"), [[np.float32(0.1)], [7], [np.nan], [2]])
 
 
 def test_the_log_is_continued(tmp_path):
@@ -349,17 +354,20 @@ def test_the_log_is_continued(tmp_path):
         metrics.write(StepStats(step, [lambda: np.float32(0.5)], lambda: 1.0), 0.1)
         metrics.flush()
         metrics.close()
-    assert rows(tmp_path) == ["1,0.5,1.0,0.1", "2,0.5,1.0,0.1"]
+    assert rows(tmp_path) == ["1,0.5,1.0,0.1,,,,", "2,0.5,1.0,0.1,,,,"]
 
 
 def log(*lines):
     return HEADER + "".join(lines)
 
 
-LINES = [f"{step},0.{step},1.0,0.1\n" for step in range(1, 7)]
+LINES = [f"{step},0.{step},1.0,0.1,0.2,,0.{step},\n" for step in range(1, 7)]
 
 
-@pytest.mark.parametrize("tail", ["", "7,0", "7", "7,0.5,1.0,0.", "\0\0\0\0", "7,0.7,1.0,0.1\n8,0.8", "é", "\n"])
+@pytest.mark.parametrize(
+    "tail",
+    ["", "7,0", "7", "7,0.5,1.0,0.", "\0\0\0\0", "7,0.7,1.0,0.1\n8,0.8", "é", "\n", "7,0.7,1.0,0.1,,,,\n8,0.8"],
+)
 @pytest.mark.parametrize("step", [0, 1, 5, 6])
 def test_cut(tmp_path, step, tail):
     path = tmp_path / "metrics.csv"
@@ -367,6 +375,16 @@ def test_cut(tmp_path, step, tail):
     assert read_log(path)[0][:6] == [1, 2, 3, 4, 5, 6]
     truncate_log(path, step)
     assert path.read_text() == log(*LINES[:step])
+
+
+@pytest.mark.parametrize("step", [0, 5, 6])
+def test_an_older_runs_log_gets_the_new_columns(tmp_path, step):
+    path, older = tmp_path / "metrics.csv", [",".join(line.split(",")[:4]) + "\n" for line in LINES]
+    path.write_text("step,loss,grad_norm,lr\n" + "".join(older) + "7,0.7")
+    assert read_log(path) == (list(range(1, 7)), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert np.isnan(read_quarter_losses(path)).all()
+    truncate_log(path, step)
+    assert path.read_text() == log(*(line[:-1] + ",,,,\n" for line in older[:step]))
 
 
 @pytest.mark.parametrize("content", [None, "", "st", "step,loss", HEADER[:-1], HEADER])
@@ -382,7 +400,8 @@ def test_a_log_that_had_not_begun(tmp_path, content):
     "content",
     [
         None, "", log(), log(*LINES[:2]), log(LINES[0], LINES[2], LINES[3]), log(LINES[0], LINES[0], *LINES[1:]),
-        log(*LINES[1:]), log(*LINES[:2], "3,x,1.0,0.1\n", *LINES[3:]), log(*LINES[:2], "3,0.3\n", *LINES[3:]),
+        log(*LINES[1:]), log(*LINES[:2], "3,x,1.0,0.1,,,,\n", *LINES[3:]), log(*LINES[:2], "3,0.3\n", *LINES[3:]),
+        log(*LINES[:2], "3,0.3,1.0,0.1\n", *LINES[3:]),
         log(*LINES)[: len(log(*LINES[:3])) - 1],
     ],
 )  # fmt: skip

@@ -108,6 +108,33 @@ def test_the_seed_decides_the_noise(seed):
     assert (losses == [s.loss for s in train(unet, SCHEDULE, optimizer, batches([1, 2]), CONFIG)]) == (seed == 3)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_by_noise_level(accumulate):
+    """The means of the images' unweighted losses by quarters of t; None where the batch has none."""
+    t = np.array([0, 19, 4, 5])  # of 20
+    model, drawn = UNet(network(), np.random.default_rng(0), "numpy"), np.random.default_rng(1)
+    x0, eps = next(batches([1]))[0], drawn.standard_normal((4, 4, 4, 1), dtype=np.float32)
+
+    class Fixed:
+        def integers(self, low, high, n):
+            return t
+
+        def standard_normal(self, shape, dtype):
+            return eps
+
+    optimizer = AdamW(model.parameters(), 0.01)
+    alone = [training_loss(model, SCHEDULE, x0[i : i + 1], t[i : i + 1], eps[i : i + 1]) for i in range(4)]
+    a, b, c, d = (float(loss.numpy()) for loss in alone)
+
+    def without_dropout(x_t, t, rng=None):
+        return model(x_t, t)
+
+    stats = train_step(without_dropout, SCHEDULE, optimizer, x0, Fixed(), min_snr=5.0, accumulate=accumulate)
+    first, second, third, fourth = stats.quarter_losses
+    np.testing.assert_allclose([first, second, fourth], [(a + c) / 2, d, b], rtol=1e-5)
+    assert third is None
+
+
 def test_it_learns():
     """Ten pictures of noise are learnt by heart: the mean loss of the last steps is well below that of the first."""
     unet, optimizer = fresh()
@@ -282,6 +309,9 @@ def test_an_older_runs_config_has_the_defaults_of_what_came_later():
         {**GOOD, "data": 3}, {**GOOD, "backend": ["numpy"]}, {**GOOD, "size": "32"}, {**GOOD, "steps": 2.5},
         {**GOOD, "decay": ["cosine"]}, {**GOOD, "decay": None}, {**GOOD, "skip_bad": 1}, {**GOOD, "beta2": 1},
         {**GOOD, "steps": True}, {**GOOD, "seed": None}, {**GOOD, "lr": "1"}, {**GOOD, "ema": [0.9]},
+        {**GOOD, "further_emas": 50}, {**GOOD, "further_emas": ["50"]}, {**GOOD, "further_emas": [0]},
+        {**GOOD, "further_emas": [math.nan]}, {**GOOD, "further_emas": [50, 50.01]}, {**GOOD, "further_emas": [138.3]},
+        {**GOOD, "further_emas": None},
     ],
 )  # fmt: skip
 def test_a_damaged_config_is_refused(values):
