@@ -113,9 +113,9 @@ def ddim_update(
 ) -> np.ndarray:
     """x at the noise level alpha_bar_prev, from x0_hat and eps_hat at the noise level alpha_bar (DDIM eq. 12, 16).
 
-    Every sampler but ddpm, which samples the posterior, takes its steps by this formula. Euler's step in sigma =
-    sqrt((1 - alpha_bar) / alpha_bar) is this one (DDIM eq. 13), with eta = 1 it is Euler's ancestral step; solvers of
-    higher order use other estimates x0_hat and eps_hat.
+    Every sampler takes its steps by this formula but ddpm, which samples the posterior, and euler_maruyama. Euler's
+    step in sigma = sqrt((1 - alpha_bar) / alpha_bar) is this one (DDIM eq. 13), with eta = 1 it is Euler's ancestral
+    step; solvers of higher order use other estimates x0_hat and eps_hat.
     """
     # eq. 16; under both roots only rounding makes a value negative
     sigma = float(eta) * math.sqrt(max(0.0, (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)))

@@ -15,6 +15,7 @@ import minidiff as md
 from minidiff.cli import sample
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.formats import networks
+from minidiff.formats.schedulers import WITHOUT_CLASS
 from minidiff.sampling import inputs
 
 
@@ -90,7 +91,7 @@ def test_places_for_pictures_are_looked_at_first(refused, trained):
         refused("sample", "run", "--out", *places, *QUICK, match=f"{places[2]}: is given for two files")
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in WITHOUT_CLASS])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_the_steps_of_a_short_schedule(done, tmp_path, name, spacing):
     """Not given, they are as many as the schedule and the sampler allow."""
@@ -156,6 +157,8 @@ def test_what_no_class_can_be_asked_of(refused, trained):
 
 def test_what_sample_cannot_do(refused, trained):
     refused("sample", "run", "--noise", "jax", *QUICK, match="'--noise': 'jax' is not one of 'numpy', 'torch'")
+    refused("sample", "run", "--churn", 40, *QUICK, match="churn = 40 is for euler and heun: ddim has none")
+    refused("sample", "run", "--sampler", "heun", "--churn", -1, *QUICK, match="churn must be a number from 0")
     refused("sample", "run", "--karras", *QUICK, match="karras is for euler, heun, dpmpp_2m, .* not for ddim")
     refused("sample", "run", "--spacing", "even", *QUICK, match="'--spacing': 'even' is not one of 'trailing'")
 
