@@ -117,8 +117,8 @@ def repaint(
 
         x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z
 
-    Each repetition lets the model fit the unknown region to the known one; without, with resample = 1, the unknown
-    region is denoised before it has seen the new noise of the known one. This costs steps * resample model evaluations.
+    In a repetition the model denoises both regions of one x_{t-1}; with resample = 1 the two are put together and never
+    denoised as one at that noise level. The cost is about steps * resample model evaluations.
     mask is bool (N, H, W, 1), or (H, W, 1) for all images; x0_hat is clipped to [-clip, clip]. Yields what `sample`
     yields, after the last repetition of every step. Raises MinidiffError, before the first step, for steps or resample
     that are not valid.

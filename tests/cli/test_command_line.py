@@ -23,8 +23,8 @@ from minidiff.training.config import DECAY_START
 from minidiff.training.recipes import RECIPES
 
 COMMANDS = (
-    "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "between", "evaluate", "export",
-    "info", "bench",
+    "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "invert", "between", "evaluate",
+    "export", "info", "bench",
 )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, mo
     for suffix, command in (
         ("png", ("noise", "picture.png", "--out")), ("png", ("sample", "run", "--out")),
         ("gif", ("sample", "run", "--gif")), ("npz", ("sample", "run", "--npz")), ("png", ("between", "run", "--out")),
-        ("png", ("redraw", "run", "picture.png", "--out")),
+        ("png", ("redraw", "run", "picture.png", "--out")), ("npz", ("invert", "run", "picture.png", "--npz")),
         ("png", ("fill", "run", "picture.png", "mask.png", "--out")), ("json", ("bench", "--json")),
     ):  # fmt: skip
         refused(*command, f"{stem}.{suffix}", match=f"cannot write {stem}.{suffix}: {match}")
@@ -219,7 +219,7 @@ def test_new_folders_are_checked_before_the_work(refused, trained, monkeypatch, 
     [
         ("demo",), ("noise", "picture.png"), ("train", "data"), ("train-vae", "data"), ("sample", "run"),
         ("redraw", "run", "picture.png"), ("fill", "run", "picture.png", "mask.png"), ("between", "run"),
-        ("evaluate", "run", "--against", "data"), ("explain", "run", "--prompt", "a"),
+        ("invert", "run", "picture.png"), ("evaluate", "run", "--against", "data"), ("explain", "run", "--prompt", "a"),
     ],
 )  # fmt: skip
 def test_an_empty_place_is_not_the_current_folder(refused, command):

@@ -73,8 +73,8 @@ def test_invert(done, trained, drawing_to_edit):
     assert 127.5 * np.abs(x_0 - x0).mean() == pytest.approx(iterated, rel=0.01, abs=1e-4)
     with Image.open("sheet.png") as sheet:
         assert sheet.width == 4 * (96 + 8) + 8
-    (plain_alone,) = round_trip_errors(done("invert", "run", "picture.png", "--fixed-point", 0, *QUICK))
-    assert plain_alone == plain
+    printed = done("invert", "run", "picture.png", "--fixed-point", 0, "--steps", 4, *QUICK)
+    assert "8/8" in printed and len(round_trip_errors(printed)) == 1
 
 
 def test_invert_and_change_the_class(done, refused, data, drawing_to_edit):
