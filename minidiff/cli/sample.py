@@ -140,7 +140,7 @@ def sample_command(
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
     if isinstance(pipeline, PointsPipeline):
-        others = {"folder": folder, "gif": gif, "prompts": prompts, "seeds": seeds, "classifier": classifier}
+        others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier}
         others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
         check_no_image_options(run, others | {"guidance-rescale": guidance_rescale or None})
         images, sheet = sample_points(pipeline, n or POINTS, name, 1.0 if guidance is None else guidance, steps, rng)

@@ -5,7 +5,7 @@ self-attention among the pixels, cross-attention to the text embeddings, a posit
 Attributes are named as in diffusers.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -106,7 +106,7 @@ class TextUNet(AnyUNet[TextUNetConfig]):
     config, rng, backend: as for UNet.
     """
 
-    SIDE = 64
+    SIDE: ClassVar[int] = 64
 
     def __call__(self, x_t: Any, t: np.ndarray, cond: Any, rng: Rng | None = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).

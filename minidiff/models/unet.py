@@ -146,7 +146,7 @@ class UNet(AnyUNet[UNetConfig]):
     backend  of the parameters: "numpy", "numba", "cupy" or "cupy-tf32"
     """
 
-    SIDE = 32
+    SIDE: ClassVar[int] = 32
 
     def __call__(self, x_t: Any, t: np.ndarray, cond: np.ndarray | None = None, rng: Rng | None = None) -> Tensor:
         """The prediction, (N, H, W, out_channels).
