@@ -4,7 +4,7 @@
 prediction targets, `loss` trains a model, `steps` are single reverse steps, `reverse` the sampling loops, by a
 `sampler` over `noise_levels`. `guidance` is guidance by labels, by a classifier and by a weaker model, `editing`
 image-to-image and inpainting, `bound` the variational bound in bits per dimension, and `model` what a model is. `sde`
-is diffusion in continuous time, `likelihood` that of its ODE, and `exact` the model of data whose distribution is known.
+is diffusion in continuous time, `likelihood` that of its ODE, and `exact` the model of data of known distribution.
 Every t is 0-based: x_0 is almost the image, x_{T-1} almost pure noise, and the papers' t is ours + 1.
 Equation numbers refer to
 
