@@ -6,7 +6,7 @@ from pathlib import Path
 from minidiff import machine
 from minidiff.cli import demo_pages
 from minidiff.cli.options import Out, Seed, Threads
-from minidiff.cli.train import train_with_bar
+from minidiff.cli.training_bar import train_with_bar
 from minidiff.formats.run_lock import lock_run
 from minidiff.terminal import console, with_progress_bar
 

@@ -95,8 +95,7 @@ Decay = Annotated[DecayName | None, typer.Option(help="Learning rate decay.  [de
 EMAHalfLife = Annotated[
     str | None,
     typer.Option(
-        help="Half-life of the weights' moving average (EMA), in steps; several, with commas: as many averages.  "
-        "[default: 138]",
+        help="Half-life of the weights' moving average (EMA), in steps, or several.  [default: 138]",
         metavar="<float,...>",
     ),
 ]

@@ -125,8 +125,6 @@ def sample_command(
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
     elif classifier or autoguide is not None or guidance_interval or guidance_rescale:
         raise MinidiffError("with a prompt guidance is classifier-free: of its options give --guidance alone")
-    interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
-    by_options = Guidance(1.0 if guidance is None else guidance, guidance_rescale, interval, classifier, autoguide)
     each = _checked_seeds(seeds, seed, n)
     n = len(each) if each else n
     rng = inputs.noise_source(noise, seed or 0)
@@ -151,6 +149,8 @@ def sample_command(
         sheet = partial(_prompt_sheet, images, texts)
     else:
         n = n or 64
+        interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
+        by_options = Guidance(1.0 if guidance is None else guidance, guidance_rescale, interval, classifier, autoguide)
         model, labels = model_and_labels(pipeline, by_options, name, n, each)
         rngs = (inputs.NoiseOfEach(noise, each[part]) for part in slices(n, inputs.BATCH_SIZE)) if each else repeat(rng)
         images = _sample_batches(pipeline, model, inputs.batches(n, pipeline.image_shape, labels), steps, rngs, gif)

@@ -1,36 +1,26 @@
 """The commands that train: a diffusion model, an autoencoder for latent diffusion, a classifier for guidance."""
 
 import math
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from minidiff.cli import options
+from minidiff.cli.training_bar import CHECKPOINT_EVERY, KEEP, train_with_bar
 from minidiff.data import POINTS, Dataset
 from minidiff.engine.optim import half_life
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import RANGE, in_range
 from minidiff.formats.run_lock import lock_run
-from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
-from minidiff.training import state
+from minidiff.terminal import console, shell_command
 from minidiff.training.kinds.classifier_run import ClassifierRun
 from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.kinds.vae_run import VAERun
-from minidiff.training.loop import fit, stoppable
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
 from minidiff.training.start import start_classifier, start_points, start_run, start_vae, validation_set
 from minidiff.training.start_text import start_text
-from minidiff.training.step import StepStats
-
-CHECKPOINT_EVERY = 500
-KEEP = 2
-LARGE = 10**9  # bytes of checkpoints from which their size is printed
 
 
 def train(
@@ -270,73 +260,3 @@ def _emas(half_lives: str | None) -> dict[str, Any]:
     if not all(map(in_range, (first, *others))):
         raise MinidiffError(f"--ema-half-life {half_lives:.80}: give {RANGE}, or several with commas")
     return {"ema": half_life(first), "further_emas": tuple(others)}
-
-
-def train_with_bar(
-    run: Run,
-    dataset: Dataset,
-    checkpoint_every: int,
-    resume_command: list[str],
-    keep: int = KEEP,
-    validation: Dataset | None = None,
-) -> None:
-    """Train to the end with a progress bar.
-
-    Ctrl-C saves a checkpoint, prints `resume_command` and exits with code 130; a second one exits at once, unsaved.
-    """
-    name = run.NAME[0].upper() + run.NAME[1:]
-    console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
-    needed = state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))
-    if needed > LARGE:
-        console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
-    announce_compiling(run.config.backend)
-    notice = "Stopping after this step; press Ctrl-C again to stop at once without saving."
-    with (
-        _reporting_lost_steps(run, resume_command),
-        progress_bar() as bar,
-        stoppable(lambda: bar.console.print(notice)) as stop,
-    ):
-        report = _ProgressReport(run, bar)
-        fit(run, dataset, checkpoint_every, report.on_step, report.on_checkpoint, stop, keep, validation)
-    if run.step < run.config.steps:
-        console.print(f"Saved at step {run.step}. To resume: {shell_command(resume_command)}")
-        sys.exit(130)
-
-
-class _ProgressReport:
-    """The progress bar of a training, with the running mean of its loss; a line for each checkpoint."""
-
-    def __init__(self, run: Run, bar: Progress):
-        self.run = run
-        self.bar = bar
-        self.task = bar.add_task("training", total=run.config.steps, completed=run.step, note="")
-        self.loss = math.nan  # exponential moving average
-
-    def on_step(self, stats: StepStats) -> None:
-        if not math.isfinite(stats.grad_norm):
-            self.bar.console.print(f"step {stats.step}: skipped, gradient is not finite (loss {stats.loss})")
-        elif math.isfinite(stats.loss):
-            self.loss = stats.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * stats.loss
-        speed = (self.bar.tasks[self.task].speed or 0) * self.run.config.batch_size
-        note = f"loss {self.loss:.4f}"
-        if speed:
-            note += f", {speed:.0f} {self.run.UNIT}/s"
-        self.bar.update(self.task, advance=1, note=note)
-
-    def on_checkpoint(self, step: int, validation_loss: float) -> None:
-        validation = self.run.describe_validation(validation_loss)
-        samples = self.run.folder / "samples"
-        self.bar.console.print(f"step {step}: loss {self.loss:.4f}, {validation}; saved, see {samples}")
-
-
-@contextmanager
-def _reporting_lost_steps(run: Run, resume_command: list[str]) -> Iterator[None]:
-    """If KeyboardInterrupt leaves this block: one line on stderr with the steps lost, and exit code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        saved = state.last_step(run.folder)
-        lost = run.step - saved
-        steps = f"{lost} step{'' if lost == 1 else 's'} since the checkpoint of step {saved}"
-        stderr_console.print(f"minidiff: stopped; lost: {steps}. To resume: {shell_command(resume_command)}")
-        sys.exit(130)

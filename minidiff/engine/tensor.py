@@ -5,7 +5,7 @@ arrays that its backward pass needs. The output Tensor refers to its node, and n
 are no reference cycles, so reference counting alone frees the tape.
 """
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -28,12 +28,12 @@ def _set_recording(value: bool):
         _recording = before
 
 
-def no_grad():
+def no_grad() -> AbstractContextManager[None]:
     """Within this block operations are computed but not recorded."""
     return _set_recording(False)
 
 
-def enable_grad():
+def enable_grad() -> AbstractContextManager[None]:
     """Within this block operations are recorded, a surrounding `no_grad` notwithstanding."""
     return _set_recording(True)
 

@@ -72,7 +72,7 @@ def test_shell_completion():
     asked = dict(_MINIDIFF_COMPLETE="complete_bash", COMP_WORDS="minidiff tra", COMP_CWORD="1")
     child = process(code=f"import os; os.environ.update({asked})")
     out, err = child.communicate(timeout=100)
-    assert (out.split(), err) == (["train", "train-vae"], "")
+    assert (out.split(), err) == (["train", "train-vae", "train-classifier"], "")
 
 
 def test_as_a_module():

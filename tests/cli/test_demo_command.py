@@ -10,7 +10,7 @@ from small_commands import COLOURS, stop_after
 from small_runs import contents, network, rows, tree
 
 import minidiff as md
-from minidiff.cli import demo_pages, train
+from minidiff.cli import demo_pages, training_bar
 from minidiff.formats.run_lock import lock_run
 
 
@@ -41,7 +41,7 @@ def test_demo(done, small_demo, tmp_path):
 def test_demo_goes_on_where_it_was(done, run, small_demo, tmp_path, monkeypatch):
     done("demo", "--out", "whole", "--threads", 1, "--seed", 3)
     with monkeypatch.context() as patched:
-        patched.setattr(train, "stoppable", stop_after(1))
+        patched.setattr(training_bar, "stoppable", stop_after(1))
         code, out, _ = run("demo", "--out", "my demo", "--threads", 1, "--seed", 3)
     assert code == 130
     assert out.endswith("Saved at step 1. To resume: minidiff demo --out 'my demo' --seed 3\n")

@@ -9,7 +9,7 @@ from small_commands import QUICK, bytes_of, stop_after
 from small_runs import contents, new_points_run, rows, tree
 
 import minidiff as md
-from minidiff.cli import train
+from minidiff.cli import training_bar
 from minidiff.data.npz import read_npz
 from minidiff.formats.networks import load_classes
 from minidiff.training.kinds import points_run
@@ -88,7 +88,7 @@ def test_ctrl_c_and_resume(run, done, no_figures, monkeypatch):
     whole = ("train", "two_moons", "--steps", 5, *SMALL)
     done(*whole, "--out", "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(train, "stoppable", stop_after(2))
+        patched.setattr(training_bar, "stoppable", stop_after(2))
         code, out, _ = run(*whole, "--out", "run")
     assert code == 130 and "Saved at step 2. To resume: minidiff train --out run --resume" in out
     done("train", "--out", "run", "--resume")

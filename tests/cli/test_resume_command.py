@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from small_commands import SMALL, noises, process, stop_after
 from small_runs import contents, idx_set, rows, tree
 
-from minidiff.cli import app, train
+from minidiff.cli import app, training_bar
 from minidiff.formats import networks
 from minidiff.training import start, state
 from minidiff.training.state import state_file
@@ -24,7 +24,7 @@ from minidiff.training.state import state_file
 def test_resume_goes_on(done, data, tmp_path):
     done("train", "data", "--out", "whole", "--steps", 6, "--checkpoint-every", 2, *SMALL)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "stoppable", stop_after(3))
+        patched.setattr(training_bar, "stoppable", stop_after(3))
         patched.setattr(sys, "argv", "minidiff train data --out run --steps 6".split() + [str(a) for a in SMALL])
         with pytest.raises(SystemExit) as caught:
             app.main()

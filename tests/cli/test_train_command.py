@@ -12,7 +12,7 @@ from small_runs import idx_set, rows, tree
 
 import minidiff as md
 from minidiff import machine
-from minidiff.cli import train
+from minidiff.cli import training_bar
 from minidiff.formats import networks
 from minidiff.formats.run_lock import lock_run
 from minidiff.training import start, state
@@ -325,7 +325,7 @@ def test_disk_for_checkpoints(done, refused, trained, monkeypatch):
         patched.setattr(shutil, "disk_usage", lambda path: (10**9, 10**9, 0))
         match = "run: its checkpoints take .* GB of disk, 0.0 GB are free; free space"
         refused(*go_on, "--keep", 100, "--checkpoint-every", 1, match=match)
-    monkeypatch.setattr(train, "LARGE", 10**6)
+    monkeypatch.setattr(training_bar, "LARGE", 10**6)
     assert "Checkpoints take up to 0.0 GB of disk." in done(*go_on)
 
 

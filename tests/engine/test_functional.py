@@ -11,12 +11,13 @@ from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, 
 from minidiff.engine import functional as F
 from minidiff.engine import losses
 from minidiff.engine.gaussian import kl_divergence, reparameterised_sample
-from minidiff.engine.losses import cross_entropy, mse
+from minidiff.engine.losses import cross_entropy, mse, squared_errors, weighted_mean
 from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Tensor
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
 TARGET, WEIGHT, INDEX = draw(2, 6, 5, 3, seed=7), draw(2, 1, 1, 1, seed=8) ** 2, np.array([4, 0, 4, 2])
+WEIGHTS = WEIGHT.ravel()
 
 
 def conv(x, w, bias=None, add=0, stride=1, pad=(0, 0, 0, 0)):
@@ -49,6 +50,10 @@ def layer_norm(x, weight, bias):
 def squared_error(prediction, weight=None):
     error = (prediction - torch.tensor(TARGET)) ** 2
     return (error if weight is None else error * torch.tensor(weight)).mean()
+
+
+def squared_errors_of(prediction):
+    return ((prediction - torch.tensor(TARGET)) ** 2).mean((1, 2, 3))
 
 
 def cross_entropy_of(logits):
@@ -109,6 +114,9 @@ LINES = [
     ("split", weighted_halves, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
     ("concat", F.concat, lambda a, b: torch.cat((a, b), -1), {"a": X, "b": draw(2, 6, 5, 4)}),
     ("embedding", partial(F.embedding, index=INDEX), lambda table: table[torch.tensor(INDEX)], {"table": draw(5, 8)}),
+    ("squared_errors", partial(squared_errors, target=TARGET), squared_errors_of, {"prediction": X}),
+    ("weighted_mean", partial(weighted_mean, weight=WEIGHTS), lambda x: (x * torch.tensor(WEIGHTS)).mean(),
+     {"x": X[:, 0, 0, 0]}),
     ("mse", partial(mse, target=TARGET), squared_error, {"prediction": X}),
     ("mse, weighted", partial(mse, target=TARGET, weight=WEIGHT), partial(squared_error, weight=WEIGHT),
      {"prediction": X}),

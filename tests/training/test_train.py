@@ -189,7 +189,7 @@ def test_memory_that_does_not_suffice_is_told():
     def model(x_t, t, rng=None):
         raise MemoryError("out of memory")
 
-    with pytest.raises(MinidiffError, match=r"step 1: there is no memory for a batch of 4 images.*--batch-size 2"):
+    with pytest.raises(MinidiffError, match=r"step 1: there is no memory for a batch of 4; .*--batch-size 2"):
         next(train(model, SCHEDULE, fresh()[1], batches(range(1, 2)), CONFIG))
 
 
