@@ -42,6 +42,7 @@ def run_sanitized(flags: tuple[str, ...], families: list[str], **environment: st
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
 
 
+@pytest.mark.soak
 def test_no_undefined_behaviour():
     """UBSan: misaligned loads, indices beyond an array, signed overflow, shifts too far."""
     done = run_sanitized(UNDEFINED, list(FILES))

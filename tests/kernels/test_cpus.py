@@ -5,7 +5,7 @@ import pytest
 
 # Environment variables that set Numba's target processor, and the lanes of its vectors.
 CPUS = [
-    pytest.param({"NUMBA_CPU_NAME": "generic"}, 4, id="generic"),
+    pytest.param({"NUMBA_CPU_NAME": "generic"}, 4, id="generic", marks=pytest.mark.soak),
     pytest.param({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"}, 8, id="haswell"),
 ]
 

@@ -82,6 +82,7 @@ def torch_losses():
     return losses
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba", pytest.param("cupy", marks=pytest.mark.soak)], indirect=True)
 def test_twenty_losses_equal_torch_s(backend):
     """To 1e-5, as of the noise predictor (test_training): one optimiser for both, clipped together."""
     (unet, encoder), want = ours(backend.name), torch_losses()
