@@ -45,7 +45,7 @@ copybutton_prompt_text = "$ "
 
 nitpicky = True  # a link to a function that is not there is a warning; other libraries' pages are out of reach
 nitpick_ignore_regex = [
-    ("py:.*", r"(numpy|collections|pathlib|PIL|types)\..*"),
+    ("py:.*", r"(numpy|collections|contextlib|pathlib|PIL|types)\..*"),
     ("py:class", r".*\.(Batch|EvaluatedImages|JSONFile|Stored|[A-Z])"),
 ]
 autodoc_member_order = "bysource"
