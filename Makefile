@@ -20,7 +20,7 @@ quick: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest $(QUICK) -m "not slow and not soak"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --benchmark-disable $(QUICK) -m "not slow and not soak"
 
 # On a machine with a GPU of NVIDIA's: the tests of every kernel again, with CuPy itself; out-of-range accesses and races,
 # where CUDA's own tool for them is there.
