@@ -37,6 +37,14 @@ SIGMA_MIN, SIGMA_MAX = 0.05, 10.0
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "edm", "flow")
 
 
+def image_losses(model, schedule, x0, t, eps):
+    """The loss of each image, (N,), that `training_loss` reports."""
+    found = []
+    training_loss(model, schedule, x0, t, eps, each=found.append)
+    (losses,) = found
+    return losses
+
+
 def even_schedule(n, prediction_type="epsilon"):
     """n + 1 noise levels, even in log-SNR from SIGMA_MIN to SIGMA_MAX."""
     return from_alphas_cumprod(1 / (1 + np.geomspace(SIGMA_MIN, SIGMA_MAX, n + 1) ** 2), prediction_type)

@@ -41,11 +41,16 @@ def training_loss(
 
     x0 and eps are float (N, H, W, C), t is (N,). model(x_t, t) predicts the target of the schedule's prediction type;
     cond=cond and rng=rng (for dropout) are passed unless None. weight (N,) multiplies each image's loss.
-    A model that predicts its variance too, (N, H, W, 2 C), has the hybrid loss of `image_losses`.
     each(losses) is called with the images' losses without that weight, an array (N,) of the backend.
+
+    A model that predicts its variance too, (N, H, W, 2 C), has the hybrid loss L_simple + lambda L_vlb (Nichol &
+    Dhariwal eq. 16), lambda = 0.001. L_vlb, the bound in bits per dimension, is T times the expectation of the terms of
+    a uniform t, so a term's weight is T / 1000.
     Raises MinidiffError for a t out of the schedule's range.
     """
-    x_t, prediction = _predict(model, schedule, x0, t, eps, cond, rng)
+    x_t = q_sample(schedule, x0, t, eps)
+    extras = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
+    prediction = model(x_t, t, **extras)
     weight = None if weight is None else weight.astype(x0.dtype)
     if prediction.shape == with_variance(x0.shape):
         losses = _hybrid_losses(schedule, x0, x_t, t, eps, prediction)
@@ -54,33 +59,6 @@ def training_loss(
         return weighted_mean(losses, weight)
     weight = None if weight is None else weight.reshape(-1, 1, 1, 1)
     return mse(prediction, target(schedule, x0, t, eps), weight, each)
-
-
-def image_losses(
-    model: Model,
-    schedule: AnySchedule,
-    x0: np.ndarray,
-    t: np.ndarray,
-    eps: np.ndarray,
-    cond: Any = None,
-    rng: Rng | None = None,
-) -> Tensor:
-    """The loss of each image, (N,), whose weighted mean is `training_loss`: its mean squared error.
-
-    With a learned variance it is L_simple + lambda L_vlb (Nichol & Dhariwal eq. 16), lambda = 0.001. L_vlb, the bound
-    in bits per dimension, is T times the expectation of the terms of a uniform t, so a term's weight is T / 1000.
-    """
-    x_t, prediction = _predict(model, schedule, x0, t, eps, cond, rng)
-    if prediction.shape == with_variance(x0.shape):
-        return _hybrid_losses(schedule, x0, x_t, t, eps, prediction)
-    return squared_errors(prediction, target(schedule, x0, t, eps))
-
-
-def _predict(model: Model, schedule: AnySchedule, x0: Any, t: Any, eps: Any, cond: Any, rng: Any) -> tuple[Any, Tensor]:
-    """x_t and the model's prediction."""
-    x_t = q_sample(schedule, x0, t, eps)
-    extras = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
-    return x_t, model(x_t, t, **extras)
 
 
 def _hybrid_losses(schedule: AnySchedule, x0: Any, x_t: Any, t: np.ndarray, eps: Any, prediction: Tensor) -> Tensor:

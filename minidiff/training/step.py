@@ -12,7 +12,6 @@ import numpy as np
 
 from minidiff.data.dataset import slices
 from minidiff.diffusion.loss import (
-    image_losses,
     importance_sample,
     loss_history,
     min_snr_weight,
@@ -21,7 +20,6 @@ from minidiff.diffusion.loss import (
 )
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule
-from minidiff.engine.losses import weighted_mean
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, half_life
 from minidiff.engine.rng import Rng
@@ -93,15 +91,16 @@ def train_step(
     accumulate  number of equal parts that the batch is split into (gradient accumulation): memory for one suffices.
                 The mean of their gradients is the whole batch's, up to rounding; dropout masks differ, for they are
                 drawn part by part
-    history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own; it
-                does not go with min_snr
+    history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own, and
+                so waits for a GPU; it does not go with min_snr
     Raises ValueError if the batch cannot be split into equal parts.
     """
-    if history is not None:
-        return _importance_step(model, schedule, optimizer, x0, rng, cond, accumulate, history)
-    t = schedule.sample_t(rng, len(x0))  # (N,)
+    if history is None:
+        t = schedule.sample_t(rng, len(x0))  # (N,)
+        weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
+    else:
+        t, weight = importance_sample(history, rng, len(x0))  # (N,) each
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
-    weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
     quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
     errors: list[Callable[[], Any]] = []
 
@@ -113,32 +112,9 @@ def train_step(
         errors.append(optimizer.backend.later(error))
 
     stats = gradient_step(optimizer, len(x0), accumulate, loss_of)
+    if history is not None:
+        record_losses(history, t, np.concatenate([error() for error in errors]))
     return replace(stats, errors=errors, quarters=quarters)
-
-
-def _importance_step(
-    model: Model,
-    schedule: AnySchedule,
-    optimizer: AdamW,
-    x0: np.ndarray,
-    rng: Rng,
-    cond: Any,
-    accumulate: int,
-    history: np.ndarray,
-) -> StepStats:
-    """`train_step` with importance sampling of t. It waits for a GPU: the next step needs the losses."""
-    t, weight = importance_sample(history, rng, len(x0))  # (N,) each
-    eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
-    each: list[Tensor] = []
-
-    def loss_of(part: slice) -> Tensor:
-        labels = None if cond is None else cond[part]
-        each.append(image_losses(model, schedule, x0[part], t[part], eps[part], labels, rng))
-        return weighted_mean(each[-1], weight[part])
-
-    stats = gradient_step(optimizer, len(x0), accumulate, loss_of)
-    record_losses(history, t, np.concatenate([losses.numpy() for losses in each]))
-    return stats
 
 
 def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[slice], Tensor]) -> StepStats:

@@ -11,7 +11,6 @@ from minidiff.diffusion import reverse
 from minidiff.diffusion.continuous import Flow
 from minidiff.diffusion.loss import (
     HISTORY,
-    image_losses,
     importance_sample,
     loss_history,
     record_losses,
@@ -88,8 +87,8 @@ def test_the_hybrid_loss_and_its_gradient_by_torch(backend, weight):
     for half in (slice(2), slice(2, 4)):
         grad = twin.grad.numpy()[..., half]
         np.testing.assert_allclose(prediction.grad[..., half], grad, rtol=0, atol=2e-6 * np.abs(grad).max())
-    each = image_losses(lambda x_t, t: Tensor(PREDICTION, get_backend(backend)), SCHEDULE, X0, TIMES, EPS)
-    np.testing.assert_allclose(each.numpy(), torch_losses(twin).detach(), rtol=1e-6)
+    each = checks.image_losses(lambda x_t, t: Tensor(PREDICTION, get_backend(backend)), SCHEDULE, X0, TIMES, EPS)
+    np.testing.assert_allclose(each, torch_losses(twin).detach(), rtol=1e-6)
 
 
 def test_the_mean_has_no_gradient_of_the_bound():
@@ -106,7 +105,7 @@ def test_the_mean_has_no_gradient_of_the_bound():
 def test_the_loss_of_each_image_without_a_learned_variance():
     prediction = PREDICTION[..., :2].copy()
     model = lambda x_t, t: Tensor(prediction, get_backend("numpy"))  # noqa: E731
-    each = image_losses(model, SCHEDULE, X0, TIMES, EPS).numpy()
+    each = checks.image_losses(model, SCHEDULE, X0, TIMES, EPS)
     np.testing.assert_allclose(each, np.mean((prediction - EPS) ** 2, (1, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(each.mean(), training_loss(model, SCHEDULE, X0, TIMES, EPS).numpy(), rtol=1e-6)
 

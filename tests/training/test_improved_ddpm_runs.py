@@ -1,13 +1,14 @@
 """Runs with a learned variance and with importance sampling of t: resumed bit for bit, and opened by diffusers."""
 
 import diffusers
+import exact_checks as checks
 import numpy as np
 import pytest
 import torch
 from small_runs import contents, go_on, network, pictures, read_safetensors, refused, reopen
 
 from minidiff.data.imaging import to_float
-from minidiff.diffusion.loss import HISTORY, image_losses
+from minidiff.diffusion.loss import HISTORY
 from minidiff.diffusion.model import as_model
 from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.schedule import linear_schedule
@@ -71,7 +72,7 @@ def test_the_history_of_a_step_is_the_losses_of_its_images(tmp_path):
     rng = np.random.default_rng(3)
     t, eps = rng.integers(0, T, 4), rng.standard_normal(x0.shape, dtype=np.float32)
     with no_grad():
-        each = image_losses(run.model, run.schedule, x0, t, eps).numpy()
+        each = checks.image_losses(run.model, run.schedule, x0, t, eps)
     stats = train_step(run.model, run.schedule, run.optimizer, x0, np.random.default_rng(3), history=run.losses)
     assert stats.loss == pytest.approx(each.mean(), rel=1e-6)
     for n, loss in zip(t, each, strict=True):
