@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from minidiff import machine
-from minidiff.cli.options import PLACE, Backend, Seed, Threads, valid_text
+from minidiff.cli.options import PLACE, Backend, Guidance, Seed, Steps, Threads, valid_text
 from minidiff.data import imaging
 from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.run_networks import kept_pipelines
@@ -32,8 +32,8 @@ def explain(
         str | None, typer.Option(callback=valid_text, help="Prompt of as many words, which replace it one by one.")
     ] = None,
     out: Annotated[Path, typer.Option(help="A new folder.", **PLACE)] = Path("explained"),
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 disables it.")] = 4.0,
-    steps: Annotated[int, typer.Option(help="Number of sampling steps.", min=1)] = 25,
+    guidance: Guidance = 4.0,
+    steps: Steps = 25,
     seed: Seed = 0,
     backend: Backend = "numba",
     threads: Threads = None,

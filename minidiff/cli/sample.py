@@ -14,7 +14,7 @@ from PIL import Image
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
-from minidiff.cli.sample_points import POINTS, check_no_image_options, sample_points
+from minidiff.cli.sample_points import NUM_POINTS, check_no_image_options, sample_points
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import slices
@@ -141,7 +141,9 @@ def sample_command(
         others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier}
         others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
         check_no_image_options(run, others | {"guidance-rescale": guidance_rescale or None})
-        images, sheet = sample_points(pipeline, n or POINTS, name, 1.0 if guidance is None else guidance, steps, rng)
+        images, sheet = sample_points(
+            pipeline, n or NUM_POINTS, name, 1.0 if guidance is None else guidance, steps, rng
+        )
     elif isinstance(pipeline, TextPipeline):
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)

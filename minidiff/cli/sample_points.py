@@ -18,7 +18,7 @@ from minidiff.sampling.points_figure import points_figure
 from minidiff.sampling.settings import guided_model
 from minidiff.terminal import announce_compiling, with_progress_bar
 
-POINTS = 2000  # samples by default
+NUM_POINTS = 2000  # samples by default
 
 
 def check_no_image_options(run: Path, image_options: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def train(
     of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
         _check_text_options(text, by_class, recipe, latent, text_encoder)
-        _check_pixel_options(text, given)
+        _check_no_ddpm_options(text, given)
     with lock_run(out):
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
@@ -215,8 +215,8 @@ def _check_text_options(text: bool, by_class: bool, recipe: Any, latent: Any, te
             raise MinidiffError(f"{option} needs --text: add it, or leave {option} out")
 
 
-def _check_pixel_options(text: bool, given: dict[str, Any]) -> None:
-    """Raises MinidiffError for an option in `given` that --text excludes."""
+def _check_no_ddpm_options(text: bool, given: dict[str, Any]) -> None:
+    """Raises MinidiffError for an option of improved DDPM in `given`, which --text excludes."""
     for name in ("learned_variance", "importance_sampling"):
         if text and name in given:
             raise MinidiffError(f"--{name.replace('_', '-')} does not go with --text: leave it out")

@@ -46,7 +46,7 @@ class EDM:
         return np.exp(1.2 * rng.standard_normal((n,), dtype=np.float64) - 1.2)
 
     def quantile(self, t: np.ndarray) -> np.ndarray:
-        """Share of the training's noise levels below t, (N,) in [0, 1]: Phi((ln sigma + 1.2) / 1.2)."""
+        """Fraction of the training's noise levels below t, (N,) in [0, 1]: Phi((ln sigma + 1.2) / 1.2)."""
         return np.array([NormalDist(-1.2, 1.2).cdf(x) for x in np.log(t)])
 
     def sampling_times(self, steps: int) -> np.ndarray:
@@ -95,7 +95,7 @@ class Flow:
         return rng.random(n)
 
     def quantile(self, t: np.ndarray) -> np.ndarray:
-        """Share of the training's times before t, (N,) in [0, 1]: t itself."""
+        """Fraction of the training's times before t, (N,) in [0, 1]: t itself."""
         return np.asarray(t)
 
     def sampling_times(self, steps: int) -> np.ndarray:

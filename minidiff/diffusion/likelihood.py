@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.continuous import EDM
-from minidiff.diffusion.noise_levels import MIN_ALPHA_BAR, sigmas_of
+from minidiff.diffusion.noise_levels import MIN_ALPHA_BAR, sigmas_of, time_of
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.diffusion.sde import Score, eps_of
 from minidiff.errors import MinidiffError
@@ -84,7 +84,7 @@ def _slope(eps_hat: Score, schedule: AnySchedule, directions: np.ndarray) -> Cal
     """dx/ds and its divergence, as a function of x and s = log(sigma)."""
 
     def slope(x: np.ndarray, s: float) -> tuple[np.ndarray, np.ndarray]:
-        t, noise2 = _time(schedule, s), 1 / (1 + math.exp(-2 * s))  # 1 - alpha_bar
+        t, noise2 = time_of(schedule, math.exp(s)), 1 / (1 + math.exp(-2 * s))  # 1 - alpha_bar
         noise = math.sqrt(noise2)
         divergence = _divergence(lambda x: eps_hat(x, t), x, directions, noise)
         return noise * eps_hat(x, t) - noise2 * x, noise * divergence - noise2 * x[0].size
@@ -138,11 +138,3 @@ def _log_sigma_range(schedule: AnySchedule) -> tuple[float, float]:
         t = schedule.sampling_times(2)[-1]
         low, high = t / (1 - t), MAX_SIGMA
     return math.log(low), math.log(high)
-
-
-def _time(schedule: AnySchedule, log_sigma: float) -> float:
-    """The schedule's t at a noise level."""
-    if isinstance(schedule, Schedule):
-        log_sigmas = np.log(sigmas_of(schedule))
-        return float(np.interp(log_sigma, log_sigmas, np.arange(len(log_sigmas))))
-    return math.exp(log_sigma) if isinstance(schedule, EDM) else 1 / (1 + math.exp(-log_sigma))

@@ -62,7 +62,7 @@ class Schedule:
         return rng.integers(0, len(self), n)
 
     def quantile(self, t: np.ndarray) -> np.ndarray:
-        """Share of the timesteps before t, (N,) in [0, 1)."""
+        """Fraction of the timesteps before t, (N,) in [0, 1)."""
         return np.asarray(t) / len(self)
 
     @cached_property

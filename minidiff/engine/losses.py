@@ -72,11 +72,11 @@ class WeightedMean(Function):
         self.weight = weight
 
     def forward(self, x):
-        self.share = self.backend.asarray(self.weight / np.float32(len(x)))
-        return (x * self.share).sum()
+        self.coefficients = self.backend.asarray(self.weight / np.float32(len(x)))
+        return (x * self.coefficients).sum()
 
     def backward(self, dy):
-        return (self.share * dy,)
+        return (self.coefficients * dy,)
 
 
 def weighted_mean(x: Tensor, weight: np.ndarray | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""All that samples images: a U-Net with its schedule and sampler; for prompts tokenizer, text encoder, autoencoder."""
+"""Pipelines: a U-Net with its schedule and sampler; for prompts also tokenizer, text encoder and autoencoder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

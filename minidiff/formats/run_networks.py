@@ -76,18 +76,18 @@ def read_chosen(
 def kept_pipelines(pipeline: TextPipeline) -> Iterator[tuple[int, TextPipeline]]:
     """Step and pipeline, with the moving average, of every checkpoint that the pipeline's run keeps, oldest first."""
     for step, path in kept_states(pipeline.folder).items():
-        yield step, _with_weights(pipeline, read_state(path), "ema")
+        yield step, _with_average(pipeline, read_state(path))
 
 
-def _with_weights(pipeline: TextPipeline, state: RunState, name: str) -> TextPipeline:
-    """The pipeline with the trained weights of a state of its run, from the buffer "p" or "ema"; the rest is shared."""
+def _with_average(pipeline: TextPipeline, state: RunState) -> TextPipeline:
+    """The pipeline with the moving average of a state of its run; what is not trained is shared."""
     state.check_kind("text")
     (frozen,) = read_parts(state, lambda: (json.loads(state.metadata["frozen"]),))
     backend, encoder = pipeline.unet.backend.name, pipeline.text_encoder
     encoder = encoder if "text_encoder" in frozen else TextEncoder(encoder.config, None, backend)
     unet = TextUNet(pipeline.unet.config, None, backend)
     pipeline = replace(pipeline, unet=unet, text_encoder=encoder, step=state.step)
-    fill_from_buffer([p for _, p in trained_parameters(pipeline, frozen)], state, name)
+    fill_from_buffer([p for _, p in trained_parameters(pipeline, frozen)], state, "ema")
     return pipeline
 
 

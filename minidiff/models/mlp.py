@@ -1,4 +1,4 @@
-"""A multilayer perceptron (MLP) that predicts the noise of points.
+"""A multilayer perceptron (MLP) that predicts the target (eps, x0, v, ...) of noisy points.
 
     h = linear_in(SCALE x_t);   h = h + layer(silu(h + temb)) for every layer;   prediction = linear_out(silu(h))
 

@@ -27,7 +27,7 @@ def open_pipeline(
     kind: Kind | tuple[Kind, ...] = ("unet", "text", "points"),
     ema: float | None = None,
 ) -> Pipeline:
-    """All that samples images: a TextPipeline if the folder's U-Net is conditioned on prompts; or a PointsPipeline.
+    """Open a folder for sampling: a TextPipeline if its U-Net is conditioned on prompts, a PointsPipeline of points.
 
     folder        a run, a folder of diffusers with unet/ and scheduler/, or a Stable Diffusion 1.x or 2.x folder
     weights       of a run: those of the last step ("raw"), or the moving average at its best checkpoint ("best") or at
@@ -39,7 +39,7 @@ def open_pipeline(
     ema           of a run: the half-life in steps of the moving average, one that its states hold, or else one combined
                   of those that the kept checkpoints hold (`average` in formats/averages.py); None: the run's first
     Raises MinidiffError for a folder that is missing, of another kind (WrongKind) or damaged, for pickled weights, for
-    an unsupported configuration, and for a U-Net whose images are neither grey nor RGB.
+    an unsupported configuration, and for a U-Net whose images are neither grey nor RGB, or that cannot downsample them.
     """
     folder, wanted = Path(folder), (kind,) if isinstance(kind, str) else kind
     if weights is None and ema is None:
@@ -99,7 +99,7 @@ def _check_images(folder: Path, unet: UNet) -> None:
     height, width, channels = unet.image_shape
     downsamples = len(unet.config.block_out_channels) - 1
     if channels not in (1, 3):
-        raise MinidiffError(f"{folder}: its pictures have {channels} channels; a sheet shows 1 or 3")
+        raise MinidiffError(f"{folder}: its images have {channels} channels; a sheet shows 1 or 3")
     if height % 2**downsamples or width % 2**downsamples:
         size = f"sample_size is {height}x{width}"
-        raise MinidiffError(f"{folder}: {size}, and the network halves {downsamples} times")
+        raise MinidiffError(f"{folder}: {size}, and the network downsamples it by 2 {downsamples} times")

@@ -16,9 +16,8 @@ INTEGER_RANGES = {
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
-    "learned_variance", "importance_sampling","further_emas",
+    "learned_variance", "importance_sampling", "further_emas",
 }  # fmt: skip
-
 
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 

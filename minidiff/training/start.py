@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_OPTIONS = {
     "recipe": "--recipe", "size": "--size", "skip_bad": "--skip-bad", "pad_crop": "--pad-crop", "flip": "--no-flip",
+    "learned_variance": "--learned-variance", "importance_sampling": "--importance-sampling",
 }  # fmt: skip
 
 
@@ -101,6 +102,7 @@ def start_vae(out: Path, data: str, given: dict[str, Any], threads: int | None) 
 
 def start_classifier(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[ClassifierRun, Dataset]:
     """A new run of a classifier of noisy images, with the options in `given`, for a dataset of several classes."""
+    check_images(data)
     config, dataset = new_config(out, data, given, threads)
     if len(dataset.classes) < 2:
         raise MinidiffError(f"{data}: has a single class, and a classifier needs two; sort it into sub-folders")

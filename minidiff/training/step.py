@@ -45,7 +45,7 @@ class StepStats:
     norm      a function that returns a scalar
     errors    functions that return the unweighted losses of the images of each part, (N / parts,)
     quarters  (N,) integers, the quarter of the noise levels of each image: 0 has the least noise, 3 the most; None if
-              there are no noise levels
+              they are not recorded (autoencoders and classifiers)
     The functions are called when the values are read, and only then wait for a GPU.
     """
 

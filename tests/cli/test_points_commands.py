@@ -108,6 +108,7 @@ def test_what_contradicts_the_run(refused, arguments, match):
 
 @pytest.mark.parametrize("option", [
     ("--size", 8), ("--skip-bad",), ("--pad-crop", 1), ("--no-flip",), ("--recipe", "small-cpu"),
+    ("--learned-variance",), ("--importance-sampling",),
 ])  # fmt: skip
 def test_options_of_training_that_are_for_images(refused, option):
     match = f"{option[0]} is for images, and swiss_roll holds points: leave it out"

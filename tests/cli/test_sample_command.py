@@ -188,14 +188,14 @@ def test_pictures_of_any_kind(done, tmp_path, changes):
 @pytest.mark.parametrize(
     "changes, match",
     [
-        ({"in_channels": 4, "out_channels": 4}, "net: its pictures have 4 channels; a sheet shows 1 or 3"),
+        ({"in_channels": 4, "out_channels": 4}, "net: its images have 4 channels; a sheet shows 1 or 3"),
         ({"out_channels": 4}, "the model predicts .* both shapes must be equal"),
         (
             {
                 "sample_size": 5, "block_out_channels": (8, 8), "down_block_types": ["DownBlock2D"] * 2,
                 "up_block_types": ["UpBlock2D"] * 2,
             },
-            "net: sample_size is 5x5, and the network halves 1 times",
+            "net: sample_size is 5x5, and the network downsamples it by 2 1 times",
         ),
     ],
 )  # fmt: skip

@@ -65,8 +65,8 @@ def dpmpp_sde(
 def step_noise(first: np.ndarray, second: np.ndarray, sigma: float, sigma_prev: float) -> np.ndarray:
     """The noise of a whole step from that of its halves, all standard normal: both are of one Brownian path.
 
-    The SDE's noise of a step has the variance (1 - alpha_bar_prev) (1 - (sigma_prev / sigma)^2), its first half's in
-    it, which the second half shrinks by sigma_prev / sigma, the share sigma_prev / (sigma + sigma_prev).
+    The noise of a step has the variance (1 - alpha_bar_prev) (1 - (sigma_prev / sigma)^2). Of it, the fraction
+    sigma_prev / (sigma + sigma_prev) comes from the first half, whose noise the second half scales down.
     """
     total = sigma + sigma_prev
     return math.sqrt(sigma_prev / total) * first + math.sqrt(sigma / total) * second
