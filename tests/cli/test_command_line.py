@@ -138,7 +138,8 @@ def test_a_name_that_is_no_text(done, refused, tmp_path):
     refused("sample", name, match="no such folder; give a run")
     idx_set(tmp_path / "data").rename(tmp_path / name)
     child = process("train", name, "--out", f"run {name}", "--steps", 1, *SMALL)
-    assert child.communicate(timeout=100) and child.returncode == 0
+    _, err = child.communicate(timeout=100)
+    assert (child.returncode, err) == (0, "")
     done("sample", f"run {name}", "--out", f"{name}.png", "--n", 1, "--steps", 2, *QUICK)
 
 

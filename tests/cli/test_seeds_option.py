@@ -24,6 +24,7 @@ def sampled(done):
 
 def assert_same(images, others):
     """Within 1 of 255 on 99.9 % of values: a batch of another size may round otherwise."""
+    assert images.shape == others.shape
     difference = np.abs(images.astype(int) - others)
     assert np.mean(difference <= 1) >= 0.999
 

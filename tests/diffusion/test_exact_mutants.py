@@ -143,7 +143,7 @@ MUTANTS = [
     (likelihood.log_likelihood, "log_prior + divergence", "log_prior - divergence", LIKELIHOOD),
     (likelihood.log_likelihood, "D * math.log(2 * math.pi)", "math.log(2 * math.pi)", LIKELIHOOD),
     (likelihood._log_sigma_range, "math.log(high)", "math.log(high) / 2", LIKELIHOOD),
-    (likelihood._divergence, "/ (2 * h)", "/ h", (checks.check_hutchinson,)),
+    (likelihood._divergence, "/ (2 * h)", "/ h", LIKELIHOOD),
     (likelihood._random_signs, "math.sqrt(probes)", "probes", (checks.check_hutchinson,)),
     (likelihood.ode_bits_per_dim, "- math.log(BYTE_WIDTH)", "+ math.log(BYTE_WIDTH)", (checks.check_ode_bits,)),
     (likelihood.ode_bits_per_dim, ") / math.log(2)", ")", (checks.check_ode_bits,)),

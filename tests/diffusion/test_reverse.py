@@ -66,8 +66,10 @@ def test_with_an_oracle_sampling_ends_at_x0(prediction_type, sampler, eta, steps
     settings = Sampler(sampler, eta=eta, clip=None)
     model = oracle(at_real_times(schedule, sampler), x0)
     trajectory = reverse.sample(model, schedule, SHAPE, np.random.default_rng(1), steps, settings)
-    # The last x_t is x0_hat, off by the rounding of x_t (2.4e-7) over sqrt(alpha_bar): 0.006 at the first step.
-    atol = max(1e-6, 5e-7 / np.sqrt(schedule.alphas_cumprod[1000 // steps - 1]))
+    # The last x_t is x0_hat, off by the rounding of x_t (2.4e-7) over sqrt(alpha_bar): 0.006 at the first step. In two
+    # steps x_t is in the middle, where all but euler_maruyama, whose x_t is large there, are as exact as at the end.
+    rounding = 5e-7 / np.sqrt(schedule.alphas_cumprod[1000 // steps - 1])
+    atol = max(1e-6, rounding) if steps == 1 or sampler == "euler_maruyama" else 1e-6
     np.testing.assert_allclose(last_sample(trajectory), x0, rtol=0, atol=atol)
 
 

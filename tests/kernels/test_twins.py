@@ -10,6 +10,7 @@ from minidiff_kernels.gpu import launch
 
 ROOT = Path(minidiff_kernels.__path__[0])
 MODULES = sorted(path for path in ROOT.glob("[cg]pu/*") if path.suffix in (".py", ".cu") and path.stem != "__init__")
+assert {path.parent.name for path in MODULES} == {"cpu", "gpu"} and len(MODULES) > 20
 
 
 def head(path: Path) -> str:

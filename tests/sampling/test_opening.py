@@ -117,8 +117,11 @@ sys.addaudithook(count)
 for command in json.loads(os.environ["COMMANDS"]):
     sys.argv = ["minidiff", *command.split(), "--backend", "numpy", "--threads", "1"]
     opened.clear()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main()
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as done:
+            assert not done.code, command
     counts[command] = dict(opened)
 print(json.dumps(counts))
 """
@@ -166,6 +169,7 @@ def test_each_json_is_opened_once_and_weights_at_most_twice(folders, monkeypatch
     names = json.dumps([path.name for path in folders.iterdir()])
     said, _ = own_process.run(COUNT_OPENS, FOLDERS=names, COMMANDS=json.dumps(COMMANDS))
     counts = json.loads(said)
+    assert list(counts) == COMMANDS
     for command, opened in counts.items():
         assert any(path.endswith("scheduler_config.json") for path in opened), f"{command}: {opened}"
         assert any(path.endswith(".safetensors") for path in opened), f"{command}: {opened}"
