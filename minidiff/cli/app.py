@@ -24,6 +24,7 @@ from minidiff.data import imaging
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.folders import FOUND, describe, find
+from minidiff.formats.weights import to_float16
 from minidiff.terminal import console, ignore_closed, printable, progress_bar, reports_shown, stderr_console
 from minidiff.training import state
 from minidiff.training.recipes import SCHEDULE
@@ -116,6 +117,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder.")],
     raw: Raw = False,
     best: Best = False,
+    half: Annotated[bool, typer.Option("--half", help="Write the weights as float16.")] = False,
 ) -> None:
     """Export a run's network to a folder that diffusers opens.
 
@@ -129,6 +131,8 @@ def export(
     opened = state.open_best(run) if best else state.open_run(run)
     with new_folder(out) as folder:
         state.export(opened, folder, raw)
+        if half:
+            to_float16(folder)
     console.print(f"Wrote {out}, of step {opened.step}")
 
 

@@ -190,3 +190,17 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
         tensors, metadata
     )  # save_file would leave a temporary file behind if the process is killed
     replace_file(path, lambda part: part.write_bytes(data))
+
+
+def to_float16(folder: Path) -> None:
+    """Rewrite all weights below a folder as float16, half their size; they are read back as float32.
+
+    Raises MinidiffError for a weight that is too large for float16.
+    """
+    for path in sorted(folder.rglob("*.safetensors")):
+        arrays, metadata = open_safetensors(path)
+        weights = dict(zip(arrays, read_arrays(arrays.values()), strict=True))
+        for name, a in weights.items():
+            if np.abs(a).max(initial=0) > np.finfo(np.float16).max:
+                raise MinidiffError(f"{path.name}: {name} has values beyond float16's 65504; export without --half")
+        write_safetensors(path, {name: a.astype(np.float16) for name, a in weights.items()}, metadata)

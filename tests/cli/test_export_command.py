@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from small_commands import SMALL, bytes_of
 
 import minidiff as md
-from minidiff.formats import networks
+from minidiff.errors import MinidiffError
+from minidiff.formats import networks, weights
 from minidiff.training import loop, state
 
 
@@ -27,6 +29,31 @@ def test_export(done, refused, trained):
     assert bytes_of(f"raw/unet/{networks.WEIGHTS}") != bytes_of(f"average/unet/{networks.WEIGHTS}")
     refused("export", "run", "average", match="average: is there already; choose a new folder")
     refused("export", "raw", "again", match="raw: holds no run")
+
+
+def test_export_of_float16_weights(done, refused, trained):
+    done("export", "run", "full")
+    done("export", "run", "half", "--half")
+    assert (
+        Path(f"half/unet/{networks.WEIGHTS}").stat().st_size
+        < 0.6 * Path(f"full/unet/{networks.WEIGHTS}").stat().st_size
+    )
+    half = md.load_unet("half", "numpy").state_dict()
+    for name, a in md.load_unet("full", "numpy").state_dict().items():
+        np.testing.assert_array_equal(half[name], a.astype(np.float16))
+    assert bytes_of("half/unet/config.json") == bytes_of("full/unet/config.json")
+
+
+def test_a_weight_beyond_float16_is_refused(trained):
+    (path,) = trained.glob("run/unet/*.safetensors")
+    arrays, metadata = weights.open_safetensors(path)
+    large = {name: a.read() for name, a in arrays.items()}
+    large["conv_in.bias"][0] = 65520  # rounds to infinity
+    weights.write_safetensors(path, large, metadata)
+    before = bytes_of(path)
+    with pytest.raises(MinidiffError, match="conv_in.bias has values beyond float16's 65504"):
+        weights.to_float16(trained / "run" / "unet")
+    assert bytes_of(path) == before
 
 
 def test_the_best_checkpoint_can_be_exported(done, refused, trained, monkeypatch):
