@@ -13,7 +13,8 @@ affine in one another. Each function here takes two settings more:
               eq. 15, 16)
     interval  guidance is applied at timesteps lowest <= t <= highest (Kynkäänniemi et al. 2024, arXiv 2404.07724)
 
-A guided model's prediction is in host memory.
+A guided model's prediction is in host memory. A learned variance is not guided: it is that of the model without
+guidance, for `guided` the conditional one.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import signal_and_noise, target
-from minidiff.diffusion.model import Model, evaluate
+from minidiff.diffusion.model import Model, evaluate_all
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.diffusion.sde import continuous_time
 from minidiff.engine.losses import cross_entropy
@@ -52,8 +53,8 @@ def guided(
 
     def both(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         null_cond = np.full_like(cond, null if negative is None else negative)
-        both = evaluate(model, np.concatenate([x_t, x_t]), np.concatenate([t, t]), np.concatenate([cond, null_cond]))
-        p_cond, p_null = np.split(both, 2)  # (N, H, W, C) each
+        twice, conds = np.concatenate([x_t, x_t]), np.concatenate([cond, null_cond])
+        p_cond, p_null = np.split(evaluate_all(model, twice, np.concatenate([t, t]), conds), 2)  # (N, H, W, C) each
         return p_null + float(scale) * (p_cond - p_null), p_cond
 
     return _guided_model(both, model, scale != 1, rescale, interval)
@@ -76,7 +77,7 @@ def autoguided(
     """
 
     def both(x_t: np.ndarray, t: np.ndarray, cond: Any) -> tuple[np.ndarray, np.ndarray]:
-        p, p_weak = evaluate(model, x_t, t, cond), evaluate(weak_model, x_t, t, cond)
+        p, p_weak = evaluate_all(model, x_t, t, cond), evaluate_all(weak_model, x_t, t, cond)
         return p_weak + float(scale) * (p - p_weak), p
 
     return _guided_model(both, model, scale != 1, rescale, interval)
@@ -101,15 +102,15 @@ def classifier_guided(
     real_time = continuous_time(schedule)
 
     def unconditional(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray) -> np.ndarray:
-        return evaluate(model, x_t, t)
+        return evaluate_all(model, x_t, t)
 
     def both(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         signal, noise = signal_and_noise(real_time, t, x_t)
-        prediction = evaluate(model, x_t, t)
+        prediction = evaluate_all(model, x_t, t)
         eps_change = -noise * float(scale) * gradient(x_t, t, cond)
         x0_change = -noise / signal * eps_change  # x_t = signal x0 + noise eps stays
         change = target(real_time, x0_change, t, eps_change)  # linear in x0 and eps
-        return prediction + change, prediction
+        return prediction[..., : x_t.shape[-1]] + change, prediction
 
     return _guided_model(both, unconditional, scale != 0, rescale, interval)
 
@@ -142,15 +143,18 @@ def _guided_model(
 ) -> Model:
     """The guided prediction, the first of both(x_t, t, cond), rescaled to the second; elsewhere the unguided model's.
 
+    A learned variance is the second's: (N, H, W, 2 C) then.
     has_effect: whether the guidance scale has any.
     """
     lowest, highest = interval
 
     def predict(x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> np.ndarray:
         if not has_effect or not lowest <= t[0] <= highest:
-            return evaluate(unguided, x_t, t, cond)
-        prediction, without = both(x_t, t, cond)
-        return _rescaled(prediction, without, rescale) if rescale else prediction
+            return evaluate_all(unguided, x_t, t, cond)
+        (prediction, _), (without, v) = (np.split(p, [x_t.shape[-1]], -1) for p in both(x_t, t, cond))
+        if rescale:
+            prediction = _rescaled(prediction, without, rescale)
+        return np.concatenate([prediction, v], -1) if v.size else prediction
 
     return predict
 

@@ -27,10 +27,13 @@ def evaluate(model: Model, x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> 
 
     A learned variance is left out. Raises MinidiffError if the prediction's shape is not x_t's.
     """
+    return evaluate_all(model, x_t, t, cond)[..., : x_t.shape[-1]]
+
+
+def evaluate_all(model: Model, x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> np.ndarray:
+    """The same with v of a learned variance, if the model predicts one: (N, H, W, C) or (N, H, W, 2 C)."""
     prediction = _evaluate(model, x_t, t, cond)
-    if prediction.shape == with_variance(x_t.shape):
-        return prediction[..., : x_t.shape[-1]]
-    if prediction.shape != x_t.shape:
+    if prediction.shape not in (x_t.shape, with_variance(x_t.shape)):
         raise MinidiffError(f"the model predicts {prediction.shape} for x_t {x_t.shape}: both shapes must be equal")
     return prediction
 

@@ -144,6 +144,36 @@ def test_the_rescaled_standard_deviation(name, x_t):
     assert np.abs(plain.std((1, 2, 3)) - own(x_t).std((1, 2, 3))).max() > 0.1
 
 
+@pytest.mark.parametrize("t", [200, 500])
+@pytest.mark.parametrize("rescale", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["guided", *RULES])
+def test_a_learned_variance_is_not_guided(name, rescale, t, x_t):
+    """The prediction is guided as without it; v stays the model's, in the interval (t = 200) and outside of it."""
+
+    def conditional(x_t, t, cond=None):
+        return Model()(x_t, t, np.array([1]) if cond is None else cond)
+
+    def with_variance(model):
+        def both(x_t, t, cond=None):
+            v = np.full_like(x_t, 7) if model is weak else np.cos(3 * conditional(x_t, t, cond))
+            return np.concatenate([model(x_t, t, cond), v], -1)
+
+        return both
+
+    settings = (3.0, rescale, (100, 400))
+    rules = {
+        "guided": lambda wrapped: guided(wrapped(conditional), NULL, *settings),
+        "autoguided": lambda wrapped: autoguided(wrapped(conditional), wrapped(weak), *settings),
+        "classifier_guided": lambda wrapped: classifier_guided(
+            wrapped(conditional), linear_schedule(), gradient, *settings
+        ),
+    }
+    found, plain = (predict(rules[name](wrapped), x_t, t) for wrapped in (with_variance, lambda model: model))
+    own = conditional(x_t, np.full(4, t)) if name == "classifier_guided" else predict(conditional, x_t, t)
+    np.testing.assert_array_equal(found[..., :3], plain)
+    np.testing.assert_array_equal(found[..., 3:], np.cos(3 * own))
+
+
 def test_autoguidance_of_an_unconditional_model(x_t):
     t = np.full(4, 500)
     found = autoguided(unconditional, weak, 2.0)(x_t, t)
