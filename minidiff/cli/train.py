@@ -89,7 +89,8 @@ def train(
 
     line (1-D), two_clusters, two_moons and swiss_roll are datasets of points: the network is an MLP, --width its hidden
     channels (128), --depth its hidden layers (4), and the samples are figures. The other defaults:
-    --steps 3000, --batch-size 256, --lr 0.004, --warmup 100, --threads 1. Options for images are refused.
+    --steps 3000, --batch-size 256, --lr 0.004, --warmup 100, --threads 1, --backend numpy. Options for
+    images are refused.
     """
     given = _given(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
