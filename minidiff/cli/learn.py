@@ -18,10 +18,10 @@ BAR = 30  # columns
 
 
 def learn(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[check] [NUMBER]", help="A number: write its file; check and a number: check it."),
+    what: Annotated[
+        str | None, typer.Argument(metavar="check|NUMBER", help="An exercise, to write its file; or check.")
     ] = None,
+    number: Annotated[str | None, typer.Argument(metavar="NUMBER", help="The exercise to check.")] = None,
 ) -> None:
     """Exercises of the course that check themselves.
 
@@ -30,16 +30,15 @@ def learn(
     its results with the solution's. The exit code is 0 if the answer is right, 1 with a hint if it is not, and 2 if it
     cannot be run.
     """
-    match words or []:
-        case []:
-            show_list()
-        case [number] if number.isdecimal():
-            write_file(int(number))
-        case ["check", number] if number.isdecimal():
-            check_file(int(number))
-        case _:
-            given = " ".join(words or [])
-            raise MinidiffError(f"learn {given}: give a number, as in minidiff learn 2 or minidiff learn check 2")
+    if what is None:
+        show_list()
+    elif what.isdecimal() and number is None:
+        write_file(int(what))
+    elif what == "check" and number is not None and number.isdecimal():
+        check_file(int(number))
+    else:
+        given = what if number is None else f"{what} {number}"
+        raise MinidiffError(f"learn {given}: give a number, as in minidiff learn 2 or minidiff learn check 2")
 
 
 def show_list() -> None:
@@ -55,7 +54,7 @@ def show_list() -> None:
     console.print(table)
     summary = Table.grid(padding=(0, 2, 0, 0))
     done = num_solved(solved)
-    summary.add_row(ProgressBar(len(EXERCISES), done, width=BAR), f"{done} of {len(EXERCISES)} solved")
+    summary.add_row(f"{done} of {len(EXERCISES)} solved", ProgressBar(len(EXERCISES), done, width=BAR))
     console.print("", summary, "Write the file of an exercise: minidiff learn NUMBER", sep="\n")
 
 
@@ -87,6 +86,10 @@ def check_file(number: int) -> None:
     if (image := checked.image) is not None:
         write_output(path.with_suffix(".png"), lambda file: file.write(image))
         console.print(f"The image that your function makes: {path.with_suffix('.png')}")
+    unsolved = [i for i in EXERCISES if state(i, solved) != "solved"]
+    if unsolved:
+        following = next((i for i in unsolved if i > number), unsolved[0])
+        console.print(f"Next: minidiff learn {following}, {EXERCISES[following].title}")
 
 
 def num_solved(solved: Solved) -> int:

@@ -84,7 +84,7 @@ def _leaf(pairs: Pairs, rtol: float) -> str:
 
 def _agrees_after(mend: Callable[[Any], Any], got: Any, want: Any, rtol: float) -> bool:
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # a root of negative values
             return agree(mend(got), want, rtol)
     except (TypeError, ValueError):  # it has no sign, or fewer than two axes
         return False

@@ -86,8 +86,9 @@ def test_wrong_words(refused):
     for number in (0, last + 1, 10**30):
         refused("learn", number, match=rf"exercise {number}: there is none; give a number from 1 to {last}$")
         refused("learn", "check", number, match="there is none")
-    for words in (["fly"], ["check"], ["check", "two"], ["2", "check"], ["check", "1", "2"], ["1.5"], ["²"]):
+    for words in (["fly"], ["check"], ["check", "two"], ["2", "check"], ["2", "2"], ["1.5"], ["²"]):
         refused("learn", *words, match=f"learn {' '.join(words)}: give a number, as in minidiff learn 2 or ")
+    refused("learn", "check", 1, 2, match=r"unexpected extra argument.*See minidiff learn --help\.$")
     refused("learn", "--solution", match=r"--solution.*See minidiff learn --help\.$")
 
 
@@ -120,7 +121,7 @@ def test_the_image_of_a_right_answer(run, monkeypatch):
     monkeypatch.setattr(learn, "run_check", lambda number, path: learn.Checked(True, "", b"an image"))
     code, out, _ = run("learn", "check", NUMBER)
     image = FILE.with_suffix(".png")
-    assert code == 0 and out.endswith(f"The image that your function makes: {image}\n")
+    assert code == 0 and f"The image that your function makes: {image}\n" in out
     assert bytes_of(image) == b"an image"
 
 
@@ -129,5 +130,19 @@ def test_what_the_file_prints_comes_before_the_verdict():
     child = process("learn", "check", NUMBER)
     out, err = child.communicate(timeout=100)
     assert (child.returncode, err) == (0, "")
-    *printed, verdict = out.splitlines()
+    *printed, verdict, following = out.splitlines()
     assert set(printed) == {"in the function"} and verdict.startswith("Right: ")
+    assert following.startswith("Next: minidiff learn ")
+
+
+def test_the_next_exercise_is_the_first_unsolved_one_after_it(run, monkeypatch):
+    numbers = (NUMBER - 1, NUMBER, NUMBER + 1)
+    monkeypatch.setattr(learn, "EXERCISES", {number: EXERCISES[NUMBER] for number in numbers})
+    monkeypatch.setattr(learn, "run_check", lambda number, path: learn.Checked(True, "", None))
+    solved = set()
+    monkeypatch.setattr(learn, "state", lambda number, _: "solved" if number in solved else "-")
+    write(BODY)
+    for also, following in (({NUMBER}, NUMBER + 1), ({NUMBER + 1}, NUMBER - 1), ({NUMBER - 1}, None)):
+        solved |= also
+        out = run("learn", "check", NUMBER)[1]
+        assert re.findall(r"Next: minidiff learn (\d+), Add noise\n", out) == ([str(following)] if following else [])

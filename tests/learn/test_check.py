@@ -129,7 +129,7 @@ MATRIX = np.random.default_rng(1).standard_normal((5, 5))
         (lambda: X.mean(0), lambda: X.mean(1), r"has shape \(4,\); it should be \(5,\)\."),
         (lambda: X.astype(int), lambda: X, "holds integers; it should hold floats"),
         (lambda: (X > 1).astype(int), lambda: X > 1, "holds integers; it should hold booleans"),
-        (lambda: np.array(["a"]), lambda: np.array([1.0]), "is an array of strings of .* it should be an array of floats"),
+        (lambda: np.array(["a"]), lambda: np.array([1.0]), "is an array of strings of .* an array of floats"),
         (lambda: X.astype(np.float16), lambda: X, "has the rounding errors of float16: compute in float64"),
         (lambda: np.log(MATRIX * [[1], [1], [-1], [1], [1]]), lambda: MATRIX, r"is nan at index \(\d, \d\): is"),
         (lambda: np.append(X[0], 1 / np.float64(1e-320)), lambda: np.append(X[0], 1), r"is inf at index \(4,\)"),

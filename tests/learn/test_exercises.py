@@ -24,7 +24,7 @@ def test_catalogue():
 
 
 @every
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_solution_is_right(number, seed):
     exercise = EXERCISES[number]
     assert check(exercise, exercise.solution, seed).right
@@ -44,7 +44,7 @@ def test_a_stub_is_blank_and_has_the_solutions_signature_and_docstring(number):
 
 
 @every
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_mistake_gets_its_own_hint(number, seed):
     exercise = EXERCISES[number]
     hints = [" ".join(mistake.__doc__.split()) for mistake in exercise.mistakes]

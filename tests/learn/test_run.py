@@ -63,32 +63,32 @@ def test_a_wrong_answer():
     assert not answer.right and answer.hint.startswith("One timestep too early")
 
 
-@pytest.mark.parametrize(
-    "source, match",
-    [
-        (with_body("return x0[:, 99]"), r"^answer\.py, line 4: IndexError: index 99 is out of bounds"),
-        (with_body("return np.sin(x0, 1, 2, 3, 4)"), "^answer.py, line 4: TypeError: "),
-        (with_body("return q_sample(x0, t, eps, alphas_cumprod)"), "^answer.py, line 4: RecursionError: maximum"),
-        (with_body("return np.zeros(10**12)"), "^answer.py, line 4: MemoryError: Unable to allocate"),
-        (with_body("return bytearray(8 << 30)"), "^answer.py, line 4: MemoryError$"),
-        (with_body("input()"), "^answer.py, line 4: EOFError: "),
-        (with_body("sys.exit(0)"), "^answer.py, line 4: ends the program; return the result instead$"),
-        (with_body("raise KeyboardInterrupt"), "^answer.py, line 4: KeyboardInterrupt$"),
-        (with_body("raise ValueError('a\\nb')"), "^answer.py, line 4: ValueError: a b$"),
-        (with_body("return (x0"), r"^answer\.py, line 4: SyntaxError: '\(' was never closed$"),
-        (with_body("return x0\n  + eps"), "^answer.py, line 5: IndentationError: "),
-        ("import numpyy\n", "^answer.py, line 1: ModuleNotFoundError: No module named 'numpyy'$"),
-        ("\nraise SystemExit(0)", "^answer.py, line 2: ends the program"),
-        (b"x = '\xff'\n", "^answer.py.*: SyntaxError: "),
-        (b"x = 1\0\n", "^answer.py.*: (SyntaxError|ValueError): source code string cannot contain null bytes"),
-        ("", "^answer.py: defines no function q_sample; write its first line again as it was$"),
-        ("def q_sample(x0):\n    return x0\n", r"^answer.py: q_sample is not a function of \(x0, t, eps, alphas_cump"),
-        (with_body("os._exit(0)"), "^answer.py: ends the program with exit code 0; return the result instead$"),
-        (with_body("os._exit(7)"), "^answer.py: ends the program with exit code 7"),
-    ],
-)  # fmt: skip
-def test_a_file_that_cannot_be_run(source, match):
-    refused(source, match)
+FAULTS = {
+    "an index": (with_body("return x0[:, 99]"), r"^answer\.py, line 4: IndexError: index 99 is out of bounds"),
+    "an error below": (with_body("return np.sin(x0, 1, 2, 3, 4)"), "^answer.py, line 4: TypeError: "),
+    "recursion": (with_body("return q_sample(x0, t, eps, 0)"), "^answer.py, line 4: RecursionError: maximum"),
+    "a large array": (with_body("return np.zeros(10**12)"), "^answer.py, line 4: MemoryError: Unable to allocate"),
+    "large bytes": (with_body("return bytearray(8 << 30)"), "^answer.py, line 4: MemoryError$"),
+    "input": (with_body("input()"), "^answer.py, line 4: EOFError: "),
+    "sys.exit": (with_body("sys.exit(0)"), "^answer.py, line 4: ends the program; return the result instead$"),
+    "Ctrl-C": (with_body("raise KeyboardInterrupt"), "^answer.py, line 4: KeyboardInterrupt$"),
+    "two lines": (with_body("raise ValueError('a\\nb')"), "^answer.py, line 4: ValueError: a b$"),
+    "a bracket": (with_body("return (x0"), r"^answer\.py, line 4: SyntaxError: '\(' was never closed$"),
+    "indentation": (with_body("return x0\n  + eps"), "^answer.py, line 5: IndentationError: "),
+    "an import": ("import numpyy\n", "^answer.py, line 1: ModuleNotFoundError: No module named 'numpyy'$"),
+    "sys.exit outside": ("\nraise SystemExit(0)", "^answer.py, line 2: ends the program"),
+    "no text": (b"x = '\xff'\n", "^answer.py.*: SyntaxError: "),
+    "a zero": (b"x = 1\0\n", "^answer.py.*: (SyntaxError|ValueError): source code string cannot contain null bytes"),
+    "nothing": ("", "^answer.py: defines no function q_sample; write its first line again as it was$"),
+    "arguments": ("def q_sample(x0):\n    return x0\n", r"^answer.py: q_sample is not a function of \(x0, t, eps, al"),
+    "os._exit(0)": (with_body("os._exit(0)"), "^answer.py: ends the program with exit code 0; return the result inst"),
+    "os._exit(7)": (with_body("os._exit(7)"), "^answer.py: ends the program with exit code 7"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_cannot_be_run(fault):
+    refused(*FAULTS[fault])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -98,17 +98,21 @@ def test_a_crash():
     refused(with_body("os.kill(os.getpid(), 9)"), r"^answer.py: was ended by the system \(SIGKILL\); does it need")
 
 
-@pytest.mark.parametrize(
-    "source, line",
-    [
-        (with_body("while True: pass"), 4),
-        (with_body("return sum(range(10**15))"), 4),  # which never lets another thread of Python run
-        (with_body("while True:\n        try: np.sqrt(x0)\n        except BaseException: pass"), "[456]"),
-        ("import time\n\ntime.sleep(1000)\n", 3),
-    ],
-)
-def test_an_endless_loop(monkeypatch, source, line):
+LOOPS = {
+    "in Python": (with_body("while True: pass"), 4),
+    "in C": (with_body("return sum(range(10**15))"), 4),  # no other thread of Python runs meanwhile
+    "that catches all": (
+        with_body("while True:\n        try: np.sqrt(x0)\n        except BaseException: pass"),
+        "[456]",
+    ),
+    "outside": ("import time\n\ntime.sleep(1000)\n", 3),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_endless_loop(monkeypatch, loop):
     monkeypatch.setattr(run, "WORKER", ("-c", SOON))
+    source, line = LOOPS[loop]
     refused(source, rf"^answer\.py, line {line}: takes longer than 10 seconds; is there an endless loop\?$")
 
 

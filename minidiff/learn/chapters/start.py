@@ -22,11 +22,11 @@ def sample_cat(model: Model, schedule: Schedule, seed: int) -> np.ndarray:
     schedule  the noise levels that it was trained with
     seed      of the random numbers: np.random.default_rng(seed)
 
-    The sampling loop is md.sample(model, schedule, shape, rng, steps=..., cond=labels). It yields (t, x_t, x0_hat)
-    after every step, for a `for` loop, and x_t of the last step is the sample. shape is (number of images, height,
-    width, channels), here 1, 32, 32 and 3. labels is an array with the class label of every image: 0 is cat, 1 is dog.
+    md.sample(model, schedule, shape, rng, steps=10, cond=labels) is the sampling loop. `for t, x_t, x0_hat in` it goes
+    through the steps, and the x_t of the last step is the sample. shape is (number of images, height, width, channels),
+    here (1, 32, 32, 3). labels is an array with the class label of every image: 0 for a cat, 1 for a dog.
 
-    The sample has values from -1 to 1. Map them to 0 to 1, as an image needs: -1 to 0, and 1 to 1.
+    The values of the sample lie between -1 and 1. Map them linearly to those of an image, from 0, black, to 1, white.
 
     Returns the image, (32, 32, 3).
     """
