@@ -30,7 +30,7 @@ def run_check(number: int, path: Path) -> Checked:
     """Check the answer to an exercise in the file at `path`. What it prints appears as it does so.
 
     Raises MinidiffError, with the file and where possible the line, if it raises an error, takes longer than
-    TIME_LIMIT seconds, ends the process or crashes.
+    TIME_LIMIT seconds of processor time, ends the process or crashes.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,14 +63,14 @@ def _line(path: Path, folder: Path) -> str:
 
 def _end(returncode: int, folder: Path) -> str:
     """Why there is no report."""
-    if _stack(folder).startswith("Timeout"):
+    end = signal.Signals(-returncode).name if returncode < 0 else ""
+    if end == "SIGPROF" or _stack(folder).startswith("Timeout"):
         return f"takes longer than {TIME_LIMIT} seconds; is there an endless loop?"
-    if returncode >= 0:
+    if not end:
         return f"ends the program with exit code {returncode}; return the result instead"
-    name = signal.Signals(-returncode).name
-    if name == "SIGKILL":
+    if end == "SIGKILL":
         return "was ended by the system (SIGKILL); does it need too much memory?"
-    return f"crashes Python ({name}); call what crashes there in another way"
+    return f"crashes Python ({end}); call what crashes there in another way"
 
 
 def _stack(folder: Path) -> str:

@@ -2,9 +2,11 @@
 
 import ast
 import inspect
+import io
 import os
 import sys
 import textwrap
+import tokenize
 from pathlib import Path
 
 from minidiff.files import replace_file
@@ -43,12 +45,12 @@ def stub(number: int) -> str:
     assert isinstance(function, ast.FunctionDef)
     docstring_end = function.body[0].end_lineno
     signature = "\n".join(source.splitlines()[:docstring_end])
-    return f"{head}\n{_imports(exercise.solution, function)}\n\n\n{signature}\n{BODY}\n"
+    return f"{head}\n{_imports(exercise.solution, source)}\n\n\n{signature}\n{BODY}\n"
 
 
-def _imports(solution: Answer, function: ast.FunctionDef) -> str:
-    """The lines that import NumPy and all else that the function names, as the solution's module imports it."""
-    names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} | {"np"}
+def _imports(solution: Answer, source: str) -> str:
+    """The lines that import NumPy and all else that the source names, as the solution's module imports it."""
+    names = {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline)} | {"np"}
     module = ast.parse(inspect.getsource(sys.modules[solution.__module__]))
     lines = []
     for node in module.body:

@@ -1,7 +1,7 @@
 """The process that runs a reader's file: python -m minidiff.learn.worker NUMBER FILE FOLDER.
 
 It writes its report to FOLDER/report.json, and the image of a right answer to FOLDER/image.png. An endless loop ends
-it after TIME_LIMIT seconds; FOLDER/stack.txt then holds the Python stack, and so it does after a crash.
+it at the time limit; FOLDER/stack.txt then holds the Python stack, and so it does after a crash.
 """
 
 import faulthandler
@@ -12,14 +12,15 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from minidiff.errors import MinidiffError
 from minidiff.learn.catalogue import exercise_of
 from minidiff.learn.check import Verdict, check
 from minidiff.learn.exercise import Exercise
 
-TIME_LIMIT = 10  # seconds, for the file and all calls of its function
+TIME_LIMIT = 10  # seconds of processor time, for the file and all calls of its function
+WAITING = 6  # times as many seconds may pass, as on a processor with other work
 MEMORY_LIMIT = 4 << 30  # bytes of address space
 SEEDS = (1, 2)  # of the inputs
 
@@ -27,12 +28,12 @@ SEEDS = (1, 2)  # of the inputs
 def main(number: int, path: Path, folder: Path) -> None:
     """Run and check the file, write the report, and end the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the process that started this one reports it
-    _limit_memory()
-    with open(folder / "stack.txt", "w") as stack:
-        faulthandler.enable(stack)
-        faulthandler.dump_traceback_later(TIME_LIMIT, exit=True, file=stack)
-        report = report_on(exercise_of(number), path, folder / "image.png")
-        faulthandler.cancel_dump_traceback_later()
+    stack = open(folder / "stack.txt", "w")  # written to until the process ends
+    faulthandler.enable(stack)
+    faulthandler.dump_traceback_later(WAITING * TIME_LIMIT, exit=True, file=stack)
+    if sys.platform != "win32":
+        _limit_time_and_memory(stack)
+    report = report_on(exercise_of(number), path, folder / "image.png")
     (folder / "report.json").write_text(json.dumps(report))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -78,12 +79,12 @@ def _described(error: BaseException, path: Path) -> str:
     return f"{where}: {name}" + (f": {' '.join(text.split()):.300}" if text else "")
 
 
-def _limit_memory() -> None:
-    """Allocations beyond MEMORY_LIMIT raise MemoryError, where the system has such limits."""
-    if sys.platform == "win32":
-        return
-    import resource
+def _limit_time_and_memory(stack: TextIO) -> None:
+    """End the process, with its stack written, at TIME_LIMIT; allocations beyond MEMORY_LIMIT raise MemoryError."""
+    import resource  # which Windows has not
 
+    faulthandler.register(signal.SIGPROF, stack, chain=True)  # and then its default action, which ends the process
+    signal.setitimer(signal.ITIMER_PROF, TIME_LIMIT)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > MEMORY_LIMIT:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, hard))

@@ -25,9 +25,9 @@ SOON = """
 import sys
 from pathlib import Path
 from minidiff.learn import worker
-worker.TIME_LIMIT = 1
+worker.TIME_LIMIT = 0.5
 worker.main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
-"""  # the worker with a time limit of one second
+"""  # the worker with a time limit of half a second
 
 
 @pytest.fixture(autouse=True)
