@@ -81,15 +81,21 @@ def check_file(number: int) -> None:
     if not checked.right:
         console.print(f"Not right yet. {checked.hint}")
         raise typer.Exit(1)
-    solved = record_solved(number, source)
-    console.print(f"Right: exercise {number}, {exercise.title}. {num_solved(solved)} of {len(EXERCISES)} solved.")
+    console.print(f"Right: exercise {number}, {exercise.title}")
     if (image := checked.image) is not None:
         write_output(path.with_suffix(".png"), lambda file: file.write(image))
         console.print(f"The image that your function makes: {path.with_suffix('.png')}")
-    unsolved = [i for i in EXERCISES if state(i, solved) != "solved"]
-    if unsolved:
-        following = next((i for i in unsolved if i > number), unsolved[0])
-        console.print(f"Next: minidiff learn {following}, {EXERCISES[following].title}")
+    solved = record_solved(number, source)
+    console.print(f"{num_solved(solved)} of {len(EXERCISES)} solved.{following(number, solved)}")
+
+
+def following(number: int, solved: Solved) -> str:
+    """A sentence on the next exercise that is not solved, after this one or from the beginning; "" if there is none."""
+    unsolved = [other for other in EXERCISES if state(other, solved) != "solved"]
+    if not unsolved:
+        return ""
+    chosen = next((other for other in unsolved if other > number), unsolved[0])
+    return f" Next: minidiff learn {chosen}, {EXERCISES[chosen].title}"
 
 
 def num_solved(solved: Solved) -> int:

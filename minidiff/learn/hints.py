@@ -78,7 +78,7 @@ def _leaf(pairs: Pairs, rtol: float) -> str:
     for mend, text in REMEDIES:
         if all(_agrees_after(mend, *pair, rtol) for pair in pairs):
             return text
-    arrays = [(np.asarray(got), np.asarray(want)) for got, want in pairs]
+    arrays: Pairs = [tuple(map(np.asarray, pair)) for pair in pairs if all(map(is_numeric, pair))]
     return _shape_or_kind(arrays, rtol) or _values(arrays, rtol)
 
 
@@ -96,7 +96,7 @@ def _shape_or_kind(pairs: Pairs, rtol: float) -> str:
         if got.shape != want.shape:
             kept = got.size == want.size and agree(got.reshape(want.shape), want, rtol)
             return f"has shape {got.shape}; it should be {want.shape}" + (", with the same values" if kept else "")
-        if got.ndim and kind(got) != kind(want):
+        if kind(got) != kind(want) and (got.ndim or kind(got) == "complex numbers"):
             return f"holds {kind(got)}; it should hold {kind(want)}"
     return ""
 
@@ -115,8 +115,8 @@ def _not_finite(pairs: Pairs, rtol: float) -> str:
         equal = (got == want) | (np.isnan(got) & np.isnan(want))
         surplus, missing = np.isfinite(want) & ~np.isfinite(got), ~np.isfinite(want) & ~equal
         if surplus.any():
-            cause = "is there a division by 0, or the root or logarithm of a negative number"
-            return f"is {got[surplus][0]}{_at(surplus)}: {cause}"
+            cause = "a division by 0, or the root or logarithm of a negative number"
+            return f"is {got[surplus][0]}{_at(surplus)}: look for {cause}"
         if missing.any():
             return f"is {got[missing][0]:.3g}{_at(missing)}; it should be {want[missing][0]} there"
     return ""
@@ -124,8 +124,10 @@ def _not_finite(pairs: Pairs, rtol: float) -> str:
 
 def _factor(pairs: Pairs, rtol: float) -> str:
     """Of a constant factor, which takes two values or more to be seen."""
-    got, want = (np.concatenate([np.ravel(side) for side in sides]) for sides in zip(*pairs, strict=True))
-    if "b" in (got.dtype.kind, want.dtype.kind) or np.count_nonzero(want) < 2 or not np.isfinite([got, want]).all():
+    if any(kind(side) == "booleans" for pair in pairs for side in pair):
+        return ""
+    got, want = (np.concatenate([np.ravel(side) for side in sides]).astype(float) for sides in zip(*pairs, strict=True))
+    if np.count_nonzero(want) < 2 or not np.isfinite([got, want]).all():
         return ""
     factor = float((got * want).sum() / (want * want).sum())
     if factor and close(got / factor, want, rtol):
@@ -155,7 +157,7 @@ def _one_off(pairs: Pairs, rtol: float) -> str:
         return ""
     for offset, text in ((1, "large"), (-1, "small")):
         if all(np.array_equal(got, want + offset) for got, want in pairs):
-            return f"is too {text} by one: what counts from 0 here, and what from 1"
+            return f"is too {text} by one: timesteps and indices count from 0"
     return ""
 
 
@@ -163,9 +165,10 @@ def _size(got: np.ndarray, want: np.ndarray) -> str:
     """Of the size of the difference, and where it is largest."""
     if kind(want) == "booleans":
         return f"is wrong{_at(got != want)}"
-    error = np.where(np.isfinite(want), np.abs(got - np.nan_to_num(want)), 0)
-    largest = np.abs(np.nan_to_num(want, posinf=0, neginf=0)).max(initial=0)
-    if got.dtype.kind == "f" and got.dtype.itemsize < 8 and error.max() <= SINGLE_PRECISION * largest:
+    finite = np.isfinite(want)
+    error = np.abs(np.where(finite, got, 0).astype(float) - np.where(finite, want, 0))
+    largest = np.abs(np.where(finite, want, 0)).max()
+    if got.dtype in (np.float16, np.float32) and want.dtype == float and error.max() <= SINGLE_PRECISION * largest:
         return f"has the rounding errors of {got.dtype}: compute in float64"
     if got.ndim == 0:
         return f"is too {'large' if got > want else 'small'} by {error:.4g}"

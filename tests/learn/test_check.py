@@ -4,6 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from minidiff.errors import MinidiffError
 from minidiff.learn.check import check
@@ -131,14 +134,14 @@ MATRIX = np.random.default_rng(1).standard_normal((5, 5))
         (lambda: (X > 1).astype(int), lambda: X > 1, "holds integers; it should hold booleans"),
         (lambda: np.array(["a"]), lambda: np.array([1.0]), "is an array of strings of .* an array of floats"),
         (lambda: X.astype(np.float16), lambda: X, "has the rounding errors of float16: compute in float64"),
-        (lambda: np.log(MATRIX * [[1], [1], [-1], [1], [1]]), lambda: MATRIX, r"is nan at index \(\d, \d\): is"),
+        (lambda: np.log(MATRIX * [[1], [1], [-1], [1], [1]]), lambda: MATRIX, r"is nan at index \(\d, \d\): l"),
         (lambda: np.append(X[0], 1 / np.float64(1e-320)), lambda: np.append(X[0], 1), r"is inf at index \(4,\)"),
         (lambda: np.ones(3), lambda: np.array([1, -np.inf, 1]), r"is 1 at index \(1,\); it should be -inf there"),
         (lambda: np.append(7, X[1:, 0]), lambda: X[:, 0], "is right but for the first index"),
         (lambda: np.append(X[:-1, 0], 7), lambda: X[:, 0], "is right but for the last index"),
         (lambda: np.roll(X, 1, 0), lambda: X, r"is shifted by one: what is at index i should be at i - 1"),
         (lambda: np.roll(X, -1, 0), lambda: X, r"is shifted by one: what is at index i should be at i \+ 1"),
-        (lambda: np.arange(1, 9), lambda: np.arange(8), "is too large by one: what counts from 0 here"),
+        (lambda: np.arange(1, 9), lambda: np.arange(8), "is too large by one: timesteps and indices count"),
         (lambda: 269, lambda: 270, "is too small by one"),
         (lambda: 3.5, lambda: 3.25, "is too large by 0.25"),
         (lambda: X + (X == X.max()), lambda: X, r"differs by up to 1 at index \(\d, \d\); the largest value s"),
@@ -178,3 +181,31 @@ def test_copies_share_no_memory():
     value = {"a": [np.ones(2)], "b": (np.ones(2), "text")}
     for one, other in zip(leaves(value).values(), leaves(copied(value)).values(), strict=True):
         assert isinstance(one, str) or (np.array_equal(one, other) and not np.shares_memory(one, other))
+
+
+SHAPES = st.sampled_from([(), (1,), (3,), (2, 2), (3, 3), (3, 2)])
+ARRAYS = st.sampled_from(["bool", "uint8", "int64", "float16", "float32", "float64", "complex128", "U1"]).flatmap(
+    lambda dtype: arrays(dtype, SHAPES)
+)
+NUMBERS = st.booleans() | st.integers(-9, 9) | st.floats()
+REAL = st.sampled_from(["bool", "uint8", "int64", "float32", "float64"]).flatmap(lambda dtype: arrays(dtype, SHAPES))
+
+
+def nested(leaf):
+    """Lists, tuples and dicts of leaves."""
+    return st.recursive(
+        leaf,
+        lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text("ab"), inner),
+        max_leaves=4,
+    )
+
+
+@given(
+    st.lists(st.tuples(nested(ARRAYS | NUMBERS | st.text("ab")), nested(REAL | NUMBERS | st.text("ab"))), min_size=1)
+)
+def test_whatever_an_answer_returns_there_is_a_hint(pairs):
+    results, inputs = [got for got, _ in pairs], [(i,) for i in range(len(pairs))]
+    wanted = [want for _, want in pairs]
+    verdict = check(returning(lambda i: wanted[i], inputs), lambda i: results[i])
+    assert verdict.right == all(same(got, want, 1e-6) for got, want in pairs)
+    assert verdict.right or (verdict.hint.endswith(".") and verdict.hint[-2] != ".")
