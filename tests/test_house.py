@@ -155,9 +155,21 @@ def content(wheel):
     return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
+MODEL_FILES = (
+    "classes.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+)  # of minidiff/learn/cats_dogs
+
+
 def test_wheel_holds_every_module(tmp_path):
-    """And the emoji with their licence and py.typed, and nothing else but metadata. `kernels` is no part of a path."""
+    """And the emoji with their licence, the exercises' model and py.typed, and nothing else but metadata.
+
+    `kernels` is no part of a path.
+    """
     want = {str(path.relative_to(ROOT)) for path in sources("minidiff")}
+    want |= {f"minidiff/learn/cats_dogs/{name}" for name in MODEL_FILES}
     kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
     want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
     want |= {"minidiff/py.typed", "minidiff_kernels/py.typed", "minidiff/data/emoji.npz", "minidiff/data/emoji.LICENSE"}

@@ -17,6 +17,7 @@ from minidiff.cli.demo import demo
 from minidiff.cli.edit import between, fill, invert, redraw
 from minidiff.cli.evaluate import evaluate
 from minidiff.cli.explain import explain
+from minidiff.cli.learn import learn
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
 from minidiff.cli.sample import sample_command
 from minidiff.cli.train import train, train_classifier, train_vae
@@ -88,6 +89,7 @@ def _system_message(error: BaseException) -> str:
 
 
 app.command()(demo)
+app.command()(learn)
 
 
 @app.command()

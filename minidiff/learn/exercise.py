@@ -1,4 +1,4 @@
-"""An exercise, and the comparison of an answer with its solution."""
+"""What an exercise is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

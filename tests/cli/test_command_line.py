@@ -23,8 +23,8 @@ from minidiff.training.config import DECAY_START
 from minidiff.training.recipes import RECIPES
 
 COMMANDS = (
-    "demo", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "invert", "between", "evaluate",
-    "export", "info", "bench",
+    "demo", "learn", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "invert", "between",
+    "evaluate", "export", "info", "bench",
 )  # fmt: skip
 
 
