@@ -54,12 +54,12 @@ def _noisy_images(rng: np.random.Generator) -> list[tuple[Any, ...]]:
 def _noisy_cats(answer: Answer) -> Image.Image:
     """One cat at ten noise levels, evenly spaced in log-SNR, all with the same noise."""
     alphas_cumprod = cosine_schedule().alphas_cumprod
-    log_snrs = np.arange(5, -5, -1)
+    log_snrs = np.linspace(4.5, -2.25, 10)
     t = np.array([timestep_of_snr(alphas_cumprod, np.exp(log_snr)) for log_snr in log_snrs])
     cat = to_float(cats_dogs().take(np.array([CAT]))).repeat(len(t), 0)  # (10, 32, 32, 3)
     eps = np.random.default_rng(0).standard_normal(cat.shape[1:])
     x_t = answer(cat, t, np.broadcast_to(eps, cat.shape), alphas_cumprod)
-    return strip(to_uint8(x_t), [f"log-SNR {log_snr}" for log_snr in log_snrs])
+    return strip(to_uint8(x_t), [f"log-SNR {log_snr:g}" for log_snr in log_snrs])
 
 
 def timestep_of_snr(alphas_cumprod: np.ndarray, snr: float) -> int:
