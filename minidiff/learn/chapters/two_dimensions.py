@@ -147,7 +147,7 @@ def _denoised_cats(answer: Answer) -> Image.Image:
     """A cat at seven noise levels, and below it the expected image, of sixteen possible ones."""
     images = to_float(cats_dogs().take(np.arange(8, 24))).astype(np.float64)  # (16, 32, 32, 3)
     flat, eps = images.reshape(16, -1), np.random.default_rng(0).standard_normal((1, images[0].size))
-    log_snrs = (0, -2, -4, -5, -6, -7, -8)
+    log_snrs = (4, 0, -2, -4, -5, -6, -8)
     figure = new_figure(9, 2.9)
     axes = figure.subplots(2, len(log_snrs), squeeze=False)
     for column, log_snr in zip(axes.T, log_snrs, strict=True):
