@@ -239,13 +239,11 @@ def _reverse_strip(step: Callable[..., np.ndarray], steps: int) -> Image.Image:
     images = to_float(open_dataset("cats_dogs").take(np.arange(16)))  # (16, 32, 32, 3)
     model = exact_model(GaussianMixture(images), schedule)
     x_t = rng.standard_normal((1, 32, 32, 3))
-    states, labels = [x_t], ["noise"]
+    states = {999: x_t}
     for t, t_prev in pairwise(np.linspace(999, -1, steps + 1).round().astype(int).tolist()):
-        x_t = step(model(x_t, t), x_t, t, t_prev, rng.standard_normal(x_t.shape))
-        if t_prev in (850, 700, 550, 400, 300, 200, 100, 50, -1):
-            states.append(x_t)
-            labels.append(f"t = {t_prev}" if t_prev >= 0 else "x0")
-    return strip(to_uint8(np.concatenate(states)), labels)
+        states[t_prev] = x_t = step(model(x_t, t), x_t, t, t_prev, rng.standard_normal(x_t.shape))
+    shown = [999, 499, 399, 299, 249, 199, 149, 99, 49, -1]
+    return strip(to_uint8(np.concatenate([states[t] for t in shown])), [*(f"t = {t}" for t in shown[:-1]), "x0"])
 
 
 def _ddpm_strip(answer: Answer) -> Image.Image:
