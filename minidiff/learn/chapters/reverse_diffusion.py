@@ -25,8 +25,9 @@ def p_sample(eps_hat: np.ndarray, x_t: np.ndarray, t: int, z: np.ndarray, betas:
     z        standard normal noise, (N, H, W, C)
     betas    beta of every timestep, (T,)
 
-    mu_t is DDPM's eq. 11, beta tilde_t the variance of eq. 7. The step from t = 0 leads to the clean image, where
-    alpha_bar is 1, and adds no noise. Returns x_{t-1}, (N, H, W, C).
+    mu_t is DDPM's eq. 11, beta tilde_t the variance of eq. 7, with alpha = 1 - beta and alpha_bar_t the product of the
+    alphas up to t. The step from t = 0 leads to the clean image, where alpha_bar is 1, and adds no noise.
+    Returns x_{t-1}, (N, H, W, C).
     """
     alphas_cumprod = np.cumprod(1 - betas)  # (T,)
     alpha_bar, alpha_bar_prev = alphas_cumprod[t], alphas_cumprod[t - 1] if t > 0 else 1.0
