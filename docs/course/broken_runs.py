@@ -90,12 +90,10 @@ def sample(setup, unet, shape):
     noise = np.random.default_rng(1).standard_normal((COLUMNS, *shape), dtype=np.float32)
     labels = np.repeat([0, 1], COLUMNS)
     model = partial(_by_index, unet, count()) if setup.sampler_index else unet
-    states = md.sample(
+    *_, (_, x_t, _) = md.sample(
         model, SCHEDULE, (len(labels), *shape), np.random.default_rng(2), steps=50, sampler="ddim", cond=labels,
         x_T=np.concatenate([noise, noise]),
     )  # fmt: skip
-    for _, x_t, _ in states:
-        pass
     return x_t
 
 
@@ -159,7 +157,7 @@ def main():
     healthy = train(HEALTHY, data)
     report("healthy", healthy)
     names = ("least noise", "2nd quarter", "3rd quarter", "most noise")
-    colours = ("#6d8f5b", "#c98a2b", "#b5482f", "#5b6f8f")
+    colours = ("#6d8f5b", "#c28426", "#b5482f", "#5b6f8f")
     by_quarter = zip(names, healthy.quarters.T, colours, strict=True)
     filled = {name: (np.where(np.isnan(some), np.nanmean(some), some), colour) for name, some, colour in by_quarter}
     save(figure("healthy run", healthy, filled), "healthy")

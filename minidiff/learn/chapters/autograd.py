@@ -180,7 +180,7 @@ def _without_row_sum(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray
 
 
 def _sum_over_queries(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
-    """The sum of p dp is over the keys of a query, axis 1, along which the softmax ran; this one is over the queries."""
+    """The sum of p dp is over the keys of a query, axis 1, where the softmax ran; this one is over the queries."""
     scale = q.shape[1] ** -0.5
     p = _softmax(q @ k.T * scale)
     dp = do @ v.T
@@ -190,8 +190,7 @@ def _sum_over_queries(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarra
 
 def _heads(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [
-        (*rng.standard_normal((2, tokens, 4)), *rng.standard_normal((2, keys, 4)))
-        for tokens, keys in ((5, 5), (3, 7))
+        (*rng.standard_normal((2, tokens, 4)), *rng.standard_normal((2, keys, 4))) for tokens, keys in ((5, 5), (3, 7))
     ]
 
 

@@ -39,13 +39,15 @@ def _exchanged(first: str, second: str) -> dict[str, str]:
 
 def _ema_for_timestep() -> dict[str, str]:
     """Two runs share the healthy run's loss, so both were trained rightly and sampled wrongly. Which of the two faults
-    leaves an animal under the errors of its colours, and which leaves noise?"""
+    leaves an animal under the errors of its colours, and which leaves noise?
+    """
     return _exchanged(NO_EMA, TIMESTEP)
 
 
 def _scale_for_batch() -> dict[str, str]:
     """Two runs have a lower loss than the healthy one. Which is lower from the first step on, before anything could be
-    memorised, and which falls further and further? And what does a value of 0 look like, shown as [-1, 1]?"""
+    memorised, and which falls further and further? And what does a value of 0 look like, shown as [-1, 1]?
+    """
     return _exchanged(SCALE, SAME_BATCH)
 
 
@@ -56,7 +58,8 @@ def _rate_for_ema() -> dict[str, str]:
 
 def _rate_for_flips() -> dict[str, str]:
     """Two runs have a higher loss. One learns more kinds of images than it should, and its samples are clean; the other
-    hardly learns, and its loss stays high. Axis 1 of (N, H, W, C) is the height."""
+    hardly learns, and its loss stays high. Axis 1 of (N, H, W, C) is the height.
+    """
     return _exchanged(LEARNING_RATE, FLIPS)
 
 

@@ -37,7 +37,7 @@ def unet_shapes(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
 
 
 def _every_block_downsamples(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
-    """The last down block does not downsample and the last up block does not upsample: L levels resample L - 1 times."""
+    """The last down block does not downsample, the last up block does not upsample: L levels resample L - 1 times."""
     H, W, C = shape
     rows = [(H, W, widths[0])]
     for width in widths:
@@ -51,7 +51,7 @@ def _every_block_downsamples(shape: Shape, widths: tuple[int, ...]) -> np.ndarra
 
 
 def _width_of_next_level(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
-    """An up block returns the channels of its own level, upsampled; the next level's width comes with the next block."""
+    """An up block returns the channels of its own level, upsampled; the next width comes with the next block."""
     rows = unet_shapes(shape, widths)
     first = len(widths) + 2
     rows[first : first + len(widths), 2] = [*widths[-2::-1], widths[0]]
