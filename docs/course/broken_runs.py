@@ -8,11 +8,11 @@ differs from the healthy one by its fault alone. This file names the faults: rea
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numba
@@ -21,11 +21,13 @@ from threadpoolctl import threadpool_limits
 
 import minidiff as md
 from minidiff.data.batches import batch
+from minidiff.data.cats_dogs import cats_dogs
+from minidiff.data.dataset import from_arrays
 from minidiff.data.imaging import to_uint8
 
 HERE = Path(__file__).parent
 SCHEDULE = md.cosine_schedule(prediction_type="sample")  # the network predicts x0
-STEPS, BATCH, WARMUP, WIDTH = 1200, 16, 50, 16
+IMAGES, STEPS, BATCH, WARMUP, WIDTH = 2000, 600, 16, 50, 16
 COLUMNS = 6  # samples of each class
 
 
@@ -33,7 +35,7 @@ COLUMNS = 6  # samples of each class
 class Setup:
     """What the runs differ in."""
 
-    lr: float = 2e-3
+    lr: float = 4e-3
     averaged: bool = True  # samples are generated with the moving average of the weights
     flipped_axis: int | None = None  # of a batch (N, H, W, C), along which half of the images are flipped
     same_batch: bool = False  # every step gets the batch of step 1
@@ -48,52 +50,68 @@ FAULTS = {
     "C": Setup(averaged=False),
     "D": Setup(flipped_axis=1),
     "E": Setup(same_batch=True),
-    "F": Setup(lr=5e-2),
+    "F": Setup(lr=0.1),
 }
 
 
-class Result(NamedTuple):
-    """losses (steps,), quarters (steps, 4), samples (2 COLUMNS, H, W, C) float."""
+class Run(NamedTuple):
+    """A trained network with its optimiser, which holds the EMA; losses (steps,) and quarters (steps, 4)."""
 
+    unet: Any
+    optimizer: md.AdamW
     losses: np.ndarray
     quarters: np.ndarray
-    samples: np.ndarray
 
 
-def batch_of(setup, data, step):
+@cache
+def dataset():
+    """The images that all runs share: cats and dogs at half the size, 16 x 16."""
+    drawn = cats_dogs(IMAGES)
+    images = drawn.take(np.arange(IMAGES))
+    reduced = images.reshape(IMAGES, 16, 2, 16, 2, 3).mean((2, 4))
+    return from_arrays("cats_dogs", np.rint(reduced).astype(np.uint8), drawn.labels, drawn.classes, mirrors=False)
+
+
+def batch_of(setup, step):
     """x0 (BATCH, H, W, C) and labels (BATCH,) of a step."""
-    x0, labels = batch(data, 1 if setup.same_batch else step, BATCH, seed=0, flip=False)
+    x0, labels = batch(dataset(), 1 if setup.same_batch else step, BATCH, seed=0, flip=False)
     if setup.flipped_axis is not None:
         flipped = np.random.default_rng([1, step]).integers(2, size=(BATCH, 1, 1, 1))
         x0 = np.where(flipped, np.flip(x0, setup.flipped_axis), x0)
     return (x0 + 1) / 2 if setup.zero_to_one else x0, labels
 
 
-def train(setup, data):
-    """The Result of a run."""
-    unet = md.UNet(md.default_config(data.shape, WIDTH, num_class_embeds=2), np.random.default_rng(0))
-    optimizer = md.AdamW(unet.parameters(), setup.lr, betas=(0.9, 0.99), weight_decay=0, clip=1.0, ema=0.99)
+def trained(setup):
+    """The Run of a setup. Faults in sampling do not change it, so such runs share one."""
+    return train(replace(setup, averaged=True, sampler_index=False))
+
+
+@cache
+def train(setup):
+    """The Run of a setup that samples without fault."""
+    unet = md.UNet(md.default_config(dataset().shape, WIDTH, num_class_embeds=2), np.random.default_rng(0))
+    optimizer = md.AdamW(unet.parameters(), setup.lr, betas=(0.9, 0.99), weight_decay=0, clip=1.0, ema=0.98)
     losses, quarters = [], []
     for step in range(1, STEPS + 1):
         optimizer.lr = setup.lr * min(1, step / WARMUP)
-        x0, labels = batch_of(setup, data, step)
+        x0, labels = batch_of(setup, step)
         stats = md.train_step(unet, SCHEDULE, optimizer, x0, np.random.default_rng([0, step]), labels)
         losses.append(stats.loss)
         quarters.append([np.nan if loss is None else loss for loss in stats.quarter_losses])
-    with optimizer.averaged() if setup.averaged else nullcontext():
-        samples = sample(setup, unet, data.shape)
-    return Result(np.array(losses), np.array(quarters), samples)
+    return Run(unet, optimizer, np.array(losses), np.array(quarters))
 
 
-def sample(setup, unet, shape):
-    """COLUMNS cats, then as many dogs, from the same noise: (2 COLUMNS, H, W, C)."""
+def sample(setup, run):
+    """COLUMNS cats, then as many dogs, from the same noise: (2 COLUMNS, H, W, C) float."""
+    shape = dataset().shape
     noise = np.random.default_rng(1).standard_normal((COLUMNS, *shape), dtype=np.float32)
     labels = np.repeat([0, 1], COLUMNS)
-    model = partial(_by_index, unet, count()) if setup.sampler_index else unet
-    *_, (_, x_t, _) = md.sample(
-        model, SCHEDULE, (len(labels), *shape), np.random.default_rng(2), steps=50, sampler="ddim", cond=labels,
-        x_T=np.concatenate([noise, noise]),
-    )  # fmt: skip
+    model = partial(_by_index, run.unet, count()) if setup.sampler_index else run.unet
+    with run.optimizer.averaged() if setup.averaged else nullcontext():
+        *_, (_, x_t, _) = md.sample(
+            model, SCHEDULE, (len(labels), *shape), np.random.default_rng(2), steps=50, sampler="ddim", cond=labels,
+            x_T=np.concatenate([noise, noise]),
+        )  # fmt: skip
     return x_t
 
 
@@ -101,7 +119,7 @@ def _by_index(unet, index, x_t, t, cond):
     return unet(x_t, np.full(len(x_t), next(index)), cond=cond)
 
 
-def grid(samples, gap=2):
+def grid(samples, gap=1):
     """The samples in two rows, uint8 RGBA, transparent between them."""
     H, W = samples.shape[1:3]
     canvas = np.zeros((2 * (H + gap) - gap, COLUMNS * (W + gap) - gap, 4), np.uint8)
@@ -117,11 +135,11 @@ def moving_average(losses, window=40):
     return np.convolve(losses, weight, "same") / np.convolve(np.ones(len(losses)), weight, "same")
 
 
-def figure(title, result, curves):
+def figure(title, samples, curves):
     """Samples on the left, on the right curves {label: (losses, colour)}."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.7), width_ratios=(1.9, 1), layout="constrained")
-    left.imshow(grid(result.samples), interpolation="nearest")
-    size = result.samples.shape[1] + 2
+    left.imshow(grid(samples), interpolation="nearest")
+    size = samples.shape[1] + 1
     left.set_xticks([size * (i + 0.5) for i in range(COLUMNS)], [f"noise {i + 1}" for i in range(COLUMNS)])
     left.set_yticks([size * 0.5, size * 1.5], ["cat", "dog"])
     left.tick_params(length=0)
@@ -142,10 +160,10 @@ def save(fig, name):
     plt.close(fig)
 
 
-def report(name, result):
-    """One line: the mean loss of the last 200 steps, and of each quarter of the noise levels."""
-    quarters = " ".join(f"{loss:.4f}" for loss in np.nanmean(result.quarters[-200:], 0))
-    print(f"{name:8} loss {result.losses[-200:].mean():.4f}, by quarter {quarters}", flush=True)
+def report(name, run):
+    """Print the mean loss of the last 100 steps, and of each quarter of the noise levels."""
+    quarters = " ".join(f"{loss:.4f}" for loss in np.nanmean(run.quarters[-100:], 0))
+    print(f"{name:8} loss {run.losses[-100:].mean():.4f}, by quarter {quarters}", flush=True)
 
 
 def main():
@@ -153,19 +171,18 @@ def main():
     numba.set_num_threads(1)
     threadpool_limits(1)
     plt.style.use(HERE / "course.mplstyle")
-    data = md.open_dataset("cats_dogs")
-    healthy = train(HEALTHY, data)
+    healthy = trained(HEALTHY)
     report("healthy", healthy)
     names = ("least noise", "2nd quarter", "3rd quarter", "most noise")
     colours = ("#6d8f5b", "#c28426", "#b5482f", "#5b6f8f")
     by_quarter = zip(names, healthy.quarters.T, colours, strict=True)
     filled = {name: (np.where(np.isnan(some), np.nanmean(some), some), colour) for name, some, colour in by_quarter}
-    save(figure("healthy run", healthy, filled), "healthy")
+    save(figure("healthy run", sample(HEALTHY, healthy), filled), "healthy")
     for letter, setup in FAULTS.items():
-        result = train(setup, data)
-        report(letter, result)
-        curves = {"healthy run": (healthy.losses, "#767676"), f"run {letter}": (result.losses, "#b5482f")}
-        save(figure(f"run {letter}", result, curves), letter)
+        run = trained(setup)
+        report(letter, run)
+        curves = {"healthy run": (healthy.losses, "#767676"), f"run {letter}": (run.losses, "#b5482f")}
+        save(figure(f"run {letter}", sample(setup, run), curves), letter)
 
 
 if __name__ == "__main__":
