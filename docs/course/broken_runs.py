@@ -10,7 +10,6 @@ differs from the healthy one by its fault alone. This file names the faults: rea
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from minidiff.data.imaging import to_uint8
 
 HERE = Path(__file__).parent
 SCHEDULE = md.cosine_schedule(prediction_type="sample")  # the network predicts x0
-IMAGES, STEPS, BATCH, WARMUP, WIDTH = 2000, 600, 16, 50, 16
+IMAGES, STEPS, BATCH, WARMUP, WIDTH = 2000, 400, 16, 50, 16
 COLUMNS = 6  # samples of each class
 
 
@@ -40,12 +39,12 @@ class Setup:
     flipped_axis: int | None = None  # of a batch (N, H, W, C), along which half of the images are flipped
     same_batch: bool = False  # every step gets the batch of step 1
     zero_to_one: bool = False  # the images are divided by 255, not scaled to [-1, 1]
-    sampler_index: bool = False  # the sampler passes the network its own step 0, 1, 2, ... in place of the timestep t
+    first_timestep: bool = False  # the sampler gives the network the first timestep, T - 1, at every step
 
 
 HEALTHY = Setup()
 FAULTS = {
-    "A": Setup(sampler_index=True),
+    "A": Setup(first_timestep=True),
     "B": Setup(zero_to_one=True),
     "C": Setup(averaged=False),
     "D": Setup(flipped_axis=1),
@@ -83,7 +82,7 @@ def batch_of(setup, step):
 
 def trained(setup):
     """The Run of a setup. Faults in sampling do not change it, so such runs share one."""
-    return train(replace(setup, averaged=True, sampler_index=False))
+    return train(replace(setup, averaged=True, first_timestep=False))
 
 
 @cache
@@ -106,7 +105,7 @@ def sample(setup, run):
     shape = dataset().shape
     noise = np.random.default_rng(1).standard_normal((COLUMNS, *shape), dtype=np.float32)
     labels = np.repeat([0, 1], COLUMNS)
-    model = partial(_by_index, run.unet, count()) if setup.sampler_index else run.unet
+    model = partial(_at_first_timestep, run.unet) if setup.first_timestep else run.unet
     with run.optimizer.averaged() if setup.averaged else nullcontext():
         *_, (_, x_t, _) = md.sample(
             model, SCHEDULE, (len(labels), *shape), np.random.default_rng(2), steps=50, sampler="ddim", cond=labels,
@@ -115,8 +114,8 @@ def sample(setup, run):
     return x_t
 
 
-def _by_index(unet, index, x_t, t, cond):
-    return unet(x_t, np.full(len(x_t), next(index)), cond=cond)
+def _at_first_timestep(unet, x_t, t, cond):
+    return unet(x_t, np.full_like(t, len(SCHEDULE) - 1), cond=cond)
 
 
 def grid(samples, gap=1):
@@ -136,7 +135,7 @@ def moving_average(losses, window=40):
 
 
 def figure(title, samples, curves):
-    """Samples on the left, on the right curves {label: (losses, colour)}."""
+    """Samples on the left, on the right curves {label: (losses, colour, line width)}."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.7), width_ratios=(1.9, 1), layout="constrained")
     left.imshow(grid(samples), interpolation="nearest")
     size = samples.shape[1] + 1
@@ -145,12 +144,12 @@ def figure(title, samples, curves):
     left.tick_params(length=0)
     left.spines[:].set_visible(False)
     left.set_title(title)
-    for label, (losses, colour) in curves.items():
-        right.plot(moving_average(losses), color=colour, label=label)
+    for label, (losses, colour, width) in curves.items():
+        right.plot(moving_average(losses), color=colour, linewidth=width, label=label)
     right.set(xlabel="step", ylabel="loss", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter(lambda y, position: f"{y:g}" if f"{y:e}"[0] in "25" else "")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(fontsize=8, ncols=len(curves) // 2, loc="upper right", columnspacing=1)
     return fig
 
 
@@ -176,12 +175,14 @@ def main():
     names = ("least noise", "2nd quarter", "3rd quarter", "most noise")
     colours = ("#6d8f5b", "#c28426", "#b5482f", "#5b6f8f")
     by_quarter = zip(names, healthy.quarters.T, colours, strict=True)
-    filled = {name: (np.where(np.isnan(some), np.nanmean(some), some), colour) for name, some, colour in by_quarter}
+    filled = {
+        name: (np.where(np.isnan(some), np.nanmean(some), some), colour, 1.5) for name, some, colour in by_quarter
+    }
     save(figure("healthy run", sample(HEALTHY, healthy), filled), "healthy")
     for letter, setup in FAULTS.items():
         run = trained(setup)
         report(letter, run)
-        curves = {"healthy run": (healthy.losses, "#767676"), f"run {letter}": (run.losses, "#b5482f")}
+        curves = {"healthy run": (healthy.losses, "#a0a0a0", 5), f"run {letter}": (run.losses, "#b5482f", 1.5)}
         save(figure(f"run {letter}", sample(setup, run), curves), letter)
 
 

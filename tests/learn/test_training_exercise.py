@@ -15,7 +15,7 @@ FIELDS = {
     training.NO_EMA: "averaged",
     training.FLIPS: "flipped_axis",
     training.SCALE: "zero_to_one",
-    training.TIMESTEP: "sampler_index",
+    training.TIMESTEP: "first_timestep",
     training.SAME_BATCH: "same_batch",
 }
 

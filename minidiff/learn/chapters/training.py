@@ -23,7 +23,7 @@ def diagnose() -> dict[str, str]:
         "no EMA"                      the samples are generated with the weights of the last step, not their average
         "flips along the wrong axis"  half of the training images are flipped, along axis 1 of (N, H, W, C)
         "images in [0, 1]"            the training images are divided by 255, not scaled to [-1, 1]
-        "wrong timestep in sampling"  the sampler gives the network its step 0, 1, 2, ... in place of t
+        "wrong timestep in sampling"  the sampler gives the network the first timestep, 999, at every step
         "same batch at every step"    the data order forgets the step: every batch is the first one
 
     Returns {"A": "one of these names", ..., "F": ...}.
@@ -38,8 +38,8 @@ def _exchanged(first: str, second: str) -> dict[str, str]:
 
 
 def _ema_for_timestep() -> dict[str, str]:
-    """Two runs share the healthy run's loss, so both were trained rightly and sampled wrongly. Which of the two faults
-    leaves an animal under the errors of its colours, and which leaves noise?
+    """Two runs share the healthy run's loss, so both were trained rightly and sampled wrongly. Which of the two
+    leaves a different animal in each column, and which takes every state for pure noise, of which only a mean is known?
     """
     return _exchanged(NO_EMA, TIMESTEP)
 

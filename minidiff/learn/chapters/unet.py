@@ -126,7 +126,7 @@ def _chains(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     conv, down, up = (3, 1.0), (3, 2.0), (1, 0.5)
     blocks = [[conv] * int(n) for n in rng.integers(1, 4, 6)]
     first = [*blocks[0], down, *blocks[1], (1, 1.0), down, *blocks[2]]
-    second = [(5, 1.0), down, *blocks[3], down, *blocks[4], up, *blocks[5], up, conv]
+    second = [(5, 1.0), down, *blocks[3], down, *blocks[4], up, *blocks[5], up, conv, conv]
     return [(first,), (second,)]
 
 
