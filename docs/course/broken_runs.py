@@ -174,11 +174,9 @@ def main():
     report("healthy", healthy)
     names = ("least noise", "2nd quarter", "3rd quarter", "most noise")
     colours = ("#6d8f5b", "#c28426", "#b5482f", "#5b6f8f")
-    by_quarter = zip(names, healthy.quarters.T, colours, strict=True)
-    filled = {
-        name: (np.where(np.isnan(some), np.nanmean(some), some), colour, 1.5) for name, some, colour in by_quarter
-    }
-    save(figure("healthy run", sample(HEALTHY, healthy), filled), "healthy")
+    filled = np.where(np.isnan(healthy.quarters), np.nanmean(healthy.quarters, 0), healthy.quarters)  # (steps, 4)
+    curves = {name: (*curve, 1.5) for name, *curve in zip(names, filled.T, colours, strict=True)}
+    save(figure("healthy run", sample(HEALTHY, healthy), curves), "healthy")
     for letter, setup in FAULTS.items():
         run = trained(setup)
         report(letter, run)
