@@ -64,7 +64,7 @@ def _rate_for_flips() -> dict[str, str]:
 
 
 def _rate_for_timestep() -> dict[str, str]:
-    """Both runs have no animals, but only one was trained badly: compare their losses with the healthy run's."""
+    """Both runs are blurred, but only one was trained badly: compare their losses with the healthy run's."""
     return _exchanged(LEARNING_RATE, TIMESTEP)
 
 
