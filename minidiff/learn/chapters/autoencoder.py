@@ -55,7 +55,7 @@ def kl_divergence(mean: np.ndarray, log_variance: np.ndarray) -> float:
 
 
 def _sum(mean: np.ndarray, log_variance: np.ndarray) -> float:
-    """This is the sum over all elements, the whole divergence: divide it by the number of elements."""
+    """The result is the sum over all elements: divide it by their number."""
     return kl_divergence(mean, log_variance) * mean.size
 
 
@@ -75,7 +75,7 @@ def _wrong_sign(mean: np.ndarray, log_variance: np.ndarray) -> float:
 
 
 def _reverse(mean: np.ndarray, log_variance: np.ndarray) -> float:
-    """This is the divergence of N(0, I) from the Gaussian; the expectation is to be taken over the Gaussian."""
+    """The two distributions are exchanged: take the expectation over the Gaussian, not over N(0, I)."""
     precision = np.exp(-log_variance)
     return float(np.mean(0.5 * (precision * (1 + mean**2) - 1 + log_variance)))
 

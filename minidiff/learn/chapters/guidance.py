@@ -14,7 +14,7 @@ from minidiff.learn.exercise import Answer, Exercise
 
 
 def guided(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
-    """Classifier-free guidance (Ho & Salimans 2022): extrapolate from the unconditional prediction to the conditional one.
+    """Classifier-free guidance (Ho & Salimans 2022): from the unconditional prediction beyond the conditional one.
 
     p_cond  the model's prediction with the condition, (N, H, W, C)
     p_null  its prediction with the null condition, (N, H, W, C)
@@ -26,7 +26,7 @@ def guided(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _paper_scale(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
-    """This is the paper's scale, of which 0 is the conditional prediction; here 1 is: ours is the paper's plus 1."""
+    """Scale 0 gives the conditional prediction, as in the paper; here scale 1 does, and 0 gives the unconditional one."""
     return p_cond + scale * (p_cond - p_null)
 
 
@@ -36,7 +36,7 @@ def _exchanged(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarr
 
 
 def _without_start(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
-    """This is the difference alone: it is added to the unconditional prediction."""
+    """The difference is to be added to the unconditional prediction, which is missing."""
     return scale * (p_cond - p_null)
 
 
@@ -46,7 +46,7 @@ def _scaled_conditional(p_cond: np.ndarray, p_null: np.ndarray, scale: float) ->
 
 
 def classifier_guided(eps_hat: np.ndarray, gradient: np.ndarray, alpha_bar: np.ndarray, scale: float) -> np.ndarray:
-    """Classifier guidance (Dhariwal & Nichol 2021, algorithm 2): the predicted noise, with a classifier's gradient added.
+    """Classifier guidance (Dhariwal & Nichol 2021, algorithm 2): the predicted noise with a classifier's gradient.
 
     The score is grad log p(x_t) = -eps_hat / sqrt(1 - alpha_bar). Guidance adds scale times grad log p(y | x_t) to it.
 

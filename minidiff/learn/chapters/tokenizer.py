@@ -13,9 +13,9 @@ from minidiff.models.tokenizer import END, merge
 def five_merges(words: list[str]) -> list[str]:
     """The first five merges of byte-pair encoding (Sennrich et al. 2016, algorithm 1).
 
-    At first every letter is a token, and the last letter of a word has the suffix </w>. Five times, the pair of adjacent
-    tokens that is most frequent in all words becomes one token wherever it stands; of several most frequent pairs
-    (left, right), the first in Python's order of tuples. `minidiff.models.tokenizer.merge(tokens, pair)` gives the
+    At first every letter is a token, and the last letter of a word has the suffix </w>. Five times, the adjacent pair
+    of tokens that is most frequent in all words becomes one token wherever it stands; of several most frequent pairs
+    (left, right), the first in Python's order of tuples. `minidiff.models.tokenizer.merge(tokens, pair)` returns the
     tokens of one word after a merge.
 
     words  all words of a text in lower-case ASCII, each as often as it occurs
