@@ -26,7 +26,7 @@ def guided(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _paper_scale(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
-    """Scale 0 gives the conditional prediction, as in the paper; here scale 1 does, and 0 gives the unconditional one."""
+    """Scale 0 gives the conditional prediction, as in the paper; here scale 1 does, and 0 is unconditional."""
     return p_cond + scale * (p_cond - p_null)
 
 
