@@ -105,9 +105,9 @@ def _sharpened(answer: Answer) -> Image.Image:
         rng, label = np.random.default_rng(0), np.ones(n, int)
         trajectory = sample(model_guided, schedule, (n, 1, 1, 2), rng, 25, Sampler("ddim", clip=None), label)
         x, y = last_x_t(trajectory).reshape(n, 2).T
-        histograms.append(np.histogram2d(y, x, 32, ((-1.2, 1.2), (-1.2, 1.2)))[0])
-    densities = np.stack(histograms) / np.max(histograms)
-    return strip(np.rint(255 * densities).astype(np.uint8)[..., None], [f"scale {scale}" for scale in scales], 5)
+        histogram, _, _ = np.histogram2d(y, x, 32, ((-1.2, 1.2), (-1.2, 1.2)))
+        histograms.append(np.rint(255 * histogram / histogram.max()).astype(np.uint8))
+    return strip(np.stack(histograms)[..., None], [f"scale {scale}" for scale in scales], 5)
 
 
 EXERCISES = (
