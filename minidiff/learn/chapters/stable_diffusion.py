@@ -6,10 +6,8 @@ import numpy as np
 
 from minidiff.learn.exercise import Exercise
 
-Stages = list[list[Any]]
 
-
-def stages(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def stages(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """The arrays of text-to-image with classifier-free guidance, in the order in which they come to be, with shapes.
 
     N         prompts, each for one square image
@@ -36,38 +34,38 @@ def stages(N: int, size: int, tokens: int, width: int, factor: int, channels: in
     ]
 
 
-def _one_batch(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def _one_batch(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """The U-Net's batch is too small: guidance needs a conditional and an unconditional prediction of each image."""
     result = stages(N, size, tokens, width, factor, channels)
     result[3][1] = result[2][1]
     return result
 
 
-def _pixels(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def _pixels(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """The noise has as many rows and columns as the image: the U-Net works on latents, smaller by the factor."""
     return stages(N, size, tokens, width, 1, channels)
 
 
-def _channels_first(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def _channels_first(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """The channels come second, as in PyTorch: here they are the last axis."""
     result = stages(N, size, tokens, width, factor, channels)
     return [[name, [s[0], s[-1], *s[1:-1]] if len(s) == 4 else s] for name, s in result]
 
 
-def _embeddings_first(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def _embeddings_first(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """The text encoder takes token ids: they come before the embeddings."""
     ids, embeddings, *rest = stages(N, size, tokens, width, factor, channels)
     return [embeddings, ids, *rest]
 
 
-def _pooled(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def _pooled(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """Cross-attention takes the embeddings of all tokens, not one embedding of each prompt."""
     result = stages(N, size, tokens, width, factor, channels)
     result[1][1] = [N, width]
     return result
 
 
-def _both_guided(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> Stages:
+def _both_guided(N: int, size: int, tokens: int, width: int, factor: int, channels: int) -> list:
     """Guidance makes one prediction of two: the guided prediction has as many images as the noise."""
     result = stages(N, size, tokens, width, factor, channels)
     result[4][1] = result[3][1]
