@@ -11,9 +11,10 @@ import numpy as np
 import own_process
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from one_thread import one_thread  # noqa: F401  for all tests of this module
 from small_runs import network
+from small_text import AUTOENCODER
 from small_text import network as tiny_text_network
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,6 +23,7 @@ from minidiff.bench import cases, measure, ours, report
 from minidiff.cli import app
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
+from minidiff.models.vae import VAE
 
 NUMBA = get_backend("numba")
 FLOAT32 = 1e-5  # above the float32 rounding error of the sums here, below the effect of any mistake
@@ -149,6 +151,13 @@ def test_operations_are_counted_as_torch_counts_them(config):
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         net(torch.zeros(1, channels, side, side), torch.zeros(1), *text)
     assert cases.flop(config) == counter.get_total_flops()
+
+
+def test_an_autoencoder_s_operations_are_counted_as_torch_counts_them():
+    z = np.zeros((1, 4, 4, 3), np.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        AutoencoderKL(**dataclasses.asdict(AUTOENCODER)).decode(torch.zeros(1, 3, 4, 4))
+    assert cases.counted_flop(VAE(AUTOENCODER, None), lambda vae: vae.decode(z)) == counter.get_total_flops()
 
 
 def test_rounds_are_interleaved():

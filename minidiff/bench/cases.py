@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minidiff.bench import ours
 from minidiff.engine.backend import get_backend
+from minidiff.engine.nn import Module
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.models.config import TextUNetConfig, UNetConfig
 from minidiff.models.default_configs import default_config, default_text_unet
 
 Net = UNetConfig | TextUNetConfig
+M = TypeVar("M", bound=Module)
 
 UNET = UNetConfig(
     sample_size=32, block_out_channels=(64, 128, 128, 128), layers_per_block=2, attention_head_dim=32,
@@ -235,9 +237,16 @@ def _network_inputs(config: Net, N: int, *names: str) -> Callable[[], dict[str, 
 
 @cache
 def flop(config: Net) -> int:
-    """Floating-point operations of the network's convolutions and matrix products for one image.
+    """Floating-point operations of a U-Net's convolutions and matrix products for one image, as `counted_flop`."""
+    inputs = _network_inputs(config, 1, "x_t", "t")()
+    unet = ours.unet(get_backend("numpy"), config, rng=None)
+    return counted_flop(unet, lambda unet: unet(inputs["x_t"], inputs["t"], inputs.get("text")))
 
-    Counted in a forward pass whose convolutions and attention return zeros without computing anything.
+
+def counted_flop(network: M, run: Callable[[M], object]) -> int:
+    """Floating-point operations of the network's convolutions and matrix products in run(network).
+
+    Counted with convolutions and attention that return zeros without computing anything.
     """
     total = 0
 
@@ -257,10 +266,11 @@ def flop(config: Net) -> int:
 
     reference = get_backend("numpy")
     counting = replace(reference, kernels={**reference.kernels, "conv2d": conv2d, "attention": attention})
-    unet = ours.unet(counting, config, rng=None)
-    inputs = _network_inputs(config, 1, "x_t", "t")()
+    network = network.to("numpy")
+    for p in network.parameters():
+        p.backend = counting
     with no_grad():
-        unet(inputs["x_t"], inputs["t"], inputs.get("text"))
+        run(network)
     return total
 
 

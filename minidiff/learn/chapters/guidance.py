@@ -1,0 +1,129 @@
+"""Exercises of chapter 11: classifier-free guidance and classifier guidance."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minidiff.data.imaging import strip
+from minidiff.diffusion.exact import GaussianMixture, exact_model
+from minidiff.diffusion.reverse import last_x_t, sample
+from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.learn.exercise import Answer, Exercise
+
+
+def guided(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
+    """Classifier-free guidance (Ho & Salimans 2022): from the unconditional prediction beyond the conditional one.
+
+    p_cond  the model's prediction with the condition, (N, H, W, C)
+    p_null  its prediction with the null condition, (N, H, W, C)
+    scale   guidance scale w: 0 gives the unconditional prediction, 1 the conditional one, more goes beyond it
+
+    Returns the guided prediction, (N, H, W, C).
+    """
+    return p_null + scale * (p_cond - p_null)
+
+
+def _paper_scale(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
+    """Scale 0 gives the conditional prediction, as in the paper; here scale 1 does, and 0 is unconditional."""
+    return p_cond + scale * (p_cond - p_null)
+
+
+def _exchanged(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
+    """Conditional and unconditional prediction are exchanged: scale 0 must give p_null, and scale 1 p_cond."""
+    return p_cond + scale * (p_null - p_cond)
+
+
+def _without_start(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
+    """The difference is to be added to the unconditional prediction, which is missing."""
+    return scale * (p_cond - p_null)
+
+
+def _scaled_conditional(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
+    """The coefficients of the two predictions must add up to 1: scale and 1 - scale."""
+    return p_null + scale * p_cond
+
+
+def classifier_guided(eps_hat: np.ndarray, gradient: np.ndarray, alpha_bar: np.ndarray, scale: float) -> np.ndarray:
+    """Classifier guidance (Dhariwal & Nichol 2021, algorithm 2): the predicted noise with a classifier's gradient.
+
+    The score is grad log p(x_t) = -eps_hat / sqrt(1 - alpha_bar). Guidance adds scale times grad log p(y | x_t) to it.
+
+    eps_hat    predicted noise of the unconditional model, (N, H, W, C)
+    gradient   grad log p(y | x_t), of the classifier, (N, H, W, C)
+    alpha_bar  of the noise level of each image, (N,)
+    scale      factor of the gradient: 1 is Bayes' rule
+
+    Returns the predicted noise whose score is the guided one, (N, H, W, C).
+    """
+    return eps_hat - scale * np.sqrt(1 - alpha_bar).reshape(-1, 1, 1, 1) * gradient
+
+
+def _plus(eps_hat: np.ndarray, gradient: np.ndarray, alpha_bar: np.ndarray, scale: float) -> np.ndarray:
+    """The sign is wrong: noise points away from the data and the score towards them, so the gradient is subtracted."""
+    return classifier_guided(eps_hat, gradient, alpha_bar, -scale)
+
+
+def _without_root(eps_hat: np.ndarray, gradient: np.ndarray, alpha_bar: np.ndarray, scale: float) -> np.ndarray:
+    """1 - alpha_bar is the variance of the noise; score and noise differ by the standard deviation, its square root."""
+    return eps_hat - scale * (1 - alpha_bar).reshape(-1, 1, 1, 1) * gradient
+
+
+def _without_noise_level(eps_hat: np.ndarray, gradient: np.ndarray, alpha_bar: np.ndarray, scale: float) -> np.ndarray:
+    """The gradient is added to the score, not to the noise: multiply it by sqrt(1 - alpha_bar)."""
+    return eps_hat - scale * gradient
+
+
+def _signal(eps_hat: np.ndarray, gradient: np.ndarray, alpha_bar: np.ndarray, scale: float) -> np.ndarray:
+    """sqrt(alpha_bar) is the signal coefficient; score and noise differ by the noise coefficient."""
+    return eps_hat - scale * np.sqrt(alpha_bar).reshape(-1, 1, 1, 1) * gradient
+
+
+def _predictions(rng: np.random.Generator) -> list[tuple[Any, ...]]:
+    shape = (2, 4, 4, 3)
+    return [(rng.standard_normal(shape), rng.standard_normal(shape), scale) for scale in (0.0, 1.0, 7.5)]
+
+
+def _gradients(rng: np.random.Generator) -> list[tuple[Any, ...]]:
+    shape = (3, 4, 2, 3)
+    alpha_bar = np.array([0.05, 0.3, 0.9])
+    return [(rng.standard_normal(shape), rng.standard_normal(shape), alpha_bar, scale) for scale in (1.0, 3.5)]
+
+
+def _sharpened(answer: Answer) -> Image.Image:
+    """Samples of one of two classes in the plane, by the answer's guided prediction at three scales."""
+    mixture = GaussianMixture(np.array([[-0.4, 0.0], [0.4, 0.0]]), std=0.3)
+    schedule = cosine_schedule()
+    model, scales, n = exact_model(mixture, schedule), (0, 1, 4), 4000
+    histograms = []
+    for scale in scales:
+
+        def model_guided(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray, scale: float = scale) -> np.ndarray:
+            return answer(model(x_t, t, cond), model(x_t, t), scale)
+
+        rng, label = np.random.default_rng(0), np.ones(n, int)
+        trajectory = sample(model_guided, schedule, (n, 1, 1, 2), rng, 25, Sampler("ddim", clip=None), label)
+        x, y = last_x_t(trajectory).reshape(n, 2).T
+        histogram, _, _ = np.histogram2d(y, x, 32, ((-1.2, 1.2), (-1.2, 1.2)))
+        histograms.append(np.rint(255 * histogram / histogram.max()).astype(np.uint8))
+    return strip(np.stack(histograms)[..., None], [f"scale {scale}" for scale in scales], 5)
+
+
+EXERCISES = (
+    Exercise(
+        "Classifier-free guidance",
+        11,
+        guided,
+        _predictions,
+        (_paper_scale, _exchanged, _without_start, _scaled_conditional),
+        _sharpened,
+    ),
+    Exercise(
+        "Classifier guidance",
+        11,
+        classifier_guided,
+        _gradients,
+        (_plus, _without_root, _without_noise_level, _signal),
+    ),
+)
