@@ -57,8 +57,8 @@ def _rate_for_ema() -> dict[str, str]:
 
 
 def _rate_for_flips() -> dict[str, str]:
-    """Two runs have a higher loss. One learns more kinds of images than it should, and its samples are clean; the other
-    hardly learns, and its loss stays high. Axis 1 of (N, H, W, C) is the height.
+    """Two runs have a higher loss. One learns more kinds of images than it should: look where the pullovers are; the
+    other hardly learns, and its loss stays high. Axis 1 of (N, H, W, C) is the height.
     """
     return _exchanged(LEARNING_RATE, FLIPS)
 
