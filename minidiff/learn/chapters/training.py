@@ -45,7 +45,7 @@ def _ema_for_timestep() -> dict[str, str]:
 
 
 def _scale_for_batch() -> dict[str, str]:
-    """Two runs have a lower loss than the healthy one. Which is lower from the first step on, before anything could be
+    """Two runs have a lower loss than the healthy one. Which is far lower after 50 steps, before anything could be
     memorised, and which falls further and further? And what does a value of 0 look like, shown as [-1, 1]?
     """
     return _exchanged(SCALE, SAME_BATCH)
