@@ -45,7 +45,7 @@ def _ema_for_timestep() -> dict[str, str]:
 
 
 def _scale_for_batch() -> dict[str, str]:
-    """Two runs have a lower loss than the healthy one. Which is lower from the first step on, before anything could be
+    """Two runs have a lower loss than the healthy one. Which is far lower after 50 steps, before anything could be
     memorised, and which falls further and further? And what does a value of 0 look like, shown as [-1, 1]?
     """
     return _exchanged(SCALE, SAME_BATCH)
@@ -57,8 +57,8 @@ def _rate_for_ema() -> dict[str, str]:
 
 
 def _rate_for_flips() -> dict[str, str]:
-    """Two runs have a higher loss. One learns more kinds of images than it should, and its samples are clean; the other
-    hardly learns, and its loss stays high. Axis 1 of (N, H, W, C) is the height.
+    """Two runs have a higher loss. One learns more kinds of images than it should: look where the pullovers are; the
+    other hardly learns, and its loss stays high. Axis 1 of (N, H, W, C) is the height.
     """
     return _exchanged(LEARNING_RATE, FLIPS)
 
