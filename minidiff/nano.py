@@ -9,7 +9,6 @@ its result. DDPM is Ho et al. 2020, arXiv 2006.11239; equation numbers are those
 """
 
 import argparse
-import copy
 import time
 
 import numpy as np
@@ -130,16 +129,15 @@ def q_sample(x0, t, eps):
 
 
 # 3 Tape ---------------------------------------------------------------------------------------------------------------
-# Training needs the derivative of one number, the loss, by every weight. Write dy for its derivative by y. If y = f(x),
-# the chain rule gives dx = (df/dx)^T dy. The tape lists the operations in the order in which they were computed, and
-# backward runs through it from the end: the gradients by all weights for the price of about two more evaluations
-# (reverse-mode differentiation: Linnainmaa 1970; backpropagation: Rumelhart et al. 1986).
+# Training needs the loss's gradient with respect to every weight. Write dy for that with respect to y. If y = f(x), the
+# chain rule gives dx = (df/dx)^T dy. The tape lists all operations in the order in which they were computed; backward
+# applies the rule to them from the end to the beginning (Linnainmaa 1970; Rumelhart et al. 1986).
 
 TAPE = []  # (y, inputs, gradients) for every operation; gradients(dy) returns the gradient of each input
 
 
 class Tensor:
-    """An array, and `grad`, the derivative of the loss by it; as the result of an operation it goes on the tape."""
+    """An array `data` and the loss's gradient `grad` with respect to it; the result of an operation is on the tape."""
 
     def __init__(self, data, inputs=(), gradients=None, needs_grad=False):
         self.data, self.grad = data, None
@@ -244,8 +242,7 @@ def conv2d(x, w, b):
 def group_mean(x, groups):
     """The mean of each image and group of channels, for every channel: (N, H, W, C) -> (N, 1, 1, C)."""
     N, _, _, C = x.shape
-    means = x.mean((1, 2)).reshape(N, groups, -1).mean(2)  # (N, G)
-    return means.repeat(C // groups, axis=1)[:, None, None]
+    return x.mean((1, 2)).reshape(N, groups, -1).mean(2).repeat(C // groups, 1)[:, None, None]
 
 
 def group_norm(x, weight, bias, groups, eps=1e-5):
@@ -296,7 +293,8 @@ def mse(prediction, target):
 # 5 U-Net --------------------------------------------------------------------------------------------------------------
 # The network, which predicts from x_t, t and a class (Ronneberger et al. 2015, arXiv 1505.04597; DDPM appendix B). The
 # down path goes to fewer pixels with more channels, the up path back. hs keeps what the down path computed, and the up
-# path concatenates it (skip connections): details need not pass through the 8x8 pixels in the middle.
+# path concatenates it (skip connections): details need not pass through the 8x8 pixels in the middle. Weights have the
+# names they have in diffusers' UNet2DModel.
 
 WIDTHS = (16, 32)  # channels at 16x16 and at 8x8 pixels
 
@@ -308,12 +306,12 @@ def timestep_embedding(t, width):
 
 
 class UNet:
-    """prediction = unet(x_t, t, labels). A weight is initialised when it is first used; names are diffusers'."""
+    """prediction = unet(x_t, t, labels). params: weights by name; those missing are initialised at their first use."""
 
-    def __init__(self, widths, rng):
-        self.widths, self.rng, self.params = widths, rng, {}
+    def __init__(self, widths, rng, params=()):
+        self.widths, self.rng, self.params = widths, rng, dict(params)
         self(np.zeros((1, SIZE, SIZE, 3), np.float32), np.zeros(1, int), np.zeros(1, int))
-        TAPE.clear()  # after this first use
+        TAPE.clear()  # this was their first use
 
     def parameter(self, name, shape, low, high):
         """The weights of that name, initially uniform from low to high."""
@@ -354,10 +352,10 @@ class UNet:
 
     def __call__(self, x_t, t, labels):
         widths, last = self.widths, len(self.widths) - 1
-        temb = self.linear("time_embedding.linear_1", Tensor(timestep_embedding(t, widths[0])), 4 * widths[0])
-        temb = self.linear("time_embedding.linear_2", silu(temb), 4 * widths[0])
-        class_embedding = self.parameter("class_embedding.weight", (3, 4 * widths[0]), -1, 1)
-        temb = add(temb, embedding(class_embedding, labels))  # (N, 4 C0)
+        E = 4 * widths[0]
+        temb = self.linear("time_embedding.linear_1", Tensor(timestep_embedding(t, widths[0])), E)
+        temb = self.linear("time_embedding.linear_2", silu(temb), E)
+        temb = add(temb, embedding(self.parameter("class_embedding.weight", (3, E), -1, 1), labels))  # (N, E)
 
         h = self.conv("conv_in", Tensor(x_t), widths[0])  # (N, 16, 16, C0)
         hs = [h]
@@ -488,8 +486,7 @@ def main():
 
     rng = np.random.default_rng(args.seed)
     unet = UNet(WIDTHS, rng)
-    averaged = copy.copy(unet)
-    averaged.params = {name: Tensor(p.data.copy()) for name, p in unet.params.items()}  # without gradients
+    averaged = UNet(WIDTHS, rng, {name: Tensor(p.data.copy()) for name, p in unet.params.items()})  # needs no gradients
     train(unet, AdamW([*unet.params.values()], [*averaged.params.values()]), rng, args.steps)
 
     x_T = rng.standard_normal((64, SIZE, SIZE, 3), np.float32)

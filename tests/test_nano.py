@@ -1,7 +1,6 @@
 """The whole in one file: it imports nothing of the package, and its gradients, losses and samples are the package's."""
 
 import ast
-import copy
 import inspect
 import sys
 from functools import partial, partialmethod
@@ -134,9 +133,7 @@ def batches(steps=20, n=4):
 
 
 def averaged(unet):
-    average = copy.copy(unet)
-    average.params = {name: nano.Tensor(p.data.copy()) for name, p in unet.params.items()}
-    return average
+    return nano.UNet(unet.widths, unet.rng, {name: nano.Tensor(p.data.copy()) for name, p in unet.params.items()})
 
 
 def losses(unet):
