@@ -120,7 +120,7 @@ def twin(unet):
 
 
 def schedule():
-    return md.cosine_schedule(nano.T, prediction_type="v_prediction")
+    return md.cosine_schedule(nano.T, prediction_type="sample")
 
 
 def batches(steps=20, n=4):
@@ -154,7 +154,7 @@ def losses(unet):
 def expected():
     """The package's."""
     unet = twin(nano.UNet(WIDTHS, np.random.default_rng(0)))
-    optimizer = md.AdamW(unet.parameters(), lr=LR, clip=1.0, ema=0.995)
+    optimizer = md.AdamW(unet.parameters(), lr=LR, clip=1.0, ema=0.99)
     *training, last = batches(21)
     found = []
     for batch in training:
