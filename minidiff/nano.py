@@ -377,7 +377,7 @@ class UNet:
 
 
 # 6 Loss ---------------------------------------------------------------------------------------------------------------
-# At a random t the network sees x_t and predicts x0 (DDPM algorithm 1 with x0 in the place of eps, see its section 3.2):
+# At a random t the network sees x_t and predicts x0 (DDPM algorithm 1 with x0 in the place of eps; see section 3.2):
 #     L = mean of (x0_hat - x0)^2
 # The best x0_hat is the mean of all images that may have become x_t. DDPM predicts eps, from which x0 follows by eq. 4;
 # x0 is smooth, and so a small network learns it in fewer steps.
@@ -420,8 +420,8 @@ class AdamW:
 
 
 # 8 DDIM sampler -------------------------------------------------------------------------------------------------------
-# From noise to an image. At x_t the network predicts x0_hat, and eps_hat follows by DDPM eq. 4. Combined with less noise
-# than before, they are the next x_t (Song et al. 2020, arXiv 2010.02502, eq. 12 with sigma = 0):
+# From noise to an image. At x_t the network predicts x0_hat, and eps_hat follows by DDPM eq. 4. Combined with less
+# noise than before, they are the next x_t (Song et al. 2020, arXiv 2010.02502, eq. 12 with sigma = 0):
 #     x_prev = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev) eps_hat
 # Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6) strengthens the class. In training some labels
 # are NULL, so the network predicts both with and without: x0_hat = x0_null + scale (x0_class - x0_null), scale > 1.
