@@ -427,7 +427,7 @@ class AdamW:
 # are NULL, so the network predicts both with and without: x0_hat = x0_null + scale (x0_class - x0_null), scale > 1.
 
 
-def sample(unet, x_t, labels, steps=50, scale=2.0):
+def sample(unet, x_t, labels, steps=25, scale=2.0):
     """x_t after each step, from noise x_t (N, 16, 16, 3) on; the last one is the sample. labels (N,)."""
     ts = np.linspace(T, 0, steps, endpoint=False).round().astype(int) - 1  # (steps,), falling from T - 1
     for t, alpha_bar_prev in zip(ts, [*ALPHAS_CUMPROD[ts[1:]], 1.0], strict=True):
