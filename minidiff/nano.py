@@ -427,7 +427,7 @@ class AdamW:
 # are NULL, so the network predicts both with and without: x0_hat = x0_null + scale (x0_class - x0_null), scale > 1.
 
 
-def sample(unet, x_t, labels, steps=25, scale=2.0):
+def sample(unet, x_t, labels, steps=25, scale=1.5):
     """x_t after each step, from noise x_t (N, 16, 16, 3) on; the last one is the sample. labels (N,)."""
     ts = np.linspace(T, 0, steps, endpoint=False).round().astype(int) - 1  # (steps,), falling from T - 1
     for t, alpha_bar_prev in zip(ts, [*ALPHAS_CUMPROD[ts[1:]], 1.0], strict=True):
@@ -475,7 +475,7 @@ def train(unet, optimizer, rng, steps, lr=3e-3, n=16):
 def main():
     """Train on cats and dogs, and write a sheet of samples."""
     parser = argparse.ArgumentParser(prog="python -m minidiff.nano", description="Train, then sample 64 images.")
-    parser.add_argument("--steps", type=int, default=1600, help="Number of training steps.")
+    parser.add_argument("--steps", type=int, default=1500, help="Number of training steps.")
     parser.add_argument("--out", default="nano.png", help="PNG file to write: cats above, dogs below.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights, images and noise.")
     args = parser.parse_args()
