@@ -6,7 +6,6 @@ import numpy as np
 
 from minidiff.learn.exercise import Exercise
 
-Arrays = tuple[np.ndarray, ...]
 EPS = 1e-5  # of the normalisation
 ADAM_EPS = 1e-8
 
@@ -15,7 +14,7 @@ def _padded(x: np.ndarray, pad: int) -> np.ndarray:
     return np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 
-def conv2d_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> Arrays:
+def conv2d_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> tuple[np.ndarray, ...]:
     """The gradients of a convolution y[n, p, q] = sum over i, j of w[:, i, j] @ xp[n, s p + i, s q + j], plus a bias.
 
     xp is x with `pad` zeros on every side, s the stride.
@@ -37,25 +36,25 @@ def conv2d_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, p
     return dxp[:, pad : pad + H, pad : pad + W], dw, dy.sum((0, 1, 2))
 
 
-def _kernel_flipped(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> Arrays:
+def _kernel_flipped(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> tuple[np.ndarray, ...]:
     """dx has the kernel the wrong way round: tap (i, j) of w sends dy[p, q] back to the pixel s p + i, s q + j."""
     _, dw, dbias = conv2d_backward(dy, x, w, stride, pad)
     return conv2d_backward(dy, x, w[:, ::-1, ::-1], stride, pad)[0], dw, dbias
 
 
-def _not_cropped(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> Arrays:
+def _not_cropped(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> tuple[np.ndarray, ...]:
     """dx has the size of the padded input: the gradient of the zeros around x is cut off."""
     _, dw, dbias = conv2d_backward(dy, x, w, stride, pad)
     return conv2d_backward(dy, _padded(x, pad), w, stride, 0)[0], dw, dbias
 
 
-def _mean_over_images(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> Arrays:
+def _mean_over_images(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> tuple[np.ndarray, ...]:
     """dw and dbias are sums over the images of the batch, not means: the loss already holds the 1 / N."""
     dx, dw, dbias = conv2d_backward(dy, x, w, stride, pad)
     return dx, dw / len(x), dbias / len(x)
 
 
-def _ignores_padding(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> Arrays:
+def _ignores_padding(dy: np.ndarray, x: np.ndarray, w: np.ndarray, stride: int, pad: int) -> tuple[np.ndarray, ...]:
     """dw pairs dy with the wrong pixels: shift by the padding, since tap (i, j) reads the padded input at s p + i."""
     dx, _, dbias = conv2d_backward(dy, x, w, stride, pad)
     shifted = np.roll(x, (-pad, -pad), (1, 2))
@@ -72,7 +71,7 @@ def _convolutions(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return found
 
 
-def group_norm_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> Arrays:
+def group_norm_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> tuple[np.ndarray, ...]:
     """The gradients of group normalisation y = xhat weight + bias, xhat = (x - mean) / sqrt(var + 1e-5).
 
     mean and var are over all positions and the C / groups neighbouring channels of a group, for each image.
@@ -94,7 +93,7 @@ def group_norm_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, group
     return dx.reshape(x.shape), dweight, dy.sum((0, 1, 2))
 
 
-def _group_terms(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> Arrays:
+def _group_terms(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> tuple[np.ndarray, ...]:
     """rstd, xhat and g of each group, (N, 1 or positions, G, 1 or C / G)."""
     split = (len(x), -1, groups, x.shape[-1] // groups)
     xg, g = x.reshape(split), (dy * weight).reshape(split)
@@ -102,26 +101,26 @@ def _group_terms(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int)
     return rstd, (xg - xg.mean((1, 3), keepdims=True)) * rstd, g
 
 
-def _statistics_constant(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> Arrays:
+def _statistics_constant(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> tuple[np.ndarray, ...]:
     """dx treats mean and variance as constants; they depend on x too, which subtracts two means from g."""
     rstd, _, g = _group_terms(dy, x, weight, groups)
     return (rstd * g).reshape(x.shape), *group_norm_backward(dy, x, weight, groups)[1:]
 
 
-def _variance_constant(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> Arrays:
+def _variance_constant(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> tuple[np.ndarray, ...]:
     """The gradient through the mean is there, that through the variance is missing: - xhat <g xhat>."""
     rstd, _, g = _group_terms(dy, x, weight, groups)
     dx = rstd * (g - g.mean((1, 3), keepdims=True))
     return dx.reshape(x.shape), *group_norm_backward(dy, x, weight, groups)[1:]
 
 
-def _without_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> Arrays:
+def _without_weight(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> tuple[np.ndarray, ...]:
     """dx lacks the weight: the gradient with respect to xhat is dy weight, not dy."""
     dx = group_norm_backward(dy, x, np.ones_like(weight), groups)[0]
     return dx, *group_norm_backward(dy, x, weight, groups)[1:]
 
 
-def _weight_times_x(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> Arrays:
+def _weight_times_x(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, groups: int) -> tuple[np.ndarray, ...]:
     """dweight multiplies dy by x; the weight multiplies the normalised xhat."""
     dx, _, dbias = group_norm_backward(dy, x, weight, groups)
     return dx, (dy * x).sum((0, 1, 2)), dbias
@@ -135,7 +134,7 @@ def _normalisations(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     ]
 
 
-def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
+def attention_backward(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
     """The gradients of attention o = p v, p = softmax(q k^T / sqrt(D)) over the keys, for one head of one image.
 
     do      gradient with respect to o, (T, D)
@@ -156,14 +155,14 @@ def _softmax(s: np.ndarray) -> np.ndarray:
     return p / p.sum(1, keepdims=True)
 
 
-def _without_scale(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
+def _without_scale(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
     """dq and dk lack the factor 1 / sqrt(D), which stands between q k^T and the softmax."""
     dq, dk, dv = attention_backward(do, q, k, v)
     root = q.shape[1] ** 0.5
     return dq * root, dk * root, dv
 
 
-def _softmax_elementwise(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
+def _softmax_elementwise(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
     """p (1 - p) is the derivative of one probability by its own score; the row's other scores matter too."""
     scale = q.shape[1] ** -0.5
     p = _softmax(q @ k.T * scale)
@@ -171,7 +170,7 @@ def _softmax_elementwise(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.nda
     return ds @ k * scale, ds.T @ q * scale, p.T @ do
 
 
-def _without_row_sum(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
+def _without_row_sum(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
     """ds = p dp is the gradient of exp alone; the softmax's normalisation subtracts the row's sum of p dp from dp."""
     scale = q.shape[1] ** -0.5
     p = _softmax(q @ k.T * scale)
@@ -179,7 +178,7 @@ def _without_row_sum(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray
     return ds @ k * scale, ds.T @ q * scale, p.T @ do
 
 
-def _sum_over_queries(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Arrays:
+def _sum_over_queries(do: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
     """The sum of p dp is over the keys of a query, axis 1, where the softmax ran; this one is over the queries."""
     scale = q.shape[1] ** -0.5
     p = _softmax(q @ k.T * scale)
@@ -203,7 +202,7 @@ def adamw_step(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
-) -> Arrays:
+) -> tuple[np.ndarray, ...]:
     """One step of AdamW (Loshchilov & Hutter 2019, algorithm 2).
 
     p, g         weights and their gradient, (P,)

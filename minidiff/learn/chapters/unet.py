@@ -6,10 +6,8 @@ import numpy as np
 
 from minidiff.learn.exercise import Exercise
 
-Shape = tuple[int, int, int]
 
-
-def unet_shapes(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
+def unet_shapes(shape: tuple[int, int, int], widths: tuple[int, ...]) -> np.ndarray:
     """The shape of the activation after each stage of a U-Net with one level for each width.
 
     shape   (H, W, C) of the image; H and W are divisible by 2^(levels - 1)
@@ -36,7 +34,7 @@ def unet_shapes(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
     return np.array([*rows, (H, W, C)])
 
 
-def _every_block_downsamples(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
+def _every_block_downsamples(shape: tuple[int, int, int], widths: tuple[int, ...]) -> np.ndarray:
     """The last down block does not downsample, the last up block does not upsample: L levels resample L - 1 times."""
     H, W, C = shape
     rows = [(H, W, widths[0])]
@@ -50,7 +48,7 @@ def _every_block_downsamples(shape: Shape, widths: tuple[int, ...]) -> np.ndarra
     return np.array([*rows, (H, W, C)])
 
 
-def _width_of_next_level(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
+def _width_of_next_level(shape: tuple[int, int, int], widths: tuple[int, ...]) -> np.ndarray:
     """An up block returns the channels of its own level, upsampled; the next width comes with the next block."""
     rows = unet_shapes(shape, widths)
     first = len(widths) + 2
@@ -58,7 +56,7 @@ def _width_of_next_level(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
     return rows
 
 
-def _concatenated(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
+def _concatenated(shape: tuple[int, int, int], widths: tuple[int, ...]) -> np.ndarray:
     """The skip connections make the input of an up block's residual blocks wider, not its output."""
     rows = unet_shapes(shape, widths)
     first = len(widths) + 2
@@ -66,7 +64,7 @@ def _concatenated(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
     return rows
 
 
-def _width_out(shape: Shape, widths: tuple[int, ...]) -> np.ndarray:
+def _width_out(shape: tuple[int, int, int], widths: tuple[int, ...]) -> np.ndarray:
     """conv_out returns the channels of the image: the prediction has the shape of x_t."""
     rows = unet_shapes(shape, widths)
     rows[-1, 2] = widths[0]
