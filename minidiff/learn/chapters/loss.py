@@ -1,15 +1,14 @@
 """Exercises of chapter 3: the noise predictor and its loss."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
 from minidiff.learn.exercise import Exercise
 
 Array = np.ndarray
-Model = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def noise_prediction_loss(
@@ -95,6 +94,12 @@ def _later(t: Array, alphas_cumprod: Array) -> Array:
     return bound_weight(t + 1, alphas_cumprod)
 
 
+def _quotient_inverted(t: Array, alphas_cumprod: Array) -> Array:
+    """The quotient of the SNRs is inverted: the SNR falls as t grows, so SNR_{t-1} / SNR_t is the one above 1."""
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    return (snr[t] / snr[t - 1] - 1) / 2
+
+
 def _batches(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     x0 = rng.uniform(-1, 1, (4, 8, 6, 3))
     t = np.array([1, 40, 500, 990])
@@ -122,6 +127,10 @@ EXERCISES = (
         (_clean_input, _against_x0, _sum_of_squares, _absolute, _off_by_one),
     ),
     Exercise(
-        "Weight of a level in the bound", 3, bound_weight, _timesteps, (_without_half, _of_x0, _fixed_large, _later)
+        "Weight of a level in the bound",
+        3,
+        bound_weight,
+        _timesteps,
+        (_without_half, _of_x0, _fixed_large, _later, _quotient_inverted),
     ),
 )
