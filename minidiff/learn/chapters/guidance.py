@@ -86,8 +86,8 @@ def _predictions(rng: np.random.Generator) -> list[tuple[Any, ...]]:
 
 
 def _gradients(rng: np.random.Generator) -> list[tuple[Any, ...]]:
-    shape = (3, 4, 2, 3)
-    alpha_bar = np.array([0.05, 0.3, 0.9])
+    shape = (4, 5, 2, 3)  # alpha_bar (4,) does not broadcast by accident
+    alpha_bar = np.array([0.05, 0.3, 0.6, 0.9])
     return [(rng.standard_normal(shape), rng.standard_normal(shape), alpha_bar, scale) for scale in (1.0, 3.5)]
 
 
