@@ -64,8 +64,9 @@ def _structure(got: Any, want: Any) -> str:
     """The first difference of two structures."""
     if described(got) != described(want):
         return f"is {described(got)}; it should be {described(want)}"
-    missing = [place for place in leaves(want) if place not in leaves(got)]
-    return f"lacks {missing[0]}" if missing else "has items within its items that are not wanted"
+    places = want if isinstance(want, dict) else range(len(want))
+    place = next(place for place in places if leaves(got[place]).keys() != leaves(want[place]).keys())
+    return f"at [{place!r}] {_structure(got[place], want[place])}"
 
 
 def _leaf(pairs: Pairs, rtol: float) -> str:

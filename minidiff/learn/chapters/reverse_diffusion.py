@@ -220,7 +220,7 @@ def _ddpm_steps(rng: np.random.Generator) -> list[tuple[Any, ...]]:
 
 def _ddim_steps(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     eps_hat, x_t, z = rng.standard_normal((3, 2, 6, 8, 3))
-    steps = [(700, 500, 0.0), (700, 500, 1.0), (300, 280, 0.4), (900, 899, 1.0), (999, -1, 0.0), (999, -1, 1.0)]
+    steps = [(700, 500, 0.0), (700, 500, 1.0), (300, 280, 0.4), (900, 899, 1.0), (20, 0, 1.0), (999, -1, 0.0)]
     return [(eps_hat, x_t, t, s, eta, z, linear_schedule().alphas_cumprod) for t, s, eta in steps]
 
 
