@@ -262,7 +262,9 @@ def _finite(steps: Sequence[int], losses: Sequence[float]) -> tuple[list[int], l
 
 
 def _moving_average(steps: list[int], losses: list[float]) -> tuple[list[int], np.ndarray]:
-    """The mean of every n / 25 losses in a row, and the last step of each."""
+    """The mean of every n / 25 losses in a row, and the step in the middle of each, so that the curve does not lag."""
     window = max(1, len(losses) // 25)
+    middle = (window - 1) // 2
     total = np.cumsum(np.insert(np.asarray(losses, np.float64), 0, 0))
-    return steps[window - 1 :], (total[window:] - total[:-window]) / window  # (n - window + 1,)
+    means = (total[window:] - total[:-window]) / window  # (n - window + 1,)
+    return steps[middle : middle + len(means)], means

@@ -10,6 +10,7 @@ import pytest
 from own_process import start
 from PIL import EpsImagePlugin, Image
 
+from minidiff.data import imaging
 from minidiff.data.imaging import load_image, save_gif, save_image, save_loss_plot, sheet, strip, to_float, to_uint8
 from minidiff.errors import MinidiffError
 
@@ -398,6 +399,15 @@ def test_loss_plot(tmp_path, rng, n):
     pixels = load_image(path)
     assert pixels.shape == (600, 1050, 3) and (pixels != 255).mean() > 0.01
     assert files(tmp_path) == ["loss.png"]
+
+
+@pytest.mark.parametrize(("n", "between"), [(1, 0.0), (24, 0.0), (75, 0.0), (725, 0.0), (700, 0.5)])
+def test_the_moving_average_of_the_plot_does_not_lag(n, between):
+    """Of a straight line it is the line itself; a window of even length ends half a step after its middle."""
+    steps = list(range(1, n + 1))
+    shown, means = imaging._moving_average(steps, [float(step) for step in steps])
+    np.testing.assert_array_equal(means, np.array(shown) + between)
+    assert len(shown) == n - max(1, n // 25) + 1
 
 
 @pytest.mark.parametrize("losses", [[math.nan, 0.5, math.inf, 0.4], [math.nan], [0.0, 0.0], [0.5, 0.0]])
