@@ -51,7 +51,9 @@ def test_from_a_blank_to_a_solved_exercise(run, done):
     assert (code, err) == (1, "") and out.startswith("Not right yet. The square roots are missing: ")
     write(BODY)
     out = done("learn", "check", NUMBER)
-    assert out.startswith(f"Right: exercise {NUMBER}, Add noise\n1 of {len(EXERCISES)} solved.")
+    image = FILE.with_suffix(".png")
+    assert out.startswith(f"Right: exercise {NUMBER}, Add noise\nThe image that your function makes: {image}\n")
+    assert f"\n1 of {len(EXERCISES)} solved." in out and image.read_bytes().startswith(b"\x89PNG")
     assert state(done) == ("solved", 1)
     write("# as clear as can be\n" + BODY)
     assert state(done) == ("changed since solved", 0)
@@ -131,7 +133,7 @@ def test_what_the_file_prints_comes_before_the_verdict():
     child = process("learn", "check", NUMBER)
     out, err = child.communicate(timeout=100)
     assert (child.returncode, err) == (0, "")
-    *printed, verdict, _ = out.splitlines()
+    *printed, verdict, _, _ = out.splitlines()
     assert set(printed) == {"in the function"} and verdict.startswith("Right: ")
 
 

@@ -1,5 +1,6 @@
 """A reader's file in a process of its own: whatever it does, the outcome is a verdict, or one line."""
 
+import io
 import os
 import re
 import sys
@@ -7,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minidiff.errors import MinidiffError
 from minidiff.learn import run
@@ -55,7 +57,10 @@ def refused(source, match):
 
 
 def test_a_right_answer():
-    assert checked(RIGHT) == run.Checked(True, "", None)
+    answer = checked(RIGHT)
+    assert answer.right and answer.hint == ""
+    with Image.open(io.BytesIO(answer.image)) as image:
+        assert image.format == "PNG" and min(image.size) >= 64
 
 
 def test_a_wrong_answer():
