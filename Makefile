@@ -15,11 +15,13 @@ test: .venv/installed-test
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -n 2 --dist loadfile --benchmark-disable
 
-# The inner loop: under a minute once installed. docs/contributing.md says what else to run after which change.
+# The inner loop: under a minute once installed. pyright checks the files that differ from the last commit; `make test` all.
+# docs/contributing.md says what else to run after which change.
 quick: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	(git diff HEAD --name-only --diff-filter=d; git ls-files --others --exclude-standard) | \
+	  grep -E '^(minidiff|kernels)/.*\.py$$' | xargs -r $(BIN)/pyright
 	$(BIN)/python -m pytest -n 2 --dist loadfile --benchmark-disable $(QUICK) -m "not slow and not soak"
 
 # On a machine with a GPU of NVIDIA's: the tests of every kernel again, with CuPy itself; out-of-range accesses and races,

@@ -17,6 +17,8 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.solvers import dpm_solver, edm, unipc
 from minidiff.engine import gaussian
 
+pytestmark = pytest.mark.slow  # all together
+
 # the calls that several mutants fail
 FORWARD_SDE = (checks.check_forward_sde, checks.even_schedule(200), range(115))
 FORWARD_EDM = (checks.check_forward_sde, EDM(), np.geomspace(0.05, 1, 201))

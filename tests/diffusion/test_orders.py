@@ -6,6 +6,8 @@ import pytest
 
 from minidiff.diffusion.sampler import SAMPLERS, Sampler
 
+pytestmark = pytest.mark.slow  # all together
+
 FIXED_LARGE = Sampler("ddpm", clip=None, variance="fixed_large")
 SECOND_ORDER = [Sampler("dpmpp_2m_sde", clip=None), Sampler("dpmpp_sde", clip=None)]
 CHURN = [Sampler(name, clip=None, churn=20.0) for name in checks.CHURN]

@@ -22,6 +22,7 @@ from minidiff.errors import MinidiffError
 
 LINEAR = linear_schedule()
 SHAPE = (2, 3, 5, 1)  # N, H, W, C
+ALL = pytest.param(1000, marks=pytest.mark.slow)  # steps
 
 
 def normal(seed, shape=SHAPE):
@@ -57,7 +58,7 @@ def last_sample(trajectory):
     return x_t
 
 
-@pytest.mark.parametrize("steps", [1, 2, 50, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 50, ALL])
 @pytest.mark.parametrize(("sampler", "eta"), EXACT_WITH_AN_ORACLE)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_with_an_oracle_sampling_ends_at_x0(prediction_type, sampler, eta, steps):
@@ -73,7 +74,7 @@ def test_with_an_oracle_sampling_ends_at_x0(prediction_type, sampler, eta, steps
     np.testing.assert_allclose(last_sample(trajectory), x0, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("steps", [1, 20, 1000])
+@pytest.mark.parametrize("steps", [1, 20, ALL])
 @pytest.mark.parametrize(("sampler", "eta"), EXACT_WITH_AN_ORACLE)
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 def test_with_an_oracle_sampling_from_pure_noise_ends_at_x0(prediction_type, sampler, eta, steps):
