@@ -22,7 +22,7 @@ quick: .venv/installed-test
 	$(BIN)/ruff format --check .
 	(git diff HEAD --name-only --diff-filter=d; git ls-files --others --exclude-standard) | \
 	  grep -E '^(minidiff|kernels)/.*\.py$$' | xargs -r $(BIN)/pyright
-	$(BIN)/python -m pytest -n 2 --dist loadfile --benchmark-disable $(QUICK) -m "not slow and not soak"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable $(QUICK) -m "not slow and not soak"
 
 # On a machine with a GPU of NVIDIA's: the tests of every kernel again, with CuPy itself; out-of-range accesses and races,
 # where CUDA's own tool for them is there.

@@ -12,6 +12,8 @@ from minidiff.diffusion.sampler import SAMPLERS, Sampler
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
 from minidiff.errors import MinidiffError
 
+pytestmark = pytest.mark.slow  # all together
+
 LINEAR = linear_schedule()
 SHAPE = (2, 4, 6, 1)
 

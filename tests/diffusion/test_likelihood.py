@@ -9,6 +9,8 @@ import minidiff as md
 from minidiff.diffusion.exact import exact_model
 from minidiff.diffusion.likelihood import log_likelihood, ode_bits_per_dim
 
+pytestmark = pytest.mark.slow  # all together
+
 SCHEDULES = [
     md.linear_schedule(), md.linear_schedule(prediction_type="sample"), md.cosine_schedule(1000, "v_prediction"),
     md.EDM(), md.Flow(),
