@@ -89,7 +89,7 @@ def train(
 
     line (1-D), two_clusters, two_moons and swiss_roll are datasets of points: the network is an MLP, --width its hidden
     channels (128), --depth its hidden layers (4), and the samples are figures. The other defaults:
-    --steps 3000, --batch-size 256, --lr 0.004, --warmup 100, --threads 1, --backend numpy. Options for
+    --steps 1500, --batch-size 256, --lr 0.004, --warmup 100, --threads 1, --backend numpy. Options for
     images are refused.
     """
     given = _given(

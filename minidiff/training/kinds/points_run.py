@@ -30,7 +30,7 @@ from minidiff.training.step import make_optimizer
 SHEET_POINTS, SHEET_STEPS = 1000, 25  # of a figure: samples, DDIM steps
 # Fields of TrainConfig in which a new run differs from one on images; NumPy compiles nothing, and is as fast here.
 CHOICES: dict[str, Any] = {
-    "steps": 3000, "batch_size": 256, "lr": 4e-3, "warmup": 100, "ema": 0.995, "backend": "numpy",
+    "steps": 1500, "batch_size": 256, "lr": 4e-3, "warmup": 100, "ema": 0.995, "backend": "numpy",
 }  # fmt: skip
 
 
