@@ -480,11 +480,11 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights, images and noise.")
     args = parser.parse_args()
     try:
+        rng = np.random.default_rng(args.seed)
         open(args.out, "ab").close()  # fails before training, not after it
-    except OSError as error:
-        parser.error(f"argument --out: {error}")
+    except (OSError, ValueError) as error:  # of the path, of a negative seed
+        parser.error(f"argument --out or --seed: {error}")
 
-    rng = np.random.default_rng(args.seed)
     unet = UNet(WIDTHS, rng)
     averaged = UNet(WIDTHS, rng, {name: Tensor(p.data.copy()) for name, p in unet.params.items()})  # needs no gradients
     train(unet, AdamW([*unet.params.values()], [*averaged.params.values()]), rng, args.steps)

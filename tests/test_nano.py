@@ -250,3 +250,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_training(tmp_path, monk
         nano.main()
     assert stopped.value.code == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_a_negative_seed_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nano", "--out", str(tmp_path / "x.png"), "--seed", "-1"])
+    with pytest.raises(SystemExit) as caught:
+        nano.main()
+    assert caught.value.code == 2
+    assert not (tmp_path / "x.png").exists()
+    assert "argument --out or --seed: expected non-negative integer" in capsys.readouterr().err

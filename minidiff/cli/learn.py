@@ -73,6 +73,8 @@ def write_file(number: int) -> None:
 def check_file(number: int) -> None:
     """Check the file of an exercise, print the verdict, and record that it is solved; exit code 1 if it is not."""
     exercise, path = exercise_of(number), answer_file(number)
+    if path.exists() and not path.is_file():
+        raise MinidiffError(f"{path}: is no regular file; move it, and write the exercise with minidiff learn {number}")
     if not path.is_file():
         raise MinidiffError(f"{path}: there is no such file; write it with minidiff learn {number}")
     read_progress()  # a damaged file is reported before the work

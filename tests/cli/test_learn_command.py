@@ -82,6 +82,8 @@ def test_a_file_that_cannot_be_run(refused):
     refused("learn", "check", NUMBER, match=rf"^minidiff: {FILE}, line \d+: SyntaxError: ")
     FILE.unlink()
     refused("learn", "check", NUMBER, match=f"{FILE}: there is no such file; write it with minidiff learn {NUMBER}")
+    FILE.mkdir()
+    refused("learn", "check", NUMBER, match=f"{FILE}: is no regular file; move it")
 
 
 def test_wrong_words(refused):
