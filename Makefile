@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICK := tests/data tests/diffusion tests/engine tests/models tests/test_files.py tests/test_house.py tests/test_terminal.py tests/test_words.py
 
-.PHONY: demo test quick test-gpu soak docs bench ladder endurance clean
+.PHONY: demo test quick test-pages test-gpu soak docs bench ladder endurance clean
 
 demo: .venv/installed
 	$(BIN)/minidiff demo
@@ -23,6 +23,10 @@ quick: .venv/installed-test
 	(git diff HEAD --name-only --diff-filter=d; git ls-files --others --exclude-standard) | \
 	  grep -E '^(minidiff|kernels)/.*\.py$$' | xargs -r $(BIN)/pyright
 	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable $(QUICK) -m "not slow and not soak"
+
+# The interactive parts of the docs, in a real browser (on Debian: apt-get install chromium-headless-shell).
+test-pages: .venv/installed-test
+	$(BIN)/python -m pytest tests/pages
 
 # On a machine with a GPU of NVIDIA's: the tests of every kernel again, with CuPy itself; out-of-range accesses and races,
 # where CUDA's own tool for them is there.

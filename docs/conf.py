@@ -2,10 +2,13 @@
 
 import os
 import re
+import sys
 from importlib.metadata import version as version_of
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+
+sys.path.insert(0, os.path.dirname(__file__))  # widget.py
 
 # The cells compute little, and threads that share cores with other programs mostly wait for one another.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -16,7 +19,7 @@ author = "the minidiff authors"
 release = version = version_of("minidiff")
 html_title = "minidiff"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "widget"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
