@@ -488,10 +488,11 @@ def main():
     unet = UNet(WIDTHS, rng)
     averaged = UNet(WIDTHS, rng, {name: Tensor(p.data.copy()) for name, p in unet.params.items()})  # needs no gradients
     train(unet, AdamW([*unet.params.values()], [*averaged.params.values()]), rng, args.steps)
-
-    x_T = rng.standard_normal((64, SIZE, SIZE, 3), np.float32)
-    *_, images = sample(averaged, x_T, np.repeat([CAT, DOG], 32))
-    save_sheet(images, args.out)
+    *_, images = sample(averaged, rng.standard_normal((64, SIZE, SIZE, 3), np.float32), np.repeat([CAT, DOG], 32))
+    try:
+        save_sheet(images, args.out)
+    except OSError as error:  # a full disk
+        parser.error(f"argument --out: {error}")
     print(f"wrote {args.out}")
 
 

@@ -252,6 +252,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_training(tmp_path, monk
     assert "--out" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
+def test_a_full_disk_is_one_message(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nano", "--out", "/dev/full", "--steps", "0"])
+    with pytest.raises(SystemExit) as stopped:
+        nano.main()
+    assert stopped.value.code == 2
+    assert "argument --out: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
 def test_a_negative_seed_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nano", "--out", str(tmp_path / "x.png"), "--seed", "-1"])
     with pytest.raises(SystemExit) as caught:

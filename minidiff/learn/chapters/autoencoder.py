@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff.data.imaging import strip, to_uint8
+from minidiff.data.imaging import new_figure, rendered
 from minidiff.learn.exercise import Answer, Exercise
 
 
@@ -89,12 +89,21 @@ def _gaussians_and_noise(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(*arguments, rng.standard_normal(arguments[0].shape)) for arguments in _gaussians(rng)]
 
 
-def _noise_added(answer: Answer) -> Image.Image:
-    """One grey level for the mean, sampled with three standard deviations."""
-    stds = (0.05, 0.2, 0.5)
-    mean, eps = np.zeros((1, 32, 32, 1)), np.random.default_rng(0).standard_normal((1, 32, 32, 1))
-    samples = [answer(mean, np.full_like(mean, 2 * np.log(std)), eps) for std in stds]
-    return strip(to_uint8(np.concatenate(samples)), [f"std {std}" for std in stds])
+def _histograms(answer: Answer) -> Image.Image:
+    """Histograms of samples of three Gaussians, beside the densities that they should have."""
+    eps = np.random.default_rng(0).standard_normal((1, 64, 64, 1))
+    z = np.linspace(-3, 3, 301)
+    figure = new_figure(9, 2.7)
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, mean, std in zip(axes, (-1.0, 0.0, 1.0), (0.3, 1.0, 0.5), strict=True):
+        samples = answer(np.full_like(eps, mean), np.full_like(eps, 2 * np.log(std)), eps)
+        axis.hist(samples.ravel(), z[::5], density=True, color="#c28426", alpha=0.6, label="your samples")
+        density = np.exp(-(((z - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi))
+        axis.plot(z, density, color="#5b6f8f", label="the Gaussian")
+        axis.set(title=f"mean {mean:g}, standard deviation {std:g}", xlabel="latent z")
+    axes[0].set_ylabel("density")
+    axes[2].legend(loc="upper left")
+    return rendered(figure)
 
 
 EXERCISES = (
@@ -104,7 +113,7 @@ EXERCISES = (
         reparameterised_sample,
         _gaussians_and_noise,
         (_variance_as_std, _logarithm_as_std, _unit_std, _mean_scaled),
-        _noise_added,
+        _histograms,
     ),
     Exercise(
         "KL divergence",

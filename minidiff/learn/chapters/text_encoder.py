@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff.data.imaging import sheet
+from minidiff.data.imaging import new_figure, rendered
 from minidiff.learn.exercise import Answer, Exercise
 
 
@@ -75,7 +75,15 @@ def _weights(answer: Answer) -> Image.Image:
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((2, 12, 8))  # (12, 8) each
     weights = answer(q, k, np.eye(12))  # (12, 12)
-    return sheet(np.rint(255 * weights).astype(np.uint8)[None, :, :, None], scale=16)
+    figure = new_figure(4.6, 3.8)
+    axis = figure.subplots()
+    shown = axis.imshow(np.where(weights > 0, weights, np.nan), cmap="magma", vmin=0, vmax=1)
+    axis.set(
+        title="attention weights p[i, j] (white: 0)", xlabel="token j, attended to", ylabel="token i, which attends"
+    )
+    axis.set(xticks=range(12), yticks=range(12))
+    figure.colorbar(shown, label="weight")
+    return rendered(figure)
 
 
 EXERCISES = (
