@@ -64,6 +64,11 @@ def write_mathml(translator, node):
     # docutils takes the index of an accented letter for something to be set under it; an empty group parts the two
     tex = re.sub(r"\\(bar|hat|tilde) ?(\\?\w+?)_", r"\\\1{\2}{}_", node.astext())
     mathml = tex2mathml(tex, as_block=isinstance(node, nodes.math_block))
+    # thin spaces around a function, as TeX has them: after its name, unless a parenthesis follows, and before it
+    mathml = re.sub(r"<mo>(?=&ApplyFunction;</mo>(?!\s*<m(space|o )))", '<mo rspace="0.17em">', mathml)
+    mathml = re.sub(
+        r"(</m(?:i|n|frac|row|sub|sup)>\s*)(<mi>(?:cos|ln|log|sin)</mi>)", r'\1<mspace width="0.17em"/>\2', mathml
+    )
     translator.body.append(mathml.replace(' accent="true"', ""))  # Chromium lets a bar touch its letter
     raise nodes.SkipNode
 
