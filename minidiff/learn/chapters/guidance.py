@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff.data.imaging import strip
+from minidiff.data.imaging import new_figure, rendered
 from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
@@ -93,21 +93,24 @@ def _gradients(rng: np.random.Generator) -> list[tuple[Any, ...]]:
 
 def _sharpened(answer: Answer) -> Image.Image:
     """Samples of one of two classes in the plane, by the answer's guided prediction at three scales."""
-    mixture = GaussianMixture(np.array([[-0.4, 0.0], [0.4, 0.0]]), std=0.3)
-    schedule = cosine_schedule()
-    model, scales, n = exact_model(mixture, schedule), (0, 1, 4), 4000
-    histograms = []
-    for scale in scales:
+    means = np.array([[-0.4, 0.0], [0.4, 0.0]])
+    schedule, n = cosine_schedule(), 2000
+    model = exact_model(GaussianMixture(means, std=0.3), schedule)
+    figure = new_figure(9, 3.3)
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, scale in zip(axes, (0, 1, 4), strict=True):
 
         def model_guided(x_t: np.ndarray, t: np.ndarray, cond: np.ndarray, scale: float = scale) -> np.ndarray:
             return answer(model(x_t, t, cond), model(x_t, t), scale)
 
         rng, label = np.random.default_rng(0), np.ones(n, int)
         trajectory = sample(model_guided, schedule, (n, 1, 1, 2), rng, 25, Sampler("ddim", clip=None), label)
-        x, y = last_x_t(trajectory).reshape(n, 2).T
-        histogram, _, _ = np.histogram2d(y, x, 32, ((-1.2, 1.2), (-1.2, 1.2)))
-        histograms.append(np.rint(255 * histogram / histogram.max()).astype(np.uint8))
-    return strip(np.stack(histograms)[..., None], [f"scale {scale}" for scale in scales], 5)
+        axis.plot(*last_x_t(trajectory).reshape(n, 2).T, ".", color="#5b6f8f", markersize=2, alpha=0.5, label="samples")
+        axis.plot(*means[1], "o", color="#c28426", label="mean of the class")
+        axis.plot(*means[0], "x", color="#b5482f", label="mean of the other")
+        axis.set(title=f"guidance scale {scale}", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
+    axes[0].legend(loc="upper left", fontsize=8)
+    return rendered(figure)
 
 
 EXERCISES = (
