@@ -1,6 +1,7 @@
 """The widget `pipeline`: what it shows is what the model computes, and its stages can be zoomed into."""
 
 import importlib.util
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_shapes_shown_are_those_of_the_chapters_table(page, column, option):
 
 def test_token_ids_are_the_tokenizers(page, data, emoji, script):
     assert [prompt["text"] for prompt in data["prompts"]] == list(script.PROMPTS)
+    assert data["sizes"] == json.loads(json.dumps(script.sizes(emoji)))
     start, end = data["special"]
     for prompt in data["prompts"]:
         choose(page, "Prompt", prompt["text"])

@@ -336,7 +336,7 @@
       thumbs: [[arrays.chosenWord, () => prompt().words[state.word]], [arrays.null, () => "no prompt"],
         [arrays.cond, () => "prompt"]],
       links: [api("minidiff.models.text_unet.TextUNet"), api("minidiff.sampling.text_sheets.attention_maps"),
-        chapter("05_unet")],
+        chapter("05_unet"), chapter("11_guidance")],
       zoom: () => [
         paragraph(`The U-Net predicts ${target()} from the noisy latents, the timestep and the text embeddings, in one`,
           "batch with the prompt and, unless the guidance scale is 1, without it. Its predictions are shown as",
@@ -402,7 +402,7 @@
       thumbs: [[arrays.image, () => "after all steps"]],
       links: [api("minidiff.models.vae.VAE.decode"), chapter("08_autoencoder")],
       zoom: () => [
-        paragraph(`The clean latents, divided by ${Number(sizes().scaling.toPrecision(4))}, become an image:`,
+        paragraph(`The clean latents, divided by ${Number(sizes().scaling.toPrecision(5))}, become an image:`,
           `${levels([...decoderLevels(sizes()), [sizes().image, sizes().image, 3]])}.`),
         row(array(arrays.last, 168, "latents after the last step", "latents"), to(),
           array(arrays.image, 168, "image", "image")),
