@@ -298,7 +298,7 @@
           `${sizes().tokens}.`),
         row(value(() => `“${prompt().text}”`), to(), row(...tokens(data, prompt()).map(([token, id]) =>
           make("span", { class: "pipeline-array pipeline-token", text: token }, make("small", { text: id }))))),
-        formula("ids = ( start , id_1 , … , id_n , end , end , … )"),
+        formula("ids = ( start , id_1 , … , id_n , end , … )"),
       ],
     };
 
