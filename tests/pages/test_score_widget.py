@@ -1,5 +1,7 @@
 """The score field of chapter 2: its numbers are NumPy's, x_t moves by key, mouse and finger, and only when asked."""
 
+import functools
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -169,6 +171,32 @@ def test_a_tap_moves_x_t(open_page):
     width = canvas.bounding_box()["width"]
     unit = (width - 50) / 4.8
     assert_allclose(point(page), [(200 - 42) / unit - 2.4, 2.4 - (200 - 8) / unit], rtol=0, atol=1 / unit + 0.005)
+
+
+def test_a_finger_drags_x_t_or_scrolls_the_page(open_page):
+    page = open_page(PAGE, 375, has_touch=True, is_mobile=True)
+    canvas = page.locator(f"{FIGURE} canvas").first
+    canvas.evaluate("canvas => canvas.scrollIntoView({block: 'center', behavior: 'instant'})")
+    touch = functools.partial(page.context.new_cdp_session(page).send, "Input.dispatchTouchEvent")
+    box, scrolled = canvas.bounding_box(), page.evaluate("scrollY")
+    unit = (box["width"] - 50) / 4.8
+
+    def swipe(start, end):
+        for name, share in [("touchStart", 0), *(("touchMove", i / 8) for i in range(1, 9))]:
+            x, y = (1 - share) * np.array(start) + share * np.array(end)
+            at = {"x": box["x"] + 42 + (x + 2.4) * unit, "y": box["y"] + 8 + (2.4 - y) * unit}
+            touch({"type": name, "touchPoints": [at]})
+            page.wait_for_timeout(20)
+        touch({"type": "touchEnd", "touchPoints": []})
+        page.wait_for_timeout(100)
+
+    swipe([-0.8, 1], [0.5, -0.5])  # from x_t
+    assert_allclose(point(page), [0.5, -0.5], rtol=0, atol=1 / unit + 0.005)
+    assert page.evaluate("scrollY") == scrolled
+    moved = point(page)
+    swipe([-1.5, -1.5], [-1.5, 0.5])
+    assert point(page) == moved
+    assert page.evaluate("scrollY") > scrolled
 
 
 def test_a_point_on_the_line_stays_there(page):

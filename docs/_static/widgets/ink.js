@@ -240,8 +240,8 @@
 
     const left = make("div", { style: "flex-grow: 3" }), right = make("div", { style: "flex-grow: 4" });
     const time = make("div", { class: "controls" }), choices = make("div", { class: "controls" });
-    const key = make("div", { class: "legend" }), table = make("table", { class: "readouts" });
-    body.append(make("div", { class: "panels" }, left, right), key, time, choices, table);
+    const key = make("div", { class: "marks" }), table = make("table");
+    body.append(make("div", { class: "plots" }, left, right), key, time, choices, table);
 
     const player = animation(figure, (seconds) => {
       minidiff.set(slider, Math.min(t + Math.max(1, Math.round((seconds * T) / SECONDS)), T - 1));

@@ -335,10 +335,10 @@
       show();
     }
 
-    const left = make("div"), right = make("div"), key = make("div", { class: "legend" }, ...legend());
+    const left = make("div"), right = make("div"), key = make("div", { class: "marks" }, ...legend());
     const noiseLevel = make("div", { class: "controls" }), buttons = make("div", { class: "controls" });
     const values = make("div", { class: "values" });
-    body.append(make("div", { class: "panels" }, left, right), key);
+    body.append(make("div", { class: "plots" }, left, right), key);
     const showWeights = addWeights(body);
     body.append(noiseLevel, buttons, values);
 
