@@ -18,23 +18,22 @@ class Widget(SphinxDirective):
     def run(self):
         name = self.arguments[0]
         self.env.metadata[self.env.docname].setdefault("widgets", []).append(name)
-        caption = nodes.caption("", "", *self.parse_inline(" ".join(self.content))[0])
-        return [widget("", caption, name=name)]
+        return [widget("", *self.parse_inline(" ".join(self.content))[0], name=name)]
 
 
 class widget(nodes.General, nodes.Element):  # noqa: N801 (docutils' own nodes are written so)
-    """The place of a widget; its child is the caption."""
+    """The place of a widget; its children are the caption."""
 
 
 def visit_widget(translator, node):
     translator.body.append(
         f'<figure class="widget" data-widget="{node["name"]}"><div class="widget-body">'
-        "<noscript>This figure needs JavaScript.</noscript></div>"
+        "<noscript>This figure needs JavaScript.</noscript></div><figcaption>"
     )
 
 
 def depart_widget(translator, node):
-    translator.body.append("</figure>\n")
+    translator.body.append("</figcaption></figure>\n")
 
 
 def add_scripts(app, pagename, templatename, context, doctree):
