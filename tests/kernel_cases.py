@@ -206,3 +206,10 @@ def memory(*shape):
         return {"y": y, "host": backend.asarray(backend.later(y)())}
 
     return Case(f"memory {shape}", {"x": draw(*shape)}, ours, lambda x: {"y": x, "host": x})
+
+
+def widen(*shape):
+    def ours(backend, x):
+        return {"y": backend.widen(backend.xp.asarray(backend.to_numpy(x).astype(np.float16)))}
+
+    return Case(f"widen {shape}", {"x": draw(*shape)}, ours, lambda x: {"y": x.half().to(x.dtype)})

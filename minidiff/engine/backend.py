@@ -20,6 +20,7 @@ PACKAGES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu", "cupy-tf32": "g
 
 FAMILIES = {
     "memory": ("empty", "asarray", "to_numpy", "later"),
+    "half": ("widen",),
     "conv": ("conv2d", "conv2d_backward"),
     "norm": ("group_norm", "group_norm_backward"),
     "attention": ("attention", "attention_backward"),
@@ -62,6 +63,9 @@ class Backend:
 
     def later(self, a: Array) -> Callable[[], np.ndarray]:
         """A function that returns the values in host memory, and waits for a GPU only then."""
+
+    def widen(self, a: Array) -> Array:
+        """float16 -> float32, without a rounding."""
 
     def conv2d(
         self,

@@ -19,12 +19,18 @@ from minidiff.engine.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A trainable leaf, on NumPy unless a backend is given."""
+    """A trainable leaf, on NumPy unless a backend is given; with float16 values it is not for training."""
 
     __slots__ = ()
 
     def __init__(self, data: Any, backend: Backend | None = None):
         super().__init__(data, backend or get_backend("numpy"), requires_grad=True)
+        if data.dtype == np.float16:
+            self.hold_half(data)
+
+    def hold_half(self, a: Any) -> None:
+        """Hold these float16 values: every operation widens them, and they are not for training."""
+        self.data, self.requires_grad = self.backend.xp.ascontiguousarray(a), False
 
 
 class Module:
@@ -47,12 +53,14 @@ class Module:
         return {name: p.numpy().copy() for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Overwrite every parameter in place.
+        """Overwrite every parameter in place; those in float16 become float32, still not for training.
 
         Raises ValueError if a key is missing or surplus or has another shape, before anything is changed.
         """
         self.check_shapes({name: a.shape for name, a in state.items()})
         for name, p in self.named_parameters():
+            if p.data.dtype == np.float16:
+                p.data = p.backend.empty(p.shape)
             p.data[...] = p.backend.asarray(state[name])
 
     def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:

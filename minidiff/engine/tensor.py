@@ -39,7 +39,10 @@ def enable_grad() -> AbstractContextManager[None]:
 
 
 class Tensor:
-    """An array on a backend, the node that produced it (None for a leaf), and for leaves the gradient."""
+    """An array on a backend, the node that produced it (None for a leaf), and for leaves the gradient.
+
+    The array is float32. Weights that are only sampled from may be float16 (`Parameter`): every operation widens them.
+    """
 
     __slots__ = ("data", "backend", "requires_grad", "node", "grad")
 
@@ -131,12 +134,16 @@ class Function:
             if a.backend is not self.backend:
                 raise TypeError(f"{type(self).__name__}: inputs on {self.backend.name} and {a.backend.name}")
         needs_grad = _recording and any(a.requires_grad for a in tensors)
-        out = Tensor(self.forward(*(a if a is None else a.data for a in inputs)), self.backend, needs_grad)
+        arrays = (a if a is None else self._float32(a.data) for a in inputs)
+        out = Tensor(self.forward(*arrays), self.backend, needs_grad)
         if needs_grad:
             self.order = next(_order)
             self.inputs = inputs
             out.node = self
         return out
+
+    def _float32(self, a: Any) -> Any:
+        return self.backend.widen(a) if a.dtype == np.float16 else a
 
     def needs(self, i: int) -> bool:
         """Whether input i requires a gradient; lets a backward pass skip work."""

@@ -32,6 +32,8 @@ from minidiff.models.unet import UNet
 
 N = TypeVar("N", bound=Module)
 
+KEPT_HALF = 50_000_000  # parameters; from here on the memory that float16 saves is worth the time of widening
+
 
 def load_unet(folder: str | Path, backend: str = "numba") -> UNet:
     """The U-Net of a UNet2DModel folder, of a pipeline folder (its `unet/`), or of a run.
@@ -71,9 +73,10 @@ def _load_network(
     return fill_weights(network(config, None, backend), stored, folder / WEIGHTS)
 
 
-def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
+def fill_weights(network: N, stored: dict[str, Stored], path: Path, half: bool = False) -> N:
     """Read a network's weights from its file, one array after the other.
 
+    half: float16 weights of a network of at least KEPT_HALF parameters stay float16, and are then not for training.
     Raises MinidiffError if their names or shapes do not fit, or if they are not finite.
     """
     try:
@@ -81,11 +84,15 @@ def fill_weights(network: N, stored: dict[str, Stored], path: Path) -> N:
     except ValueError as error:
         raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
     parameters = dict(network.named_parameters())
-    arrays = read_arrays(stored[name] for name in parameters)
+    half = half and sum(a.size for a in stored.values()) >= KEPT_HALF
+    arrays = read_arrays((stored[name] for name in parameters), half)
     for (name, p), a in zip(parameters.items(), arrays, strict=True):
         if not np.isfinite(a).all():
             raise MinidiffError(f"{path}: {name} has values that are not finite; copy or train it again")
-        p.data[...] = p.backend.asarray(_from_file(a))
+        if a.dtype == np.float16:
+            p.hold_half(_from_file(a))
+        else:
+            p.data[...] = p.backend.asarray(_from_file(a))
     return network
 
 

@@ -43,9 +43,9 @@ C = TypeVar("C", bound=FileConfig)
 def load_text_parts(found: Found, backend: str) -> dict[str, Any]:
     """Tokenizer, text encoder, U-Net and autoencoder of a Stable Diffusion 1.x or 2.x folder, by TextPipeline's names.
 
-    16-bit weights become float32 as they are read. If the index has no autoencoder, the U-Net works on pixels. Raises
-    MinidiffError for a pipeline of another class, a part that is missing or of an unsupported class, and pickled
-    weights.
+    16-bit weights become float32 as they are read, or where they are used (`fill_weights`). If the index has no
+    autoencoder, the U-Net works on pixels. Raises MinidiffError for a pipeline of another class, a part that is missing
+    or of an unsupported class, and pickled weights.
     """
     folder = found.folder
     if not (folder / INDEX).is_file():
@@ -67,21 +67,21 @@ def load_text_encoder(folder: str | Path, backend: str = "numba") -> TextEncoder
     folder = existing(Path(folder))
     config = _config(folder, TextEncoderConfig)
     stored = {name.removeprefix("text_model."): a for name, a in find_weights(folder, TEXT_WEIGHTS).items()}
-    return fill_weights(_build(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS)
+    return fill_weights(_build(TextEncoder, config, folder, backend), stored, folder / TEXT_WEIGHTS, half=True)
 
 
 def load_text_unet(folder: str | Path, backend: str = "numba") -> TextUNet:
     """The U-Net of a UNet2DConditionModel folder. Raises MinidiffError as `load_text_parts`."""
     folder = existing(Path(folder))
     unet = _build(TextUNet, _config(folder, TextUNetConfig), folder, backend)
-    return fill_weights(unet, find_weights(folder), folder / WEIGHTS)
+    return fill_weights(unet, find_weights(folder), folder / WEIGHTS, half=True)
 
 
 def load_vae(folder: str | Path, backend: str = "numba") -> VAE:
     """The autoencoder of an AutoencoderKL folder. Raises MinidiffError as `load_text_parts`."""
     folder = existing(Path(folder))
     vae = _build(VAE, _config(folder, VAEConfig), folder, backend)
-    return fill_weights(vae, find_weights(folder), folder / WEIGHTS)
+    return fill_weights(vae, find_weights(folder), folder / WEIGHTS, half=True)
 
 
 def save_parts(

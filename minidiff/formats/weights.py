@@ -3,7 +3,7 @@
 File contents are not trusted: the header's length is limited here, the safetensors library checks its contents, and
 names that are not printable and an index that names files outside of its folder are refused. Arrays are read one at a
 time, so that loading holds no second copy of a network. float16 and bfloat16 are widened to float32, which loses
-nothing.
+nothing, unless a network is so large that its float16 weights are widened where they are used (networks.fill_weights).
 """
 
 import json
@@ -54,8 +54,8 @@ class Stored:
         return a
 
 
-def read_arrays(arrays: Iterable[Stored]) -> Iterator[np.ndarray]:
-    """The arrays as float32, one after the other; each file is opened once.
+def read_arrays(arrays: Iterable[Stored], half: bool = False) -> Iterator[np.ndarray]:
+    """The arrays as float32, one after the other; each file is opened once. half: float16 stays float16.
 
     Raises MinidiffError if a file ends too early, or was replaced since its header was read.
     """
@@ -66,6 +66,7 @@ def read_arrays(arrays: Iterable[Stored]) -> Iterator[np.ndarray]:
                 if stored.path not in files:
                     files[stored.path] = closing.enter_context(open(stored.path, "rb"))
                 a = _read(files[stored.path], stored)
+                a = a if half else a.astype(np.float32, copy=False)
             except (OSError, ValueError) as error:
                 raise damaged(stored.path, error) from None
             yield a
@@ -78,7 +79,7 @@ def _read(file: BinaryIO, stored: Stored) -> np.ndarray:
     a = np.fromfile(file, DTYPES[stored.dtype], stored.size).reshape(stored.shape)
     if stored.dtype == "BF16":
         return np.left_shift(a, 16, dtype=np.uint32).view(np.float32)
-    return a.astype(np.float32, copy=False)
+    return a
 
 
 def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:

@@ -4,7 +4,7 @@ New memory costs a page fault for every 4 KiB: filling 67 MB takes 1.4 ms in a r
 An array from `empty` lies in a block; when the last view of it is deleted, the block returns to the pool.
 """
 
-from collections import defaultdict
+from bisect import bisect_right
 from math import prod
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ import numpy as np
 
 MIN_POOLED = 1 << 16  # bytes; below that NumPy's own allocator is as fast
 HUGE_PAGE = 1 << 21  # bytes; NumPy requests huge pages (madvise) from 4 MiB on: fewer TLB misses
+MOST = 1.1  # times the peak use; the tenth is for blocks that are larger than their arrays, and blocks between two uses
+LARGEST_REUSED = 4  # times the size of the array
 CACHE_LINE = 64  # bytes; a vector across two lines takes two accesses to load or store
 
 
@@ -31,23 +33,27 @@ def _aligned(size: int) -> Block:
 
 
 class Pool:
-    """Free blocks by size. Blocks in use and free blocks together stay below twice the peak use."""
+    """Free blocks by size. Blocks in use and free blocks together stay below MOST times the peak use.
+
+    A block may be reused for an array of a quarter of its size: fewer blocks then serve arrays of many sizes.
+    """
 
     def __init__(self):
-        self.free: dict[int, list[Block]] = defaultdict(list)
+        self.sizes: list[int] = []  # of the free blocks, ascending
+        self.free: list[Block] = []  # of one size, the one released last is the last: it may still be in a cache
         self.live = self.idle = self.peak = 0  # bytes
 
     def acquire(self, size: int) -> Block:
-        """A block of `size` bytes, free or new."""
-        blocks = self.free[size]
-        if blocks:
-            block = blocks.pop()
-            self.idle -= size
+        """A block of at least `size` bytes, free or new."""
+        i = bisect_right(self.sizes, size)
+        if i and self.sizes[i - 1] == size:
+            block = self._take(i - 1)
+        elif i < len(self.sizes) and self.sizes[i] <= LARGEST_REUSED * size:
+            block = self._take(i)
         else:
-            if self.live + self.idle + size > 2 * self.peak:
-                self.clear()
+            self._make_room(size)
             block = _aligned(size)
-        self.live += size
+        self.live += block.size
         self.peak = max(self.peak, self.live)
         return block
 
@@ -55,12 +61,23 @@ class Pool:
         """Put the block back among the free ones."""
         self.live -= block.size
         self.idle += block.size
-        self.free[block.size].append(block)
+        i = bisect_right(self.sizes, block.size)
+        self.sizes.insert(i, block.size)
+        self.free.insert(i, block)
 
     def clear(self) -> None:
         """Drop all free blocks."""
-        self.free.clear()
-        self.idle = 0
+        self.sizes, self.free, self.idle = [], [], 0
+
+    def _take(self, i: int) -> Block:
+        self.idle -= self.sizes.pop(i)
+        return self.free.pop(i)
+
+    def _make_room(self, size: int) -> None:
+        """Drop free blocks, the largest first, until a new one of `size` bytes fits."""
+        most = MOST * max(self.peak, self.live + size)
+        while self.free and self.live + self.idle + size > most:
+            self._take(-1)
 
 
 pool = Pool()
