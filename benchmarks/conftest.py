@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minidiff.bench import measure
+from minidiff.bench import measure, rivals
 from minidiff.bench.cases import choose
 from minidiff.engine.backend import get_backend
 
@@ -17,7 +17,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def torch():
-    return measure.open_rival("torch", threads=None)
+    return rivals.open_rival(["torch"], threads=None)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from small_text import network as tiny_text_network
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff.bench import cases, measure, ours, report
+from minidiff.bench import cases, measure, ours, report, rivals
 from minidiff.cli import app
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
@@ -42,7 +43,7 @@ TINY = {
 
 @pytest.fixture(scope="module", params=["torch", "numpy"])
 def rival(request):
-    return measure.open_rival(request.param, 1)
+    return rivals.open_rival([request.param], 1)
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_both_sides_training_steps_update_the_weights_alike(config, monkeypatch)
         monkeypatch.setattr(module, name, lambda *args: made.append(make(*args)) or made[-1])
 
     remember(ours, "unet")
-    remember(rival, "_unet")
+    remember(rival, "unet")
     case = cases.training_step("tiny", config, 2)
     steps = (
         ours.prepare(NUMBA, case.op, case.inputs(), case.settings),
@@ -190,6 +191,69 @@ def test_without_the_compiler_peaks_are_refused(monkeypatch):
         measure.peaks()
 
 
+# Rivals in processes of their own
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A library that is our reference, in two modes; "bfloat16" prints, and fails for convolutions."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setitem(
+        rivals.LIBRARIES, "fake", rivals.Library("fake_rival", ("fake", "fake bfloat16"), ("conv", "training_step"))
+    )
+    monkeypatch.setattr(rivals, "NAMES", (*rivals.NAMES, "fake"))
+    monkeypatch.setattr(rivals, "find_spec", lambda name: name == "fake")
+    monkeypatch.setattr(rivals, "_version", lambda name: "1.0")
+    monkeypatch.setattr(measure, "PAUSE", 0)
+
+
+def test_a_rival_in_a_process_of_its_own(fake):
+    """Its results are the reference's, it is timed in turn, and it has ended afterwards."""
+    both = rivals.open_rival(["torch", *rivals.installed()], 1)
+    case = cases.training_step("tiny", tiny_network(), 2)
+    assert rivals.installed() == ["fake"] and both.modes("attention", False) == ["float32", "bfloat16"]
+    row = measure.measure(case, both, rounds=2)
+    assert set(row.seconds) == {"ours", "NCHW", "channels_last", "bfloat16", "fake", "fake bfloat16"}
+    assert all(len(times) == 2 and min(times) > 0 for times in row.seconds.values())
+    assert row.rival in ("NCHW", "channels_last", "fake")
+
+
+def test_a_process_answers_until_its_end(fake):
+    conv = next(cases.convolution(2, 8, 8, 8, 3))
+    found = dict(measure.sides(conv, rivals.open_rival(["fake"], 1), NUMBA))
+    run = found["fake"].run
+    np.testing.assert_allclose(run()["y"], found["ours"].run()["y"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(MinidiffError, match="^a rival's process ended: ValueError: no such precision$"):
+        found["fake bfloat16"].run()
+    for name in ("fake", "fake bfloat16"):
+        found[name].end()
+    with pytest.raises(ValueError, match="closed file"):
+        run()
+
+
+def test_only_rivals_that_are_installed(fake):
+    with pytest.raises(MinidiffError, match="openvino is not installed: pip install 'minidiff\\[bench\\]'"):
+        rivals.open_rival(["openvino"], 1)
+    with pytest.raises(MinidiffError, match="unknown rival 'jax': choose from torch, numpy, tensorflow, openvino"):
+        rivals.open_rival(["jax"], 1)
+
+
+@pytest.mark.parametrize("name", rivals.LIBRARIES)
+def test_a_library_computes_the_same(name, monkeypatch):
+    """In float32 and bfloat16, with small networks, with and without text."""
+    if not rivals.find_spec(name):
+        pytest.skip(f"needs {name}: pip install 'minidiff[bench]'")
+    one = rivals.open_rival([name], 1)
+    for config in (tiny_network(), tiny_text_network(8)):
+        step = cases.training_step("tiny", config, 2)
+        for op in {"network", "network_and_gradient"} & set(rivals.LIBRARIES[name].operations):
+            inputs = step.inputs if op == "network_and_gradient" else cases._network_inputs(config, 2, "x_t", "t")
+            case = replace(step, op=op, inputs=inputs)
+            for result, by_side in measure.relative_errors(case, one, NUMBA).items():
+                for side, error in by_side.items():
+                    assert error < (0.1 if "bfloat16" in side else FLOAT32), f"{result} of {side}"
+
+
 # The command
 
 
@@ -244,7 +308,10 @@ def test_ctrl_c_reports_the_results_so_far(run, monkeypatch, tmp_path):
     "arguments, message",
     [
         (("convolve",), "unknown benchmark family 'convolve': choose from step, conv"),
-        (("conv", "--against", "jax"), "Invalid value for '--against': 'jax' is not one of 'torch', 'numpy'."),
+        (
+            ("--against", "jax"),
+            "Invalid value for '--against': 'jax' is not one of 'torch', 'tensorflow', 'openvino', 'n",
+        ),
         (("conv", "--json", "missing/numbers.json"), "cannot write missing/numbers.json: no such folder"),
         (("conv", "--json", "."), "cannot write .: it is a folder"),
         (("conv", "--json", "/dev/null"), "cannot write /dev/null: it is no regular file"),
@@ -269,8 +336,8 @@ def test_the_allocator_is_reported(monkeypatch):
 
 
 WAIT_POLICY = """
-from minidiff.bench import measure, report
-measure.open_rival("RIVAL", None)
+from minidiff.bench import report, rivals
+rivals.open_rival(["RIVAL"], None)
 print(report.surroundings().get("OMP_WAIT_POLICY"))
 """
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minidiff import machine
-from minidiff.bench import measure
+from minidiff.bench import measure, rivals
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 
@@ -179,9 +179,9 @@ def table(ladder: Ladder, rows: list[dict[str, Any]]) -> Table:
 def open_torch():
     """minidiff.bench.rival, or None without torch; the reason for None; facts about the machine."""
     try:
-        facts, (torch, note) = measure.open_rival("torch", None).facts, (_rival(), None)
+        facts, (torch, note) = rivals.open_rival(["torch"], None).facts, (_rival(), None)
     except MinidiffError as missing:
-        facts, (torch, note) = measure.open_rival("numpy", None).facts, (None, str(missing))
+        facts, (torch, note) = rivals.open_rival(["numpy"], None).facts, (None, str(missing))
     threadpoolctl.threadpool_limits(machine.cores(), "blas")  # the NumPy rungs get as many threads as the others
     return torch, note, {name: facts[name] for name in FACTS if name in facts}
 

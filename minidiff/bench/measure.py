@@ -1,8 +1,8 @@
 """Interleaved timing of both sides, their errors against float64, and the machine's peak rates."""
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ import numpy as np
 from minidiff_kernels.cpu import jit, simd
 from numba import prange
 
-from minidiff import machine
 from minidiff.bench import ours
 from minidiff.bench.cases import Case
 from minidiff.engine.backend import Backend, get_backend
@@ -22,18 +21,23 @@ SECONDS = 1.0  # a case is timed for so long,
 MIN_ROUNDS = 5  # but for at least
 MAX_ROUNDS = 200  # and at most so many rounds
 FLOAT64 = "float64"
+PAUSE = 0.1  # seconds before a run, if there are other processes: then the spinning threads of all have gone to sleep
 
 
 class Side(NamedTuple):
-    """A function to run, and host(name, result), which converts a result to a NumPy array in our memory order."""
+    """A function to run, and host(name, result), which converts a result to a NumPy array in our memory order.
+
+    end: what ends the process that `run` asks; None: it runs in this one.
+    """
 
     run: Callable[[], Any]
     host: Callable[[str, Any], np.ndarray]
+    end: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Rival:
-    """The implementation we compare with: torch, or our own NumPy reference.
+    """What we compare with: torch, TensorFlow and OpenVINO, or our own NumPy reference.
 
     modes      (op, compiled) -> its modes for an operation (memory layout, precision), with "compiled" if compiled
     prepare    (mode, case, inputs) -> a Side; mode "float64" gives the true values
@@ -48,49 +52,7 @@ class Rival:
     pause: float = 0
 
 
-def open_rival(name: str, threads: int | None) -> Rival:
-    """The rival "torch", or "numpy" for our own reference, with as many threads as we use; None: all cores.
-
-    Raises MinidiffError if the name is unknown, threads exceeds the cores, or torch or diffusers is not installed.
-    """
-    if name not in ("torch", "numpy"):
-        raise MinidiffError(f"unknown rival {name!r}: choose torch or numpy")
-    if name == "torch":
-        _restore_openmp_waiting()
-    threads = machine.use_threads(threads, "numpy" if name == "numpy" else "numba")  # "numpy" sets them for BLAS
-    facts = machine.describe()  # launches a kernel, since Numba must start its threads before torch is set up
-    if name == "numpy":
-        return Rival(name, lambda op, compiled: ["numpy"], _reference, facts, pause=0.05)
-    try:
-        from minidiff.bench import rival
-    except ImportError as error:
-        remedy = "pip install torch diffusers, or compare with our NumPy reference: --against numpy"
-        raise MinidiffError(f"torch and diffusers are needed ({error}): {remedy}") from None
-
-    def prepare(mode: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
-        return Side(rival.prepare(mode, case.op, inputs, case.settings), rival.host)
-
-    return Rival(name, rival.modes, prepare, facts | rival.set_up(threads))
-
-
-def _restore_openmp_waiting() -> None:
-    """Undo our OpenMP settings before it starts, so that idle threads spin, which is PyTorch's default and fastest.
-
-    PyTorch shares this OpenMP. Values that the user set are kept.
-    """
-    for name, value in jit.WAITING.items():
-        if os.environ.get(name) == value:
-            del os.environ[name]
-
-
-def _reference(mode: str, case: Case, inputs: dict[str, np.ndarray]) -> Side:
-    """The NumPy reference on the inputs, in float64 if that is the mode."""
-    if mode == FLOAT64:
-        inputs = {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in inputs.items()}
-    return _our_side(get_backend("numpy"), case, inputs)
-
-
-def _our_side(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:
+def our_side(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:
     run = ours.prepare(backend, case.op, inputs, case.settings)
     return Side(run, lambda name, a: np.asarray(backend.to_numpy(a)))
 
@@ -110,7 +72,8 @@ class Row:
     @property
     def rival(self) -> str:
         """The rival's mode that we are compared with."""
-        return self.peer or min(self.seconds.keys() - {"ours", "bfloat16"}, key=lambda side: min(self.seconds[side]))
+        others = (side for side in self.seconds if side != "ours" and "bfloat16" not in side)
+        return self.peer or min(others, key=lambda side: min(self.seconds[side]))
 
     def ratio(self, statistic: Callable[[list[float]], float]) -> float:
         """The rival's time divided by ours, by the best round (min) or the median."""
@@ -128,8 +91,18 @@ def measure(
     """Times and errors of a case on our side (backend "numba" by default) and in every mode of the rival."""
     backend = backend or get_backend("numba")
     found = relative_errors(case.error_case or case, rival, backend)
-    runs = {name: side.run for name, side in sides(case, rival, backend, compiled)}
-    return Row(case, in_turn(runs, rounds, rival.pause), found)
+    with ExitStack() as stack:
+        timed = dict(_ended(stack, sides(case, rival, backend, compiled)))
+        pause = PAUSE if any(side.end for side in timed.values()) else rival.pause
+        return Row(case, in_turn({name: side.run for name, side in timed.items()}, rounds, pause), found)
+
+
+def _ended(stack: ExitStack, found: Iterable[tuple[str, Side]]) -> Iterator[tuple[str, Side]]:
+    """The sides; their processes end with the stack."""
+    for name, side in found:
+        if side.end:
+            stack.callback(side.end)
+        yield name, side
 
 
 @cache
@@ -138,17 +111,18 @@ def relative_errors(case: Case, rival: Rival, backend: Backend) -> dict[str, dic
     truth = rival.prepare(FLOAT64, case, case.inputs())
     want = {result: truth.host(result, a) for result, a in truth.run().items()}
     found: dict[str, dict[str, float]] = {result: {} for result in want}
-    for name, side in sides(case, rival, backend):
-        for result, a in side.run().items():
-            difference = side.host(result, a).astype(np.float64) - want[result]
-            found[result][name] = float(np.sqrt(np.square(difference).mean() / np.square(want[result]).mean()))
+    with ExitStack() as stack:
+        for name, side in _ended(stack, sides(case, rival, backend)):
+            for result, a in side.run().items():
+                difference = side.host(result, a).astype(np.float64) - want[result]
+                found[result][name] = float(np.sqrt(np.square(difference).mean() / np.square(want[result]).mean()))
     return found
 
 
 def sides(case: Case, rival: Rival, backend: Backend, compiled: bool = False) -> Iterator[tuple[str, Side]]:
     """("ours", our side), then (mode, side) for every mode of the rival, each with its own copy of the inputs."""
     inputs = case.inputs()
-    yield "ours", _our_side(backend, case, inputs)
+    yield "ours", our_side(backend, case, inputs)
     for mode in rival.modes(case.op, compiled):
         yield mode, rival.prepare(mode, case, inputs)
 

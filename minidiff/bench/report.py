@@ -82,7 +82,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _error_mode(row: Row) -> str:
     """The rival's mode whose errors are shown beside ours."""
-    return next(side for side in ("channels_last", "float32", "numpy") if side in row.seconds)
+    return next((side for side in ("channels_last", "float32") if side in row.seconds), row.rival)
 
 
 def _errors(row: Row) -> tuple[Text, ...]:

@@ -199,7 +199,7 @@ def _update(optimizer, parameters, average) -> None:
 
 
 def network(mode, x_t, t, config, text=None):
-    forward = _forward(mode, _unet(mode, x_t, config))
+    forward = _forward(mode, unet(mode, x_t, config))
 
     def run():
         with torch.inference_mode():
@@ -210,7 +210,7 @@ def network(mode, x_t, t, config, text=None):
 
 def network_and_gradient(mode, x_t, t, eps, config, text=None):
     """All precisions get our sinusoids of t: diffusers computes them in float32, with larger errors."""
-    net = _unet(mode, x_t, config)
+    net = unet(mode, x_t, config)
     embedding = torch.tensor(ours.sinusoids(config, t.numpy()), dtype=x_t.dtype)
     net.time_proj.forward = lambda t: embedding
     forward = _forward(mode, net)
@@ -228,7 +228,7 @@ def network_and_gradient(mode, x_t, t, eps, config, text=None):
 
 
 def training_step(mode, x_t, t, eps, config, text=None):
-    net = _unet(mode, x_t, config)
+    net = unet(mode, x_t, config)
     forward = _forward(mode, net)
     parameters = list(net.parameters())
     average = [p.detach().clone() for p in parameters]
@@ -255,7 +255,7 @@ def _forward(mode: Mode, net: Any) -> Callable:
     return forward
 
 
-def _unet(mode: Mode, x_t: torch.Tensor, config) -> Any:
+def unet(mode: Mode, x_t: torch.Tensor, config) -> Any:
     """diffusers' network with our weights, in the precision of x_t."""
     network = UNet2DConditionModel if isinstance(config, TextUNetConfig) else UNet2DModel
     net: Any = network(**asdict(config))

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from minidiff import machine
-from minidiff.bench import cases, gpu, measure, report
+from minidiff.bench import cases, gpu, measure, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
 from minidiff.cli.edit import between, fill, invert, redraw
@@ -151,8 +151,9 @@ def info() -> None:
 def bench_command(
     names: Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(cases.FAMILIES)}.")] = None,
     against: Annotated[
-        Literal["torch", "numpy"], typer.Option(help="Compare with PyTorch, or with the NumPy reference.")
-    ] = "torch",
+        Literal["torch", "tensorflow", "openvino", "numpy"] | None,
+        typer.Option(help="The only rival; numpy is our reference.  [default: torch, and others that are installed]"),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Batch size.  [default: mostly 64]", min=1, max=65536)] = None,
     rounds: Annotated[
         int | None, typer.Option(help="Timed rounds.  [default: at least 5, for about a second]", min=1)
@@ -168,16 +169,18 @@ def bench_command(
 ) -> None:
     """Measure speed and accuracy of kernels, network and training step against PyTorch's, on the same cores.
 
-    Both sides run in turn; times are in milliseconds, of the fastest round. Takes about five minutes; Ctrl-C prints
-    what has been measured. stable, Stable Diffusion's U-Net at full size, runs only if it is named: it needs 20 GB of
-    memory.
+    Networks and training steps are compared with TensorFlow's and OpenVINO's too where these are installed
+    (pip install 'minidiff[bench]'). All sides run in turn; times are in milliseconds, of the fastest round. Takes about
+    five minutes; Ctrl-C prints what has been measured. stable, Stable Diffusion's U-Net at full size, runs only if it
+    is named: it needs 20 GB of memory.
     """
-    chosen = cases.choose(names or [], against, batch)
+    chosen = cases.choose(names or [], "numpy" if against == "numpy" else "torch", batch)
     report.check_place(json_to)
     rows = []
     if backend == "numba":
         compiled_before = machine.compiled()  # open_rival compiles
-        rival = measure.open_rival(against, threads)
+        rival = rivals.open_rival([against] if against else ["torch", *rivals.installed()], threads)
+        chosen = [case for case in chosen if rival.modes(case.op, compiled)]
         if not compiled_before:
             stderr_console.print("Compiling the kernels for this processor, once: about a minute.")
         measured = partial(measure.measure, rival=rival, compiled=compiled, rounds=rounds)

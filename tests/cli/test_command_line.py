@@ -189,7 +189,7 @@ def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, mo
     """Before anything is read."""
     for module in (sample, edit):
         monkeypatch.setattr(module, "open_pipeline", None)
-    for module, function in ((app.imaging, "load_image"), (app.measure, "open_rival")):
+    for module, function in ((app.imaging, "load_image"), (app.rivals, "open_rival")):
         monkeypatch.setattr(module, function, None)
     for suffix in ("png", "gif", "npz", "json"):
         Path(f"folder.{suffix}").mkdir()
