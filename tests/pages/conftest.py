@@ -32,8 +32,8 @@ class QuietHandler(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def site_folder(tmp_path_factory):
     """The pages, built once for all test processes; their cells are not run."""
-    of_run = tmp_path_factory.getbasetemp()  # with pytest-xdist each process has a folder of its own in that of the run
-    base = (of_run.parent if "PYTEST_XDIST_WORKER" in os.environ else of_run) / "site"
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"  # of this run, for all its processes
     base.mkdir(exist_ok=True)
     with open(base / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

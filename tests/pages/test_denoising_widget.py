@@ -46,7 +46,7 @@ def move(figure, label, value):
 
 
 def shown(figure):
-    """x_t and x0_hat as the screen shows them, the middle of each pixel: (2, 28, 28, 3), without the rounded corners."""
+    """x_t and x0_hat as the screen shows them, without the rounded corners: the middles of pixels, (2, 28, 28, 3)."""
     images = []
     for place in range(2):
         screen = Image.open(io.BytesIO(figure.locator("canvas").nth(place).screenshot())).convert("RGB")

@@ -111,7 +111,13 @@ def test_the_table_states_the_data():
 def test_sampler_steps_eta_and_seed_change_what_is_drawn(page):
     seen = [(drawn(page), readouts(page))]
     assert seen[0][1][0] == "10"
-    moves = [("eta", 0.5, "10"), ("seed", 3, "10"), ("steps", 4, "5"), ("sampler", "heun", "9"), ("sampler", "ddpm", "5")]
+    moves = [
+        ("eta", 0.5, "10"),
+        ("seed", 3, "10"),
+        ("steps", 4, "5"),
+        ("sampler", "heun", "9"),
+        ("sampler", "ddpm", "5"),
+    ]
     for label, value, evaluations in moves:
         move(page, label, value)
         seen.append((drawn(page), readouts(page)))

@@ -22,7 +22,8 @@
     const logSNR = alphaBar.map((value) => Math.log(value / (1 - value)));
     return Array.from({ length: STEPS }, (_, k) => {
       const wanted = LOW + (k * (HIGH - LOW)) / (STEPS - 1);
-      const t = logSNR.reduce((best, value, t) => (Math.abs(value - wanted) < Math.abs(logSNR[best] - wanted) ? t : best), 0);
+      const distance = logSNR.map((value) => Math.abs(value - wanted));
+      const t = distance.indexOf(Math.min(...distance));
       return { t, logSNR: logSNR[t], signal: Math.sqrt(alphaBar[t]), noise: Math.sqrt(1 - alphaBar[t]) };
     });
   }
@@ -53,23 +54,23 @@
       oninput: (seed) => change({ seed }),
     });
 
-    const panels = minidiff.make("div", { class: "panels of-images" });
-    body.append(panels);
-    const panel = (title, canvas) => {
-      const place = minidiff.make("div", {}, minidiff.make("div", { class: "title" }));
+    const views = minidiff.make("div", { class: "views of-images" });
+    body.append(views);
+    const view = (title, canvas) => {
+      const place = minidiff.make("div", {}, minidiff.make("div", { class: "view-title" }));
       place.firstChild.innerHTML = title;
-      panels.append(place);
+      views.append(place);
       return canvas && minidiff.canvas(place, canvas);
     };
     const canvases = [
-      panel("<math><msub><mi>x</mi><mi>t</mi></msub></math>",
+      view("<math><msub><mi>x</mi><mi>t</mi></msub></math>",
         { aspect: "1", label: "The noisy image at this step", draw: (context, width) => draw(context, width, 0) }),
-      panel("<math><msub><mover><mi>x</mi><mo>^</mo></mover><mn>0</mn></msub></math>",
+      view("<math><msub><mover><mi>x</mi><mo>^</mo></mover><mn>0</mn></msub></math>",
         { aspect: "1", label: "The estimate of the clean image", draw: (context, width) => draw(context, width, 1) }),
-      panel("coefficients over the log-SNR",
+      view("coefficients over the log-SNR",
         { aspect: "1.35", label: "Signal and noise coefficients over the steps", draw: drawCurves }),
     ];
-    const numbers = minidiff.make("table", { class: "readouts centred" });
+    const numbers = minidiff.make("table", { class: "numbers centred" });
     minidiff.player(body, {
       label: "step", steps: STEPS - 1, start: settings.step, seconds: () => 5,
       show: (step) => `${step} of ${STEPS - 1}, t = ${at[step].t}`,

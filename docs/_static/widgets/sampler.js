@@ -1,7 +1,7 @@
 // Sampling of the two clusters of chapter 4 with their exact model: sampler, steps and eta.
 //
-// The functions of the first part are those of minidiff/diffusion: `timesteps` of noise_levels.py, `predict` of exact.py,
-// `ddimUpdate` of steps.py, and the loops of solvers/. x is a Float64Array (2 N) of points x, y, x, y, ...
+// The functions of the first part are those of minidiff/diffusion: `timesteps` of noise_levels.py, `predict` of
+// exact.py, `ddimUpdate` of steps.py, and the loops of solvers/. x is a Float64Array (2 N) of points x, y, x, y, ...
 "use strict";
 
 (() => {
@@ -131,7 +131,8 @@
   // ---- Statistics
 
   /** The coordinate along the line through both means: (N,). */
-  const alongLine = (x) => Float64Array.from({ length: x.length / 2 }, (_, k) => (x[2 * k] + x[2 * k + 1]) * Math.SQRT1_2);
+  const alongLine = (x) =>
+    Float64Array.from({ length: x.length / 2 }, (_, k) => (x[2 * k] + x[2 * k + 1]) * Math.SQRT1_2);
 
   const DISTANCE = 0.45 * Math.SQRT2; // of either mean from the middle
   const BETWEEN = DISTANCE - 2 * STD; // nearer to the middle is more than two standard deviations inside of both means
@@ -174,16 +175,18 @@
     return { x, alphaBar: 1 / (1 + Math.exp(-level)), level };
   }
 
-  /** An image of gold whose opacity is opacity(column, row), both from 0 to 1. */
-  function glow(colour, columns, rows, opacity) {
-    const canvas = minidiff.make("canvas", { width: columns, height: rows }), context = canvas.getContext("2d");
-    const image = context.createImageData(columns, rows);
-    const [red, green, blue] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
-    for (let i = 0; i < columns * rows; i++) {
-      const alpha = 255 * opacity(((i % columns) + 0.5) / columns, (Math.floor(i / columns) + 0.5) / rows);
-      image.data.set([red, green, blue, alpha], 4 * i);
+  /** The density along the line, over the log-SNR from LOW to HIGH, as the opacity of a colour. */
+  function densityImage(colour) {
+    const columns = 91, rows = 105, canvas = minidiff.make("canvas", { width: columns, height: rows });
+    const context = canvas.getContext("2d");
+    context.fillStyle = colour;
+    for (let column = 0; column < columns; column++) {
+      const alphaBar = 1 / (1 + Math.exp(-LOW - ((column + 0.5) / columns) * (HIGH - LOW)));
+      for (let row = 0; row < rows; row++) {
+        context.globalAlpha = 0.45 * Math.min(1, density(EXTENT * (1 - (2 * row + 1) / rows), alphaBar)) ** 0.8;
+        context.fillRect(column, row, 1, 1);
+      }
     }
-    context.putImageData(image, 0, 0);
     return canvas;
   }
 
@@ -205,7 +208,8 @@
 
   minidiff.widget("sampler", (body) => {
     const settings = { name: "ddim", steps: 10, eta: 0, seed: 0 };
-    let run, now, position = settings.steps, made = null;
+    const colours = minidiff.colours(), background = densityImage(colours.gold);
+    let run, now, position = settings.steps;
 
     // Controls
     const controls = minidiff.make("div", { class: "settings" });
@@ -227,34 +231,32 @@
     });
 
     // Canvases
-    const panels = minidiff.make("div", { class: "panels" });
-    body.append(panels);
-    const plane = panel("in the plane", "The points in the plane, at this step", drawPlane);
-    const line = panel("along the line, over the log-SNR",
-      "Eight trajectories along the line through both clusters, over the log-SNR, and a histogram of all points", drawLine);
+    const views = minidiff.make("div", { class: "views" });
+    body.append(views);
+    const plane = view("in the plane", "The points in the plane", drawPlane);
+    const line = view("along the line, over the log-SNR", "Trajectories along the line, and a histogram", drawLine);
     const player = minidiff.player(body, {
       label: "step", steps: settings.steps, seconds: (n) => Math.min(8, 2 + 0.25 * n),
-      show: (step) => `${step} of ${settings.steps}, ${run?.ts[step] < 0 ? "clean" : `t = ${run?.ts[step]}`}`,
+      show: (step) =>
+        `${step} of ${settings.steps}, ${step < settings.steps ? `t = ${timesteps(settings.steps)[step]}` : "clean"}`,
       onmove: (to) => { position = to; redraw(); },
     });
 
-    body.append(minidiff.make("div", { class: "legend" },
-      key("#b5482f", "becomes a cat"), key("#5b6f8f", "becomes a dog"), key("#767676", "start of a trajectory"),
-      key("#c28426", "exact density at this noise level; circles at 1 and 2 standard deviations")));
+    const key = (colour, text) => minidiff.make("span", { style: `--key: ${colour}`, text });
+    body.append(minidiff.make("div", { class: "keys" },
+      key(colours.signal, "becomes a cat"), key(colours.noise, "becomes a dog"),
+      key(colours.muted, "start of a trajectory"),
+      key(colours.gold, "exact density at this noise level; circles at 1 and 2 standard deviations")));
 
-    const table = minidiff.make("table", { class: "readouts" });
+    const table = minidiff.make("table", { class: "numbers" });
     body.append(table);
 
     change({});
 
-    function panel(title, label, draw) {
-      const place = minidiff.make("div", {}, minidiff.make("div", { class: "title", text: title }));
-      panels.append(place);
+    function view(title, label, draw) {
+      const place = minidiff.make("div", {}, minidiff.make("div", { class: "view-title", text: title }));
+      views.append(place);
       return minidiff.canvas(place, { aspect: "1", label, draw });
-    }
-
-    function key(colour, text) {
-      return minidiff.make("span", { class: "key", style: `--key: ${colour}`, text });
     }
 
     function change(changes) {
@@ -297,7 +299,6 @@
     }
 
     function drawPlane(context, width, height, colours) {
-      if (!now) return;
       const colour = colourOf(colours), scale = width / 2 / EXTENT;
       const place = ([x, y]) => [width / 2 + scale * x, height / 2 - scale * y];
       const S = now.alphaBar * STD ** 2 + 1 - now.alphaBar, signal = Math.sqrt(now.alphaBar);
@@ -323,11 +324,10 @@
     }
 
     function drawLine(context, width, height, colours) {
-      if (!now) return;
       const colour = colourOf(colours), bottom = height - 20, split = width * 0.7;
       const xOf = (level) => 1 + ((level - LOW) / (HIGH - LOW)) * (split - 10);
       const yOf = (u) => bottom / 2 - (u / EXTENT) * (bottom / 2);
-      context.drawImage(background(colours), xOf(LOW), 0, xOf(HIGH) - xOf(LOW), bottom);
+      context.drawImage(background, xOf(LOW), 0, xOf(HIGH) - xOf(LOW), bottom);
       const place = ([x, y], level) => [xOf(Math.max(LOW, level)), yOf((x + y) * Math.SQRT1_2)];
       context.save();
       context.beginPath();
@@ -339,20 +339,16 @@
         if (run.states.length < 32) for (const point of points) dot(context, ...point, 1.8, colour(k));
       }
       context.restore();
-      polyline(context, [[xOf(Math.max(LOW, now.level)), 0], [xOf(Math.max(LOW, now.level)), bottom]], colours.muted, 1);
+      const here = xOf(Math.max(LOW, now.level));
+      polyline(context, [[here, 0], [here, bottom]], colours.muted, 1);
       drawHistogram(context, split, width, bottom, yOf, colours, colour);
       context.fillStyle = colours.muted;
       context.textAlign = "center";
-      for (const level of [-8, -4, 0, 4]) context.fillText(String(level).replace("-", "\u2212"), xOf(level), bottom + 14);
+      for (const level of [-8, -4, 0, 4]) {
+        context.fillText(String(level).replace("-", "\u2212"), xOf(level), bottom + 14);
+      }
       context.fillText("clean", xOf(HIGH), bottom + 14);
       context.fillText("all points", (split + width) / 2 + 4, bottom + 14);
-    }
-
-    function background(colours) {
-      return (made ??= glow(colours.gold, 91, 105, (column, row) => {
-        const level = LOW + column * (HIGH - LOW), u = EXTENT * (1 - 2 * row);
-        return 0.45 * Math.min(1, density(u, 1 / (1 + Math.exp(-level)))) ** 0.8;
-      }));
     }
 
     function drawHistogram(context, left, right, bottom, yOf, colours, colour) {
@@ -377,8 +373,11 @@
           x += length;
         }
       }
-      const u = Array.from({ length: 261 }, (_, i) => EXTENT * (i / 130 - 1));
-      polyline(context, u.map((value) => [left + 8 + density(value, now.alphaBar) * perUnit, yOf(value)]), colours.gold, 1.8);
+      const curve = Array.from({ length: 261 }, (_, i) => {
+        const u = EXTENT * (i / 130 - 1);
+        return [left + 8 + density(u, now.alphaBar) * perUnit, yOf(u)];
+      });
+      polyline(context, curve, colours.gold, 1.8);
     }
   });
 })();

@@ -108,10 +108,10 @@ const minidiff = (window.minidiff = {
   reducedMotion: () => matchMedia("(prefers-reduced-motion: reduce)").matches,
 
   /**
-   * Play, step back, step forward, and a slider over the steps 0 ... n. onmove(position) gets whole
-   * numbers, while playing also those between, unless the reader asked for less motion. show(step) is the text beside
-   * the slider, seconds(n) how long playing takes; it pauses when the figure leaves the screen.
-   * Returns { setSteps }: setSteps(n) changes n, and goes to the same fraction of it.
+   * Play, step back, step forward, and a slider over the steps 0 ... n. onmove(position) gets whole numbers, while
+   * playing also those between, unless the reader asked for less motion. show(step) is the text beside the slider,
+   * seconds(n) how long playing takes; it pauses when the figure leaves the screen. Returns { setSteps }: setSteps(n)
+   * changes n, and goes to the same fraction of it.
    */
   player(parent, { label, steps, start = steps, show, seconds, onmove }) {
     let position = start, playing = false, last = 0;
