@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ class QuietHandler(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def site_folder(tmp_path_factory):
     """The pages, built once for all test processes; their cells are not run."""
-    base = tmp_path_factory.getbasetemp().parent / "site"  # shared by the processes of pytest-xdist
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"  # of this run, for all its processes
     base.mkdir(exist_ok=True)
     with open(base / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

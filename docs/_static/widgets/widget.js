@@ -107,6 +107,69 @@ const minidiff = (window.minidiff = {
   /** Whether the reader asked for less motion: then nothing moves unless a control is moved. */
   reducedMotion: () => matchMedia("(prefers-reduced-motion: reduce)").matches,
 
+  /**
+   * Play, step back, step forward, and a slider over the steps 0 ... n. onmove(position) gets whole numbers, while
+   * playing also those between, unless the reader asked for less motion. show(step) is the text beside the slider,
+   * seconds(n) how long playing takes; it pauses when the figure leaves the screen. Returns { setSteps }: setSteps(n)
+   * changes n, and goes to the same fraction of it.
+   */
+  player(parent, { label, steps, start = steps, show, seconds, onmove }) {
+    let position = start, playing = false, last = 0;
+    const row = minidiff.make("div", { class: "controls player" });
+    parent.append(row);
+    const play = minidiff.button(row, "Play", () => (playing ? pause() : run()));
+    const back = minidiff.button(row, "Back", () => go(Math.ceil(position) - 1));
+    const forward = minidiff.button(row, "Forward", () => go(Math.floor(position) + 1));
+    const slider = minidiff.slider(row, {
+      label, min: 0, max: steps, step: 1, value: start, show,
+      oninput: (value) => {
+        if (value !== Math.floor(position)) { // moved by the reader
+          pause();
+          position = value;
+        }
+        back.disabled = position <= 0;
+        forward.disabled = position >= steps;
+        onmove(minidiff.reducedMotion() ? value : position);
+      },
+    });
+    back.disabled = start <= 0;
+    forward.disabled = start >= steps;
+
+    function go(to) {
+      pause();
+      position = to;
+      minidiff.set(slider, to);
+    }
+    function pause() {
+      playing = false;
+      play.textContent = "Play";
+    }
+    function run() {
+      if (position >= steps) go(0);
+      playing = true;
+      play.textContent = "Pause";
+      last = performance.now();
+      requestAnimationFrame(frame);
+    }
+    function frame(now) {
+      if (!playing) return;
+      const elapsed = Math.min(0.1, Math.max(0, (now - last) / 1000)); // a frame that came late does not jump
+      last = now;
+      position = Math.min(steps, position + (elapsed / seconds(steps)) * steps);
+      minidiff.set(slider, Math.floor(position));
+      if (position >= steps) pause();
+      else requestAnimationFrame(frame);
+    }
+    new IntersectionObserver((entries) => entries.at(-1).isIntersecting || pause()).observe(row.closest("figure"));
+    return {
+      setSteps(n) {
+        const to = Math.round((position / steps) * n);
+        steps = slider.max = n;
+        go(to);
+      },
+    };
+  },
+
   /** Uniform numbers in [0, 1), the same for the same seed (mulberry32). */
   uniform(seed) {
     let state = seed >>> 0;
