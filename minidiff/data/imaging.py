@@ -4,18 +4,22 @@ Arrays of images are uint8 NHWC here; C is 1 (grey) or 3 (RGB). Files from unkno
 formats, no decompression bombs. Files are written atomically.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from minidiff.errors import MinidiffError
 from minidiff.files import check_file, write_output
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = (
     "PNG",
@@ -62,6 +66,8 @@ def sheet(
     gap    pixels of the sheet between images
     cells  (N,) ascending indices of the grid cells to fill; None: the first N
     """
+    from PIL import Image
+
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -77,6 +83,8 @@ def sheet(
 
 def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
     """Images (N, H, W, C) uint8 in one row, with `labels`, short captions, under them."""
+    from PIL import Image, ImageDraw, ImageFont
+
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     font = ImageFont.load_default(min(max(width // 7, 11), 24))
@@ -132,6 +140,8 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 def save_each(images: np.ndarray, folder: Path, names: Sequence[str] | None = None) -> None:
     """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..., or under names, without suffix."""
+    from PIL import Image
+
     names = [f"{i:05d}" for i in range(len(images))] if names is None else names
     for name, image in zip(names, images, strict=True):
         save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{name}.png")
@@ -143,6 +153,8 @@ def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = F
     Raises MinidiffError if Pillow cannot write colours in the suffix's format, if it is not .gif though `animated`, or
     if no file can be written there without overwriting one of the inputs (files.check_file).
     """
+    from PIL import Image
+
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if animated and kind != "GIF":
         raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
@@ -154,6 +166,8 @@ def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = F
 
 def _takes_colours(kind: str) -> bool:
     """Whether Pillow writes RGB images in that format: some need a library, some hold black and white alone."""
+    from PIL import Image
+
     if kind not in Image.SAVE:
         return False
     try:
@@ -171,6 +185,8 @@ def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
     of 16-bit colour Pillow keeps the upper 8 bits. Raises MinidiffError, which names the file, if it is missing,
     damaged, truncated or not an image, or has so many pixels that Pillow takes it for a decompression bomb.
     """
+    from PIL import Image, ImageOps
+
     if not Path(path).is_file():
         raise MinidiffError(f"{path}: no such image file; check the name")
     try:
@@ -190,6 +206,8 @@ def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey to 8-bit grey, which Pillow would clip. Other modes are returned unchanged."""
+    from PIL import Image
+
     if image.mode == "F":
         raise ValueError("its pixels are floating-point and have no agreed range")
     if not image.mode.startswith("I"):
@@ -251,6 +269,8 @@ def new_figure(width: float, height: float) -> Any:
 
 def rendered(figure: Any) -> Image.Image:
     """A figure of `new_figure` as an RGB image."""
+    from PIL import Image
+
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
 

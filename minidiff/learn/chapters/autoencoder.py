@@ -1,12 +1,14 @@
 """Exercises of chapter 8: the autoencoder."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from minidiff.data.imaging import strip, to_uint8
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def reparameterised_sample(mean: np.ndarray, log_variance: np.ndarray, eps: np.ndarray) -> np.ndarray:
@@ -89,7 +91,7 @@ def _gaussians_and_noise(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(*arguments, rng.standard_normal(arguments[0].shape)) for arguments in _gaussians(rng)]
 
 
-def _noise_added(answer: Answer) -> Image.Image:
+def _noise_added(answer: Answer) -> "Image.Image":
     """One grey level for the mean, sampled with three standard deviations."""
     stds = (0.05, 0.2, 0.5)
     mean, eps = np.zeros((1, 32, 32, 1)), np.random.default_rng(0).standard_normal((1, 32, 32, 1))
