@@ -4,8 +4,6 @@ Arrays of images are uint8 NHWC here; C is 1 (grey) or 3 (RGB). Files from unkno
 formats, no decompression bombs. Files are written atomically.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings
@@ -59,7 +57,7 @@ def sheet(
     scale: int | None = None,
     gap: int = 4,
     cells: Sequence[int] | None = None,
-) -> Image.Image:
+) -> "Image.Image":
     """Images (N, H, W, C) uint8 in a grid, row by row, near-square if `columns` is None.
 
     scale  nearest-neighbour upscaling factor; None: to about 96 pixels
@@ -81,7 +79,7 @@ def sheet(
     return Image.fromarray(canvas)
 
 
-def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
+def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> "Image.Image":
     """Images (N, H, W, C) uint8 in one row, with `labels`, short captions, under them."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -112,7 +110,7 @@ def enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
     return rgb.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
+def save_gif(frames: Sequence["Image.Image"], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
     """Write a GIF that loops for ever: each frame for `ms` milliseconds, the last one for `hold`.
 
     Every frame has its own palette of 256 colours. Raises MinidiffError as `save_image` does, and if the suffix is not
@@ -129,7 +127,7 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold
     )
 
 
-def save_image(image: Image.Image, path: str | Path) -> None:
+def save_image(image: "Image.Image", path: str | Path) -> None:
     """Write an image atomically, in the format of the path's suffix.
 
     Raises MinidiffError if Pillow cannot write that format, or no file can be written there.
@@ -204,7 +202,7 @@ def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
     return pixels.reshape(image.height, image.width, channels)  # (H, W, C)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: "Image.Image") -> "Image.Image":
     """16-bit grey to 8-bit grey, which Pillow would clip. Other modes are returned unchanged."""
     from PIL import Image
 
@@ -267,7 +265,7 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def rendered(figure: Any) -> Image.Image:
+def rendered(figure: Any) -> "Image.Image":
     """A figure of `new_figure` as an RGB image."""
     from PIL import Image
 

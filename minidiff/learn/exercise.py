@@ -31,5 +31,5 @@ class Exercise:
     solution: Answer
     inputs: Callable[[np.random.Generator], list[tuple[Any, ...]]]
     mistakes: tuple[Answer, ...]
-    image: "Callable[[Answer], Image.Image] | None" = None
+    image: Callable[[Answer], "Image.Image"] | None = None
     rtol: float = 1e-6

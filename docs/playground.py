@@ -1,0 +1,120 @@
+"""The directive `playground`: minidiff's own source in an editor, run in the page (in_page.py); or an exercise.
+
+:::{playground} sampling
+The caption.
+:::
+
+:::{playground} exercise 2
+The caption.
+:::
+
+Until its button is pressed a page loads nothing but its scripts. It shows the images that the unedited source makes,
+computed when the docs are built. _static/playground/source.zip holds what the page runs then.
+"""
+
+import base64
+import io
+import zipfile
+from html import escape
+from pathlib import Path
+
+import in_page
+import numpy as np
+from docutils import nodes
+from PIL import Image
+from sphinx.util.docutils import SphinxDirective
+
+from minidiff.learn.catalogue import exercise_of
+from minidiff.learn.stub import stub
+
+ROOT = Path(__file__).parent.parent
+NOT_IN_PAGES = ("bench", "cli", "evaluation", "kinds", "nano.py")  # they need other libraries than NumPy, or processes
+FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # of the files in the archive, so that equal sources give equal archives
+
+
+class Playground(SphinxDirective):
+    """A figure with the source, and the images that it makes."""
+
+    required_arguments = 1
+    optional_arguments = 1
+    has_content = True
+
+    def run(self):
+        self.env.metadata[self.env.docname]["playground"] = True
+        caption = nodes.caption("", "", *self.parse_inline(" ".join(self.content))[0])
+        if self.arguments[0] == "exercise":
+            number = int(self.arguments[1])
+            label, text, images = f"Exercise {number}: {exercise_of(number).title}", stub(number), []
+        else:
+            name, number = self.arguments[0], 0
+            functions = in_page.PLAYGROUNDS[name].functions
+            label = "Source of " + " and ".join(f"{f.__module__}.{f.__name__}" for f in functions)
+            text = in_page.text_of(name)
+            *_, (_, images) = in_page.run(name, text)
+        return [playground("", caption, name=self.arguments[0], number=number, label=label, text=text, images=images)]
+
+
+class playground(nodes.General, nodes.Element):  # noqa: N801 (docutils' own nodes are written so)
+    """The place of a playground; its child is the caption."""
+
+
+def visit_playground(translator, node):
+    images = "".join(f'<img src="{data_uri(image)}" alt="">' for image in node["images"])
+    translator.body.append(
+        f'<figure class="playground" data-name="{node["name"]}" data-number="{node["number"]}">'
+        + (
+            f'<div class="images" role="img" aria-label="The images that this code makes">{images}</div>'
+            if images
+            else ""
+        )
+        + f'<p class="label">{escape(node["label"])}</p><pre class="source">{escape(node["text"])}</pre>'
+    )
+
+
+def depart_playground(translator, node):
+    translator.body.append("</figure>\n")
+
+
+def data_uri(image):
+    """An image, uint8 (H, W, 3), as a PNG inside the page."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def add_files(app, pagename, templatename, context, doctree):
+    """The script and the styles, for pages that have a playground."""
+    if app.env.metadata.get(pagename, {}).get("playground"):
+        app.add_js_file("playground/playground.js", defer="defer")
+        app.add_css_file("playground/playground.css")
+
+
+def write_archive(app, error):
+    """source.zip: the source that needs NumPy alone, the network of cats and dogs, and the page's own part."""
+    if error or app.builder.format != "html":
+        return
+    path = Path(app.outdir) / "_static/playground/source.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in sorted(archive_content().items()):
+            archive.writestr(zipfile.ZipInfo(name, FIRST_DAY), content, zipfile.ZIP_DEFLATED)
+
+
+def archive_content():
+    """The content of each file of the archive, by its name there."""
+    cat = io.BytesIO()
+    np.save(cat, in_page.cat())
+    kernels = ROOT / "kernels"
+    found = {path: ROOT for path in (ROOT / "minidiff").rglob("*.py") if not {*path.parts} & {*NOT_IN_PAGES}}
+    found |= {path: ROOT for path in in_page.MODEL.rglob("*.*")}
+    found |= {path: kernels for path in [*kernels.glob("*/__init__.py"), *kernels.glob("*/reference/*.py")]}
+    content = {path.relative_to(root).as_posix(): path.read_bytes() for path, root in found.items()}
+    return content | {"in_page.py": Path(in_page.__file__).read_bytes(), "cat.npy": cat.getvalue()}
+
+
+def setup(app):
+    app.add_node(playground, html=(visit_playground, depart_playground))
+    app.add_directive("playground", Playground)
+    app.connect("html-page-context", add_files)
+    app.connect("build-finished", write_archive)
+    return {"parallel_read_safe": True}
