@@ -41,7 +41,7 @@ class Playground(SphinxDirective):
 
     def run(self):
         self.env.metadata[self.env.docname]["playground"] = True
-        caption = nodes.caption("", "", *self.parse_inline(" ".join(self.content))[0])
+        caption = nodes.inline("", "", *self.parse_inline(" ".join(self.content))[0])
         if self.arguments[0] == "exercise":
             number = int(self.arguments[1])
             label, text, images = f"Exercise {number}: {exercise_of(number).title}", stub(number), []
@@ -68,11 +68,12 @@ def visit_playground(translator, node):
             else ""
         )
         + f'<p class="label">{escape(node["label"])}</p><pre class="source">{escape(node["text"])}</pre>'
+        + "<figcaption>"
     )
 
 
 def depart_playground(translator, node):
-    translator.body.append("</figure>\n")
+    translator.body.append("</figcaption></figure>\n")
 
 
 def data_uri(image):
