@@ -1,6 +1,7 @@
 """The directive `playground`: minidiff's own source in an editor, run in the page (in_page.py); or an exercise.
 
 :::{playground} sampling
+:alt: What the images show
 The caption.
 :::
 
@@ -21,6 +22,7 @@ from pathlib import Path
 import in_page
 import numpy as np
 from docutils import nodes
+from docutils.parsers.rst import directives
 from PIL import Image
 from sphinx.util.docutils import SphinxDirective
 
@@ -38,6 +40,7 @@ class Playground(SphinxDirective):
     required_arguments = 1
     optional_arguments = 1
     has_content = True
+    option_spec = {"alt": directives.unchanged_required}
 
     def run(self):
         self.env.metadata[self.env.docname]["playground"] = True
@@ -51,7 +54,12 @@ class Playground(SphinxDirective):
             label = "Source of " + " and ".join(f"{f.__module__}.{f.__name__}" for f in functions)
             text = in_page.text_of(name)
             *_, (_, images) = in_page.run(name, text)
-        return [playground("", caption, name=self.arguments[0], number=number, label=label, text=text, images=images)]
+        alt = self.options.get("alt", "")
+        return [
+            playground(
+                "", caption, name=self.arguments[0], number=number, label=label, text=text, images=images, alt=alt
+            )
+        ]
 
 
 class playground(nodes.General, nodes.Element):  # noqa: N801 (docutils' own nodes are written so)
@@ -59,21 +67,23 @@ class playground(nodes.General, nodes.Element):  # noqa: N801 (docutils' own nod
 
 
 def visit_playground(translator, node):
-    images = "".join(f'<img src="{data_uri(image)}" alt="">' for image in node["images"])
     translator.body.append(
         f'<figure class="playground" data-name="{node["name"]}" data-number="{node["number"]}">'
-        + (
-            f'<div class="images" role="img" aria-label="The images that this code makes">{images}</div>'
-            if images
-            else ""
-        )
-        + f'<p class="label">{escape(node["label"])}</p><pre class="source">{escape(node["text"])}</pre>'
-        + "<figcaption>"
+        + (row_of(node["images"], node["alt"]) if len(node["images"]) else "")
+        + f'<p class="label">{escape(node["label"])}</p><pre class="source">{escape(node["text"])}</pre><figcaption>'
     )
 
 
 def depart_playground(translator, node):
     translator.body.append("</figcaption></figure>\n")
+
+
+def row_of(images, alt):
+    """Images, uint8 (N, H, W, 3), in one row; in two on a narrow screen."""
+    n = len(images)
+    tags = "".join(f'<img src="{data_uri(image)}" alt="">' for image in images)
+    style = f"--columns: {n}; --columns-narrow: {(n + 1) // 2}"
+    return f'<div class="images" role="img" aria-label="{escape(alt)}" style="{style}">{tags}</div>'
 
 
 def data_uri(image):

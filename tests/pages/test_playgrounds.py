@@ -94,7 +94,7 @@ class Figure:
     def start(self):
         self.place.locator("button.run").click()
 
-    def wait(self, seconds=60):
+    def wait(self, seconds=120):
         self.place.locator("button.run[aria-disabled=false]").wait_for(timeout=1000 * seconds)
         return self.place.locator(".status").inner_text()
 
@@ -155,7 +155,7 @@ def test_a_sampler_edited_in_the_page(open_page, cdn, in_page):
     first = figure.images()
     assert figure.run(edited).startswith("Done") and differ(figure.images(), first) > 20
 
-    assert figure.run(source.replace("sigma * z", "sigma * zz")) == "An error."
+    assert figure.run(source.replace("sigma * z", "sigma * zz")) == "NameError: name 'zz' is not defined"
     assert figure.output.count("File ") == 2 and 'File "your code", line 30, in ddim_update' in figure.output
     assert figure.output.strip().endswith("NameError: name 'zz' is not defined")
 
@@ -186,8 +186,7 @@ def test_a_schedule_and_exercises_in_the_page(open_page, cdn, in_page):
         "Not right yet. The square roots are missing: alpha_bar and 1 - alpha_bar are variances"
     )
     assert exercise.run(body.format(line.format("np.sqrt(a) * x0 + np.sqrt(1 - a) * eps"))) == "Right."
-    assert exercise.run(body.format("return x_0")) == "An error."
-    assert re.match(r"02_q_sample.py, line \d+: NameError: name 'x_0'", exercise.output)
+    assert re.match(r"02_q_sample.py, line \d+: NameError: name 'x_0'", exercise.run(body.format("return x_0")))
     assert Figure(page, "exercise", 3).run().startswith("Not right yet. timestep_of_snr is still blank")
 
 
@@ -201,7 +200,7 @@ def test_a_guidance_rule_edited_in_the_page(open_page, cdn, in_page):
     assert differ(figure.images(), last_images(in_page, "guidance", edited)) <= 1
 
 
-def test_without_the_cdn_the_figure_stays(open_page):
+def test_without_the_cdn_the_figure_stays(open_page, site_folder):
     page = open_page("course/04_reverse_diffusion.html", cdn=lambda route: route.abort())
     figure = Figure(page, "sampling")
     before = figure.place.locator(".images").screenshot()
@@ -209,6 +208,9 @@ def test_without_the_cdn_the_figure_stays(open_page):
     assert figure.place.locator(".images img").count() == 8
     assert figure.place.locator(".images").screenshot() == before
     assert figure.place.locator("button.run").inner_text() == "Run this in your browser, 9 MB"
+
+    page = open_page((site_folder / "course/04_reverse_diffusion.html").as_uri())
+    assert "opened as a file" in Figure(page, "sampling").run()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

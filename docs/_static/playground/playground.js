@@ -20,6 +20,11 @@
 
   /** Send a job to the worker, which is started if there is none. */
   function send(job) {
+    if (location.protocol === "file:") {
+      const reason = "this page was opened as a file; serve its folder with `python -m http.server`.";
+      playgrounds[job.id].receive({ unreachable: reason });
+      return;
+    }
     if (!worker) {
       worker = new Worker(new URL("worker.js", FOLDER));
       worker.onmessage = ({ data }) => playgrounds[data.id].receive(data);
@@ -59,6 +64,7 @@
       });
       this.editor.value = this.source;
       source.replaceWith(this.editor);
+      if (this.number) this.editor.scrollTop = this.editor.scrollHeight; // where the answer goes
       label.replaceWith(make("label", { for: this.editor.id, class: "label" }, label.textContent));
 
       this.runButton = make("button", { type: "button", class: "run", onclick: () => this.run() });
@@ -88,7 +94,7 @@
     /** Show what the worker says. */
     receive({ status, printed, pixels, shape, caption, error, verdict, done, unreachable, seconds }) {
       if (status) {
-        loaded ||= status.startsWith("Running");
+        if (status.startsWith("Running")) this.#loaded();
         this.status.textContent = status;
       } else if (printed) {
         this.#print(printed);
@@ -98,9 +104,10 @@
       } else if (unreachable) {
         stop(`Python cannot be loaded: ${unreachable}` + (this.images ? " The images stay as they are." : ""));
       } else if (error) {
+        const lines = error.trim().split("\n");
+        if (lines.length > 1) this.#print(error);
         this.output.classList.add("error");
-        this.#print(error);
-        this.finish("An error.");
+        this.finish(lines.at(-1));
       } else if (verdict) {
         this.finish(verdict.right ? "Right." : `Not right yet. ${verdict.hint}`);
       } else if (done) {
@@ -120,6 +127,13 @@
       this.running = running;
       this.runButton.setAttribute("aria-disabled", running);
       this.stopButton.setAttribute("aria-disabled", !running);
+    }
+
+    /** Python is there: the buttons of the other playgrounds no longer say what it takes to load it. */
+    #loaded() {
+      if (loaded) return;
+      loaded = true;
+      for (const other of playgrounds) if (!other.running) other.finish("");
     }
 
     #reset() {

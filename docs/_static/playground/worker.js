@@ -4,6 +4,7 @@
 
 const CDN = "https://cdn.jsdelivr.net/pyodide/v0.27.7/full/";
 let python, id; // id: of the message that is being answered
+let queue = Promise.resolve();
 const answer = (message, transfer = []) => postMessage({ id, ...message }, transfer);
 
 async function start() {
@@ -25,7 +26,11 @@ import in_page
   return python;
 }
 
-onmessage = async ({ data }) => {
+onmessage = ({ data }) => {
+  queue = queue.then(() => respond(data));
+};
+
+async function respond(data) {
   id = data.id;
   try {
     python ??= await start();
@@ -37,7 +42,7 @@ onmessage = async ({ data }) => {
   const began = performance.now(), page = python.pyimport("in_page");
   const result = data.number ? check(page, data) : run(page, data);
   answer({ ...result, seconds: (performance.now() - began) / 1000 });
-};
+}
 
 /** Run a playground's text; its images are sent after every step. */
 function run(page, { name, text }) {
