@@ -14,6 +14,7 @@ computed when the docs are built. _static/playground/source.zip holds what the p
 """
 
 import base64
+import inspect
 import io
 import zipfile
 from html import escape
@@ -51,6 +52,8 @@ class Playground(SphinxDirective):
         else:
             name, number = self.arguments[0], 0
             functions = in_page.PLAYGROUNDS[name].functions
+            for file in (in_page.__file__, *map(inspect.getfile, functions)):
+                self.env.note_dependency(file)
             label = "Source of " + " and ".join(f"{f.__module__}.{f.__name__}" for f in functions)
             text = in_page.text_of(name)
             *_, (_, images) = in_page.run(name, text)

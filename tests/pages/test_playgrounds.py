@@ -200,6 +200,18 @@ def test_a_guidance_rule_edited_in_the_page(open_page, cdn, in_page):
     assert differ(figure.images(), last_images(in_page, "guidance", edited)) <= 1
 
 
+def test_python_starts_again_after_a_crash(browser, site, cdn):
+    """Of Python itself, not of the reader's code; the console then holds Pyodide's report."""
+    with browser.new_context() as context:
+        context.route(CDN + "*", cdn)
+        page = context.new_page()
+        page.goto(f"{site}/course/01_forward_diffusion.html")
+        figure = Figure(page, "schedule")
+        assert figure.run("import os; os.abort()").startswith("Python has crashed, and the next run starts it again")
+        figure.press("Reset")
+        assert figure.run().startswith("Done")
+
+
 def test_without_the_cdn_the_figure_stays(open_page, site_folder):
     page = open_page("course/04_reverse_diffusion.html", cdn=lambda route: route.abort())
     figure = Figure(page, "sampling")

@@ -92,7 +92,7 @@
     }
 
     /** Show what the worker says. */
-    receive({ status, printed, pixels, shape, caption, error, verdict, done, unreachable, seconds }) {
+    receive({ status, printed, pixels, shape, caption, error, verdict, done, crashed, unreachable, seconds }) {
       if (status) {
         if (status.startsWith("Running")) this.#loaded();
         this.status.textContent = status;
@@ -103,6 +103,8 @@
         this.status.textContent = caption;
       } else if (unreachable) {
         stop(`Python cannot be loaded: ${unreachable}` + (this.images ? " The images stay as they are." : ""));
+      } else if (crashed) {
+        stop(`Python has crashed, and the next run starts it again: ${crashed}`);
       } else if (error) {
         const lines = error.trim().split("\n");
         if (lines.length > 1) this.#print(error);

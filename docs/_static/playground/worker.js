@@ -1,5 +1,6 @@
 // A worker that runs Python. A message {id, name, number, text} is answered by messages with the same id: {status},
-// {printed}, {caption, pixels, shape} after each step, and at the end one of {done}, {error}, {verdict}, {unreachable}.
+// {printed}, {caption, pixels, shape} after each step, and at the end one of {done}, {error}, {verdict}, {crashed} and
+// {unreachable}.
 "use strict";
 
 const CDN = "https://cdn.jsdelivr.net/pyodide/v0.27.7/full/";
@@ -40,8 +41,12 @@ async function respond(data) {
   }
   answer({ status: "Running …" });
   const began = performance.now(), page = python.pyimport("in_page");
-  const result = data.number ? check(page, data) : run(page, data);
-  answer({ ...result, seconds: (performance.now() - began) / 1000 });
+  try {
+    const result = data.number ? check(page, data) : run(page, data);
+    answer({ ...result, seconds: (performance.now() - began) / 1000 });
+  } catch (error) {
+    answer({ crashed: error.message }); // not an error of the reader's code, which Python catches
+  }
 }
 
 /** Run a playground's text; its images are sent after every step. */
