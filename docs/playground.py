@@ -45,24 +45,25 @@ class Playground(SphinxDirective):
 
     def run(self):
         self.env.metadata[self.env.docname]["playground"] = True
+        name, *numbers = self.arguments
+        content = self.exercise(*map(int, numbers)) if numbers else self.source(name)
         caption = nodes.inline("", "", *self.parse_inline(" ".join(self.content))[0])
-        if self.arguments[0] == "exercise":
-            number = int(self.arguments[1])
-            label, text, images = f"Exercise {number}: {exercise_of(number).title}", stub(number), []
-        else:
-            name, number = self.arguments[0], 0
-            functions = in_page.PLAYGROUNDS[name].functions
-            for file in (in_page.__file__, *map(inspect.getfile, functions)):
-                self.env.note_dependency(file)
-            label = "Source of " + " and ".join(f"{f.__module__}.{f.__name__}" for f in functions)
-            text = in_page.text_of(name)
-            *_, (_, images) = in_page.run(name, text)
-        alt = self.options.get("alt", "")
-        return [
-            playground(
-                "", caption, name=self.arguments[0], number=number, label=label, text=text, images=images, alt=alt
-            )
-        ]
+        return [playground("", caption, name=name, alt=self.options.get("alt", ""), **content)]
+
+    def exercise(self, number):
+        """The blank file of an exercise."""
+        label = f"Exercise {number}: {exercise_of(number).title}"
+        return {"number": number, "label": label, "text": stub(number), "images": []}
+
+    def source(self, name):
+        """The functions of a playground, and the last images that they make."""
+        functions = in_page.PLAYGROUNDS[name].functions
+        for file in (in_page.__file__, *map(inspect.getfile, functions)):
+            self.env.note_dependency(file)
+        label = "Source of " + " and ".join(f"{f.__module__}.{f.__name__}" for f in functions)
+        text = in_page.text_of(name)
+        *_, (_, images) = in_page.run(name, text)
+        return {"number": 0, "label": label, "text": text, "images": images}
 
 
 class playground(nodes.General, nodes.Element):  # noqa: N801 (docutils' own nodes are written so)
@@ -118,11 +119,17 @@ def archive_content():
     """The content of each file of the archive, by its name there."""
     cat = io.BytesIO()
     np.save(cat, in_page.cat())
-    kernels = ROOT / "kernels"
-    found = {path: ROOT for path in (ROOT / "minidiff").rglob("*.py") if not {*path.parts} & {*NOT_IN_PAGES}}
-    found |= {path: ROOT for path in in_page.MODEL.rglob("*.*")}
-    found |= {path: kernels for path in [*kernels.glob("*/__init__.py"), *kernels.glob("*/reference/*.py")]}
-    content = {path.relative_to(root).as_posix(): path.read_bytes() for path, root in found.items()}
+    content = {}
+    for root, pattern in (
+        (ROOT, "minidiff/**/*.py"),
+        (ROOT, "minidiff/learn/cats_dogs/**/*.*"),
+        (ROOT / "kernels", "*/__init__.py"),
+        (ROOT / "kernels", "*/reference/*.py"),
+    ):
+        for path in root.glob(pattern):
+            name = path.relative_to(root)
+            if not {*name.parts} & {*NOT_IN_PAGES}:
+                content[name.as_posix()] = path.read_bytes()
     return content | {"in_page.py": Path(in_page.__file__).read_bytes(), "cat.npy": cat.getvalue()}
 
 
