@@ -78,7 +78,7 @@ PLAYGROUNDS = {
         for_schedule,
     ),
     "sampling": Playground(
-        (ddim.ddim, steps.ddim_update),
+        (steps.ddim_update, ddim.ddim),
         "trajectory = sample(unet, schedule, x_T.shape, rng, steps=10, cond=labels, x_T=x_T)",
         "trajectory",
         for_sampling,
@@ -96,7 +96,7 @@ PLAYGROUNDS = {
 def text_of(name: str) -> str:
     """What the editor holds at first."""
     playground = PLAYGROUNDS[name]
-    return "\n\n".join([*map(inspect.getsource, playground.functions), playground.last_line + "\n"])
+    return "\n\n".join([*map(inspect.getsource, playground.functions), playground.last_line])
 
 
 def run(name: str, text: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -62,14 +62,13 @@
         id: `playground-${this.id}`, rows, spellcheck: "false", autocapitalize: "off", autocomplete: "off", wrap: "off",
         "aria-describedby": `playground-${this.id}-keys`, onkeydown: (event) => this.#key(event),
       });
-      this.editor.value = this.source;
       source.replaceWith(this.editor);
-      if (this.number) this.editor.scrollTop = this.editor.scrollHeight; // where the answer goes
+      this.#showSource();
       label.replaceWith(make("label", { for: this.editor.id, class: "label" }, label.textContent));
 
       this.runButton = make("button", { type: "button", class: "run", onclick: () => this.run() });
       this.stopButton = make("button", { type: "button", onclick: () => this.running && stop("Stopped.") }, "Stop");
-      const reset = make("button", { type: "button", onclick: () => this.#reset() }, "Reset");
+      const reset = make("button", { type: "button", onclick: () => this.#showSource() }, "Reset");
       this.status = make("p", { class: "status", role: "status" });
       this.output = make("pre", { class: "output", tabindex: "0", "aria-label": "Output", hidden: "" });
       const keys = "Tab indents; Escape, then Tab leaves the editor; Ctrl+Enter runs.";
@@ -138,9 +137,9 @@
       for (const other of playgrounds) if (!other.running) other.finish("");
     }
 
-    #reset() {
+    #showSource() {
       this.editor.value = this.source;
-      this.editor.focus();
+      this.editor.scrollTop = this.editor.scrollHeight; // what computes stands below the docstrings
     }
 
     #print(text) {
