@@ -43,7 +43,7 @@ def pipeline() -> Any:
 
 
 def for_sampling() -> dict[str, Any]:
-    """Every run starts from the same noise x_T; what `rng` draws on the way is new in every run."""
+    """Every run starts from the same noise x_T; what `rng` draws in the loop is new in every run."""
     return {
         "unet": pipeline().unet,
         "schedule": pipeline().schedule,

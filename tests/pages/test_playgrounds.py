@@ -46,22 +46,27 @@ def in_page():
 
 
 @pytest.fixture(scope="session")
-def pyodide():
+def pyodide(tmp_path_factory):
     """Pyodide's files by name, from npm; downloaded once."""
-    path = user_cache_dir() / "minidiff" / f"{PYODIDE.replace('@', '-')}.tgz"
-    if not path.exists():
-        if not shutil.which("npm"):
-            pytest.skip(f"needs npm, to download {PYODIDE} once")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            ["npm", "pack", PYODIDE, "--pack-destination", path.parent], capture_output=True, text=True
-        )
-        if done.returncode:
-            pytest.skip(f"needs {PYODIDE} from npm: {done.stderr.strip()[-200:]}")
-    data = path.read_bytes()
-    assert base64.b64encode(hashlib.sha512(data).digest()).decode() == SHA512
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    kept = user_cache_dir() / "minidiff" / PYODIDE
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(packed(tmp_path_factory.mktemp("npm")), kept)
+    with tarfile.open(kept) as archive:
         return {Path(m.name).name: archive.extractfile(m).read() for m in archive.getmembers() if m.isfile()}
+
+
+def packed(folder):
+    """The path of Pyodide's package, downloaded into a folder."""
+    if not shutil.which("npm"):
+        pytest.skip(f"needs npm, to download {PYODIDE} once")
+    command = ("npm", "pack", PYODIDE, "--pack-destination", folder)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs {PYODIDE} from npm: {done.stderr.strip()[-200:]}")
+    (path,) = folder.iterdir()
+    assert base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode() == SHA512
+    return path
 
 
 @pytest.fixture(scope="session")
