@@ -180,7 +180,7 @@ def _parse_header(text: bytes, size: int) -> tuple[dict[str, dict], dict[str, st
     for name, entry in arrays.items():
         start, stop = entry["data_offsets"]
         if start != end:
-            raise ValueError(f"{name:.80} begins at byte {start}, not at {end}")
+            raise ValueError(f"{name!r:.80} begins at byte {start}, not at {end}")
         end = stop
     if end != size:
         raise ValueError(f"{size} bytes of data in the place of {end}")
@@ -191,10 +191,10 @@ def _check_entry(name: str, entry: dict) -> None:
     """Raises ValueError unless an array's dtype, shape and offsets are there and agree with one another."""
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
-        raise ValueError(f"{name:.80} has no dtype, shape and offsets")
+        raise ValueError(f"{name!r:.80} has no dtype, shape and offsets")
     length = offsets[1] - offsets[0]
     if length < 0 or (dtype in DTYPES and length != prod(shape) * np.dtype(DTYPES[dtype]).itemsize):
-        raise ValueError(f"{name:.80} has {length} bytes, which its shape is not of")
+        raise ValueError(f"{name!r:.80} has {length} bytes, which its shape is not of")
 
 
 def _are_counts(values: Any) -> TypeGuard[list[int]]:

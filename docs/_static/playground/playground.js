@@ -30,7 +30,8 @@
       worker.onmessage = ({ data }) => playgrounds[data.id].receive(data);
       worker.onerror = (event) => {
         event.preventDefault();
-        for (const playground of playgrounds) if (playground.running) playground.receive({ unreachable: event.message });
+        const unreachable = event.message ?? "worker.js cannot be read.";
+        for (const playground of playgrounds) if (playground.running) playground.receive({ unreachable });
       };
     }
     worker.postMessage(job);
