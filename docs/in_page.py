@@ -123,7 +123,14 @@ def run(name: str, text: str) -> Iterator[tuple[str, np.ndarray]]:
 def edited_loop(space: dict[str, Any]) -> Iterator[None]:
     """`sample` finds its loop in a table; there the reader's `ddim` stands for minidiff's, if the text has one."""
     loop = reverse.SAMPLING_LOOPS["ddim"]
-    reverse.SAMPLING_LOOPS["ddim"] = lambda *arguments: space.get("ddim", loop)(*arguments)
+
+    def edited(*arguments: Any) -> Iterator[Any]:
+        states = space.get("ddim", loop)(*arguments)
+        if not isinstance(states, Iterator):
+            raise TypeError("ddim yields (t, x_t, x0_hat) after every step; here it has no yield")
+        return states
+
+    reverse.SAMPLING_LOOPS["ddim"] = edited
     try:
         yield
     finally:

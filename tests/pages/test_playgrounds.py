@@ -163,14 +163,17 @@ def test_a_sampler_edited_in_the_page(open_page, cdn, in_page):
     assert figure.run(source.replace("sigma * z", "sigma * zz")) == "NameError: name 'zz' is not defined"
     assert figure.output.count("File ") == 2 and re.search(r'File "your code", line \d+, in ddim_update', figure.output)
     assert figure.output.strip().endswith("NameError: name 'zz' is not defined")
+    assert figure.place.locator(".images.old").count() == 1  # they are not this text's
+    no_yield = "def ddim(*arguments):\n    pass\n\n" + source.splitlines()[-1]
+    assert figure.run(no_yield) == "TypeError: ddim yields (t, x_t, x0_hat) after every step; here it has no yield"
 
     figure.editor.fill("while True:\n    pass")
     figure.start()
     page.wait_for_timeout(500)
     figure.press("Stop")
-    assert figure.wait(2) == "Stopped."
+    assert figure.wait(2) == "Stopped. The next run loads Python again."
     figure.press("Reset")
-    assert figure.editor.input_value() == source
+    assert figure.editor.input_value() == source and figure.wait(2) == ""
 
 
 def test_a_schedule_and_exercises_in_the_page(open_page, cdn, in_page):
@@ -222,7 +225,7 @@ def test_without_the_cdn_the_figure_stays(open_page, site_folder):
     figure = Figure(page, "sampling")
     before = figure.place.locator(".images").screenshot()
     assert re.match(r"Python cannot be loaded: .+ The images stay as they are\.$", figure.run())
-    assert figure.place.locator(".images img").count() == 8
+    assert figure.place.locator(".images img").count() == 8 and figure.place.locator(".images.old").count() == 0
     assert figure.place.locator(".images").screenshot() == before
     assert figure.place.locator("button.run").inner_text() == "Run this in your browser, 9 MB"
 

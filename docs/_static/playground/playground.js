@@ -68,8 +68,8 @@
       label.replaceWith(make("label", { for: this.editor.id, class: "label" }, label.textContent));
 
       this.runButton = make("button", { type: "button", class: "run", onclick: () => this.run() });
-      this.stopButton = make("button", { type: "button", onclick: () => this.running && stop("Stopped.") }, "Stop");
-      const reset = make("button", { type: "button", onclick: () => this.#showSource() }, "Reset");
+      this.stopButton = make("button", { type: "button", onclick: () => this.running && stop("Stopped. The next run loads Python again.") }, "Stop");
+      const reset = make("button", { type: "button", onclick: () => this.#reset() }, "Reset");
       this.status = make("p", { class: "status", role: "status" });
       this.output = make("pre", { class: "output", tabindex: "0", "aria-label": "Output", hidden: "" });
       const keys = "Tab indents; Escape, then Tab leaves the editor; Ctrl+Enter runs.";
@@ -87,6 +87,7 @@
       this.output.hidden = true;
       this.output.textContent = "";
       this.output.classList.remove("error");
+      this.images?.classList.add("old"); // until the run draws others
       this.status.textContent = worker ? "Running …" : "Loading Python …";
       send({ id: this.id, name: this.name, number: this.number, text: this.editor.value });
     }
@@ -102,6 +103,7 @@
         this.#draw(pixels, shape);
         this.status.textContent = caption;
       } else if (unreachable) {
+        this.images?.classList.remove("old");
         stop(`Python cannot be loaded: ${unreachable}` + (this.images ? " The images stay as they are." : ""));
       } else if (crashed) {
         stop(`Python has crashed, and the next run starts it again: ${crashed}`);
@@ -138,6 +140,11 @@
       for (const other of playgrounds) if (!other.running) other.finish("");
     }
 
+    #reset() {
+      this.#showSource();
+      if (!this.running) this.finish("");
+    }
+
     #showSource() {
       this.editor.value = this.source;
       this.editor.scrollTop = this.editor.scrollHeight; // what computes stands below the docstrings
@@ -161,6 +168,7 @@
         return canvas;
       });
       this.images.replaceChildren(...canvases);
+      this.images.classList.remove("old");
     }
 
     /** Tab and Shift+Tab indent, unless Escape came before; Enter keeps the indentation; Ctrl+Enter runs. */
