@@ -4,6 +4,8 @@ import pytest
 from against_torch import check, check_nan
 from kernel_cases import attention
 
+from minidiff.engine.backend import get_backend
+
 CASES = [
     attention(1, 1, 1, 1, 1),
     attention(1, 1, 1, 1, 8),  # one key: the softmax is 1 whatever the score
@@ -32,6 +34,19 @@ CASES = [
     ),  # exp of these scores would overflow; enough rows to average over near ties
 ]
 
+# Too slow for the simulator of the GPU.
+LARGE = [
+    attention(1, 100, 600, 2, 40),  # three blocks of keys, of which each may raise the maximum
+    attention(1, 100, 600, 2, 40, scale=100.0),
+    attention(1, 256, 77, 8, 80),
+    attention(1, 256, 77, 8, 160),
+    attention(1, 1024, 1024, 2, 32),
+    attention(1, 77, 77, 12, 64, causal=True),  # of a text encoder
+    attention(1, 300, 300, 2, 32, causal=True),  # blocks of queries to which the last keys are masked
+    attention(1, 100, 600, 1, 40, causal=True),
+]
+LONG = attention(1, 4096, 4096, 1, 40)
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_equals_torch(backend, case):
@@ -41,3 +56,13 @@ def test_attention_equals_torch(backend, case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_propagates_nan(backend, case):
     check_nan(backend, case)
+
+
+@pytest.mark.parametrize("case", [*LARGE, LONG], ids=str)
+def test_large_attention_equals_torch(case):
+    check(get_backend("numba"), case)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_large_attention_propagates_nan(case):
+    check_nan(get_backend("numba"), case)
