@@ -30,7 +30,8 @@ CASES = [
     conv((2, 8, 3, 5), (8, 3, 1, 5), pad=(1, 1, 0, 0)),
     conv((2, 6, 9, 3), (4, 2, 3, 3), pad=(1, 0, 0, 2)),
     conv((2, 8, 8, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1)),
-    conv((1, 16, 8, 32), (32, 3, 3, 32), stride=2, pad=SAME),
+    conv((1, 16, 8, 32), (32, 3, 3, 32), stride=2, pad=SAME),  # too few tiles for Winograd
+    conv((3, 15, 18, 32), (48, 3, 3, 32), stride=2, pad=(0, 1, 0, 1), add="residual"),  # Winograd
     conv((2, 7, 9, 5), (17, 3, 3, 5), stride=2, pad=(0, 1, 0, 1), add="temb"),
     conv((1, 2, 2, 64), (64, 3, 3, 64), stride=2, pad=(0, 1, 0, 1)),
     conv((2, 5, 5, 3), (8, 1, 1, 3), stride=2),

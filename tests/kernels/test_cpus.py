@@ -35,6 +35,7 @@ ALL_KERNELS = """[
     conv((1, 5, 6, 72), (40, 3, 3, 72), pad=(0, 2, 1, 0), bias=False),
     conv((2, 7, 5, 17), (19, 3, 3, 17), pad=SAME, add="temb"),
     conv((1, 16, 8, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1)),
+    conv((3, 15, 18, 32), (48, 3, 3, 32), stride=2, pad=(1, 1, 0, 1), add="residual"),
     conv((4, 3, 3, 33), (17, 1, 1, 33)),
     attention(1, 130, 77, 2, 17),
     attention(2, 64, 64, 1, 32),

@@ -25,6 +25,7 @@ from minidiff_kernels.reference.elementwise import normal_cdf
 
 CONV = conv((2, 5, 7, 8), (17, 3, 3, 8), pad=(1, 1, 1, 1), add="temb")
 STRIDED = conv((2, 8, 8, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1))
+WIDE = conv((3, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1))  # Winograd
 NORM, NORM_SILU, LAYER = norm((2, 5, 7, 8), 4), norm((2, 5, 7, 8), 4, silu=True), norm((40, 1, 96), 1)
 ATTENTION, CAUSAL = attention(2, 9, 12, 2, 8), attention(2, 9, 9, 2, 8, causal=True)
 GELU, GEGLU = gelu(2, 5, 7, 3), geglu(2, 5, 7, 6)
@@ -63,6 +64,11 @@ def one_tap_scaled(x, w, *rest):
     w = w.copy()
     w[:, 1, 2] *= 1.001
     return x, w, *rest
+
+
+def one_tap_of_dx_scaled(dy, x, w, *rest):
+    _, w = one_tap_scaled(x, w)
+    return dy, x, w, *rest
 
 
 def without_last_pixel_row(op):
@@ -141,6 +147,10 @@ MISTAKES = {
     "conv: dw without the last input channel": (CONV, "conv2d_backward", output(lambda g: with_zeros(g, ..., -1), 1)),
     "conv: dbias the mean, not the sum": (CONV, "conv2d_backward", output(lambda g: g / np.float32(70), 2)),
     "conv: padded on the wrong side": (STRIDED, "conv2d_backward", inputs(one_pixel_off)),
+    "strided conv: one tap of the weights 0.1 % too large": (WIDE, "conv2d", inputs(one_tap_scaled)),
+    "strided conv: dx with one tap 0.1 % too large": (WIDE, "conv2d_backward", inputs(one_tap_of_dx_scaled)),
+    "strided conv: dw without the last row of pixels": (WIDE, "conv2d_backward", without_last_pixel_row),
+    "strided conv: padded on the wrong side": (WIDE, "conv2d_backward", inputs(one_pixel_off)),
     "norm: eps doubled": (NORM, "group_norm", inputs(lambda x, w, b, G, eps, s: (x, w, b, G, 2 * eps, s))),
     "norm: variance over n - 1": (NORM, "group_norm", output(lambda y: y * np.float32((69 / 70) ** 0.5), 0)),
     "norm: wrong number of groups": (NORM, "group_norm", inputs(lambda x, w, b, G, eps, s: (x, w, b, 2, eps, s))),

@@ -12,7 +12,8 @@ from minidiff.engine.backend import get_backend
 CASES = [
     conv((3, 16, 15, 32), (48, 3, 3, 32), pad=(1, 1, 1, 1), add="temb"),
     conv((8, 16, 15, 12), (20, 3, 3, 12), pad=(1, 1, 1, 1), add="residual"),
-    conv((8, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1)),
+    conv((8, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1)),  # Winograd
+    conv((8, 16, 16, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1)),
     conv((1, 1, 4000, 32), (40, 1, 1, 32)),
     conv((2, 40, 50, 32), (48, 1, 1, 32)),
     norm((5, 16, 16, 24), 8, silu=True),

@@ -1,9 +1,10 @@
-"""3x3 convolutions that use Winograd: the reference, the weight gradient on a GPU, all three products on a CPU."""
+"""3x3 convolutions that use Winograd: the reference, the weight gradient on a GPU, everything on a CPU."""
 
 import numpy as np
 import pytest
 from against_torch import check, check_nan, rms_error, run_ours
 from kernel_cases import conv
+from minidiff_kernels.cpu import winograd_strided
 from minidiff_kernels.gpu import winograd
 from minidiff_kernels.reference import conv as direct
 from minidiff_kernels.reference import winograd as reference
@@ -19,6 +20,17 @@ CASES = [
     conv((17, 15, 13, 64), (64, 3, 3, 64), pad=SAME),  # two splits and a remainder
     conv((2, 16, 16, 64), (64, 3, 3, 64), pad=SAME, offset=10.0),  # sums whose terms do not cancel
 ]
+STRIDED = [
+    conv((3, 16, 16, 16), (32, 3, 3, 16), stride=2, pad=SAME),
+    conv((2, 16, 16, 32), (48, 3, 3, 32), stride=2, pad=(0, 1, 0, 1), bias=False),
+    conv((5, 9, 11, 48), (32, 3, 3, 48), stride=2, pad=SAME, add="residual"),  # incomplete tiles
+    conv((4, 13, 10, 32), (64, 3, 3, 32), stride=2, pad=(0, 1, 1, 1), add="temb"),  # even above, odd to the left
+    conv((6, 10, 7, 64), (32, 3, 3, 64), stride=2, pad=(3, 3, 2, 4)),  # some outputs depend on padding only
+    conv((11, 6, 12, 32), (32, 3, 3, 32), stride=2),  # the last row of x is in no output
+    conv((33, 4, 4, 16), (16, 3, 3, 16), stride=2, pad=SAME),
+    conv((70, 8, 8, 256), (16, 3, 3, 256), stride=2, pad=SAME),  # several passes of the weight gradient
+    conv((3, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=SAME, offset=10.0),  # sums whose terms do not cancel
+]
 LONG = conv((17, 31, 30, 64), (64, 3, 3, 64), pad=SAME)  # eight and a half splits
 
 
@@ -31,6 +43,18 @@ def test_winograd_equals_torch(backend, case):
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
 def test_winograd_propagates_nan(backend, case):
     check_nan(backend, case)
+
+
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_strided_winograd_equals_torch(case):
+    x, w, dy = (case.inputs[name].shape for name in ("x", "w", "dy"))
+    assert winograd_strided.supports(w, 2, x[0], dy[1:3])
+    check(get_backend("numba"), case)
+
+
+@pytest.mark.parametrize("case", STRIDED[:-1], ids=str)
+def test_strided_winograd_propagates_nan(case):
+    check_nan(get_backend("numba"), case)
 
 
 @pytest.mark.parametrize("name", ["cupy"])
@@ -79,23 +103,33 @@ def test_the_matrices_make_a_convolution():
         np.testing.assert_allclose(At @ ((G @ g) * (Bt @ d)), want, rtol=0, atol=1e-13)
 
 
+def test_the_strided_matrices_make_a_convolution():
+    """With stride 2: the five products give the two outputs."""
+    rng = np.random.default_rng(0)
+    d, g = rng.standard_normal(5), rng.standard_normal(3)
+    At, G, Bt = reference.strided_matrices()
+    np.testing.assert_allclose(At @ ((G @ g) * (Bt @ d)), [d[i : i + 3] @ g for i in (0, 2)], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     "N, H, W, C, O, pad",
     [
         (2, 8, 8, 3, 5, SAME),
         (1, 3, 3, 1, 1, (0, 0, 0, 0)),
         (2, 7, 5, 4, 3, (2, 1, 0, 1)),
+        (2, 8, 6, 4, 3, (0, 1, 0, 1)),
         (2, 5, 6, 3, 2, (3, 4, 2, 5)),
     ],
 )
-def test_the_reference_equals_the_sum_over_taps(N, H, W, C, O, pad):
+def test_the_reference_equals_the_sum_over_taps(N, H, W, C, O, pad, stride):
     """In float64: whole and incomplete tiles, even and uneven padding, outputs that depend on padding only."""
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((N, H, W, C)), rng.standard_normal((O, 3, 3, C))
-    y = direct.conv2d(x, w, pad=pad)
+    y = direct.conv2d(x, w, stride=stride, pad=pad)
     dy = rng.standard_normal(y.shape)
-    dx, dw, _ = direct.conv2d_backward(dy, x, w, 1, pad)
-    got = reference.conv2d(x, w, pad), *reference.conv2d_backward(dy, x, w, pad)
+    dx, dw, _ = direct.conv2d_backward(dy, x, w, stride, pad)
+    got = reference.conv2d(x, w, pad, stride), *reference.conv2d_backward(dy, x, w, pad, stride)
     for a, b in zip(got, (y, dx, dw), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)

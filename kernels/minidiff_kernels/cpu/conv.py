@@ -17,7 +17,7 @@ from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from ..reference.conv import output_size
-from . import pointwise, winograd
+from . import pointwise, winograd, winograd_strided
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
@@ -64,6 +64,11 @@ def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
         _pack_flipped(w, weights)
         _convolve(dy, weights, None, None, dx, window)
         return dx
+    if winograd_strided.supports(w.shape, stride, len(dy), dy.shape[1:3]):
+        O, KH, KW, C = w.shape
+        weights = empty((C // LANES, KH * KW * O, LANES))
+        _pack_flipped(w, weights)
+        return winograd_strided.input_gradient(dy, weights, dx, (pad[0], pad[2]))
     for a in range(min(stride, x_shape[1])):
         for b in range(min(stride, x_shape[2])):
             part = dx[:, a::stride, b::stride]
@@ -81,6 +86,8 @@ def weight_gradient(dy, x, w_shape, stride=1, pad=(0, 0, 0, 0)):
     (O, KH, KW, C), (N, P, Q, _) = w_shape, dy.shape
     if winograd.supports(w_shape, stride, N, (P, Q)):
         return winograd.weight_gradient(dy, x, w_shape, (pad[0], pad[2]))
+    if winograd_strided.supports(w_shape, stride, N, (P, Q)):
+        return winograd_strided.weight_gradient(dy, x, w_shape, (pad[0], pad[2]))
     window = (KH, KW, stride, pad[0], pad[2])
     if pointwise.supports(window, x.shape, (P, Q), O):
         dw, dbias = pointwise.weight_gradient(dy, x)
@@ -119,6 +126,8 @@ def _convolve(x, weights, bias, add, y, window):
     KH, KW, stride, top, left = window
     if winograd.supports((O, KH, KW, x.shape[3]), stride, N, (P, Q)):
         return winograd.convolve(x, weights, bias, add, y, (top, left))
+    if winograd_strided.supports((O, KH, KW, x.shape[3]), stride, N, (P, Q)):
+        return winograd_strided.convolve(x, weights, bias, add, y, (top, left))
     pixels, threads = N * P * Q, get_num_threads()
     rows = _block_rows(pixels, K, threads)
     patches, results = _scratch(threads, rows, K), empty((threads, rows, V * LANES))

@@ -133,7 +133,7 @@ def kernel(function: Callable) -> Callable[..., Any]:
     It holds the GIL: a kernel that released it would wait up to 5 ms at each of a thousand launches a step to get it
     back, while a second thread prepares batches.
     """
-    compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy")
+    compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy", no_cfunc_wrapper=True)
     if ENABLED and _writable():
         with _cache_directory_set():
             compiled.enable_caching()
@@ -145,5 +145,6 @@ def kernel(function: Callable) -> Callable[..., Any]:
 
 
 def helper(function: Callable) -> Callable[..., Any]:
-    """Compile a function that kernels call within a thread."""
-    return numba.njit(function, fastmath=FAST, error_model="numpy")
+    """Compile a function that kernels call within a thread; C and Python get no entry to it, which compiles faster."""
+    no_entries = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(function, fastmath=FAST, error_model="numpy", **no_entries)

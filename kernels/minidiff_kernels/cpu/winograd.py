@@ -29,8 +29,7 @@ from .winograd_transforms import (
     weight_transform_backward,
 )
 
-SCRATCH_FLOATS = 120 * 1024  # transformed tiles of one thread: 480 KB of an L2 of at least 1 MB
-MAX_TILES = 48  # in a block
+BLOCK_TILES = 32  # enough that reading the weights, once per block, takes less time than the products
 RUN = 8  # tiles in one task of the transforms of a weight gradient
 SHARED_FLOATS = 1024 * 1024  # transformed tiles of a weight gradient, shared by threads: 4 MB of last-level cache
 SKEW = 5 * 16  # extra floats between planes, which keep the 36 out of the same sets of L1
@@ -54,10 +53,9 @@ def tile_grid(size):
 
 @kernel
 def transform_weights(panels, U):
-    """U[i, j] = (G g G^T)[i, j] of panels (V, 3, 3, K, LANES) -> (36, V, K, LANES)."""
-    V, K = panels.shape[0], panels.shape[3]
+    """U[i, j] = (G g G^T)[i, j] of panels (V, 3, 3, K, LANES) -> (36, V K LANES + SKEW)."""
+    V, K, plane = panels.shape[0], panels.shape[3], U.shape[1]
     flat, out = panels.ravel(), U.ravel()
-    plane = V * K * LANES
     for v in prange(V):
         Gg = np.empty(18 * LANES, np.float32)  # 6 x 3
         for k in range(K):
@@ -69,7 +67,7 @@ def transform_weights(panels, U):
 
 
 @helper
-def _copy_strip(x, flat, n, top, left, rows, columns, strip):
+def copy_strip(x, flat, n, top, left, rows, columns, strip):
     """Copy rows x columns pixels of image n from (top, left) on to strip, with zeros outside the image."""
     _, H, W, C = x.shape
     before = min(max(-left, 0), columns)
@@ -92,7 +90,7 @@ def _transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at, plane, pane
     strides. The transform down the columns is done for the whole strip, since neighbouring tiles share two columns.
     """
     C, columns = x.shape[3], 4 * run + 2
-    _copy_strip(x, flat, n, 4 * p - pad[0], 4 * q - pad[1], 6, columns, strip)
+    copy_strip(x, flat, n, 4 * p - pad[0], 4 * q - pad[1], 6, columns, strip)
     for e in range(0, columns * C, LANES):
         input_transform(strip, e, columns * C, strip, e, columns * C)
     for i in range(6):
@@ -108,7 +106,7 @@ def _transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at, plane, pane
 def _transform_dy(dy, flat, n, p, q, run, strip, planes, at, plane, panel, dbias):
     """A dy A^T of the output tiles (p, q) ... (p, q + run - 1), into planes[at:]; dbias (O,) += the sum of dy."""
     O, columns = dy.shape[3], 4 * run
-    _copy_strip(dy, flat, n, 4 * p, 4 * q, 4, columns, strip)
+    copy_strip(dy, flat, n, 4 * p, 4 * q, 4, columns, strip)
     for o in range(0, O, LANES):
         total = load(dbias, o)
         for e in range(o, 4 * columns * O, O):
@@ -152,10 +150,9 @@ def _store_tile(planes, at, plane, panel, AtM, bias, add, pixels_per_add, y, y_s
                     store(y, (pixel + j) * O + o, values[j] + bias_o + load(add, row + j * step + o))
 
 
-def _block_tiles(tiles, channels, threads):
-    """Tiles in a block, a multiple of ROWS: they fit in SCRATCH_FLOATS, and each thread gets a block."""
-    fitting = min(SCRATCH_FLOATS // (36 * channels), MAX_TILES, -(-tiles // threads))
-    return max(fitting // ROWS * ROWS, ROWS)
+def block_tiles(tiles, threads):
+    """Tiles in a block, a multiple of ROWS: up to BLOCK_TILES, and each thread gets a block."""
+    return max(min(BLOCK_TILES, -(-tiles // threads)) // ROWS * ROWS, ROWS)
 
 
 def convolve(x, panels, bias, add, y, pad):
@@ -165,20 +162,20 @@ def convolve(x, panels, bias, add, y, pad):
     """
     (N, height, width, O), (V, K9, _) = y.shape, panels.shape
     K = K9 // 9
-    U = empty((36, V, K, LANES))
+    U = empty((36, V * K * LANES + SKEW))
     transform_weights(panels.reshape(V, 3, 3, K, LANES), U)
     (down, across), threads = tile_grid((height, width)), get_num_threads()
-    tiles = _block_tiles(N * down * across, max(K, O), threads)
+    tiles = block_tiles(N * down * across, threads)
     planes = empty((threads, 37 * ((tiles + 1) * max(K, O) + SKEW)))
     strips = empty((threads, max(6 * (4 * min(across, tiles) + 2) * K, 24 * O)))
-    _convolve(x, U.ravel(), bias, add.ravel(), y, (down, across), pad, tiles, planes, strips)
+    _convolve(x, U, bias, add.ravel(), y, (down, across), pad, tiles, planes, strips)
 
 
 @kernel
 def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
     """Scratch has 37 planes: transformed inputs fill planes 1 ... 36; product i overwrites plane i, used by then."""
     (N, _, _, K), (_, height, width, O), (down, across) = x.shape, y.shape, size
-    total, flat, flat_y, V = N * down * across, x.ravel(), y.ravel(), O // LANES
+    total, flat, flat_y, weights, V = N * down * across, x.ravel(), y.ravel(), U.ravel(), O // LANES
     pixels_per_add = N * height * width // (len(add) // O)  # pixels that share a row of add
     panel, plane = (tiles + 1) * LANES, planes.shape[1] // 37
     for block in prange((total + tiles - 1) // tiles):
@@ -194,7 +191,7 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
             t += run
         M = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
-            A, B = (scratch, (i + 1) * plane, LANES, panel), (U, i * V * K * LANES, LANES, K * LANES)
+            A, B = (scratch, (i + 1) * plane, LANES, panel), (weights, i * U.shape[1], LANES, K * LANES)
             product(A, B, (scratch, i * plane, LANES, panel), M, V, K, True)
         for t in range(count):
             n, position = divmod(first + t, down * across)
@@ -219,7 +216,7 @@ def weight_gradient(dy, x, w_shape, pad):
         count = min(tiles, total - first)
         sums = np.zeros((-(-count // RUN), O), np.float32)
         _transform_block(dy, x, size, pad, first, count, x_planes, dy_planes, strips, sums)
-        _multiply_block(x_planes, dy_planes, count, dU, first == 0)
+        multiply_block(x_planes, dy_planes, np.arange(36), count, dU, first == 0)
         dbias += sums.sum(0)
     _transform_gradient(dU, dw.ravel())
     return dw, dbias.astype(np.float32)
@@ -247,14 +244,15 @@ def _transform_block(dy, x, size, pad, first, count, x_planes, dy_planes, strips
 
 
 @kernel
-def _multiply_block(x_planes, dy_planes, count, dU, overwrite):
-    """dU[i, c, o] = (if overwrite) or += the sum over tiles of dy_planes[i, o, tile] x_planes[i, c, tile]."""
-    _, V, O, _ = dU.shape
+def multiply_block(x_planes, dy_planes, dy_plane, count, dU, overwrite):
+    """dU[i, c, o] = (if overwrite) or += the sum over tiles of dy_planes[dy_plane[i], o, tile] x_planes[i, c, tile]."""
+    positions, V, O, _ = dU.shape
     panels, panel = O // LANES, x_planes.shape[1] * LANES
     dy_planes, x_planes, dU = dy_planes.ravel(), x_planes.ravel(), dU.ravel()
-    for task in prange(36 * panels):
+    for task in prange(positions * panels):
         i, o = divmod(np.int64(task), panels)
-        A, B = (dy_planes, task * panel, LANES, panel), (x_planes, i * V * panel, LANES, panel)
+        A = (dy_planes, (dy_plane[i] * panels + o) * panel, LANES, panel)
+        B = (x_planes, i * V * panel, LANES, panel)
         C = (dU, (i * V * O + o * LANES) * LANES, LANES, O * LANES)
         product_transposed(A, B, C, LANES, V, count, overwrite)
 
