@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-FILES = {path.stem: path for path in (DOCS / "_static/widgets").glob("*.js") if path.stem != "widget"}
+SHARED = {"widget", "diffusion"}
+FILES = {path.stem: path for path in (DOCS / "_static/widgets").glob("*.js") if path.stem not in SHARED}
 PLACES = [
     (f"{path.relative_to(DOCS).with_suffix('.html')}", name)
     for path in sorted(DOCS.glob("course/*.md"))
