@@ -140,7 +140,7 @@
     const panes = make("div", { class: "panes stacked" });
     const pane = (title) => {
       const content = make("div", { class: "rows" });
-      panes.append(make("div", {}, make("div", { class: "pane-title", text: title }), content));
+      minidiff.pane(panes, title).append(content);
       return content;
     };
     const wordList = pane("words, their counts and tokens");

@@ -75,7 +75,7 @@
   /** A 3 x 3 table with a title; returns its cells in rows. */
   function table(parent, title, fill) {
     const grid = make("div", { class: "cells" });
-    parent.append(make("div", {}, make("div", { class: "pane-title", text: title }), grid));
+    minidiff.pane(parent, title).append(grid);
     return [0, 1, 2].map((i) => [0, 1, 2].map((j) => {
       const cell = fill(i, j);
       grid.append(cell);
@@ -120,11 +120,9 @@
 
     const panes = make("div", { class: "panes" });
     body.append(panes);
-    const titles = [make("div", { class: "pane-title" }), make("div", { class: "pane-title" })];
     const scales = [make("div", { class: "scale" }), make("div", { class: "scale" })];
     const [input, output] = [drawInput, drawOutput].map((draw, k) => {
-      const pane = make("div", {}, titles[k]);
-      panes.append(pane);
+      const pane = minidiff.pane(panes);
       const label = () => (k
         ? `The output image of ${y.length} × ${y[0].length} pixels, [${state.p}, ${state.q}] marked`
         : "The input image, a cat's face, and the window of this output pixel") + "; arrow keys move the window";
@@ -201,6 +199,7 @@
       y = conv2d(image, state.w, state.stride, state.pad);
       state.p = clamp(state.p, 0, y.length - 1);
       state.q = clamp(state.q, 0, y[0].length - 1);
+      const titles = panes.querySelectorAll(".pane-title");
       titles[0].textContent = `x, ${image.length} × ${image.length}${state.pad ? ", padded" : ""}`;
       titles[1].textContent = `y, ${y.length} × ${y[0].length}`;
       showScale(scales[0], 1);

@@ -45,12 +45,7 @@
 
     const views = make("div", { class: "views" });
     body.append(views);
-    const view = (title, canvas) => {
-      const place = make("div", {}, make("div", { class: "pane-title" }));
-      place.firstChild.innerHTML = title;
-      views.append(place);
-      return canvas && minidiff.canvas(place, canvas);
-    };
+    const view = (title, canvas) => minidiff.canvas(minidiff.pane(views, title), canvas);
     const canvases = [
       view("<math><msub><mi>x</mi><mi>t</mi></msub></math>",
         { aspect: "1", label: () => `A ${settings.animal} with noise, at step ${settings.step} of ${STEPS - 1}`,

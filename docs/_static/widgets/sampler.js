@@ -189,9 +189,7 @@
     change({});
 
     function view(title, label, draw) {
-      const place = make("div", {}, make("div", { class: "pane-title", text: title }));
-      views.append(place);
-      return minidiff.canvas(place, { aspect: "1", label, draw });
+      return minidiff.canvas(minidiff.pane(views, title), { aspect: "1", label, draw });
     }
 
     function change(changes) {

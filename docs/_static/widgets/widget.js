@@ -1,4 +1,4 @@
-// What every widget uses. A widget is a file beside this one that calls
+// What every widget uses; diffusion.js has the mathematics. A widget is a file beside them that calls
 //
 //   minidiff.widget("ink", (body, figure) => { ... })
 //
@@ -97,6 +97,14 @@ const minidiff = (window.minidiff = {
       event.preventDefault();
       move(...steps[event.key], event);
     });
+  },
+
+  /** A new place in `parent` under a title, which may be MathML. */
+  pane(parent, title = "") {
+    const place = minidiff.make("div", {}, minidiff.make("div", { class: "pane-title" }));
+    place.firstChild.innerHTML = title;
+    parent.append(place);
+    return place;
   },
 
   /** Fill a table with texts: a row of headings, and the others. */
