@@ -17,8 +17,13 @@ const minidiff = (window.minidiff = {
   },
 
   /** A new element: make("div", {class: "row", text: "..."}, child, ...). */
-  make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
+  make: (tag, attributes, ...children) => minidiff.fill(document.createElement(tag), attributes, children),
+
+  /** The same for SVG: svg("line", {x1: 0, ...}). */
+  svg: (tag, attributes, ...children) =>
+    minidiff.fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children),
+
+  fill(element, attributes = {}, children = []) {
     for (const [name, value] of Object.entries(attributes)) {
       if (name === "text") element.textContent = value;
       else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -28,13 +33,7 @@ const minidiff = (window.minidiff = {
     return element;
   },
 
-  /** The same for SVG: svg("line", {x1: 0, ...}). */
-  svg(tag, attributes = {}, ...children) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  },
+  control: (parent, ...parts) => parent.append(minidiff.make("label", { class: "control" }, ...parts)),
 
   /** A labelled slider; show(value) is the text beside it. Returns the <input>, for minidiff.set and minidiff.place. */
   slider(parent, { label, min, max, step, value, show = String, oninput }) {
@@ -47,7 +46,7 @@ const minidiff = (window.minidiff = {
     for (const kind of ["input", "change"]) input.addEventListener(kind, changed);
     input.addEventListener("input", () => oninput(Number(input.value)));
     minidiff.place(input, value);
-    parent.append(minidiff.make("label", { class: "control" }, minidiff.make("span", { text: label }), input, output));
+    minidiff.control(parent, minidiff.make("span", { text: label }), input, output);
     return input;
   },
 
@@ -57,7 +56,7 @@ const minidiff = (window.minidiff = {
     for (const [key, text] of options) select.append(minidiff.make("option", { value: key, text }));
     select.value = value;
     select.addEventListener("input", () => oninput(select.value));
-    parent.append(minidiff.make("label", { class: "control" }, minidiff.make("span", { text: label }), select));
+    minidiff.control(parent, minidiff.make("span", { text: label }), select);
     return select;
   },
 
@@ -65,7 +64,7 @@ const minidiff = (window.minidiff = {
     const input = minidiff.make("input", { type: "checkbox" });
     input.checked = checked;
     input.addEventListener("input", () => oninput(input.checked));
-    parent.append(minidiff.make("label", { class: "control" }, input, minidiff.make("span", { text: label })));
+    minidiff.control(parent, input, minidiff.make("span", { text: label }));
     return input;
   },
 
