@@ -45,10 +45,13 @@
   /** eps_hat = E[eps | x_t] of points, by Tweedie's formula from the score of the mixture. */
   function predict(x, alphaBar) {
     const signal = Math.sqrt(alphaBar), noise = Math.sqrt(1 - alphaBar), S = variance(alphaBar);
-    return x.map((value, j) => {
-      const mean = MEANS[1][0] * (2 * dogProbability(value + x[j ^ 1], alphaBar) - 1); // of both coordinates
-      return (noise * (value - signal * mean)) / S;
-    });
+    const eps = x.slice();
+    for (let j = 0; j < x.length; j += 2) {
+      const mean = MEANS[1][0] * (2 * dogProbability(x[j] + x[j + 1], alphaBar) - 1); // of both coordinates
+      eps[j] = (noise * (x[j] - signal * mean)) / S;
+      eps[j + 1] = (noise * (x[j + 1] - signal * mean)) / S;
+    }
+    return eps;
   }
 
   /** The coordinate along the line through both means, and the density of noisy points along it. */
