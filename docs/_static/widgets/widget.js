@@ -186,7 +186,9 @@ const minidiff = (window.minidiff = {
 
     function show() {
       button.textContent = request ? "Pause" : name();
-      figure.setAttribute("aria-busy", request > 0); // readouts are announced when it pauses
+      for (const readout of figure.querySelectorAll('[aria-live="polite"]')) {
+        readout.setAttribute("aria-busy", request > 0); // announced when it pauses
+      }
     }
     function pause() {
       cancelAnimationFrame(request);
