@@ -37,9 +37,9 @@ def depart_widget(translator, node):
 
 
 def add_scripts(app, pagename, templatename, context, doctree):
-    """The scripts of a page's widgets, after the one that they all use."""
+    """The scripts of a page's widgets, after the two that they share."""
     names = dict.fromkeys(app.env.metadata.get(pagename, {}).get("widgets", []))
-    for name in ["widget", *names] if names else []:
+    for name in ["widget", "diffusion", *names] if names else []:
         app.add_js_file(f"widgets/{name}.js", defer="defer")
 
 

@@ -111,7 +111,7 @@ def test_steps_forward_and_back_show_the_chapters_merges(open_page):
     for pair in merges:
         states.append({word: merge(row, pair) for word, row in states[-1].items()})
 
-    forward, back = (figure.get_by_role("button", name=name) for name in ("Next merge", "Back"))
+    forward, back = (figure.get_by_role("button", name=name) for name in ("Forward", "Back"))
     assert back.is_disabled()
     for number, state in enumerate(states):
         assert shown_tokens(figure, ".word") == [token for row in state.values() for token in row]
@@ -134,7 +134,7 @@ def test_a_text_and_a_word_of_the_reader(open_page):
     figure = page.locator(FIGURE)
     figure.get_by_role("textbox", name="text").fill("aaaa aaaa")
     assert shown_tokens(figure, ".pair.best") == ["a", "a"]
-    figure.get_by_role("button", name="Next merge").click()
+    figure.get_by_role("button", name="Forward").click()
     assert shown_tokens(figure, ".word") == ["aa", "a", "a</w>"]
     assert "2 pairs occur 2 times; the first of them in string order" in figure.locator(".readout").text_content()
     assert shown_tokens(figure, ".pair.best") == ["a", "a</w>"]
@@ -160,5 +160,5 @@ def test_a_token_has_the_colour_of_its_merge(open_page):
 
 def test_works_from_a_file(open_page, site_folder):
     figure = open_page(f"file://{site_folder}/{PAGE}").locator(FIGURE)
-    figure.get_by_role("button", name="Next merge").click()
+    figure.get_by_role("button", name="Forward").click()
     assert "at</w>" in shown_tokens(figure, ".word")

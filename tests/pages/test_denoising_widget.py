@@ -67,7 +67,7 @@ def test_levels_are_those_of_the_schedule(script, open_page):
     schedule = md.open_pipeline(Path(minidiff.learn.__file__).parent / "cats_dogs", backend="numpy").schedule
     page = open_page(PAGE)
     np.testing.assert_allclose(
-        page.evaluate("[...minidiff.denoising.alphasCumprod()]"), schedule.alphas_cumprod, rtol=1e-9
+        page.evaluate("[...minidiff.diffusion.alphasCumprod('cosine')]"), schedule.alphas_cumprod, rtol=1e-9
     )
     levels = page.evaluate("minidiff.denoising.levels()")
     ts = script.timesteps(schedule)

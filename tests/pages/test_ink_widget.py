@@ -37,7 +37,7 @@ def get_t(page):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_betas_are_those_of_the_schedule(page, name):
-    ours = page.evaluate("name => Array.from(minidiff.ink.betas(name))", name)
+    ours = page.evaluate("name => Array.from(minidiff.diffusion.betas(name))", name)
     assert_allclose(ours, SCHEDULES[name].betas, rtol=0, atol=8 * EPS)  # 1 - f / f': a few roundings of numbers below 1
 
 
@@ -46,7 +46,7 @@ def test_theory_is_q_sample(page, name):
     schedule, t = SCHEDULES[name], np.arange(T)
     ours = page.evaluate(
         """name => {
-          const {a, v} = minidiff.ink.coefficients(minidiff.ink.betas(name), true, true);
+          const {a, v} = minidiff.ink.coefficients(minidiff.diffusion.betas(name), true, true);
           return a.map((_, i) => minidiff.ink.theory({mean: [1.7, 1.2], std: 0.2}, a[i], v[i])).slice(1);
         }""",
         name,
@@ -163,6 +163,7 @@ def test_plays_and_pauses_by_keyboard_and_only_in_sight(page):
     page.wait_for_timeout(300)
     assert get_t(page) == out_of_sight < 999
     button.scroll_into_view_if_needed()
+    page.keyboard.press("Enter")
     page.wait_for_function(f"document.querySelector('{FIGURE} input[type=range]').value > {out_of_sight}")
     page.keyboard.press("Enter")
     paused = get_t(page)

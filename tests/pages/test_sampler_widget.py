@@ -50,7 +50,7 @@ def readouts(page):
 def test_timesteps_and_schedule(page):
     theirs = page.evaluate("Array.from({length: 1000}, (_, i) => minidiff.sampler.timesteps(i + 1))")
     assert theirs == [timesteps(1000, steps).tolist() for steps in range(1, 1001)]
-    table = page.evaluate("[...minidiff.sampler.alphasCumprod()]")
+    table = page.evaluate("[...minidiff.diffusion.alphasCumprod('linear')]")
     np.testing.assert_allclose(table, SCHEDULE.alphas_cumprod, rtol=1e-12)
 
 
@@ -96,7 +96,7 @@ def test_statistics_and_density(page):
     for alpha_bar in (1.0, 0.7, 0.001):
         ours = np.exp(along.log_density(u.reshape(-1, 1, 1, 1), alpha_bar))
         theirs = page.evaluate(
-            "([u, alphaBar]) => u.map((value) => minidiff.sampler.density(value, alphaBar))", [u.tolist(), alpha_bar]
+            "([u, alphaBar]) => u.map((value) => minidiff.diffusion.density(value, alphaBar))", [u.tolist(), alpha_bar]
         )
         np.testing.assert_allclose(theirs, ours, rtol=1e-9)
 

@@ -73,7 +73,7 @@ def test_density_score_weights_and_expectations(page):
 def test_trajectories_are_those_of_ddim(page, eta):
     rng = np.random.default_rng(1)
     x, z = rng.standard_normal((20, 1, 1, 2)), rng.standard_normal((171, 2))
-    assert_allclose(page.evaluate("minidiff.score.LOG_SNRS.map(minidiff.score.alphaBar)"), LEVELS, rtol=1e-14)
+    assert_allclose(page.evaluate("minidiff.score.LOG_SNRS.map(minidiff.diffusion.alphaBarOf)"), LEVELS, rtol=1e-14)
     for start in (0, 60):
         states = [x]
         for level in range(start, 170):
@@ -101,19 +101,19 @@ def test_density_along_the_diagonal(page):
     diagonal = md.GaussianMixture(np.array([[-distance], [distance]]), CLUSTERS.stds[0])
     for alpha_bar in LEVELS[::34]:
         ours = page.evaluate(
-            "([u, level]) => u.map(each => minidiff.score.densityAlong(each, level))", [u.tolist(), alpha_bar]
+            "([u, level]) => u.map(each => minidiff.diffusion.density(each, level))", [u.tolist(), alpha_bar]
         )
         assert_allclose(ours, np.exp(diagonal.log_density(u.reshape(-1, 1, 1, 1), alpha_bar)), rtol=1e-11)
-    assert page.evaluate("minidiff.score.along([0.3, 0.5])") == pytest.approx(0.8 / np.sqrt(2), rel=1e-15)
+    assert page.evaluate("minidiff.diffusion.along([0.3, 0.5])") == pytest.approx(0.8 / np.sqrt(2), rel=1e-15)
 
 
 def test_fresh_noise_samples_the_posterior(page):
     cats, weight = page.evaluate(
         """() => {
-          const {exact, trajectory, alphaBar, LOG_SNRS, endOf} = minidiff.score, x = [-0.6, 0.2], level = 110;
+          const {exact, trajectory, LOG_SNRS, endOf} = minidiff.score, x = [-0.6, 0.2], level = 110;
           const paths = Array.from({length: 1000}, (_, n) => trajectory(x, level, 1, minidiff.normal(n, 342)));
           const cats = paths.filter(path => endOf(path) < 0).length / paths.length;
-          return [cats, exact(x, alphaBar(LOG_SNRS[level])).weights[0]];
+          return [cats, exact(x, minidiff.diffusion.alphaBarOf(LOG_SNRS[level])).weights[0]];
         }"""
     )
     assert 0.6 < weight < 0.8
@@ -247,6 +247,7 @@ def test_moves_only_in_sight_and_pauses(page):
     page.wait_for_timeout(300)
     assert get_log_snr(page) == out_of_sight < 7
     button.scroll_into_view_if_needed()
+    page.keyboard.press("Enter")
     page.wait_for_function(f"document.querySelector('{FIGURE} input[type=range]').value > {out_of_sight}")
     page.keyboard.press("Enter")
     paused = get_log_snr(page)

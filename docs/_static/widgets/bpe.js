@@ -3,7 +3,7 @@
 // space), and the order of these strings is the order of the tuples.
 "use strict";
 {
-  const { make } = minidiff;
+  const { make, svg } = minidiff;
   const END = "</w>";
   const SPACE = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
   const WORD = new RegExp(
@@ -100,13 +100,6 @@
     return make("span", { class: made < 0 ? "token" : `token colour-${made % 4}`, text: token });
   }
 
-  function svg(tag, attributes, text = "") {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.textContent = text;
-    return element;
-  }
-
   /** The trees of a word, their leaves at the bottom. */
   function drawTrees(trees, label) {
     const height = (node) => (node.left ? 1 + Math.max(height(node.left), height(node.right)) : 0);
@@ -128,9 +121,8 @@
       return [x, y];
     };
     trees.forEach(place);
-    const drawing = svg("svg", { width: right, height: 40 + LEVEL * top, role: "img", "aria-label": label });
-    drawing.append(...lines, ...labels);
-    return drawing;
+    const size = { width: right, height: 40 + LEVEL * top };
+    return svg("svg", { ...size, role: "img", "aria-label": label }, ...lines, ...labels);
   }
 
   minidiff.widget("bpe", (body) => {
@@ -140,19 +132,15 @@
     text.value = CAPTIONS;
     body.append(make("label", { class: "field" }, make("span", { text: "text" }), text));
 
-    const controls = make("div", { class: "controls" });
-    body.append(controls);
-    const back = minidiff.button(controls, "Back", () => minidiff.set(slider, done - 1));
-    const next = minidiff.button(controls, "Next merge", () => minidiff.set(slider, done + 1));
-    const slider = minidiff.slider(controls, {
-      label: "merges", min: 0, max: 1, step: 1, value: 0, show: (k) => `${k} of ${all.length}`,
-      oninput: (k) => { done = k; update(); },
+    const player = minidiff.player(body, {
+      label: "merges", steps: 0, show: (k) => `${k} of ${all.length}`, seconds: (n) => 1 + n,
+      onmove: (k) => { done = k; update(); },
     });
 
     const panes = make("div", { class: "panes stacked" });
     const pane = (title) => {
       const content = make("div", { class: "rows" });
-      panes.append(make("div", {}, make("div", { class: "pane-title", text: title }), content));
+      minidiff.pane(panes, title).append(content);
       return content;
     };
     const wordList = pane("words, their counts and tokens");
@@ -169,8 +157,7 @@
     /** Learn the merges of the text and start before the first one. */
     function learn() {
       all = learnMerges(text.value);
-      slider.max = all.length;
-      minidiff.set(slider, 0);
+      player.setSteps(all.length, 0);
     }
 
     function update() {
@@ -187,8 +174,6 @@
           bar, make("span", { class: "count", text: String(count) }));
       }));
       readout.textContent = explain(pairs);
-      back.disabled = done === 0;
-      next.disabled = done === all.length;
       const parts = words(normalize(word.value)), trees = parts.map((part) => tree(part, merges));
       encoded.replaceChildren(...trees.flat().map((node) => chip(node.token, merges)));
       forest.replaceChildren(...parts.map((part, i) => drawTrees(trees[i], `Merge tree of ${part}`)));

@@ -1,7 +1,7 @@
 // A 3 x 3 convolution of a small image, one output pixel at a time (chapter 5). One channel, no bias.
 "use strict";
 {
-  const { make } = minidiff;
+  const { make, clamp } = minidiff;
 
   // 12 x 12 pixels in [-1, 1], as images are inside the library.
   const LEVELS = { "#": -1, ".": -0.6, "-": 0, "+": 0.3, o: 0.6, w: 1 };
@@ -60,7 +60,6 @@
   minidiff.convolution = { image, kernels, zeroPadded, products, conv2d };
 
   const DARK = [36, 41, 52], BRIGHT = [252, 248, 240];
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
   /** The largest absolute value, and at least 1: what is drawn brightest. */
   const largest = (values) => Math.max(1, ...values.flat().map(Math.abs));
@@ -76,7 +75,7 @@
   /** A 3 x 3 table with a title; returns its cells in rows. */
   function table(parent, title, fill) {
     const grid = make("div", { class: "cells" });
-    parent.append(make("div", {}, make("div", { class: "pane-title", text: title }), grid));
+    minidiff.pane(parent, title).append(grid);
     return [0, 1, 2].map((i) => [0, 1, 2].map((j) => {
       const cell = fill(i, j);
       grid.append(cell);
@@ -121,16 +120,15 @@
 
     const panes = make("div", { class: "panes" });
     body.append(panes);
-    const titles = [make("div", { class: "pane-title" }), make("div", { class: "pane-title" })];
     const scales = [make("div", { class: "scale" }), make("div", { class: "scale" })];
     const [input, output] = [drawInput, drawOutput].map((draw, k) => {
-      const pane = make("div", {}, titles[k]);
-      panes.append(pane);
-      const label = `${k ? "Output" : "Input"} image; arrow keys move the window`;
+      const pane = minidiff.pane(panes);
+      const label = () => (k
+        ? `The output image of ${y.length} × ${y[0].length} pixels, [${state.p}, ${state.q}] marked`
+        : "The input image, a cat's face, and the window of this output pixel") + "; arrow keys move the window";
       const made = minidiff.canvas(pane, { aspect: "1", label, draw });
       pane.append(scales[k]);
-      made.canvas.tabIndex = 0;
-      made.canvas.addEventListener("keydown", move);
+      minidiff.onArrows(made.canvas, move);
       for (const kind of ["pointermove", "pointerdown"]) made.canvas.addEventListener(kind, (event) => point(event, k));
       return made;
     });
@@ -165,12 +163,9 @@
       update();
     }
 
-    function move(event) {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      state.p += step[0];
-      state.q += step[1];
+    function move(right, down) {
+      state.p += down;
+      state.q += right;
       update();
     }
 
@@ -204,6 +199,7 @@
       y = conv2d(image, state.w, state.stride, state.pad);
       state.p = clamp(state.p, 0, y.length - 1);
       state.q = clamp(state.q, 0, y[0].length - 1);
+      const titles = panes.querySelectorAll(".pane-title");
       titles[0].textContent = `x, ${image.length} × ${image.length}${state.pad ? ", padded" : ""}`;
       titles[1].textContent = `y, ${y.length} × ${y[0].length}`;
       showScale(scales[0], 1);

@@ -1,30 +1,22 @@
 // The denoising of one image: x_t and x0_hat at each of 25 steps. The frames are those of denoising.png, which
 // docs/course/denoising_frames.py makes: a column a step, and for each of IMAGES a row of x_t and one of x0_hat.
 "use strict";
-
-(() => {
+{
+  const { make, line, disc, fixed } = minidiff;
+  const { logSNR } = minidiff.diffusion;
   const SPRITE = new URL("denoising.png", document.currentScript.src).href;
   const SIZE = 32; // pixels of a frame
   const IMAGES = [["4", "cat"], ["4", "dog"], ["9", "cat"], ["9", "dog"]]; // seed of the noise, class
   const STEPS = 25, LOW = -6, HIGH = 6; // steps, and the log-SNR of the first and of the last
-  const T = 1000;
-
-  /** (T,) alpha_bar of the cosine schedule (Nichol & Dhariwal 2021, eq. 17), betas at most 0.999. */
-  function alphasCumprod() {
-    const f = (t) => Math.cos(((t / T + 0.008) / 1.008) * (Math.PI / 2)) ** 2;
-    let product = 1;
-    return Float64Array.from({ length: T }, (_, t) => (product *= 1 - Math.min(0.999, 1 - f(t + 1) / f(t))));
-  }
 
   /** Of each step: the timestep with the nearest log-SNR, and its coefficients of signal and noise. */
   function levels() {
-    const alphaBar = alphasCumprod();
-    const logSNR = alphaBar.map((value) => Math.log(value / (1 - value)));
+    const alphaBar = minidiff.diffusion.alphasCumprod("cosine"), logSNRs = alphaBar.map(logSNR);
     return Array.from({ length: STEPS }, (_, k) => {
       const wanted = LOW + (k * (HIGH - LOW)) / (STEPS - 1);
-      const distance = logSNR.map((value) => Math.abs(value - wanted));
+      const distance = logSNRs.map((value) => Math.abs(value - wanted));
       const t = distance.indexOf(Math.min(...distance));
-      return { t, logSNR: logSNR[t], signal: Math.sqrt(alphaBar[t]), noise: Math.sqrt(1 - alphaBar[t]) };
+      return { t, logSNR: logSNRs[t], signal: Math.sqrt(alphaBar[t]), noise: Math.sqrt(1 - alphaBar[t]) };
     });
   }
 
@@ -34,16 +26,13 @@
     return [SIZE * step, SIZE * (2 * image + kind)];
   };
 
-  minidiff.denoising = { alphasCumprod, levels, frame };
-
-  /** One decimal, with a minus sign as long as a plus sign. */
-  const signed = (value) => (Math.abs(value) < 0.05 ? "0.0" : value.toFixed(1).replace("-", "\u2212"));
+  minidiff.denoising = { levels, frame };
 
   minidiff.widget("denoising", (body, figure) => {
     const settings = { animal: "cat", seed: "4", step: 12 };
     const at = levels(), sprite = new Image();
 
-    const controls = minidiff.make("div", { class: "settings" });
+    const controls = make("div", { class: "settings" });
     body.append(controls);
     minidiff.choice(controls, {
       label: "class", value: settings.animal, options: [["cat", "cat"], ["dog", "dog"]],
@@ -54,29 +43,26 @@
       oninput: (seed) => change({ seed }),
     });
 
-    const views = minidiff.make("div", { class: "views of-images" });
+    const views = make("div", { class: "views" });
     body.append(views);
-    const view = (title, canvas) => {
-      const place = minidiff.make("div", {}, minidiff.make("div", { class: "view-title" }));
-      place.firstChild.innerHTML = title;
-      views.append(place);
-      return canvas && minidiff.canvas(place, canvas);
-    };
+    const view = (title, canvas) => minidiff.canvas(minidiff.pane(views, title), canvas);
     const canvases = [
       view("<math><msub><mi>x</mi><mi>t</mi></msub></math>",
-        { aspect: "1", label: "The noisy image at this step", draw: (context, width) => draw(context, width, 0) }),
+        { aspect: "1", label: () => `A ${settings.animal} with noise, at step ${settings.step} of ${STEPS - 1}`,
+          draw: (context, width) => draw(context, width, 0) }),
       view("<math><msub><mover><mi>x</mi><mo>^</mo></mover><mn>0</mn></msub></math>",
-        { aspect: "1", label: "The estimate of the clean image", draw: (context, width) => draw(context, width, 1) }),
+        { aspect: "1", label: () => `The estimate of the clean ${settings.animal} at this step`,
+          draw: (context, width) => draw(context, width, 1) }),
       view("coefficients over the log-SNR",
-        { aspect: "1.35", label: "Signal and noise coefficients over the steps", draw: drawCurves }),
+        { aspect: "1.35", label: () => "The signal coefficient rises over the log-SNR, the noise coefficient falls",
+          draw: drawCurves }),
     ];
-    const numbers = minidiff.make("table", { class: "numbers centred" });
+    const numbers = make("table", { class: "numbers" });
     minidiff.player(body, {
       label: "step", steps: STEPS - 1, start: settings.step, seconds: () => 5,
       show: (step) => `${step} of ${STEPS - 1}, t = ${at[step].t}`,
-      onmove: (position) => change({ step: Math.floor(position) }),
+      onmove: (step) => change({ step }),
     });
-
     body.append(numbers);
 
     sprite.onload = () => change({});
@@ -90,11 +76,9 @@
     function change(changes) {
       Object.assign(settings, changes);
       const { t, logSNR, signal, noise } = at[settings.step];
-      const row = (tag, ...cells) => minidiff.make("tr", {}, ...cells.map((text) => minidiff.make(tag, { text })));
-      numbers.replaceChildren(
-        row("th", "t", "log-SNR", "signal coefficient", "noise coefficient"),
-        row("td", t, signed(logSNR), signal.toFixed(3), noise.toFixed(3)),
-      );
+      minidiff.fillTable(numbers,
+        ["t", "log-SNR", "signal coefficient", "noise coefficient"],
+        [t, fixed(logSNR, 1), fixed(signal, 3), fixed(noise, 3)]);
       for (const canvas of canvases) canvas.redraw();
     }
 
@@ -109,19 +93,12 @@
       const bottom = height - 18;
       const place = (k, value) => [4 + (k / (STEPS - 1)) * (width - 8), bottom - 4 - value * (bottom - 10)];
       context.strokeStyle = colours.muted;
-      context.beginPath();
-      context.moveTo(place(settings.step, 0)[0], 0);
-      context.lineTo(place(settings.step, 0)[0], bottom);
-      context.stroke();
+      const [here] = place(settings.step, 0);
+      line(context, [[here, 0], [here, bottom]]);
       for (const name of ["signal", "noise"]) {
-        context.strokeStyle = context.fillStyle = colours[name];
-        context.lineWidth = 1.8;
-        context.beginPath();
-        at.forEach((level, k) => context.lineTo(...place(k, level[name])));
-        context.stroke();
-        context.beginPath();
-        context.arc(...place(settings.step, at[settings.step][name]), 4, 0, 2 * Math.PI);
-        context.fill();
+        Object.assign(context, { strokeStyle: colours[name], lineWidth: 1.8 });
+        line(context, at.map((level, k) => place(k, level[name])));
+        disc(context, ...place(settings.step, at[settings.step][name]), 4, colours[name]);
       }
       context.fillStyle = colours.noise;
       context.fillText("noise", 4, place(0, 1)[1] + 18);
@@ -132,8 +109,8 @@
       for (const level of [-6, -3, 0, 3, 6]) {
         const k = ((level - LOW) / (HIGH - LOW)) * (STEPS - 1);
         context.textAlign = k === 0 ? "left" : k === STEPS - 1 ? "right" : "center";
-        context.fillText(String(level).replace("-", "\u2212"), place(k, 0)[0], height - 4);
+        context.fillText(fixed(level, 0), place(k, 0)[0], height - 4);
       }
     }
   });
-})();
+}

@@ -2,15 +2,9 @@
 // entry 0 is the clean start and entry t + 1 is after step t. Always x_t = a x0 + sqrt(v) eps.
 "use strict";
 {
-  const T = 1000, N = 400, SECONDS = 9; // a film of T steps takes SECONDS
-  const { make } = minidiff;
-
-  /** The betas of a schedule, (T,): minidiff's cosine_schedule() or linear_schedule(). */
-  function betas(name) {
-    if (name === "linear") return Float64Array.from({ length: T }, (_, t) => 1e-4 + (t * (0.02 - 1e-4)) / (T - 1));
-    const f = (i) => Math.cos(((i / T + 0.008) / 1.008) * (Math.PI / 2)) ** 2;
-    return Float64Array.from({ length: T }, (_, t) => Math.min(1 - f(t + 1) / f(t), 0.999));
-  }
+  const N = 400, SECONDS = 9; // a film of T steps takes SECONDS
+  const { make, axes, line, circle, disc, clip, fixed, pair } = minidiff;
+  const { T, MEANS, STD, betas } = minidiff.diffusion;
 
   /**
    * The signal coefficients a and the noise variances v, (T + 1,) each. With drift and noise they are sqrt(alpha_bar)
@@ -56,9 +50,9 @@
   function particles(start) {
     const uniform = minidiff.uniform(1), z = minidiff.normal(2, 2 * N), x = new Float64Array(2 * N);
     for (let i = 0; i < N; i++) {
-      const angle = 2 * Math.PI * uniform(), radius = 0.35 * Math.sqrt(uniform()), m = i < N / 2 ? -0.45 : 0.45;
+      const angle = 2 * Math.PI * uniform(), radius = 0.35 * Math.sqrt(uniform());
       if (start === "drop") x.set([1.7 + radius * Math.cos(angle), 1.2 + radius * Math.sin(angle)], 2 * i);
-      else x.set([m + 0.2 * z[2 * i], m + 0.2 * z[2 * i + 1]], 2 * i);
+      else x.set(MEANS[i < N / 2 ? 0 : 1].map((mean, axis) => mean + STD * z[2 * i + axis]), 2 * i);
     }
     return x;
   }
@@ -71,70 +65,7 @@
     return { states, measure, expected: a.map((_, i) => theory(atStart, a[i], v[i])) };
   }
 
-  minidiff.ink = { betas, coefficients, chain, moments, theory, logSNR, particles };
-
-  /** Axes as the course's figures have them: x and y are {range, ticks, label}. Returns the functions to pixels. */
-  function axes(context, colours, { left, top, right, bottom }, x, y) {
-    const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
-    const px = scale(x.range, left, right), py = scale(y.range, bottom, top);
-    const text = (label, x, y, align, baseline) => {
-      Object.assign(context, { textAlign: align, textBaseline: baseline });
-      context.fillText(typeof label === "number" ? String(label).replace("-", "−") : label, x, y);
-    };
-    Object.assign(context, { strokeStyle: colours.muted, fillStyle: colours.muted, lineWidth: 1 });
-    line(context, [[left, top], [left, bottom], [right, bottom]]);
-    for (const tick of x.ticks) {
-      line(context, [[px(tick), bottom], [px(tick), bottom + 4]]);
-      text(tick, px(tick), bottom + 7, "center", "top");
-    }
-    for (const tick of y.ticks) {
-      line(context, [[left - 4, py(tick)], [left, py(tick)]]);
-      text(tick, left - 7, py(tick), "right", "middle");
-    }
-    text(x.label, (left + right) / 2, bottom + 24, "center", "top");
-    context.save();
-    context.translate(9, (top + bottom) / 2);
-    context.rotate(-Math.PI / 2);
-    text(y.label, 0, 0, "center", "middle");
-    context.restore();
-    return [px, py];
-  }
-
-  /** A stroke through points [x, y] in pixels. */
-  function line(context, points) {
-    context.beginPath();
-    for (const [x, y] of points) context.lineTo(x, y);
-    context.stroke();
-  }
-
-  function disc(context, x, y, radius) {
-    context.beginPath();
-    context.arc(x, y, radius, 0, 2 * Math.PI);
-  }
-
-  /** Draw inside a box only. */
-  function clip(context, { left, top, right, bottom }) {
-    context.beginPath();
-    context.rect(left, top, right - left, bottom - top);
-    context.clip();
-  }
-
-  /** Calls step(seconds since the last call) in every frame, while it is running and the element is in sight. */
-  function animation(element, step) {
-    let running = false, inSight = false, request = 0, before = 0;
-    const frame = (now) => {
-      request = requestAnimationFrame(frame);
-      step(Math.min(Math.max(now - before, 0), 100) / 1000);
-      before = now;
-    };
-    const update = () => {
-      cancelAnimationFrame(request);
-      before = performance.now();
-      if (running && inSight) request = requestAnimationFrame(frame);
-    };
-    new IntersectionObserver(([entry]) => { inSight = entry.isIntersecting; update(); }).observe(element);
-    return { running: () => running, run(value) { running = value; update(); } };
-  }
+  minidiff.ink = { coefficients, chain, moments, theory, logSNR, particles };
 
   const COORDINATE = { range: [-4, 4], ticks: [-4, -2, 0, 2, 4] };
   const kindOf = (i, { start }) => (start === "clusters" && i >= N / 2 ? "noise" : "signal"); // named as the colours
@@ -148,15 +79,13 @@
     clip(context, box);
     context.globalAlpha = 0.7;
     for (let n = 0; n < N; n++) {
-      context.fillStyle = colours[kindOf(n, settings)];
-      disc(context, px(x[2 * n]), py(x[2 * n + 1]), 1.6);
-      context.fill();
+      disc(context, px(x[2 * n]), py(x[2 * n + 1]), 1.6, colours[kindOf(n, settings)]);
     }
     Object.assign(context, { globalAlpha: 1, strokeStyle: colours.muted, lineWidth: 1.5 });
     line(context, [[px(0) - 6, py(0)], [px(0) + 6, py(0)]]);
     line(context, [[px(0), py(0) - 6], [px(0), py(0) + 6]]);
     Object.assign(context, { strokeStyle: colours.gold, lineWidth: 2, fillStyle: colours.text });
-    disc(context, px(mean[0]), py(mean[1]), Math.max(px(std) - px(0), 1));
+    circle(context, px(mean[0]), py(mean[1]), Math.max(px(std) - px(0), 1));
     context.stroke();
     context.fillRect(px(meanX) - 3, py(meanY) - 3, 6, 6);
   }
@@ -177,18 +106,15 @@
     line(context, [[px(i - 1), box.top], [px(i - 1), box.bottom]]);
     for (let n = 0; n < N; n += N / 8) {
       const path = states.slice(0, i + 1).map((x, t) => [px(t - 1), py(x[2 * n + 1])]);
-      context.strokeStyle = context.fillStyle = colours[kindOf(n, settings)];
-      context.lineWidth = 0.7;
+      Object.assign(context, { strokeStyle: colours[kindOf(n, settings)], lineWidth: 0.7 });
       line(context, path);
-      disc(context, ...path[i], 2.2);
-      context.fill();
+      disc(context, ...path[i], 2.2, context.strokeStyle);
     }
     Object.assign(context, { strokeStyle: colours.gold, lineWidth: 2 });
     line(context, edge(0));
   }
 
-  const number = (x) => (x === Infinity ? "∞" : (Math.abs(x) < 0.005 ? 0 : x).toFixed(2).replace("-", "−"));
-  const pair = ([x, y]) => `(${number(x)}, ${number(y)})`;
+  const number = (x) => (x === Infinity ? "∞" : fixed(x, 2));
 
   /** Theory's formulas in MathML; m and s are mean and standard deviation of the start. */
   function formulas({ drift, noise }) {
@@ -214,17 +140,14 @@
   function legend({ start }) {
     const { signal, noise, gold } = minidiff.colours(), text = "var(--color-foreground-primary)";
     const inks = start === "drop" ? [["dot", signal, "particles"]] : [["dot", signal, "cats"], ["dot", noise, "dogs"]];
-    const marks = [...inks, ["block", text, "their mean"], ["line", gold, "theory: mean and one standard deviation"]];
-    return marks.map(([shape, color, label]) =>
-      make("span", {}, make("i", { class: shape, style: `color: ${color}` }), label));
+    return [...inks, ["block", text, "their mean"], ["line", gold, "theory: mean and one standard deviation"]];
   }
 
   /** Checkboxes and choices that change `settings` and then call changed(). */
   function addSettings(parent, settings, changed) {
     const set = (name) => (value) => { settings[name] = value; changed(); };
     for (const [name, label] of [["drift", "drift"], ["noise", "random motion"]]) {
-      const box = make("input", { type: "checkbox", checked: "", oninput: () => set(name)(box.checked) });
-      parent.append(make("label", { class: "control" }, box, make("span", { text: label })));
+      minidiff.checkbox(parent, { label, checked: settings[name], oninput: set(name) });
     }
     const starts = [["drop", "a drop"], ["clusters", "two clusters"]];
     const schedules = [["cosine", "cosine"], ["linear", "linear"]];
@@ -233,7 +156,7 @@
     }
   }
 
-  minidiff.widget("ink", (body, figure) => {
+  minidiff.widget("ink", (body) => {
     const settings = { start: "drop", schedule: "cosine", drift: true, noise: true };
     const z = minidiff.normal(3, T * 2 * N); // the same for all settings, so that only what is changed differs
     let shown = film(settings, z), t = -1;
@@ -243,31 +166,38 @@
     const key = make("div", { class: "marks" }), table = make("table");
     body.append(make("div", { class: "plots" }, left, right), key, time, choices, table);
 
-    const player = animation(figure, (seconds) => {
-      minidiff.set(slider, Math.min(t + Math.max(1, Math.round((seconds * T) / SECONDS)), T - 1));
-      if (t === T - 1) play(false);
+    const player = minidiff.play(time, {
+      start: () => { if (t === T - 1) place(-1); },
+      frame: (seconds) => {
+        place(Math.min(t + Math.max(1, Math.round((seconds * T) / SECONDS)), T - 1));
+        return t < T - 1;
+      },
     });
-    const play = (value) => {
-      if (value && t === T - 1) minidiff.set(slider, -1);
-      player.run(value);
-      button.textContent = value ? "Pause" : "Play";
-    };
-    const button = minidiff.button(time, "Play", () => play(!player.running()));
-    button.style.minWidth = "4.6em";
+    const name = (t) => (t < 0 ? "clean" : String(t));
     const slider = minidiff.slider(time, {
-      label: "t", min: -1, max: T - 1, step: 1, value: t, show: (value) => (value < 0 ? "clean" : String(value)),
-      oninput: (value) => { t = value; show(); },
+      label: "t", min: -1, max: T - 1, step: 1, value: t, show: name,
+      oninput: (value) => { player.pause(); place(value); },
     });
     slider.parentElement.classList.add("wide");
+    const place = (to) => {
+      t = to;
+      minidiff.place(slider, t);
+      show();
+    };
     addSettings(choices, settings, () => { shown = film(settings, z); show(); });
 
     const panel = (parent, aspect, label, draw) => minidiff.canvas(parent, {
       aspect, label, draw: (...canvas) => draw(...canvas, shown, t + 1, settings),
     });
-    const plane = panel(left, "1", "Particles in the plane; a circle is the standard deviation in theory", drawPlane);
-    const paths = panel(right, "4 / 3", "The second coordinate of eight particles over t, on theory's band", drawPaths);
+    const plane = panel(left, "1", () => {
+      const { mean, std } = shown.measure(t + 1);
+      return `${N} particles in the plane, t: ${name(t)}; their mean is ${pair(mean)}, their standard deviation `
+        + `${fixed(std, 2)}. A circle shows theory's.`;
+    }, drawPlane);
+    const paths = panel(right, "4 / 3", () =>
+      `The second coordinate of eight particles over t, up to ${name(t)}, on theory's band`, drawPaths);
     const show = () => {
-      key.replaceChildren(...legend(settings));
+      minidiff.fillLegend(key, legend(settings));
       table.innerHTML = readouts(shown.measure(t + 1), shown.expected[t + 1], formulas(settings));
       plane.redraw();
       paths.redraw();

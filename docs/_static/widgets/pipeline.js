@@ -1,9 +1,8 @@
 // The text-to-image pipeline: an overview of its stages, each of which can be zoomed into. All images and numbers are
 // of the model in docs/models/emoji: docs/course/pipeline_images.py writes them into the folder pipeline/ here.
 "use strict";
-
-(() => {
-  const { make } = minidiff;
+{
+  const { make, svg } = minidiff;
   const FOLDER = new URL("pipeline/", document.currentScript.src);
   const SITE = new URL("../../", document.currentScript.src);
 
@@ -51,7 +50,7 @@
   // ---- Text, formulas, SVG
 
   const times = (shape) => shape.join("×");
-  const signed = (x) => x.toFixed(3).replace("-", "−");
+  const signed = (x) => minidiff.fixed(x, 3);
   const operand = (x) => (x < 0 ? `(${signed(x)})` : signed(x));
 
   /** MathML of letters, numbers and signs between spaces: x_t has an index, ^x a hat, ¯x a bar, √[ ... ] is a root. */
@@ -68,55 +67,7 @@
     return `<math display="block">${parts.join("")}</math>`;
   }
 
-  function svg(tag, attributes = {}, ...children) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  }
-
-  const NARROW_BELOW = 560; // CSS pixels
-  const STYLE = `
-    .pipeline-view { overflow: hidden; margin-top: 0.6rem; container-type: inline-size; }
-    .pipeline-view > svg { display: block; width: 100%; margin: auto; font-family: system-ui, sans-serif; }
-    .pipeline-view g { pointer-events: none; }
-    .pipeline-view text { fill: var(--color-foreground-primary); font-size: 13px; }
-    .pipeline-view text.small, .pipeline-view text.caption { fill: var(--color-foreground-secondary); font-size: 11px; }
-    .pipeline-view text.caption { font-size: 10px; }
-    .pipeline-view text.name { font-weight: 600; }
-    .pipeline-view .middle { text-anchor: middle; }
-    .pipeline-view .loop { fill: none; stroke: var(--color-foreground-muted); stroke-dasharray: 4 4; }
-    .pipeline-view .arrow { fill: none; stroke: var(--color-foreground-muted); stroke-width: 1.5; }
-    .pipeline-view .head { fill: var(--color-foreground-muted); }
-    .pipeline-view .chip { fill: var(--color-background-primary); stroke: var(--color-background-border); }
-    .pipeline-view .lines { fill: none; stroke: var(--color-background-secondary); }
-    .pipeline-view image { image-rendering: pixelated; }
-    .pipeline-view .grey { filter: grayscale(1); }
-    .pipeline-view [role="button"] {
-      fill: var(--color-background-secondary); stroke: var(--color-background-border);
-      cursor: zoom-in; pointer-events: all;
-    }
-    .pipeline-view [role="button"]:hover { stroke: var(--color-brand-primary); }
-    .pipeline-view [role="button"]:focus:not(:focus-visible) { outline: none; }
-    .pipeline-view [role="button"], .pipeline-zoom button { scroll-margin-top: 5rem; }
-    .pipeline-zoom .lines { stroke: var(--color-background-primary); }
-    .pipeline-zoom h4 { flex: 1; margin: 0; text-align: center; }
-    .pipeline-zoom p { margin: 0.6rem 0; }
-    .pipeline-row { display: flex; flex-wrap: wrap; gap: 0.6rem 0.8rem; align-items: center; justify-content: center; }
-    .pipeline-row .to { font-size: 1.3em; color: var(--color-foreground-muted); }
-    @container (max-width: ${NARROW_BELOW}px) {
-      .pipeline-row .to { flex-basis: 100%; text-align: center; rotate: 90deg; }
-    }
-    .pipeline-array { max-width: 100%; font-size: 0.8em; line-height: 1.4; text-align: center; }
-    .pipeline-array > .pipeline-array { font-size: 1em; }
-    .pipeline-array svg { display: block; max-width: 100%; height: auto; margin-bottom: 0.2rem; border-radius: 4px; }
-    .pipeline-view small { display: block; color: var(--color-foreground-secondary); }
-    figure.widget button.pipeline-array { padding: 0.3rem; font-size: 0.8em; }
-    figure.widget button.pipeline-array[aria-pressed="true"] { border-color: var(--color-brand-primary); }
-    .pipeline-token { padding: 0.1rem 0.4rem; border: 1px solid var(--color-background-border); border-radius: 5px; }
-    .pipeline-numbers {
-      font-size: 0.85em; font-variant-numeric: tabular-nums; white-space: pre-line; text-align: center;
-    }`;
+  const NARROW_BELOW = 560; // CSS pixels, as in minidiff.css
 
   // The boxes (x, y, width, height) of the overview, and its arrows, on a wide and on a narrow screen.
   const WIDE = {
@@ -505,7 +456,7 @@
     const list = stages({ data, state, arrays: shown(data, state), live, draw, choose });
     const context = { live, draw, shape, tokens: () => tokens(data, data.prompts[state.prompt]), zoomIn };
     const controls = make("div", { class: "controls" }), view = make("div", { class: "pipeline-view" });
-    body.append(make("style", { text: STYLE }), controls, view);
+    body.append(controls, view);
 
     const isNarrow = () => view.clientWidth < NARROW_BELOW;
     const stepText = () => `step ${state.step + 1} of ${steps}: t = ${data.ts[state.step]}`;
@@ -558,25 +509,25 @@
       return select;
     }
 
-    chooser("prompt", "Prompt", numbered(data.prompts.map((prompt) => prompt.text)), () => {
+    chooser("prompt", "prompt", numbered(data.prompts.map((prompt) => prompt.text)), () => {
       const { words } = data.prompts[state.prompt];
       state.word = Math.min(state.word, words.length - 1);
       word.replaceChildren(...words.map((text, value) => make("option", { value, text })));
       word.value = state.word;
       layOut();
     });
-    chooser("scale", "Guidance scale w", numbered(data.scales));
+    chooser("scale", "guidance scale w", numbered(data.scales));
     const slider = minidiff.slider(controls, {
-      label: "Step", min: 1, max: steps, step: 1, value: state.step + 1, show: (step) => `${step} of ${steps}`,
+      label: "step", min: 1, max: steps, step: 1, value: state.step + 1, show: (step) => `${step} of ${steps}`,
       oninput: (step) => {
         state.step = step - 1;
         updates.forEach((update) => update());
       },
     });
     choose.step = (step) => minidiff.set(slider, step + 1);
-    const word = chooser("word", "Attention to", numbered(data.prompts[0].words));
+    const word = chooser("word", "attention to", numbered(data.prompts[0].words));
     minidiff.choice(controls, {
-      label: "Shapes of", options: [["emoji", "the emoji model"], ["sd1", "Stable Diffusion 1.x"]], value: state.sizes,
+      label: "shapes of", options: [["emoji", "the emoji model"], ["sd1", "Stable Diffusion 1.x"]], value: state.sizes,
       oninput: (sizes) => {
         state.sizes = sizes;
         layOut();
@@ -599,4 +550,4 @@
   minidiff.pipeline = { SD1, shapes, unetLevels, decoderLevels, guided, ddimStep };
   document.head.append(
     make("script", { src: new URL("data.js", FOLDER), onload: () => minidiff.widget("pipeline", mount) }));
-})();
+}

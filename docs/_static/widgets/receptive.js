@@ -1,7 +1,7 @@
 // The receptive field of one output position, layer by layer (chapter 5).
 "use strict";
 {
-  const { make } = minidiff;
+  const { make, clamp } = minidiff;
   const SIZE = 64; // of the image
   const DEPTHS = [1, 2, 3, 4];
   const MOST_LAYERS = 16; // of the reader's own stack
@@ -126,8 +126,7 @@
     const network = minidiff.choice(controls, { label: "network", options, value: "own", oninput: choose });
     const unetControls = make("span", { class: "controls" });
     const path = minidiff.choice(unetControls, { label: "path", options: [], value: "", oninput: build });
-    const attends = make("input", { type: "checkbox", oninput: build });
-    unetControls.append(make("label", { class: "control" }, attends, make("span", { text: "attention" })));
+    const attends = minidiff.checkbox(unetControls, { label: "attention", checked: false, oninput: build });
     const ownControls = make("div", { class: "controls" });
     const adding = Object.entries(layerKinds).map(([kind, { name }]) =>
       [kind, minidiff.button(ownControls, `+ ${name}`, () => add(kind))]);
@@ -144,28 +143,29 @@
     const panes = make("div", { class: "panes stacked" });
     body.append(panes);
     const [image, diagram] = [
-      { aspect: "1", label: "The image; arrow keys move the output position", draw: drawImage },
-      { aspect: "auto", label: "The positions of every layer that the output position depends on", draw: drawLayers },
+      { aspect: "1", label: () => `A cat, with the receptive field of the output position at row ${state.row}, column `
+        + `${state.column}; arrow keys move it`, draw: drawImage },
+      { aspect: "auto", label: () => `Along one side, the positions of the image and of ${layers.length} layers that `
+        + "the output position depends on", draw: drawLayers },
     ].map((options) => {
       const pane = make("div");
       panes.append(pane);
       return minidiff.canvas(pane, options);
     });
-    image.canvas.tabIndex = 0;
     image.canvas.style.cursor = "crosshair";
     diagram.canvas.style.cursor = "pointer";
-    image.canvas.addEventListener("keydown", move);
+    minidiff.onArrows(image.canvas, move);
     for (const kind of ["pointermove", "pointerdown"]) {
       image.canvas.addEventListener(kind, (event) => event.buttons && point(event));
     }
     diagram.canvas.addEventListener("pointerdown", (event) => {
       const row = Math.floor((event.offsetY - HEADER) / rowHeight());
-      minidiff.set(slider, Math.min(layers.length, Math.max(0, row)));
+      minidiff.set(slider, clamp(row, 0, layers.length));
     });
     const readout = make("p", { class: "readout", "aria-live": "polite" });
     body.append(readout);
 
-    const rowHeight = () => Math.min(26, Math.max(12, 330 / (layers.length + 1)));
+    const rowHeight = () => clamp(330 / (layers.length + 1), 12, 26);
 
     function choose(name) {
       path.replaceChildren();
@@ -204,12 +204,9 @@
       minidiff.set(slider, layers.length);
     }
 
-    function move(event) {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step) return;
-      event.preventDefault();
+    function move(right, down) {
       const { j } = recurrence(layers.slice(0, shown)).at(-1);
-      moveTo(state.row + j * step[0], state.column + j * step[1]);
+      moveTo(state.row + j * down, state.column + j * right);
     }
 
     function point(event) {
@@ -218,7 +215,7 @@
     }
 
     function moveTo(row, column) {
-      [state.row, state.column] = [row, column].map((at) => Math.min(SIZE - 1, Math.max(0, at)));
+      [state.row, state.column] = [row, column].map((at) => clamp(at, 0, SIZE - 1));
       update();
     }
 

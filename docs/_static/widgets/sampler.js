@@ -1,22 +1,13 @@
 // Sampling of the two clusters of chapter 4 with their exact model: sampler, steps and eta.
 //
-// The functions of the first part are those of minidiff/diffusion: `timesteps` of noise_levels.py, `predict` of
-// exact.py, `ddimUpdate` of steps.py, and the loops of solvers/. x is a Float64Array (2 N) of points x, y, x, y, ...
+// The functions of the first part are those of minidiff/diffusion: `timesteps` of noise_levels.py, and the loops of
+// solvers/. x is a Float64Array (2 N) of points x, y, x, y, ...
 "use strict";
-
-(() => {
-  const MEANS = [[-0.45, -0.45], [0.45, 0.45]]; // cats, dogs
-  const STD = 0.2;
-  const T = 1000;
-
-  // ---- Noise levels
-
-  /** (T,) alpha_bar of the linear schedule, betas from 1e-4 to 0.02. */
-  function alphasCumprod() {
-    const step = (0.02 - 1e-4) / (T - 1);
-    let product = 1;
-    return Float64Array.from({ length: T }, (_, t) => (product *= 1 - (t < T - 1 ? t * step + 1e-4 : 0.02)));
-  }
+{
+  const { make, line, circle, disc, clip, fixed } = minidiff;
+  const { T, MEANS, STD, logSNR, alphaBarOf, x0FromEps, ddimStep, variance, predict, along, density } =
+    minidiff.diffusion;
+  const alphasCumprod = minidiff.diffusion.alphasCumprod("linear");
 
   /** Every (T / steps)-th timestep, counted down from T - 1 ("trailing"). */
   function timesteps(steps) {
@@ -29,41 +20,12 @@
     return value - below === 0.5 ? below + (below % 2) : Math.round(value);
   }
 
-  const logSNR = (alphaBar) => Math.log(alphaBar / (1 - alphaBar));
-
-  // ---- The exact model
-
-  /** eps_hat = E[eps | x_t], by Tweedie's formula from the score of the mixture. */
-  function predict(x, alphaBar) {
-    const signal = Math.sqrt(alphaBar), noise = Math.sqrt(1 - alphaBar);
-    const S = alphaBar * STD ** 2 + noise ** 2; // the variance of x_t in each cluster
-    const eps = new Float64Array(x.length);
-    for (let j = 0; j < x.length; j += 2) {
-      const [a, b] = MEANS.map((mean) => [x[j] - signal * mean[0], x[j + 1] - signal * mean[1]]);
-      const p = 1 / (1 + Math.exp((b[0] ** 2 + b[1] ** 2 - a[0] ** 2 - a[1] ** 2) / (-2 * S))); // p(cat | x_t)
-      for (const axis of [0, 1]) eps[j + axis] = (noise * (p * a[axis] + (1 - p) * b[axis])) / S;
-    }
-    return eps;
-  }
-
-  function x0FromEps(eps, x, alphaBar) {
-    const signal = Math.sqrt(alphaBar), noise = Math.sqrt(1 - alphaBar);
-    return x.map((value, j) => (value - noise * eps[j]) / signal);
-  }
-
   function epsFromX0(x0, x, alphaBar) {
     const signal = Math.sqrt(alphaBar), noise = Math.sqrt(1 - alphaBar);
     return x.map((value, j) => (value - signal * x0[j]) / noise);
   }
 
   // ---- Samplers: a loop gets x_T, the steps from alpha_bar a to alpha_bar b, eta and noise(i), and yields every x_t
-
-  /** DDIM eq. 12 and 16. */
-  function ddimUpdate(x0, eps, a, b, eta = 0, z = null) {
-    const sigma = eta * Math.sqrt(Math.max(0, ((1 - b) / (1 - a)) * (1 - a / b)));
-    const signal = Math.sqrt(b), rest = Math.sqrt(Math.max(0, 1 - b - sigma ** 2));
-    return x0.map((value, j) => signal * value + rest * eps[j] + (z ? sigma * z[j] : 0));
-  }
 
   const SAMPLERS = {
     /** DDPM algorithm 2, with the variance beta tilde. */
@@ -82,7 +44,7 @@
     *ddim(x, steps, eta, noise) {
       for (const { i, a, b } of steps) {
         const eps = predict(x, a);
-        x = ddimUpdate(x0FromEps(eps, x, a), eps, a, b, eta, eta > 0 && b < 1 ? noise(i) : null);
+        x = ddimStep(eps, x, a, b, eta, eta > 0 && b < 1 ? noise(i) : null);
         yield x;
       }
     },
@@ -90,14 +52,9 @@
     /** Euler's step, repeated with the mean slope of its ends; the last step is Euler's. */
     *heun(x, steps) {
       for (const { a, b } of steps) {
-        const eps = predict(x, a);
-        let next = ddimUpdate(x0FromEps(eps, x, a), eps, a, b);
-        if (b < 1) {
-          const end = predict(next, b);
-          const mean = eps.map((value, j) => (value + end[j]) / 2);
-          next = ddimUpdate(x0FromEps(mean, x, a), mean, a, b);
-        }
-        x = next;
+        const eps = predict(x, a), next = ddimStep(eps, x, a, b);
+        const end = b < 1 ? predict(next, b) : eps;
+        x = ddimStep(eps.map((value, j) => (value + end[j]) / 2), x, a, b);
         yield x;
       }
     },
@@ -110,7 +67,7 @@
         const h = (logSNR(b) - logSNR(a)) / 2;
         const ratio = h / lastH / 2;
         const extrapolated = last && b < 1 ? x0.map((value, j) => value + ratio * (value - last[j])) : x0;
-        x = ddimUpdate(extrapolated, epsFromX0(extrapolated, x, a), a, b);
+        x = ddimStep(epsFromX0(extrapolated, x, a), x, a, b);
         [last, lastH] = [x0, h];
         yield x;
       }
@@ -122,20 +79,19 @@
 
   /** ts, alpha_bar and x_t of x_T and after every step; ts ends with -1, alpha_bar with 1. noise(i) is z of step i. */
   function sample({ name, steps, eta }, x_T, noise) {
-    const table = alphasCumprod(), ts = [...timesteps(steps), -1];
-    const alphaBar = ts.map((t) => (t < 0 ? 1 : table[t]));
+    const ts = [...timesteps(steps), -1];
+    const alphaBar = ts.map((t) => (t < 0 ? 1 : alphasCumprod[t]));
     const pairs = ts.slice(1).map((_, i) => ({ i, a: alphaBar[i], b: alphaBar[i + 1] }));
     return { ts, alphaBar, states: [x_T, ...SAMPLERS[name](x_T, pairs, eta, noise)] };
   }
 
   // ---- Statistics
 
-  /** The coordinate along the line through both means: (N,). */
-  const alongLine = (x) =>
-    Float64Array.from({ length: x.length / 2 }, (_, k) => (x[2 * k] + x[2 * k + 1]) * Math.SQRT1_2);
+  const pointOf = (x, k) => x.subarray(2 * k, 2 * k + 2);
+  const alongLine = (x) => Float64Array.from({ length: x.length / 2 }, (_, k) => along(pointOf(x, k)));
 
-  const DISTANCE = 0.45 * Math.SQRT2; // of either mean from the middle
-  const BETWEEN = DISTANCE - 2 * STD; // nearer to the middle is more than two standard deviations inside of both means
+  // Nearer to the middle is more than two standard deviations inside of both means.
+  const BETWEEN = along(MEANS[1]) - 2 * STD;
 
   /** Standard deviation of the coordinates around the nearer mean, and the fractions of dogs and of points between. */
   function statistics(x) {
@@ -147,13 +103,7 @@
     return { within, between: fraction((value) => Math.abs(value) < BETWEEN), dogs: fraction((value) => value > 0) };
   }
 
-  /** The density of x_t along the line. */
-  function density(u, alphaBar) {
-    const S = alphaBar * STD ** 2 + 1 - alphaBar, m = Math.sqrt(alphaBar) * DISTANCE;
-    return (Math.exp(-((u - m) ** 2) / (2 * S)) + Math.exp(-((u + m) ** 2) / (2 * S))) / 2 / Math.sqrt(2 * Math.PI * S);
-  }
-
-  minidiff.sampler = { timesteps, alphasCumprod, predict, sample, evaluations, statistics, density };
+  minidiff.sampler = { timesteps, sample, evaluations, statistics };
 
   // ---- The figure
 
@@ -163,7 +113,7 @@
   const BINS = 48;
   const LOW = -10, HIGH = 8; // log-SNR; clean points stand at HIGH
 
-  const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
+  const percent = (fraction) => `${fixed(100 * fraction, 1)} %`;
   const shown = (alphaBar) => Math.min(HIGH, logSNR(alphaBar));
 
   /** x_t, alpha_bar and log-SNR at a position between two steps: on the straight line between their ends. */
@@ -172,38 +122,19 @@
     if (!f) return { x: states[k], alphaBar: alphaBar[k], level: shown(alphaBar[k]) };
     const level = (1 - f) * shown(alphaBar[k]) + f * shown(alphaBar[k + 1]);
     const x = states[k].map((value, j) => (1 - f) * value + f * states[k + 1][j]);
-    return { x, alphaBar: 1 / (1 + Math.exp(-level)), level };
+    return { x, alphaBar: alphaBarOf(level), level };
   }
 
   /** The density along the line, over the log-SNR from LOW to HIGH, as the opacity of a colour. */
-  function densityImage(colour) {
-    const columns = 91, rows = 105, canvas = minidiff.make("canvas", { width: columns, height: rows });
-    const context = canvas.getContext("2d");
-    context.fillStyle = colour;
-    for (let column = 0; column < columns; column++) {
-      const alphaBar = 1 / (1 + Math.exp(-LOW - ((column + 0.5) / columns) * (HIGH - LOW)));
-      for (let row = 0; row < rows; row++) {
-        context.globalAlpha = 0.45 * Math.min(1, density(EXTENT * (1 - (2 * row + 1) / rows), alphaBar)) ** 0.8;
-        context.fillRect(column, row, 1, 1);
-      }
-    }
-    return canvas;
-  }
-
-  function dot(context, x, y, radius, colour) {
-    context.fillStyle = colour;
-    context.beginPath();
-    context.arc(x, y, radius, 0, 2 * Math.PI);
-    context.fill();
+  function densityImage(colour, columns = 91, rows = 105) {
+    const alphaBar = (column) => alphaBarOf(LOW + ((column + 0.5) / columns) * (HIGH - LOW));
+    return minidiff.heat(columns, rows, colour, (column, row) =>
+      0.45 * Math.min(1, density(EXTENT * (1 - (2 * row + 1) / rows), alphaBar(column))) ** 0.8);
   }
 
   function polyline(context, points, colour, width) {
-    context.strokeStyle = colour;
-    context.lineWidth = width;
-    context.lineJoin = "round";
-    context.beginPath();
-    for (const [x, y] of points) context.lineTo(x, y);
-    context.stroke();
+    Object.assign(context, { strokeStyle: colour, lineWidth: width, lineJoin: "round" });
+    line(context, points);
   }
 
   minidiff.widget("sampler", (body) => {
@@ -212,7 +143,7 @@
     let run, now, position = settings.steps;
 
     // Controls
-    const controls = minidiff.make("div", { class: "settings" });
+    const controls = make("div", { class: "settings" });
     body.append(controls);
     minidiff.choice(controls, {
       label: "sampler", value: settings.name, options: Object.keys(SAMPLERS).map((name) => [name, name]),
@@ -231,32 +162,34 @@
     });
 
     // Canvases
-    const views = minidiff.make("div", { class: "views" });
+    const views = make("div", { class: "views" });
     body.append(views);
-    const plane = view("in the plane", "The points in the plane", drawPlane);
-    const line = view("along the line, over the log-SNR", "Trajectories along the line, and a histogram", drawLine);
+    const plane = view("in the plane", () =>
+      `${N} points in the plane at log-SNR ${fixed(now.level, 1)}, in the colours of the clusters where they end, and `
+      + "circles of the exact density", drawPlane);
+    const overLevels = view("along the line, over the log-SNR", () =>
+      `${ON_LINE} trajectories along the line through both clusters, over the log-SNR up to ${fixed(now.level, 1)}, `
+      + "and a histogram of all points with the exact density", drawLine);
     const player = minidiff.player(body, {
-      label: "step", steps: settings.steps, seconds: (n) => Math.min(8, 2 + 0.25 * n),
+      label: "step", steps: settings.steps, smooth: true, seconds: (n) => Math.min(8, 2 + 0.25 * n),
       show: (step) =>
         `${step} of ${settings.steps}, ${step < settings.steps ? `t = ${timesteps(settings.steps)[step]}` : "clean"}`,
       onmove: (to) => { position = to; redraw(); },
     });
 
-    const key = (colour, text) => minidiff.make("span", { style: `--key: ${colour}`, text });
-    body.append(minidiff.make("div", { class: "keys" },
-      key(colours.signal, "becomes a cat"), key(colours.noise, "becomes a dog"),
-      key(colours.muted, "start of a trajectory"),
-      key(colours.gold, "exact density at this noise level; circles at 1 and 2 standard deviations")));
-
-    const table = minidiff.make("table", { class: "numbers" });
-    body.append(table);
+    const key = make("div", { class: "marks" });
+    minidiff.fillLegend(key, [
+      ["dot", colours.signal, "becomes a cat"], ["dot", colours.noise, "becomes a dog"],
+      ["dot", colours.muted, "start of a trajectory"],
+      ["dot", colours.gold, "exact density at this noise level; circles at 1 and 2 standard deviations"],
+    ]);
+    const table = make("table", { class: "numbers", "aria-live": "polite" });
+    body.append(key, table);
 
     change({});
 
     function view(title, label, draw) {
-      const place = minidiff.make("div", {}, minidiff.make("div", { class: "view-title", text: title }));
-      views.append(place);
-      return minidiff.canvas(place, { aspect: "1", label, draw });
+      return minidiff.canvas(minidiff.pane(views, title), { aspect: "1", label, draw });
     }
 
     function change(changes) {
@@ -270,19 +203,16 @@
 
     function fill() {
       const { within, between, dogs } = statistics(run.states.at(-1));
-      const row = (tag, ...cells) => minidiff.make("tr", {}, ...cells.map((text) => minidiff.make(tag, { text })));
-      table.replaceChildren(
-        row("th", "", "NFE", "standard deviation within clusters", "between clusters", "dogs"),
-        row("td", "samples", String(evaluations(settings.name, settings.steps)), within.toFixed(3), percent(between),
-          percent(dogs)),
-        row("td", "data", "", STD.toFixed(3), "2.3 %", "50.0 %"),
-      );
+      minidiff.fillTable(table,
+        ["", "NFE", "standard deviation within clusters", "between clusters", "dogs"],
+        ["samples", evaluations(settings.name, settings.steps), fixed(within, 3), percent(between), percent(dogs)],
+        ["data", "", fixed(STD, 3), "2.3 %", "50.0 %"]);
     }
 
     function redraw() {
       now = interpolated(run, position);
       plane.redraw();
-      line.redraw();
+      overLevels.redraw();
     }
 
     /** The colour of each point: by where its sample lies. */
@@ -294,32 +224,30 @@
     /** The points of trajectory k up to now, as place(x, level) sets them. */
     function trail(k, place) {
       const passed = run.states.slice(0, Math.floor(position) + 1);
-      const points = passed.map((x, i) => place(x.subarray(2 * k, 2 * k + 2), shown(run.alphaBar[i])));
-      return [...points, place(now.x.subarray(2 * k, 2 * k + 2), now.level)];
+      const points = passed.map((x, i) => place(pointOf(x, k), shown(run.alphaBar[i])));
+      return [...points, place(pointOf(now.x, k), now.level)];
     }
 
     function drawPlane(context, width, height, colours) {
       const colour = colourOf(colours), scale = width / 2 / EXTENT;
       const place = ([x, y]) => [width / 2 + scale * x, height / 2 - scale * y];
-      const S = now.alphaBar * STD ** 2 + 1 - now.alphaBar, signal = Math.sqrt(now.alphaBar);
+      const std = Math.sqrt(variance(now.alphaBar)), signal = Math.sqrt(now.alphaBar);
       const trails = Array.from({ length: IN_PLANE }, (_, k) => trail(k, place));
       context.globalAlpha = 0.6;
       trails.forEach((points, k) => polyline(context, points, colour(k), 1));
-      for (let k = 0; k < N; k++) dot(context, ...place(now.x.subarray(2 * k, 2 * k + 2)), 1.5, colour(k));
+      for (let k = 0; k < N; k++) disc(context, ...place(pointOf(now.x, k)), 1.5, colour(k));
       context.globalAlpha = 1;
+      Object.assign(context, { strokeStyle: colours.gold, lineWidth: 1.2 });
       for (const mean of MEANS) {
         for (const n of [1, 2]) {
-          context.strokeStyle = colours.gold;
-          context.lineWidth = 1.2;
-          context.beginPath();
-          context.arc(...place([signal * mean[0], signal * mean[1]]), scale * n * Math.sqrt(S), 0, 2 * Math.PI);
+          circle(context, ...place([signal * mean[0], signal * mean[1]]), scale * n * std);
           context.stroke();
         }
       }
       trails.forEach((points, k) => {
-        dot(context, ...points[0], 3, colours.muted);
-        dot(context, ...points.at(-1), 4.5, colours.page);
-        dot(context, ...points.at(-1), 3.5, colour(k));
+        disc(context, ...points[0], 3, colours.muted);
+        disc(context, ...points.at(-1), 4.5, colours.page);
+        disc(context, ...points.at(-1), 3.5, colour(k));
       });
     }
 
@@ -328,15 +256,13 @@
       const xOf = (level) => 1 + ((level - LOW) / (HIGH - LOW)) * (split - 10);
       const yOf = (u) => bottom / 2 - (u / EXTENT) * (bottom / 2);
       context.drawImage(background, xOf(LOW), 0, xOf(HIGH) - xOf(LOW), bottom);
-      const place = ([x, y], level) => [xOf(Math.max(LOW, level)), yOf((x + y) * Math.SQRT1_2)];
+      const place = ([x, y], level) => [xOf(Math.max(LOW, level)), yOf(along([x, y]))];
       context.save();
-      context.beginPath();
-      context.rect(0, 0, split, bottom);
-      context.clip();
+      clip(context, { left: 0, top: 0, right: split, bottom });
       for (let k = 0; k < ON_LINE; k++) {
         const points = trail(k, place);
         polyline(context, points, colour(k), 1.2);
-        if (run.states.length < 32) for (const point of points) dot(context, ...point, 1.8, colour(k));
+        if (run.states.length < 32) for (const point of points) disc(context, ...point, 1.8, colour(k));
       }
       context.restore();
       const here = xOf(Math.max(LOW, now.level));
@@ -345,7 +271,7 @@
       context.fillStyle = colours.muted;
       context.textAlign = "center";
       for (const level of [-8, -4, 0, 4]) {
-        context.fillText(String(level).replace("-", "\u2212"), xOf(level), bottom + 14);
+        context.fillText(fixed(level, 0), xOf(level), bottom + 14);
       }
       context.fillText("clean", xOf(HIGH), bottom + 14);
       context.fillText("all points", (split + width) / 2 + 4, bottom + 14);
@@ -380,4 +306,4 @@
       polyline(context, curve, colours.gold, 1.8);
     }
   });
-})();
+}

@@ -2,41 +2,30 @@
 // Noise levels are the chapter's 171, from noise (log-SNR -10) to clean (7), known by their index.
 "use strict";
 {
-  const MEANS = [[-0.45, -0.45], [0.45, 0.45]], STD = 0.2; // cat and dog of the dataset two_clusters
   const LOG_SNRS = Array.from({ length: 171 }, (_, i) => (i - 100) / 10), LAST = 170;
   const LIMIT = 2.4, MANY = 40, NEAR = 0.15, SECONDS = 7; // the plane; other trajectories, from how near; a release
-  const { make } = minidiff;
-
-  const alphaBar = (logSNR) => 1 / (1 + Math.exp(-logSNR));
+  const { make, axes, line, circle, disc, clip, heat, fixed, pair } = minidiff;
+  const { MEANS, STD, alphaBarOf, x0FromEps, ddimStep, variance, dogProbability, predict, along, density } =
+    minidiff.diffusion;
 
   /** What is known at x = [x, y]: density, score, posterior weights [cat, dog], E[x0 | x_t] and E[eps | x_t]. */
   function exact(x, alphaBar) {
-    const signal = Math.sqrt(alphaBar), noise = Math.sqrt(1 - alphaBar), S = alphaBar * STD ** 2 + 1 - alphaBar;
-    const logP = MEANS.map((m) => -((x[0] - signal * m[0]) ** 2 + (x[1] - signal * m[1]) ** 2) / (2 * S));
-    const largest = Math.max(...logP), p = logP.map((value) => Math.exp(value - largest)), sum = p[0] + p[1];
-    const weights = [p[0] / sum, p[1] / sum];
-    const mean = [0, 1].map((axis) => weights[0] * MEANS[0][axis] + weights[1] * MEANS[1][axis]);
-    const score = [0, 1].map((axis) => (signal * mean[axis] - x[axis]) / S);
+    const signal = Math.sqrt(alphaBar), S = variance(alphaBar), eps = predict(x, alphaBar);
+    const hills = MEANS.map((m) => Math.exp(-((x[0] - signal * m[0]) ** 2 + (x[1] - signal * m[1]) ** 2) / (2 * S)));
+    const dog = dogProbability(x[0] + x[1], alphaBar);
     return {
-      density: (Math.exp(largest) * sum) / (4 * Math.PI * S), score, weights,
-      x0: [0, 1].map((axis) => mean[axis] - signal * STD ** 2 * score[axis]),
-      eps: [0, 1].map((axis) => -noise * score[axis]),
+      density: (hills[0] + hills[1]) / (4 * Math.PI * S), weights: [1 - dog, dog], x0: x0FromEps(eps, x, alphaBar), eps,
+      score: eps.map((value) => -value / Math.sqrt(1 - alphaBar)),
     };
   }
 
-  /** A step of DDIM (eq. 12) from one alpha_bar to the next; eta = 0 solves the ODE, 1 adds as much noise z as DDPM. */
-  function step(x, alphaBar, next, eta, z) {
-    const { x0, eps } = exact(x, alphaBar);
-    const sigma = eta * Math.sqrt(((1 - next) / (1 - alphaBar)) * (1 - alphaBar / next));
-    const direction = Math.sqrt(1 - next - sigma ** 2);
-    return [0, 1].map((axis) => Math.sqrt(next) * x0[axis] + direction * eps[axis] + sigma * z[axis]);
-  }
+  const step = (x, alphaBar, next, eta, z) => ddimStep(predict(x, alphaBar), x, alphaBar, next, eta, z);
 
   /** All states from x at level i to the last level. z holds two numbers for each of the 171 levels. */
   function trajectory(x, i, eta, z) {
     const states = [x];
     for (; i < LAST; i++) {
-      const [now, next] = [alphaBar(LOG_SNRS[i]), alphaBar(LOG_SNRS[i + 1])];
+      const [now, next] = [alphaBarOf(LOG_SNRS[i]), alphaBarOf(LOG_SNRS[i + 1])];
       states.push(step(states.at(-1), now, next, eta, z.slice(2 * i, 2 * i + 2)));
     }
     return states;
@@ -45,93 +34,10 @@
   /** The log-SNR of the fork: there sigma^2 + STD^2 is the squared distance of a cluster from the middle. */
   const FORK = -Math.log(MEANS[1][0] ** 2 + MEANS[1][1] ** 2 - STD ** 2);
 
-  /** The coordinate along the diagonal through both clusters, and the density of noisy points along it. */
-  const along = ([x, y]) => (x + y) / Math.SQRT2;
-  function densityAlong(u, alphaBar) {
-    const M = Math.sqrt(alphaBar) * along(MEANS[1]), S = alphaBar * STD ** 2 + 1 - alphaBar;
-    const hill = (offset) => Math.exp(-(offset ** 2) / (2 * S)) / Math.sqrt(2 * Math.PI * S);
-    return (hill(u - M) + hill(u + M)) / 2;
-  }
-
   /** Where a trajectory ends: -1 at a cat, 1 at a dog, 0 on the line between them. */
   const endOf = (path) => Math.sign(along(path.at(-1)));
 
-  minidiff.score = { LOG_SNRS, FORK, alphaBar, exact, step, trajectory, along, densityAlong, endOf };
-
-  /** Axes as the course's figures have them: x and y are {range, ticks, label}. Returns the functions to pixels. */
-  function axes(context, colours, { left, top, right, bottom }, x, y) {
-    const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
-    const px = scale(x.range, left, right), py = scale(y.range, bottom, top);
-    const text = (label, x, y, align, baseline) => {
-      Object.assign(context, { textAlign: align, textBaseline: baseline });
-      context.fillText(typeof label === "number" ? String(label).replace("-", "−") : label, x, y);
-    };
-    Object.assign(context, { strokeStyle: colours.muted, fillStyle: colours.muted, lineWidth: 1 });
-    line(context, [[left, top], [left, bottom], [right, bottom]]);
-    for (const tick of x.ticks) {
-      line(context, [[px(tick), bottom], [px(tick), bottom + 4]]);
-      text(tick, px(tick), bottom + 7, "center", "top");
-    }
-    for (const tick of y.ticks) {
-      line(context, [[left - 4, py(tick)], [left, py(tick)]]);
-      text(tick, left - 7, py(tick), "right", "middle");
-    }
-    text(x.label, (left + right) / 2, bottom + 24, "center", "top");
-    context.save();
-    context.translate(9, (top + bottom) / 2);
-    context.rotate(-Math.PI / 2);
-    text(y.label, 0, 0, "center", "middle");
-    context.restore();
-    return [px, py];
-  }
-
-  /** A stroke through points [x, y] in pixels. */
-  function line(context, points) {
-    context.beginPath();
-    for (const [x, y] of points) context.lineTo(x, y);
-    context.stroke();
-  }
-
-  function disc(context, x, y, radius) {
-    context.beginPath();
-    context.arc(x, y, radius, 0, 2 * Math.PI);
-  }
-
-  /** Draw inside a box only. */
-  function clip(context, { left, top, right, bottom }) {
-    context.beginPath();
-    context.rect(left, top, right - left, bottom - top);
-    context.clip();
-  }
-
-  /** Calls step(seconds since the last call) in every frame, while it is running and the element is in sight. */
-  function animation(element, step) {
-    let running = false, inSight = false, request = 0, before = 0;
-    const frame = (now) => {
-      request = requestAnimationFrame(frame);
-      step(Math.min(Math.max(now - before, 0), 100) / 1000);
-      before = now;
-    };
-    const update = () => {
-      cancelAnimationFrame(request);
-      before = performance.now();
-      if (running && inSight) request = requestAnimationFrame(frame);
-    };
-    new IntersectionObserver(([entry]) => { inSight = entry.isIntersecting; update(); }).observe(element);
-    return { running: () => running, run(value) { running = value; update(); } };
-  }
-
-  /** An image of value(column, row), from 0 to 1, in a colour "#rrggbb" over transparency. */
-  function heat(columns, rows, colour, value) {
-    const canvas = make("canvas", { width: columns, height: rows }), context = canvas.getContext("2d");
-    const image = context.createImageData(columns, rows);
-    const rgb = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
-    for (let i = 0; i < columns * rows; i++) {
-      image.data.set([...rgb, 255 * value(i % columns, Math.floor(i / columns))], 4 * i);
-    }
-    context.putImageData(image, 0, 0);
-    return canvas;
-  }
+  minidiff.score = { LOG_SNRS, FORK, exact, step, trajectory, endOf };
 
   /** Text with a rim in the page's colour, to be read over lines. */
   function label(context, colours, text, x, y) {
@@ -153,9 +59,8 @@
   }
 
   function dot(context, x, y, radius, fill, rim) {
-    Object.assign(context, { fillStyle: fill, strokeStyle: rim, lineWidth: 1.5 });
-    disc(context, x, y, radius);
-    context.fill();
+    Object.assign(context, { strokeStyle: rim, lineWidth: 1.5 });
+    disc(context, x, y, radius, fill);
     context.stroke();
   }
 
@@ -200,14 +105,14 @@
     const box = planeBox(width, height);
     const [px, py] = axes(context, colours, box,
       { ...COORDINATE, label: "first coordinate" }, { ...COORDINATE, label: "second coordinate" });
-    const place = ([x, y]) => [px(x), py(y)], alpha_bar = alphaBar(LOG_SNRS[level]), { x0 } = exact(x_t, alpha_bar);
+    const place = ([x, y]) => [px(x), py(y)], alphaBar = alphaBarOf(LOG_SNRS[level]), { x0 } = exact(x_t, alphaBar);
     clip(context, box);
-    drawField(context, colours, box, px, py, alpha_bar);
+    drawField(context, colours, box, px, py, alphaBar);
     drawTrajectories(context, colours, paths, place);
     ["cat", "dog"].forEach((name, kind) => {
       const [x, y] = place(MEANS[kind]), radius = px(STD) - px(0);
       Object.assign(context, { strokeStyle: [colours.signal, colours.noise][kind], lineWidth: 1.5 });
-      disc(context, x, y, radius);
+      circle(context, x, y, radius);
       context.stroke();
       Object.assign(context, { textAlign: ["right", "left"][kind], textBaseline: "middle", fillStyle: colours.text });
       label(context, colours, name, x + [-1, 1][kind] * (radius + 5), y);
@@ -228,7 +133,7 @@
     const [px, py] = axes(context, colours, box,
       { range: [-10, 7], ticks: [-10, -5, 0, 5], label: "log-SNR" }, { ...COORDINATE, label: "along the diagonal" });
     background ??= heat(LOG_SNRS.length, 96, colours.gold, (column, row) =>
-      0.8 * densityAlong(LIMIT - ((row + 0.5) / 96) * 2 * LIMIT, alphaBar(LOG_SNRS[column])));
+      0.8 * density(LIMIT - ((row + 0.5) / 96) * 2 * LIMIT, alphaBarOf(LOG_SNRS[column])));
     clip(context, { ...box, left: box.left - 6, right: box.right + 6 });
     context.drawImage(background, box.left, box.top, box.right - box.left, box.bottom - box.top);
     Object.assign(context, { strokeStyle: colours.muted, lineWidth: 1.2 });
@@ -241,12 +146,11 @@
     label(context, colours, "fork", px(FORK) + 5, box.top + 3);
   }
 
-  const number = (x) => (Math.abs(x) < 0.005 ? 0 : x).toFixed(2).replace("-", "−");
-  const pair = ([x, y]) => `(${number(x)}, ${number(y)})`;
+  const nameOfEnd = (path) => ["a cat", "neither", "a dog"][endOf(path) + 1];
 
   /** The readouts, as HTML. */
   function readouts({ paths, x_t, level, fresh }) {
-    const { x0, score } = exact(x_t, alphaBar(LOG_SNRS[level]));
+    const { x0, score } = exact(x_t, alphaBarOf(LOG_SNRS[level]));
     const cats = paths.slice(1).filter((path) => endOf(path) < 0).length;
     const math = (inner) => `<math>${inner}</math>`, symbol = "<msub><mi>x</mi><mi>t</mi></msub>";
     const hat = "<msub><mover><mi>x</mi><mo>^</mo></mover><mn>0</mn></msub>";
@@ -254,23 +158,22 @@
       [`noisy point ${math(symbol)}`, pair(x_t)],
       [`expected clean point ${math(hat)}`, pair(x0)],
       [`score ${math(`<mo>∇</mo><mi>log</mi><mi>p</mi><mo>(</mo>${symbol}<mo>)</mo>`)}`, pair(score)],
-      ["its trajectory ends at", ["a cat", "neither", "a dog"][endOf(paths[0]) + 1]],
+      ["its trajectory ends at", nameOfEnd(paths[0])],
       [fresh ? `${MANY} with other noise` : `${MANY} from near ${math(symbol)}`, `${cats} cats, ${MANY - cats} dogs`],
-    ].map(([name, value]) => `<div><span>${name}</span><output>${value}</output></div>`).join("");
+    ].map(([name, value]) => `<div><span>${name}</span><output aria-live="off">${value}</output></div>`).join("");
   }
 
   function legend() {
     const { gold, signal, noise } = minidiff.colours();
     return [
-      ["block", gold, "", "density of noisy points"], ["arrow", noise, "→", "score"],
-      ["line", signal, "", "trajectories to a cat"], ["line", noise, "", "to a dog"],
-    ].map(([shape, color, text, label]) =>
-      make("span", {}, make("i", { class: shape, style: `color: ${color}`, text }), label));
+      ["block", gold, "density of noisy points"], ["arrow", noise, "score"],
+      ["line", signal, "trajectories to a cat"], ["line", noise, "to a dog"],
+    ];
   }
 
   /** A bar of the posterior weights; returns the function that sets it. */
   function addWeights(parent) {
-    const names = [make("output"), make("output")], parts = [make("i"), make("i")];
+    const names = [0, 1].map(() => make("output", { "aria-live": "off" })), parts = [make("i"), make("i")];
     parent.append(make("div", { class: "weights" }, names[0], make("div", { class: "bar" }, ...parts), names[1]));
     return (weights) => weights.forEach((weight, kind) => {
       names[kind].textContent = `${["cat", "dog"][kind]} ${weight.toFixed(2)}`;
@@ -280,7 +183,6 @@
 
   /** Arrow keys, a mouse, and a finger that starts near x_t move it: move([x, y]). A finger elsewhere scrolls. */
   function makeMovable(canvas, x_t, move) {
-    const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
     let dragging = false;
     const at = ({ clientX, clientY }) => {
       const { left, top, width, height } = canvas.getBoundingClientRect(), box = planeBox(width, height);
@@ -288,14 +190,10 @@
       return [(clientX - left - box.left) / unit - LIMIT, LIMIT - (clientY - top - box.top) / unit];
     };
     const isNear = ([x, y]) => Math.hypot(x - x_t()[0], y - x_t()[1]) < 0.4;
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "application");
     canvas.style.cursor = "grab";
-    canvas.addEventListener("keydown", (event) => {
-      const direction = ARROWS[event.key], size = event.shiftKey ? 0.01 : 0.05;
-      if (!direction) return;
-      event.preventDefault();
-      move(x_t().map((value, axis) => value + size * direction[axis]));
+    minidiff.onArrows(canvas, (right, down, { shiftKey }) => {
+      const [x, y] = x_t(), size = shiftKey ? 0.01 : 0.05;
+      move([x + size * right, y - size * down]);
     });
     canvas.addEventListener("pointerdown", (event) => {
       dragging = event.pointerType === "mouse" || isNear(at(event));
@@ -313,7 +211,7 @@
     canvas.addEventListener("touchstart", keepPage, { passive: false });
   }
 
-  minidiff.widget("score", (body, figure) => {
+  minidiff.widget("score", (body) => {
     let start, k, paths, z; // x_t is paths[0][k], k levels after its release at level `start`
     let fresh = false, seed = 1, starts = 0;
     const state = () => ({ paths, start, fresh, x_t: paths[0][k], level: start + k });
@@ -330,14 +228,15 @@
       });
     }
     function move(x, level = start + k) {
-      player.run(false);
-      release(x.map((value) => Math.max(-LIMIT, Math.min(LIMIT, value))), level);
+      release(x.map((value) => minidiff.clamp(value, -LIMIT, LIMIT)), level);
+      player.pause();
       show();
     }
 
-    const left = make("div"), right = make("div"), key = make("div", { class: "marks" }, ...legend());
+    const left = make("div"), right = make("div"), key = make("div", { class: "marks" });
     const noiseLevel = make("div", { class: "controls" }), buttons = make("div", { class: "controls" });
     const values = make("div", { class: "values" });
+    minidiff.fillLegend(key, legend());
     body.append(make("div", { class: "plots" }, left, right), key);
     const showWeights = addWeights(body);
     body.append(noiseLevel, buttons, values);
@@ -345,25 +244,24 @@
     drawNoise();
     release([-0.8, 1], 60);
 
-    let showing = false; // show() sets the slider itself
     const slider = minidiff.slider(noiseLevel, {
       label: "log-SNR", min: -10, max: 7, step: 0.1, value: LOG_SNRS[start],
-      show: (value) => value.toFixed(1).replace("-", "−"),
-      oninput: (value) => { if (!showing) move(paths[0][k], Math.round(10 * value) + 100); },
+      show: (value) => fixed(value, 1), oninput: (value) => move(paths[0][k], Math.round(10 * value) + 100),
     });
     slider.parentElement.classList.add("wide");
 
-    const player = animation(figure, (seconds) => {
-      k = Math.min(k + Math.max(1, Math.round((seconds * LOG_SNRS.length) / SECONDS)), paths[0].length - 1);
-      if (atEnd()) player.run(false);
-      show();
+    const player = minidiff.play(buttons, {
+      name: () => (atEnd() ? "Again" : "Release"),
+      start: () => {
+        if (atEnd()) k = 0;
+        show();
+      },
+      frame: (seconds) => {
+        k = Math.min(k + Math.max(1, Math.round((seconds * LOG_SNRS.length) / SECONDS)), paths[0].length - 1);
+        show();
+        return !atEnd();
+      },
     });
-    const button = minidiff.button(buttons, "Release", () => {
-      if (atEnd()) k = 0;
-      player.run(!player.running());
-      show();
-    });
-    button.style.minWidth = "5.6em";
     minidiff.button(buttons, "New start", () => move([...minidiff.normal(100 + starts++, 2)], 0));
     const newNoise = minidiff.button(buttons, "New noise", () => { seed++; drawNoise(); move(paths[0][k]); });
     newNoise.disabled = true;
@@ -375,20 +273,20 @@
     const panel = (parent, label, draw) => minidiff.canvas(parent, {
       aspect: "1", label, draw: (...canvas) => draw(...canvas, state()),
     });
-    const plane = panel(left, "The plane", drawPlane);
-    const fork = panel(right, "Trajectories along the diagonal over the log-SNR; they part at the fork", drawFork);
+    const plane = panel(left, () =>
+      `The plane at log-SNR ${fixed(LOG_SNRS[start + k], 1)}: density and score of noisy points, trajectories, and x_t `
+      + `at ${pair(paths[0][k])}. Arrow keys move x_t.`, drawPlane);
+    const fork = panel(right, () =>
+      `Trajectories along the diagonal over the log-SNR; they part at the fork. That of x_t ends at ${
+        nameOfEnd(paths[0])}.`, drawFork);
     makeMovable(plane.canvas, () => paths[0][k], move);
 
     function show() {
       const shown = state();
-      showing = true;
-      minidiff.set(slider, LOG_SNRS[shown.level]);
-      showing = false;
-      button.disabled = paths[0].length === 1;
-      button.textContent = player.running() ? "Pause" : atEnd() ? "Again" : "Release";
-      showWeights(exact(shown.x_t, alphaBar(LOG_SNRS[shown.level])).weights);
+      minidiff.place(slider, LOG_SNRS[shown.level]);
+      player.button.disabled = paths[0].length === 1;
+      showWeights(exact(shown.x_t, alphaBarOf(LOG_SNRS[shown.level])).weights);
       values.innerHTML = readouts(shown);
-      plane.canvas.setAttribute("aria-label", `The plane, with x_t at ${pair(shown.x_t)}. Arrow keys move it.`);
       plane.redraw();
       fork.redraw();
     }
