@@ -29,7 +29,7 @@ def tune(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.  [default: 4]")] = None,
     accumulate: options.Accumulate = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.002]")] = None,
+    lr: options.LearningRate = None,
     backend: options.TrainingBackend = None,
     threads: options.Threads = None,
     seed: options.TrainingSeed = None,

@@ -14,6 +14,7 @@ another. Where it is not, the scale alpha / r is multiplied into B as a file wit
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,6 +158,8 @@ def _alphas(path: Path, metadata: dict[str, str]) -> dict[str, float]:
     try:
         settings: dict[str, Any] = dict(json.loads(metadata.get(ADAPTER, "{}")))
         alphas = {part: float(settings[f"{part}.lora_alpha"]) for part in KOHYA if f"{part}.lora_alpha" in settings}
+        if not all(map(math.isfinite, alphas.values())):
+            raise ValueError(f"lora_alpha is not finite: {alphas}")
     except (ValueError, TypeError, RecursionError):
         raise MinidiffError(f"{path}: its {ADAPTER} is damaged; copy it again") from None
     for key, value in settings.items():

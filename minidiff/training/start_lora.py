@@ -14,7 +14,7 @@ from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.start import new_config
 from minidiff.training.start_text import check_captions
 
-CHOICES: dict[str, Any] = dict(steps=400, batch_size=4, lr=0.002, warmup=20)  # in place of TrainConfig's defaults
+CHOICES: dict[str, Any] = dict(steps=400, batch_size=4, warmup=20)  # in place of TrainConfig's defaults
 COMPARED = 256  # images
 
 
