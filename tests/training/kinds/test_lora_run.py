@@ -44,14 +44,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, base, backend):
 
 
 def test_it_learns_and_its_pipeline_does_not(tmp_path, base):
-    run = new_lora_run(tmp_path / "run", base, steps=150, lr=0.02)
+    """By a twentieth of the loss: all but the attention of the pipeline is random, and frozen."""
+    run = new_lora_run(tmp_path / "run", base, steps=60, lr=0.02)
     networks = (run.pipeline.unet, run.pipeline.text_encoder)
     trained = {id(p) for _, p in run.named_parameters()}
     own = [p for net in networks for p in net.parameters() if id(p) not in trained]
     before, loss = [p.data.tobytes() for p in own], validation_loss(run, bars())
-    go_on(run, checkpoint_every=150, dataset=bars())
+    go_on(run, checkpoint_every=60, dataset=bars())
     assert [p.data.tobytes() for p in own] == before
-    assert validation_loss(run, bars()) < 0.9 * loss
+    assert validation_loss(run, bars()) < 0.95 * loss
 
 
 def test_its_file_gives_the_image_of_the_run(tmp_path, base):
