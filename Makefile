@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-QUICK := tests/data tests/diffusion tests/engine tests/models tests/test_files.py tests/test_house.py tests/test_terminal.py tests/test_words.py
+QUICK := tests/data tests/diffusion tests/engine tests/models tests/test_files.py tests/test_house.py tests/test_numpy_alone.py tests/test_terminal.py tests/test_words.py
 
 .PHONY: demo test quick test-pages test-gpu soak docs bench ladder endurance clean
 

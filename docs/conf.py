@@ -8,7 +8,7 @@ from importlib.metadata import version as version_of
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
-sys.path.insert(0, os.path.dirname(__file__))  # widget.py
+sys.path.insert(0, os.path.dirname(__file__))  # playground.py, widget.py
 
 # The cells compute little, and threads that share cores with other programs mostly wait for one another.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -19,7 +19,7 @@ author = "the minidiff authors"
 release = version = version_of("minidiff")
 html_title = "minidiff"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "widget"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton", "playground", "widget"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -48,7 +48,7 @@ copybutton_prompt_text = "$ "
 
 nitpicky = True  # a link to a function that is not there is a warning; other libraries' pages are out of reach
 nitpick_ignore_regex = [
-    ("py:.*", r"(numpy|collections|contextlib|pathlib|PIL|types)\..*"),
+    ("py:.*", r"(numpy|collections|contextlib|pathlib|PIL|Image|types)\..*"),
     ("py:class", r".*\.(Batch|EvaluatedImages|JSONFile|Stored|[A-Z])"),
 ]
 autodoc_member_order = "bysource"

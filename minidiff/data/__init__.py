@@ -2,9 +2,8 @@
 
 import os
 
-from minidiff.data import cats_dogs, cifar10, emoji, folder, idx
-from minidiff.data.dataset import Dataset
-from minidiff.data.folder import Notice, Skip
+from minidiff.data import cifar10, emoji, idx
+from minidiff.data.dataset import Dataset, Notice, Progress, Skip
 from minidiff.data.points import POINTS, points
 from minidiff.errors import MinidiffError, NoSplit
 
@@ -19,7 +18,7 @@ def open_dataset(
     data: str,
     size: int | None = None,
     split: str = "train",
-    progress: cifar10.Progress | None = None,
+    progress: Progress | None = None,
     skip: Skip | None = None,
     notice: Notice | None = None,
 ) -> Dataset:
@@ -60,7 +59,7 @@ def _open(
     data: str,
     size: int | None,
     split: str,
-    progress: cifar10.Progress | None,
+    progress: Progress | None,
     skip: Skip | None,
     notice: Notice | None,
 ) -> Dataset:
@@ -68,7 +67,9 @@ def _open(
     if data == "cats_dogs":
         if split not in SPLITS:
             raise _no_split(data, split)
-        return cats_dogs.cats_dogs(**SPLITS[split])
+        from minidiff.data.cats_dogs import cats_dogs  # needs Pillow
+
+        return cats_dogs(**SPLITS[split])
     if data == "cifar10":
         archive = cifar10.cache_dir() / cifar10.ARCHIVE
         if not archive.is_file():
@@ -95,7 +96,9 @@ def _at_path(path: str, size: int | None, split: str, skip: Skip | None, notice:
         return cifar10.cifar10(path, split)
     if split != "train":
         raise _no_split(path, split)
-    return folder.folder(path, size, skip, notice)
+    from minidiff.data.folder import folder  # needs Pillow
+
+    return folder(path, size, skip, notice)
 
 
 def _no_split(data: str, split: str) -> NoSplit:

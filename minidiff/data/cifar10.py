@@ -15,13 +15,12 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from minidiff.data.dataset import Dataset, from_arrays
+from minidiff.data.dataset import Dataset, Progress, from_arrays
 from minidiff.errors import MinidiffError, NoSplit
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -42,8 +41,6 @@ EXTENDED = "an extended header"  # timestamps and the like; ignored
 BLOCK = 512  # of a tar
 MAX_PADDING = 2**20  # zeros after its last file
 CHUNK = 2**18
-
-Progress = Callable[[int, int], object]
 
 
 def is_cifar10(folder: str | Path) -> bool:

@@ -7,6 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.errors import MinidiffError
+
+Progress = Callable[[int, int], object]  # bytes done and in total
+Skip = Callable[[MinidiffError], object]
+Notice = Callable[[str], object]
+
 
 @dataclass(frozen=True)
 class Dataset:

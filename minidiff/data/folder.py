@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from minidiff.data import memory
 from minidiff.data.captions import NAMES, captions_of
-from minidiff.data.dataset import Dataset, from_arrays
+from minidiff.data.dataset import Dataset, Notice, Skip, from_arrays
 from minidiff.data.imaging import FORMATS, load_image
 from minidiff.errors import MinidiffError
 
@@ -19,9 +19,6 @@ GREY = ("1", "L", "I", "I;16", "I;16B")
 MAX_SIZE = 4096
 SHOWN = 5  # names of ignored files in a notice
 LARGE = 10**9  # bytes; a larger dataset takes long to read
-
-Skip = Callable[[MinidiffError], object]
-Notice = Callable[[str], object]
 
 
 def folder(

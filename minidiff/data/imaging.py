@@ -9,13 +9,15 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from minidiff.errors import MinidiffError
 from minidiff.files import check_file, write_output
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = (
     "PNG",
@@ -55,13 +57,15 @@ def sheet(
     scale: int | None = None,
     gap: int = 4,
     cells: Sequence[int] | None = None,
-) -> Image.Image:
+) -> "Image.Image":
     """Images (N, H, W, C) uint8 in a grid, row by row, near-square if `columns` is None.
 
     scale  nearest-neighbour upscaling factor; None: to about 96 pixels
     gap    pixels of the sheet between images
     cells  (N,) ascending indices of the grid cells to fill; None: the first N
     """
+    from PIL import Image
+
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -75,8 +79,10 @@ def sheet(
     return Image.fromarray(canvas)
 
 
-def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
+def strip(images: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None) -> "Image.Image":
     """Images (N, H, W, C) uint8 in one row, with `labels`, short captions, under them."""
+    from PIL import Image, ImageDraw, ImageFont
+
     tiles = enlarged(images, scale)  # (N, H, W, 3)
     n, height, width, _ = tiles.shape
     font = ImageFont.load_default(min(max(width // 7, 11), 24))
@@ -104,7 +110,7 @@ def enlarged(images: np.ndarray, scale: int | None) -> np.ndarray:
     return rgb.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
+def save_gif(frames: Sequence["Image.Image"], path: str | Path, ms: int = 60, hold: int = 2000) -> None:
     """Write a GIF that loops for ever: each frame for `ms` milliseconds, the last one for `hold`.
 
     Every frame has its own palette of 256 colours. Raises MinidiffError as `save_image` does, and if the suffix is not
@@ -121,7 +127,7 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 60, hold
     )
 
 
-def save_image(image: Image.Image, path: str | Path) -> None:
+def save_image(image: "Image.Image", path: str | Path) -> None:
     """Write an image atomically, in the format of the path's suffix.
 
     Raises MinidiffError if Pillow cannot write that format, or no file can be written there.
@@ -132,6 +138,8 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 def save_each(images: np.ndarray, folder: Path, names: Sequence[str] | None = None) -> None:
     """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..., or under names, without suffix."""
+    from PIL import Image
+
     names = [f"{i:05d}" for i in range(len(images))] if names is None else names
     for name, image in zip(names, images, strict=True):
         save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{name}.png")
@@ -143,6 +151,8 @@ def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = F
     Raises MinidiffError if Pillow cannot write colours in the suffix's format, if it is not .gif though `animated`, or
     if no file can be written there without overwriting one of the inputs (files.check_file).
     """
+    from PIL import Image
+
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if animated and kind != "GIF":
         raise MinidiffError(f"{path}: an animation is a GIF; give a name that ends in .gif")
@@ -154,6 +164,8 @@ def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = F
 
 def _takes_colours(kind: str) -> bool:
     """Whether Pillow writes RGB images in that format: some need a library, some hold black and white alone."""
+    from PIL import Image
+
     if kind not in Image.SAVE:
         return False
     try:
@@ -171,6 +183,8 @@ def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
     of 16-bit colour Pillow keeps the upper 8 bits. Raises MinidiffError, which names the file, if it is missing,
     damaged, truncated or not an image, or has so many pixels that Pillow takes it for a decompression bomb.
     """
+    from PIL import Image, ImageOps
+
     if not Path(path).is_file():
         raise MinidiffError(f"{path}: no such image file; check the name")
     try:
@@ -188,8 +202,10 @@ def load_image(path: str | Path, channels: int = 3) -> np.ndarray:
     return pixels.reshape(image.height, image.width, channels)  # (H, W, C)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: "Image.Image") -> "Image.Image":
     """16-bit grey to 8-bit grey, which Pillow would clip. Other modes are returned unchanged."""
+    from PIL import Image
+
     if image.mode == "F":
         raise ValueError("its pixels are floating-point and have no agreed range")
     if not image.mode.startswith("I"):
@@ -249,8 +265,10 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def rendered(figure: Any) -> Image.Image:
+def rendered(figure: Any) -> "Image.Image":
     """A figure of `new_figure` as an RGB image."""
+    from PIL import Image
+
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
 

@@ -163,8 +163,9 @@ def snr(schedule: AnySchedule, t: int | np.ndarray) -> np.ndarray:
 def lookup(table: np.ndarray, t: int | np.ndarray) -> np.ndarray:
     """table[t] for an int or an array of ints. Raises MinidiffError unless 0 <= t < T."""
     t = np.asarray(t)
-    if t.dtype.kind not in "iu" or np.any((t < 0) | (t >= len(table))):
-        raise MinidiffError(f"t must be integers from 0 to {len(table) - 1}, not {t.ravel()[:8].tolist()}")
+    wrong = t[(t < 0) | (t >= len(table))] if t.dtype.kind in "iu" else t
+    if wrong.size or t.dtype.kind not in "iu":
+        raise MinidiffError(f"t must be integers from 0 to {len(table) - 1}, not {wrong.ravel()[:8].tolist()}")
     return table[t]
 
 

@@ -30,7 +30,8 @@ class Parameter(Tensor):
 
     def hold_half(self, a: Any) -> None:
         """Hold these float16 values: every operation widens them, and they are not for training."""
-        self.data, self.requires_grad = self.backend.xp.ascontiguousarray(a), False
+        self.data: Any = self.backend.xp.ascontiguousarray(a)
+        self.requires_grad: bool = False
 
 
 class Module:

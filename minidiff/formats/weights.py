@@ -1,9 +1,10 @@
 """Safetensors files: one, or several with an index. Nothing is ever unpickled.
 
-File contents are not trusted: the header's length is limited here, the safetensors library checks its contents, and
-names that are not printable and an index that names files outside of its folder are refused. Arrays are read one at a
-time, so that loading holds no second copy of a network. float16 and bfloat16 are widened to float32, which loses
-nothing, unless a network is so large that its float16 weights are widened where they are used (networks.fill_weights).
+File contents are not trusted: the header's length is limited, shapes and offsets must agree with one another and with
+the file, and names that are not printable and an index that names files outside of its folder are refused. Arrays are
+read one at a time, so that loading holds no second copy of a network. float16 and bfloat16 are widened to float32,
+which loses nothing, unless a network is so large that its float16 weights are widened where they are used
+(networks.fill_weights).
 """
 
 import json
@@ -14,11 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as safetensors_bytes
 
 from minidiff.errors import MinidiffError
 from minidiff.files import LARGEST_JSON, read_json, replace_file
@@ -155,14 +154,54 @@ def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
             if length > LARGEST_JSON:
                 raise ValueError(f"a header of {length} bytes")
             text, now = file.read(length), os.fstat(file.fileno())
-        with safe_open(path, "numpy") as checked:  # shapes, lengths and offsets agree with one another and the file
-            header, names, metadata = json.loads(text), checked.keys(), checked.metadata() or {}
+        arrays, metadata = _parse_header(text, now.st_size - 8 - length)
     except FileNotFoundError:
         raise MinidiffError(f"{path}: no such file; copy or train it again") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from None
-    kept = [name for name in names if not _is_position_ids(name)]
-    return {name: _stored(path, name, header[name], 8 + length, now) for name in kept}, metadata
+    kept = [name for name in arrays if not _is_position_ids(name)]
+    return {name: _stored(path, name, arrays[name], 8 + length, now) for name in kept}, metadata
+
+
+def _parse_header(text: bytes, size: int) -> tuple[dict[str, dict], dict[str, str]]:
+    """The entry of every array by name, in the order of the file, and the metadata.
+
+    Raises ValueError unless the arrays fill the `size` bytes after the header, one after the other. The length of an
+    array is checked against its shape if its dtype is one of DTYPES.
+    """
+    header = json.loads(text)
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise ValueError("the header is no table")
+    metadata = header.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("the metadata is not text")
+    for name, entry in header.items():
+        _check_entry(name, entry)
+    arrays = dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
+    end = 0
+    for name, entry in arrays.items():
+        start, stop = entry["data_offsets"]
+        if start != end:
+            raise ValueError(f"{name!r:.80} begins at byte {start}, not at {end}")
+        end = stop
+    if end != size:
+        raise ValueError(f"{size} bytes of data in the place of {end}")
+    return arrays, metadata
+
+
+def _check_entry(name: str, entry: dict) -> None:
+    """Raises ValueError unless an array's dtype, shape and offsets are there and agree with one another."""
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+        raise ValueError(f"{name!r:.80} has no dtype, shape and offsets")
+    length = offsets[1] - offsets[0]
+    if length < 0 or (dtype in DTYPES and length != prod(shape) * np.dtype(DTYPES[dtype]).itemsize):
+        raise ValueError(f"{name!r:.80} has {length} bytes, which its shape is not of")
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    """Whether it is a list of a few integers from 0 on; NumPy has up to 64 axes."""
+    return isinstance(values, list) and len(values) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in values)
 
 
 def _is_position_ids(name: str) -> bool:
@@ -187,9 +226,9 @@ def damaged(path: Path, error: Exception) -> MinidiffError:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write arrays and metadata to a file atomically."""
-    data = safetensors_bytes(
-        tensors, metadata
-    )  # save_file would leave a temporary file behind if the process is killed
+    from safetensors.numpy import save  # only files that are written need the library
+
+    data = save(tensors, metadata)  # save_file would leave a temporary file behind if the process is killed
     replace_file(path, lambda part: part.write_bytes(data))
 
 

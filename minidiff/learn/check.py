@@ -1,6 +1,6 @@
 """Checking of an answer: its results are compared with the solution's, and what is wrong becomes a hint.
 
-This needs NumPy and Pillow alone. run.py guards it against endless loops and crashes.
+This needs NumPy alone; the images of right answers need Pillow. run.py guards it against endless loops and crashes.
 """
 
 import inspect

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Answer = Callable[..., Any]
 
@@ -29,5 +31,5 @@ class Exercise:
     solution: Answer
     inputs: Callable[[np.random.Generator], list[tuple[Any, ...]]]
     mistakes: tuple[Answer, ...]
-    image: Callable[[Answer], Image.Image] | None = None
+    image: Callable[[Answer], "Image.Image"] | None = None
     rtol: float = 1e-6

@@ -40,13 +40,16 @@ def main(number: int, path: Path, folder: Path) -> None:
     os._exit(0)  # whatever threads the file has started
 
 
-def report_on(exercise: Exercise, path: Path, image: Path) -> dict[str, Any]:
-    """What is to be said of a file: {"right": ..., "hint": ...} or {"error": ...}, the reason why it cannot be run."""
+def report_on(exercise: Exercise, path: Path, image: Path | None = None) -> dict[str, Any]:
+    """What is to be said of a file: {"right": ..., "hint": ...} or {"error": ...}, the reason why it cannot be run.
+
+    With `image`, the image of a right answer is written there.
+    """
     try:
         answer = _answer(exercise, path)
         verdicts = (check(exercise, answer, seed) for seed in SEEDS)
         verdict = next((verdict for verdict in verdicts if not verdict.right), Verdict(True))
-        if verdict.right and exercise.image:
+        if verdict.right and exercise.image and image:
             exercise.image(answer).save(image)
         return {"right": verdict.right, "hint": verdict.hint}
     except BaseException as error:  # SystemExit too

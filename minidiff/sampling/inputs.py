@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from minidiff.data.dataset import slices
 from minidiff.data.imaging import load_image, to_float
@@ -20,6 +19,8 @@ MAX_SEEDS = 100_000
 
 def load_network_input(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """An image file as network input (1, H, W, C), float32 in [-1, 1]: its centre, scaled to `shape` (H, W, C)."""
+    from PIL import Image, ImageOps
+
     height, width, channels = shape
     pixels = load_image(path, channels)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
@@ -32,6 +33,8 @@ def load_mask(path: Path, size: tuple[int, int], factor: int = 1) -> np.ndarray:
 
     Constant in blocks of factor x factor pixels, one block a latent. Raises MinidiffError if nothing is white.
     """
+    from PIL import Image, ImageOps
+
     height, width = size
     image, small = Image.fromarray(load_image(path, 1)[..., 0]), (width // factor, height // factor)
     mask = np.asarray(ImageOps.fit(image, small, Image.Resampling.LANCZOS))[..., None] > 127

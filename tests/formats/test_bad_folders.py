@@ -94,6 +94,37 @@ def test_absurd_shapes(folder, shape, size):
     refused(load_unet, folder, match="damaged or not safetensors|copy both files again")
 
 
+def entry(start, stop, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(0, 8), "b": entry(4, 12)},  # they overlap
+        {"a": entry(0, 8), "b": entry(12, 20)},  # a hole
+        {"a": entry(0, 8)},  # surplus data
+        {"a": entry(0, 20)},  # longer than its shape
+        {"a": entry(0, 8), "b": entry(8, 20, [5], "F16")},
+        {"a": entry(20, 0)},
+        {"a": entry(-8, 0), "b": entry(0, 20, [5])},
+        {"a": entry(0, 20, [True, 5])},
+        {"a": entry(0, 20, [5.0])},
+        {"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20, 20]}},
+        {"a": {"dtype": "F32", "shape": [5]}},
+        {"a": {"shape": [5], "data_offsets": [0, 20]}},
+        {"a": [0, 20]},
+        {"a": entry(0, 20, [5]), "__metadata__": ["text"]},
+        {"a": entry(0, 20, [5]), "__metadata__": {"step": 3}},
+        ["a"],
+        {},
+    ],
+)
+def test_headers_that_contradict_themselves_or_the_data(folder, header):
+    (folder / "unet" / WEIGHTS).write_bytes(raw(header, bytes(20)))
+    refused(load_unet, folder, match=f"{WEIGHTS}: damaged or not safetensors")
+
+
 def change_weights(folder, change):
     tensors = load_file(folder / "unet" / WEIGHTS)
     change(tensors)

@@ -67,21 +67,30 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, site):
-    """open_page("course/x.html", width=...) -> the page. Fails on script errors and on requests to the outside."""
+    """open_page("course/x.html", width=...) -> the page. Fails on script errors and on requests to the outside.
+
+    With cdn, requests to the outside are answered by cdn(route), and may fail.
+    """
     contexts, complaints = [], []
 
-    def open_page(path, width=1200, **options):
+    def open_page(path, width=1200, cdn=None, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
+        if cdn:
+            context.route(outside, cdn)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.on("request", lambda request: outside(request.url) and complaints.append(f"from outside: {request.url}"))
+        page.on("console", lambda message: is_error(message, cdn) and complaints.append(message.text))
+        if not cdn:
+            page.on("request", lambda r: outside(r.url) and complaints.append(f"from outside: {r.url}"))
         page.goto(path if "://" in path else f"{site}/{path}")
         return page
 
     def outside(url):
         return not url.startswith((site, "data:", "blob:", "file:"))
+
+    def is_error(message, cdn):
+        return message.type == "error" and not (cdn and message.text.startswith("Failed to load resource"))
 
     yield open_page
     for context in contexts:

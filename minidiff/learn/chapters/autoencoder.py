@@ -1,12 +1,14 @@
 """Exercises of chapter 8: the autoencoder."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from minidiff.data.imaging import new_figure, rendered
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def reparameterised_sample(mean: np.ndarray, log_variance: np.ndarray, eps: np.ndarray) -> np.ndarray:
@@ -89,7 +91,7 @@ def _gaussians_and_noise(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(*arguments, rng.standard_normal(arguments[0].shape)) for arguments in _gaussians(rng)]
 
 
-def _histograms(answer: Answer) -> Image.Image:
+def _histograms(answer: Answer) -> "Image.Image":
     """Histograms of samples of three Gaussians, beside the densities that they should have."""
     eps = np.random.default_rng(0).standard_normal((1, 64, 64, 1))
     z = np.linspace(-3, 3, 301)

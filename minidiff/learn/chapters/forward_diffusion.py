@@ -1,14 +1,16 @@
 """Exercises of chapter 1: forward diffusion."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from minidiff.data.cats_dogs import cats_dogs
+from minidiff.data import open_dataset
 from minidiff.data.imaging import strip, to_float, to_uint8
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CAT = 17  # an image of the built-in dataset
 
@@ -51,12 +53,12 @@ def _noisy_images(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(x0, t, rng.standard_normal(x0.shape), table) for table in tables]
 
 
-def _noisy_cats(answer: Answer) -> Image.Image:
+def _noisy_cats(answer: Answer) -> "Image.Image":
     """One cat at ten noise levels, evenly spaced in log-SNR, all with the same noise."""
     alphas_cumprod = cosine_schedule().alphas_cumprod
     log_snrs = np.linspace(4.5, -2.25, 10)
     t = np.array([timestep_of_snr(alphas_cumprod, np.exp(log_snr)) for log_snr in log_snrs])
-    cat = to_float(cats_dogs().take(np.array([CAT]))).repeat(len(t), 0)  # (10, 32, 32, 3)
+    cat = to_float(open_dataset("cats_dogs").take(np.array([CAT]))).repeat(len(t), 0)  # (10, 32, 32, 3)
     eps = np.random.default_rng(0).standard_normal(cat.shape[1:])
     x_t = answer(cat, t, np.broadcast_to(eps, cat.shape), alphas_cumprod)
     return strip(to_uint8(x_t), [f"log-SNR {log_snr:g}" for log_snr in log_snrs])

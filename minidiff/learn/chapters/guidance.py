@@ -1,9 +1,8 @@
 """Exercises of chapter 11: classifier-free guidance and classifier guidance."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from minidiff.data.imaging import new_figure, rendered
 from minidiff.diffusion.exact import GaussianMixture, exact_model
@@ -11,6 +10,9 @@ from minidiff.diffusion.reverse import last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def guided(p_cond: np.ndarray, p_null: np.ndarray, scale: float) -> np.ndarray:
@@ -91,7 +93,7 @@ def _gradients(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(rng.standard_normal(shape), rng.standard_normal(shape), alpha_bar, scale) for scale in (1.0, 3.5)]
 
 
-def _sharpened(answer: Answer) -> Image.Image:
+def _sharpened(answer: Answer) -> "Image.Image":
     """Samples of one of two classes in the plane, by the answer's guided prediction at three scales."""
     means = np.array([[-0.4, 0.0], [0.4, 0.0]])
     schedule, n = cosine_schedule(), 2000

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from minidiff.data import open_dataset
 from minidiff.data.imaging import strip, to_float, to_uint8
 from minidiff.diffusion.exact import GaussianMixture, exact_model
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Array = np.ndarray
 
@@ -234,7 +236,7 @@ def _errors(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(evaluations, rng.uniform(0.5, 2, 5) * evaluations**-k) for k in (1.0, 2.0, 3.0)]
 
 
-def _reverse_strip(step: Callable[..., np.ndarray], steps: int) -> Image.Image:
+def _reverse_strip(step: Callable[..., np.ndarray], steps: int) -> "Image.Image":
     """Ten states of a trajectory among sixteen cats and dogs; step(eps_hat, x_t, t, t_prev, z) is one step of it."""
     schedule, rng = linear_schedule(), np.random.default_rng(0)
     images = to_float(open_dataset("cats_dogs").take(np.arange(16)))  # (16, 32, 32, 3)
@@ -247,12 +249,12 @@ def _reverse_strip(step: Callable[..., np.ndarray], steps: int) -> Image.Image:
     return strip(to_uint8(np.concatenate([states[t] for t in shown])), [*(f"t = {t}" for t in shown[:-1]), "x0"])
 
 
-def _ddpm_strip(answer: Answer) -> Image.Image:
+def _ddpm_strip(answer: Answer) -> "Image.Image":
     betas = linear_schedule().betas
     return _reverse_strip(lambda eps_hat, x_t, t, _, z: answer(eps_hat, x_t, t, z, betas), 1000)
 
 
-def _ddim_strip(answer: Answer) -> Image.Image:
+def _ddim_strip(answer: Answer) -> "Image.Image":
     table = linear_schedule().alphas_cumprod
     return _reverse_strip(lambda eps_hat, x_t, t, t_prev, z: answer(eps_hat, x_t, t, t_prev, 0.0, z, table), 100)
 

@@ -1,15 +1,17 @@
 """The exercise of chapter 0: sampling with a trained model."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 import minidiff as md
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import Schedule
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MODEL = Path(__file__).parents[1] / "cats_dogs"  # class-conditional, of 32 x 32 pixels; predicts x0
 SEED, SCALE = 13, 8  # of the image that is shown
@@ -71,7 +73,9 @@ def _model() -> tuple[Model, Schedule]:
     return pipeline.unet, pipeline.schedule
 
 
-def _cat(answer: Answer) -> Image.Image:
+def _cat(answer: Answer) -> "Image.Image":
+    from PIL import Image
+
     pixels = np.rint(255 * np.clip(answer(*_model(), SEED), 0, 1)).astype(np.uint8)  # (32, 32, 3)
     return Image.fromarray(pixels).resize((32 * SCALE, 32 * SCALE), Image.Resampling.NEAREST)
 

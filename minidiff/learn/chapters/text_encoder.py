@@ -1,12 +1,14 @@
 """The exercise of chapter 10: causal attention."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from minidiff.data.imaging import new_figure, rendered
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -70,7 +72,7 @@ def _sequences(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     ]
 
 
-def _weights(answer: Answer) -> Image.Image:
+def _weights(answer: Answer) -> "Image.Image":
     """The attention weights: the answer where the values are the identity."""
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((2, 12, 8))  # (12, 8) each

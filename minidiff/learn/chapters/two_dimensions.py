@@ -1,16 +1,18 @@
 """Exercises of chapter 2: the posterior of a step, the optimal denoiser and the score."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from minidiff.data.cats_dogs import cats_dogs
+from minidiff.data import open_dataset
 from minidiff.data.imaging import new_figure, rendered, to_float, to_uint8
 from minidiff.data.points import CLUSTERS
 from minidiff.diffusion.exact import GaussianMixture
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
 from minidiff.learn.exercise import Answer, Exercise
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def q_posterior(x0: np.ndarray, x_t: np.ndarray, t: int, betas: np.ndarray) -> tuple[np.ndarray, float]:
@@ -143,9 +145,9 @@ def _sets(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return sets
 
 
-def _denoised_cats(answer: Answer) -> Image.Image:
+def _denoised_cats(answer: Answer) -> "Image.Image":
     """A cat at seven noise levels, and below it the expected image, of sixteen possible ones."""
-    images = to_float(cats_dogs().take(np.arange(8, 24))).astype(np.float64)  # (16, 32, 32, 3)
+    images = to_float(open_dataset("cats_dogs").take(np.arange(8, 24))).astype(np.float64)  # (16, 32, 32, 3)
     flat, eps = images.reshape(16, -1), np.random.default_rng(0).standard_normal((1, images[0].size))
     log_snrs = (4, 0, -2, -4, -5, -6, -8)
     figure = new_figure(9, 2.9)
@@ -200,7 +202,7 @@ def _estimates(rng: np.random.Generator) -> list[tuple[Any, ...]]:
     return [(*rng.standard_normal((2, 5, 1, 1, 2)), alpha_bar) for alpha_bar in (0.02, 0.5, 0.97)]
 
 
-def _score_fields(answer: Answer) -> Image.Image:
+def _score_fields(answer: Answer) -> "Image.Image":
     """The score of two clusters at three noise levels, as arrows from a grid of points."""
     mixture = GaussianMixture(CLUSTERS.means, CLUSTERS.stds[:, None], CLUSTERS.weights)
     grid = np.linspace(-1.6, 1.6, 15)
