@@ -29,16 +29,16 @@ def update_of(layer, rank=2, alpha=3.0, seed=1):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_the_layer_in_training_equals_the_merged_weight(kind):
+def test_the_layer_in_training_equals_the_merged_weight(kind, backend):
     """h = W x + (alpha / r) B A x, with what is added to it."""
     make, shape = LAYERS[kind]
     rng = np.random.default_rng(0)
-    layer = make(rng)
+    layer = make(rng).to(backend.name)
     update = update_of(layer)
     training = LoRALayer(layer, 2, 3.0, None)
-    training.A.data[...], training.B.data[...] = update.A, update.B
-    x = Tensor(normal(rng, *shape), layer.backend)
-    add = Tensor(normal(rng, *layer(x).shape), layer.backend)
+    training.A.data[...], training.B.data[...] = backend.asarray(update.A), backend.asarray(update.B)
+    x = Tensor(normal(rng, *shape), backend)
+    add = Tensor(normal(rng, *layer(x).shape), backend)
     got = training(x, add).numpy()
     before = layer(x, add).numpy()
     with merged({"layer": layer}, [({"layer": update}, 1.0)]):
