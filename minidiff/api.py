@@ -27,11 +27,13 @@ from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError, MinidiffWarning
+from minidiff.formats.lora_files import load_lora, save_lora
 from minidiff.formats.networks import load_classifier, load_sampler, load_schedule, load_unet, save_unet
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
+from minidiff.sampling.loras import merged_loras
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
 from minidiff.training.step import train, train_step
@@ -41,9 +43,9 @@ __all__ = [
     "Sampler", "Schedule", "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim",
     "classifier_gradient", "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "ema_profile",
     "exact_model", "get_backend", "guided", "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule",
-    "load_classifier", "load_sampler", "load_schedule", "load_unet", "log_likelihood", "min_snr_weight", "no_grad",
-    "ode_bits_per_dim", "open_dataset", "open_pipeline", "p_sample", "post_hoc_ema", "q_posterior", "q_sample",
-    "redraw", "repaint", "rescale_zero_terminal_snr", "sample", "save_unet", "scaled_linear_schedule",
-    "sigmoid_schedule", "slerp",
-    "text_to_image", "torch_generator", "train", "train_step", "training_loss",
+    "load_classifier", "load_lora", "load_sampler", "load_schedule", "load_unet", "log_likelihood", "merged_loras",
+    "min_snr_weight", "no_grad", "ode_bits_per_dim", "open_dataset", "open_pipeline", "p_sample", "post_hoc_ema",
+    "q_posterior", "q_sample", "redraw", "repaint", "rescale_zero_terminal_snr", "sample", "save_lora", "save_unet",
+    "scaled_linear_schedule", "sigmoid_schedule", "slerp", "text_to_image", "torch_generator", "train", "train_step",
+    "training_loss",
 ]  # fmt: skip

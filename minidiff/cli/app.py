@@ -21,13 +21,16 @@ from minidiff.cli.learn import learn
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
 from minidiff.cli.sample import sample_command
 from minidiff.cli.train import train, train_classifier, train_vae
+from minidiff.cli.tune import tune
 from minidiff.data import imaging
 from minidiff.errors import MinidiffError
 from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.folders import FOUND, describe, find
+from minidiff.formats.lora_files import LORA_WEIGHTS, load_lora, save_lora
 from minidiff.formats.weights import to_float16
 from minidiff.terminal import console, ignore_closed, printable, progress_bar, reports_shown, stderr_console
 from minidiff.training import state
+from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.recipes import SCHEDULE
 
 app = typer.Typer(
@@ -108,6 +111,7 @@ def noise(
 app.command()(train)
 app.command("train-vae")(train_vae)
 app.command("train-classifier")(train_classifier)
+app.command()(tune)
 app.command("sample")(sample_command)
 for command in (explain, redraw, fill, invert, between, evaluate):
     app.command()(command)
@@ -120,19 +124,25 @@ def export(
     raw: Raw = False,
     best: Best = False,
     half: Annotated[bool, typer.Option("--half", help="Write the weights as float16.")] = False,
+    kohya: Annotated[bool, typer.Option("--kohya", help="Of a LoRA: write kohya's keys, for web interfaces.")] = False,
 ) -> None:
     """Export a run's network to a folder that diffusers opens.
 
     Unconditional: DDPMPipeline.from_pretrained(OUT). Class-conditional: UNet2DModel.from_pretrained(OUT,
     subfolder="unet"). Text-conditional: StableDiffusionPipeline.from_pretrained(OUT), if its vae is there.
-    Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). A classifier is for this package alone.
+    Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). LoRA: pipeline.load_lora_weights(OUT). A
+    classifier is for this package alone.
     """
     check_new_folder(out)
     if find(run, *FOUND).kind == "points":
         raise MinidiffError(f"{describe(run, 'points')}; give a run on images, diffusers has no such network")
     opened = state.open_best(run) if best else state.open_run(run)
+    if kohya and not isinstance(opened, LoRARun):
+        raise MinidiffError(f"{run}: is no run of minidiff tune; leave --kohya out")
     with new_folder(out) as folder:
         state.export(opened, folder, raw)
+        if kohya and isinstance(opened, LoRARun):
+            save_lora(folder / LORA_WEIGHTS, load_lora(folder, opened.pipeline), kohya=True)
         if half:
             to_float16(folder)
     console.print(f"Wrote {out}, of step {opened.step}")

@@ -15,6 +15,7 @@ from minidiff.formats.averages import RANGE, in_range
 from minidiff.formats.run_lock import lock_run
 from minidiff.terminal import console, shell_command
 from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.kinds.vae_run import VAERun
 from minidiff.training.resume import resume as resumed
@@ -92,13 +93,13 @@ def train(
     --steps 1500, --batch-size 256, --lr 0.004, --warmup 100, --threads 1, --backend numpy. Options for
     images are refused.
     """
-    given = _given(
+    given = given_options(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
         objective=objective, min_snr=min_snr, learned_variance=learned_variance or None,
         importance_sampling=importance_sampling or None, width=width, depth=depth, steps=steps, batch_size=batch_size,
         accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
-    of_kind = _given(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
+    of_kind = given_options(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
         _check_text_options(text, by_class, recipe, latent, text_encoder)
         _check_no_ddpm_options(text, given)
@@ -106,12 +107,12 @@ def train(
         if resume:
             run, dataset = resumed(out, data, given | of_kind, threads)
         elif text:
-            run, dataset = start_text(out, _required_data(out, data), given, latent, text_encoder, threads)
+            run, dataset = start_text(out, required_data(out, data), given, latent, text_encoder, threads)
         elif data in POINTS:
             run, dataset = start_points(out, data, given, by_class, threads)
         else:
-            run, dataset = start_run(out, _required_data(out, data), given, by_class, threads)
-        _train_to_end(run, dataset, checkpoint_every, keep)
+            run, dataset = start_run(out, required_data(out, data), given, by_class, threads)
+        train_to_end(run, dataset, checkpoint_every, keep)
 
 
 def train_vae(
@@ -148,7 +149,7 @@ def train_vae(
     loss.png, and for every checkpoint a grid of images beside their reconstructions and a validation loss
     (checkpoints.csv).
     """
-    given = _given(
+    given = given_options(
         size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,
         depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
         **_emas(ema_half_life), backend=backend, seed=seed,
@@ -157,8 +158,8 @@ def train_vae(
         if resume:
             run, dataset = resumed(out, data, given, threads, VAERun)
         else:
-            run, dataset = start_vae(out, _required_data(out, data), given, threads)
-        _train_to_end(run, dataset, checkpoint_every, keep)
+            run, dataset = start_vae(out, required_data(out, data), given, threads)
+        train_to_end(run, dataset, checkpoint_every, keep)
 
 
 def train_classifier(
@@ -183,7 +184,7 @@ def train_classifier(
     whatever their schedule and prediction type. --out holds classifier/, metrics.csv, loss.png, and for every
     checkpoint a grid of noisy images with their most probable classes, and a validation loss (checkpoints.csv).
     """
-    given = _given(
+    given = given_options(
         size=size, skip_bad=skip_bad or None, flip=False if no_flip else None, steps=steps, batch_size=batch_size,
         lr=lr, backend=backend, seed=seed,
     )  # fmt: skip
@@ -191,16 +192,16 @@ def train_classifier(
         if resume:
             run, dataset = resumed(out, data, given, threads, ClassifierRun)
         else:
-            run, dataset = start_classifier(out, _required_data(out, data), given, threads)
-        _train_to_end(run, dataset, checkpoint_every, keep)
+            run, dataset = start_classifier(out, required_data(out, data), given, threads)
+        train_to_end(run, dataset, checkpoint_every, keep)
 
 
-def _given(**choices: Any) -> dict[str, Any]:
+def given_options(**choices: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in choices.items() if value is not None}
 
 
-def _required_data(out: Path, data: str | None) -> str:
+def required_data(out: Path, data: str | None) -> str:
     """DATA, which a new run needs. Raises MinidiffError if it was not given."""
     if data is None:
         raise MinidiffError(f"DATA is missing: give {options.DATA}; or --resume, to resume the run in {out}")
@@ -223,7 +224,7 @@ def _check_no_ddpm_options(text: bool, given: dict[str, Any]) -> None:
             raise MinidiffError(f"--{name.replace('_', '-')} does not go with --text: leave it out")
 
 
-def _train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
+def train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
     """Train up to the run's total of steps, if any are left; print the command that samples the result."""
     if run.step == run.config.steps:
         console.print(f"{run.folder}: all {run.step} steps are done already; to continue, give a larger --steps")
@@ -243,6 +244,9 @@ def _result(run: Run, dataset: Dataset) -> str:
         return f"The autoencoder: {run.folder / 'vae'}"
     if isinstance(run, ClassifierRun):
         return f"The classifier: {run.folder / 'classifier'}"
+    if isinstance(run, LoRARun):
+        model = ["minidiff", "sample", str(run.pipeline.folder), "--lora", str(run.folder)]
+        return f"To sample: {shell_command([*model, '--prompt', dataset.captions[0]])}"
     prompt = ["--prompt", dataset.captions[0]] if isinstance(run, TextRun) else []
     return f"To sample: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"
 

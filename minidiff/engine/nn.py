@@ -45,6 +45,13 @@ class Module:
             else:
                 yield from ((f"{name}.{inner}", p) for inner, p in value.named_parameters())
 
+    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
+        """("down_blocks.0", module), ("down_blocks.0.resnets.0", module), ...: all modules within this one."""
+        for name, value in _children(self):
+            if isinstance(value, Module):
+                yield name, value
+                yield from ((f"{name}.{inner}", module) for inner, module in value.named_modules())
+
     def parameters(self) -> list[Parameter]:
         """All parameters, in the order of definition."""
         return [p for _, p in self.named_parameters()]
@@ -70,9 +77,9 @@ class Module:
         missing = [k for k in own if k not in shapes]
         surplus = [k for k in shapes if k not in own]
         differing = [k for k in own if k in shapes and shapes[k] != own[k]]
-        found = [f"missing {_first_few(missing)}"] if missing else []
-        found += [f"surplus {_first_few(surplus)}"] if surplus else []
-        found += [_first_few([f"{k} has shape {shapes[k]}, not {own[k]}" for k in differing])] if differing else []
+        found = [f"missing {first_few(missing)}"] if missing else []
+        found += [f"surplus {first_few(surplus)}"] if surplus else []
+        found += [first_few([f"{k} has shape {shapes[k]}, not {own[k]}" for k in differing])] if differing else []
         if found:
             raise ValueError(f"weights do not fit: {'; '.join(found)}")
 
@@ -105,7 +112,8 @@ def _children(module: Module) -> Iterator[tuple[str, "Module | Parameter"]]:
                 yield key, item
 
 
-def _first_few(names: list[str]) -> str:
+def first_few(names: list[str]) -> str:
+    """The first three names, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 

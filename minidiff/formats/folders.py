@@ -23,6 +23,7 @@ FOUND = {
     "vae": "an autoencoder, which does not sample",
     "classifier": "a classifier of noisy images, which does not sample",
     "points": "an MLP on points, which has no images",
+    "lora": "a LoRA, which samples with its model: minidiff sample MODEL --lora LORA",
 }
 GIVE = {
     "unet": "give a run of minidiff train on images without --text, or a diffusers folder with a UNet2DModel",
@@ -30,6 +31,7 @@ GIVE = {
     "vae": "give a run of minidiff train-vae",
     "classifier": "give a run of minidiff train-classifier",
     "points": "give a run of minidiff train on points, such as swiss_roll",
+    "lora": "give a run of minidiff tune",
 }
 
 

@@ -245,11 +245,16 @@ def digests(tokenizer: Tokenizer, vae: VAE | Pixels, text_encoder: TextEncoder |
     digests = {"tokenizer": digest.hexdigest()}
     for name, network in (("vae", vae), ("text_encoder", text_encoder)):
         if isinstance(network, Module):
-            digest = sha256()
-            for p in network.parameters():
-                digest.update(p.numpy().tobytes())
-            digests[name] = digest.hexdigest()
+            digests[name] = weights_digest(network)
     return digests
+
+
+def weights_digest(network: Module) -> str:
+    """SHA-256 of a network's weights."""
+    digest = sha256()
+    for p in network.parameters():
+        digest.update(p.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fill_from_buffer(parameters: list[Parameter], state: RunState, weights: Weights) -> None:

@@ -26,7 +26,7 @@ BUFFERS = ("p", "ema", "m", "v")
 # What a run trains.
 KINDS = {
     "unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net", "classifier": "a classifier of noisy images",
-    "points": "an MLP on points",
+    "points": "an MLP on points", "lora": "a LoRA",
 }  # fmt: skip
 MAX_STEP = 10**9
 

@@ -11,12 +11,12 @@ from minidiff.formats.averages import RANGE, in_range, same_half_life
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
 INTEGER_RANGES = {
     "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
-    "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096),
+    "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096), "rank": (1, 65536),
 }  # fmt: skip
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
-    "learned_variance", "importance_sampling", "further_emas",
+    "learned_variance", "importance_sampling", "further_emas", "rank",
 }  # fmt: skip
 
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
@@ -46,6 +46,7 @@ class TrainConfig:
     learned_variance     the network predicts the reverse variance too (diffusion/loss.py)
     importance_sampling  draw t by the losses so far, in place of uniformly (diffusion/loss.py)
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
+    rank          of a LoRA's updates (models/lora.py)
     Raises MinidiffError that names the first value that is out of range.
     """
 
@@ -73,6 +74,7 @@ class TrainConfig:
     learned_variance: bool = False
     importance_sampling: bool = False
     further_emas: tuple[float, ...] = ()
+    rank: int = 4
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():

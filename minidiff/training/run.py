@@ -5,6 +5,7 @@
     TextRun        a text-conditional U-Net                       (kinds/text_run.py)
     ClassifierRun  a classifier of noisy images                   (kinds/classifier_run.py)
     PointsRun      an MLP on points                               (kinds/points_run.py)
+    LoRARun        low-rank updates of a text pipeline            (kinds/lora_run.py)
 
 The loop (loop.py), the state on disk (state.py) and the progress bar are the same for all.
 """

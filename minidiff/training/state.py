@@ -20,6 +20,7 @@ import numpy as np
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import buffer_name
 from minidiff.formats.folders import check_run
+from minidiff.formats.lora_files import LORA_WEIGHTS
 from minidiff.formats.run_networks import best_state, read_parts
 from minidiff.formats.run_state import (
     BUFFERS,
@@ -36,6 +37,7 @@ from minidiff.formats.weights import write_safetensors
 from minidiff.training import checkpoints
 from minidiff.training.config import TrainConfig, config_from_dict
 from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.points_run import PointsRun
 from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.kinds.unet_run import UNetRun
@@ -45,10 +47,11 @@ from minidiff.training.run import Run
 
 KINDS: dict[str, type[Run]] = {
     "unet": UNetRun, "vae": VAERun, "text": TextRun, "classifier": ClassifierRun, "points": PointsRun,
+    "lora": LoRARun,
 }  # fmt: skip
 WRITTEN = (
     "metrics.csv", "checkpoints.csv", "unet", "vae", "classifier", "mlp", "text_encoder", "tokenizer", "scheduler",
-    "model_index.json", "classes.json", "loss.png", "samples",
+    "model_index.json", "classes.json", "loss.png", "samples", LORA_WEIGHTS,
 )  # fmt: skip
 R = TypeVar("R", bound=Run)
 
@@ -119,7 +122,7 @@ def build_run(state: RunState, kind: type[R] = Run) -> R:
 
 
 def _name_of(kind: type[Run]) -> str:
-    return next(name for name, run_class in KINDS.items() if issubclass(kind, run_class))
+    return next(name for name, run_class in KINDS.items() if run_class is kind)
 
 
 def roll_back(run: Run) -> None:

@@ -40,8 +40,7 @@ def test_images_are_the_same(folder, monkeypatch, backend):
     """Bit for bit: widening rounds nothing."""
     kept, widened = (opened(folder, monkeypatch, least, backend) for least in (0, 50_000_000))
     first, second = (
-        md.text_to_image(p, ["a black cat"], steps=2, rng=np.random.default_rng(0))
-        for p in (kept, widened)
+        md.text_to_image(p, ["a black cat"], steps=2, rng=np.random.default_rng(0)) for p in (kept, widened)
     )
     np.testing.assert_array_equal(first, second)
 

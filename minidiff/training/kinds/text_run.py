@@ -131,6 +131,10 @@ class TextRun(Run):
             for texts in (train_set.captions, held_out.captions)
             for i in evenly_spaced(len(texts), SHEET_IMAGES // 2)
         ]
+        return self.samples_of(prompts)
+
+    def samples_of(self, prompts: list[str]) -> Image:
+        """A sample for each prompt, with the prompts; the noise depends on the run's seed alone."""
         rng = np.random.default_rng([self.config.seed, 0])
         images = text_to_image(self.pipeline, prompts, guidance=SHEET_GUIDANCE, steps=SHEET_STEPS, rng=rng)
         return captioned_sheet(to_uint8(images), prompts)

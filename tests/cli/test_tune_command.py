@@ -1,0 +1,116 @@
+"""minidiff tune, sample --lora and export --kohya on a small pipeline."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from small_commands import QUICK, bytes_of, noises, stop_after
+from small_text import new_text_run
+
+from minidiff.cli import training_bar
+from minidiff.training.kinds import lora_run
+
+SAMPLE = ("--steps", 2, "--guidance", 2, *QUICK)
+
+
+@pytest.fixture(autouse=True)
+def quick_sheets(monkeypatch):
+    monkeypatch.setattr(lora_run, "SHEET_PROMPTS", 1)
+
+
+@pytest.fixture
+def tuned(done, tmp_path):
+    """A pipeline in base, images in data, a LoRA in lora; tuned(*options) trains it."""
+    new_text_run(tmp_path / "base")
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (20, 16), colour).save(data / f"{i}.png")
+    (data / "captions.csv").write_text("file_name,text\n0.png,red zib\n1.png,zib\n2.png,a zib\n")
+
+    def tuned(*options):
+        return done("tune", "base", "data", "--out", "lora", "--steps", 3, "--rank", 2, "--lr", 0.05, *options, *QUICK)
+
+    return tuned
+
+
+def images(run, *options):
+    code, _, err = run("sample", "base", "--prompt", "zib", "--npz", "all.npz", *options, *SAMPLE)
+    assert (code, err) == (0, "")
+    with np.load("all.npz") as file:
+        return file["arr_0"].astype(int)
+
+
+def test_from_images_to_an_image(run, done, tuned):
+    out = tuned()
+    assert "minidiff sample base --lora lora --prompt 'red zib'" in out.replace(os.getcwd() + "/", "")
+    assert bytes_of("lora/metrics.csv").count(b"\n") == 4 and os.path.exists("lora/samples/step-000003.png")
+    without, with_lora = images(run), images(run, "--lora", "lora")
+    assert (without != with_lora).any()
+    np.testing.assert_array_equal(images(run, "--lora", "lora:0"), without)
+    np.testing.assert_array_equal(images(run, "--lora", "lora:0.5", "--lora", "lora:0.5"), with_lora)
+    file = "lora/pytorch_lora_weights.safetensors"
+    np.testing.assert_array_equal(images(run, "--lora", f"{file}:1"), with_lora)
+    done("export", "lora", "web", "--kohya")
+    assert all(name.startswith(("lora_unet_", "lora_te_")) for name in load_file(f"web/{os.path.basename(file)}"))
+    np.testing.assert_array_equal(images(run, "--lora", "web"), with_lora)
+    done("export", "lora", "half", "--half")
+    assert os.path.getsize("half/pytorch_lora_weights.safetensors") < os.path.getsize(file)
+
+
+def test_a_path_with_a_colon(run, tuned):
+    tuned()
+    os.rename("lora", "of:2")
+    assert (images(run, "--lora", "of:2") != images(run)).any()
+    np.testing.assert_array_equal(images(run, "--lora", "of:2:0"), images(run))
+
+
+def test_ctrl_c_saves_and_resume_goes_on(run, tuned, done, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(training_bar, "stoppable", stop_after(2))
+        tuned_arguments = ("--out", "lora", "--steps", 4, "--rank", 2, *QUICK)
+        code, out, _ = run("tune", "base", "data", *tuned_arguments)
+    assert code == 130 and "Saved at step 2. To resume: minidiff train --out lora --resume" in out
+    assert "Done: step 4" in done("tune", "--out", "lora", "--resume")
+
+
+def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):
+    tuned()
+    noises(tmp_path / "bare")
+    refused("tune", "--out", "new", match="RUN is missing")
+    refused("tune", "base", "--out", "new", match="DATA is missing")
+    refused("tune", "base", "--out", "lora", "--resume", match="--resume continues with the RUN and DATA of lora")
+    refused("tune", "--out", "lora", "--resume", "--rank", 3, match="was started with --rank 2, not 3")
+    refused("tune", "base", "data", "--out", "lora", match="lora: holds a run already")
+    refused("tune", "base", "bare", "--out", "new", *QUICK, match="bare: its images have no captions")
+    refused("tune", "base", "cats_dogs", "--out", "new", *QUICK, match="cats_dogs: its images have no captions")
+    refused("tune", "lora", "data", "--out", "new", match="lora: is the run of a LoRA, which samples with its model")
+    refused("sample", "lora", "--prompt", "a", match="lora: is the run of a LoRA, which samples with its model")
+    refused("sample", "base", "--lora", "lora", match="--lora needs a prompt")
+    refused("export", "base", "new", "--kohya", match="base: is no run of minidiff tune")
+    for weight in ("nan", "inf"):
+        refused("sample", "base", "--prompt", "a", "--lora", f"lora:{weight}", *SAMPLE, match="must be finite")
+    refused("sample", "base", "--prompt", "a", "--lora", "none:0.5", *SAMPLE, match="none: no such file")
+
+
+def test_images_that_are_all_the_same(refused, tuned, tmp_path):
+    for i in range(3):
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / f"{i}.png")
+    refused("tune", "base", "data", "--out", "new", *QUICK, match="data: its 3 images are all the same")
+
+
+def test_a_lora_of_another_model(refused, tuned):
+    """One line, and nothing is written."""
+    tuned()
+    file = "lora/pytorch_lora_weights.safetensors"
+    arrays = load_file(file)
+    save_file({name: np.zeros((2, 320), np.float32) if "lora_A" in name else a for name, a in arrays.items()}, file)
+    refused(
+        "sample", "base", "--prompt", "a", "--lora", "lora", *SAMPLE, match="do not fit the weight .* another model"
+    )
+    save_file({name.replace("blocks.0", "blocks.7"): a for name, a in arrays.items()}, file)
+    refused(
+        "sample", "base", "--prompt", "a", "--lora", "lora", *SAMPLE, match="keys are of no layer of base: .* more;"
+    )
