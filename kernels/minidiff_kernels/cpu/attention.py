@@ -32,7 +32,7 @@ from .simd import (
     transpose_from_panels,
     transpose_to_panels,
     zeros,
-)  # fmt: skip
+)
 
 VECTORS = 6  # of queries in a block: two register tiles wide
 QUERIES = VECTORS * LANES
