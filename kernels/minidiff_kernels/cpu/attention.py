@@ -32,7 +32,7 @@ from .simd import (
     transpose_from_panels,
     transpose_to_panels,
     zeros,
-)  # fmt: skip
+)
 
 VECTORS = 6  # of queries in a block: two register tiles wide
 QUERIES = VECTORS * LANES
@@ -43,27 +43,27 @@ MASKED = np.float32(-3e38)  # score of a masked key: its exponential is zero
 
 def attention(q, k, v, causal=False):
     """o (N, T, heads, D) and lse (N, heads, T); causal: query t attends to keys 0 ... t."""
-    N, T, heads, D = q.shape
-    S = k.shape[1]
+    (N, T, heads, D), S = q.shape, k.shape[1]
     o, lse = empty(q.shape), empty((N, heads, T))
     keys, width = round_up(S, ROWS), round_up(D)
     parts = 2 * [keys * width] + 2 * [QUERIES * width] + [QUERIES * min(keys, KEYS)] + 2 * [QUERIES]
     offsets, scratch = _scratch(parts)
     arrays = tuple(a.reshape(-1) for a in (q, k, v, o, lse))
-    _forward(arrays, (N, T, S, heads, D), offsets, scratch, causal, causal and _no_nan(q, k, v))
+    skip = causal and T > QUERIES and _no_nan(v)
+    _forward(arrays, (N, T, S, heads, D), offsets, scratch, causal, skip)
     return o, lse
 
 
 def attention_backward(do, q, k, v, o, lse, causal=False):
     """The gradients dq, dk, dv."""
-    N, T, heads, D = q.shape
-    S = k.shape[1]
+    (N, T, heads, D), S = q.shape, k.shape[1]
     dq, dk, dv = empty(q.shape), empty(k.shape), empty(v.shape)
     keys, width = round_up(S, ROWS), round_up(D)
     parts = 4 * [keys * width] + 5 * [QUERIES * width] + 2 * [QUERIES * min(keys, KEYS)] + 2 * [QUERIES]
     offsets, scratch = _scratch(parts)
     inputs, gradients = (tuple(a.reshape(-1) for a in arrays) for arrays in ((do, q, k, v, o, lse), (dq, dk, dv)))
-    _backward(inputs, gradients, (N, T, S, heads, D), offsets, scratch, causal, causal and _no_nan(do, q, k, v))
+    skip = causal and T > QUERIES and _no_nan(do, o, k[:, T:], v[:, T:])  # o has the NaN of q, and of k and v up to T
+    _backward(inputs, gradients, (N, T, S, heads, D), offsets, scratch, causal, skip)
     return dq, dk, dv
 
 
@@ -74,7 +74,7 @@ def _scratch(sizes):
 
 
 def _no_nan(*arrays) -> bool:
-    """Whether masked keys may be skipped: their probability is 0, but 0 times NaN is NaN."""
+    """Whether masked keys may be skipped: their probability is 0, and 0 times NaN is NaN."""
     with np.errstate(all="ignore"):
         return not any(np.isnan(a.sum()) for a in arrays)
 
