@@ -1,0 +1,33 @@
+"""What sampling launches, for compilation ahead: one evaluation of each network."""
+
+import numpy as np
+
+from minidiff.compilation import compile_ahead
+from minidiff.engine.tensor import no_grad
+from minidiff.formats.pipeline import Pipeline, TextPipeline
+
+TILE = 32  # latents in height and width that are decoded: enough to launch what a large image does
+
+
+def compile_for_sampling(pipeline: Pipeline, n: int = 1, size: tuple[int, int] | None = None) -> None:
+    """Compile the kernels that sampling n images at once launches, of that height and width or the pipeline's own.
+
+    The encoder of an autoencoder and a classifier for guidance are not included: their kernels compile at first use.
+    """
+    backend = pipeline.unet.backend.name
+    compile_ahead(backend, lambda: _evaluate(pipeline.to(backend), n, size or pipeline.image_shape[:2]))
+
+
+def _evaluate(pipeline: Pipeline, n: int, size: tuple[int, int]) -> None:
+    """Evaluate the networks once."""
+    t = np.zeros(n, np.int64)
+    with no_grad():
+        if isinstance(pipeline, TextPipeline):
+            (height, width), vae = size, pipeline.vae
+            text = pipeline.text_encoder(pipeline.tokenizer([""] * n))
+            shape = height // vae.factor, width // vae.factor, vae.config.latent_channels
+            latents = pipeline.unet(np.zeros((n, *shape), np.float32), t, text)
+            vae.decode(latents.numpy()[:1, :TILE, :TILE])
+        else:
+            labels = None if pipeline.num_class_embeds is None else np.zeros(n, np.int64)
+            pipeline.unet(np.zeros((n, *pipeline.image_shape), np.float32), t, labels)
