@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import numba
 import numpy as np
 from minidiff_kernels.cpu import ahead, jit
 
+from minidiff.errors import MinidiffError
 from minidiff.progress import progress
 
 MOST_PROCESSES = 4  # the kernel that takes longest is a fifth of all; each process takes 420 MB of memory
@@ -23,7 +25,8 @@ def compile_ahead(backend: str, dry_run: Callable[[], object]) -> None:
     if backend != "numba" or not jit.ENABLED:
         return
     with jit.dry_run() as launches, np.errstate(all="ignore"):  # arbitrary numbers may overflow
-        dry_run()
+        with suppress(MinidiffError, MemoryError):  # the work itself fails too, and says where
+            dry_run()
     if needed := ahead.missing(launches):
         with progress("compiling kernels", len(needed)) as tick:
             failed = ahead.compile_ahead(needed, min(numba.get_num_threads(), MOST_PROCESSES), tick)

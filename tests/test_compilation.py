@@ -1,7 +1,12 @@
 """Compilation ahead: the dry run of training and of sampling launches all that the work itself does."""
 
+import numpy as np
 import own_process
 import pytest
+from small_runs import new_run
+
+from minidiff.sampling import dry_run
+from minidiff.sampling.opening import open_pipeline
 
 # compare(dry, work) prints how many launches the dry run found, and those of the work that it did not find. In a
 # process of its own, since a dry run does not see kernels that are compiled already.
@@ -49,13 +54,13 @@ PROGRAMS = {
     + """
 pipeline = opening.open_pipeline(folder / "run", "numba", kind="unet")
 x, t = np.zeros((3, 8, 8, 1), np.float32), np.zeros(3, int)
-compare(lambda: sampling._evaluate(pipeline, 3, (8, 8)), lambda: pipeline.unet(x, t))
+compare(lambda: sampling._evaluate(sampling._without_weights(pipeline), 3, (8, 8)), lambda: pipeline.unet(x, t))
 """,
     "sampling with text": TEXT
     + """
 pipeline = opening.open_pipeline(folder / "run", "numba", kind="text")
 work = lambda: text_to_image.text_to_image(pipeline, ["red"], steps=2)
-compare(lambda: sampling._evaluate(pipeline, 1, (8, 8)), work)
+compare(lambda: sampling._evaluate(sampling._without_weights(pipeline), 1, (8, 8)), work)
 """,
 }
 
@@ -68,3 +73,15 @@ def test_a_dry_run_finds_every_launch(name, tmp_path):
     found, *missed = output.split()
     assert int(found) > 5
     assert missed == []
+
+
+def test_a_dry_run_of_sampling_does_not_use_the_weights(tmp_path):
+    """What an operation keeps of them would be arbitrary."""
+    new_run(tmp_path)
+    pipeline = open_pipeline(tmp_path, "numba", kind="unet")
+    own, copied = (dict(p.unet.named_parameters()) for p in (pipeline, dry_run._without_weights(pipeline)))
+    assert own.keys() == copied.keys()
+    for name, p in own.items():
+        assert copied[name].shape == p.shape and not copied[name].numpy().any()
+        assert not np.shares_memory(copied[name].data, p.data)
+    assert any(p.numpy().any() for p in own.values())

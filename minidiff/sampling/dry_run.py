@@ -1,8 +1,13 @@
 """What sampling launches, for compilation ahead: one evaluation of each network."""
 
+import copy
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from minidiff.compilation import compile_ahead
+from minidiff.engine.nn import Module, Parameter
 from minidiff.engine.tensor import no_grad
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 
@@ -14,8 +19,28 @@ def compile_for_sampling(pipeline: Pipeline, n: int = 1, size: tuple[int, int] |
 
     The encoder of an autoencoder and a classifier for guidance are not included: their kernels compile at first use.
     """
-    backend = pipeline.unet.backend.name
-    compile_ahead(backend, lambda: _evaluate(pipeline.to(backend), n, size or pipeline.image_shape[:2]))
+    size = size or pipeline.image_shape[:2]
+    compile_ahead(pipeline.unet.backend.name, lambda: _evaluate(_without_weights(pipeline), n, size))
+
+
+def _without_weights(pipeline: Pipeline) -> Pipeline:
+    """A pipeline of the same networks, but with weights of zero."""
+    return replace(pipeline, **{name: _zeros_like(part) for name, part in vars(pipeline).items()})
+
+
+def _zeros_like(part: Any) -> Any:
+    """A copy of a network whose weights are zero, which takes no memory until they are read; others unchanged.
+
+    So whatever an operation may keep of its weights, such as packed ones, is not of the network's own.
+    """
+    if isinstance(part, list):
+        return [_zeros_like(value) for value in part]
+    copied = copy.copy(part)
+    if isinstance(part, Parameter):
+        copied.data = part.backend.xp.zeros(part.shape, part.data.dtype)
+    elif isinstance(part, Module):
+        vars(copied).update({name: _zeros_like(value) for name, value in vars(part).items()})
+    return copied
 
 
 def _evaluate(pipeline: Pipeline, n: int, size: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import own_process
 import pytest
@@ -74,6 +75,17 @@ def test_without_a_cache_this_process_compiles(bits):
     assert errors.startswith("minidiff: compiled kernels are not kept, ") and errors.count("\n") == 1
 
 
+def ended(process, seconds=60):
+    """Whether a process ends within that time: it is killed, or notices that nobody reads its answers."""
+    for _ in range(10 * seconds):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_ctrl_c_ends_all_processes(tmp_path):
     program = own_process.start(PROGRAM + INTERRUPTED, NUMBA_CACHE_DIR=str(tmp_path))
     assert program.stdout
@@ -83,8 +95,7 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     assert output == "" and errors.splitlines()[-1] == "KeyboardInterrupt"
     assert program.returncode == -signal.SIGINT
     for process in processes:
-        with pytest.raises(ProcessLookupError):
-            os.kill(process, 0)
+        assert ended(process)
 
 
 def test_a_process_ends_with_what_it_serves(tmp_path):

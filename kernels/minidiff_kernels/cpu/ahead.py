@@ -57,11 +57,13 @@ def _size(launch: jit.Launch) -> int:
 
 def _compile_in_processes(pending: deque[jit.Launch], count: int, tick: Callable[[], object]) -> list[int]:
     """Take launches from `pending` until it is empty, or no process is left; returns the exit codes of failed ones."""
-    started = [_start() for _ in range(count)]
-    threads = [Thread(target=_feed, args=(process, pending, tick), daemon=True) for process in started]
+    started: list[subprocess.Popen] = []
+    threads: list[Thread] = []
     try:
-        for thread in threads:
-            thread.start()
+        for _ in range(count):
+            started.append(_start())
+            threads.append(Thread(target=_feed, args=(started[-1], pending, tick), daemon=True))
+            threads[-1].start()
         for thread in threads:
             thread.join()
         for process in started:
@@ -75,9 +77,8 @@ def _compile_in_processes(pending: deque[jit.Launch], count: int, tick: Callable
 
 def _start() -> subprocess.Popen:
     """A process that compiles. In a session of its own, Ctrl-C does not reach it: this process ends it."""
-    command = [sys.executable, "-m", __name__]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, text=True, bufsize=1, start_new_session=True)
+    command, pipe = [sys.executable, "-m", __name__], subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, start_new_session=True)
 
 
 def _feed(process: Any, pending: deque[jit.Launch], tick: Callable[[], object]) -> None:
@@ -106,7 +107,8 @@ def _done_by(process: Any, launch: jit.Launch) -> bool:
 def _serve(requests: TextIO, answers: TextIO) -> None:
     """Compile what the lines of `requests` name."""
     gc.disable()  # an eighth of the time, in a process that is short
-    JITCodeLibrary._finalize_specific = _finalize
+    library_class: Any = JITCodeLibrary
+    library_class._finalize_specific = _finalize
     jit.cpu_target.target_context.__class__ = _KernelContext
     for line in requests:
         module, name, types = loads(bytes.fromhex(line))
