@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from minidiff import machine
 from minidiff.errors import MinidiffWarning
 from minidiff.progress import progress_shown
 
@@ -104,12 +103,6 @@ def ignore_closed(stream: TextIO) -> TextIO:
     )
 
 
-def announce_compiling(backend: str) -> None:
-    """Print that the first start on a processor compiles the kernels, unless they are cached."""
-    if backend == "numba" and not machine.compiled():
-        console.print("Compiling the kernels for this processor, once: about a minute.")
-
-
 def print_warning(text: str) -> None:
     """Print a warning, unless it is empty, as a line on stderr."""
     if text:
@@ -139,9 +132,11 @@ def with_progress_bar(name: str, total: int, work: Callable[[Callable[[], object
 
 
 @contextmanager
-def shown_progress(name: str, total: int, transient: bool = False) -> Iterator[Callable[..., object]]:
+def shown_progress(
+    name: str, total: int, transient: bool = False, on: Console = console
+) -> Iterator[Callable[..., object]]:
     """A progress bar; yields tick(done=1), which advances it."""
-    with progress_bar(transient) as bar:
+    with progress_bar(transient, on) as bar:
         task = bar.add_task(name, total=total, note="")
         yield lambda done=1: bar.advance(task, done)
         bar.update(task, completed=total)  # work may finish with fewer ticks

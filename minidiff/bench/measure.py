@@ -12,8 +12,10 @@ import numpy as np
 from minidiff_kernels.cpu import jit, simd
 from numba import prange
 
+from minidiff import machine
 from minidiff.bench import ours
 from minidiff.bench.cases import Case
+from minidiff.compilation import compile_ahead
 from minidiff.engine.backend import Backend, get_backend
 from minidiff.errors import MinidiffError
 
@@ -50,6 +52,17 @@ class Rival:
     prepare: Callable[[str, Case, dict[str, np.ndarray]], Side]
     facts: Mapping[str, Any]
     pause: float = 0
+
+
+def compile_for(chosen: Iterable[Case]) -> None:
+    """Compile the kernels of the cases that are chosen, unless the cache holds kernels of these sources."""
+
+    def run_all() -> None:
+        for case in chosen:
+            our_side(get_backend("numba"), case, case.inputs()).run()
+
+    if not machine.compiled():
+        compile_ahead("numba", run_all)
 
 
 def our_side(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:

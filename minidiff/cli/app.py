@@ -28,7 +28,16 @@ from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.folders import FOUND, describe, find
 from minidiff.formats.lora_files import LORA_WEIGHTS, load_lora, save_lora
 from minidiff.formats.weights import to_float16
-from minidiff.terminal import console, ignore_closed, printable, progress_bar, reports_shown, stderr_console
+from minidiff.progress import progress_shown
+from minidiff.terminal import (
+    console,
+    ignore_closed,
+    printable,
+    progress_bar,
+    reports_shown,
+    shown_progress,
+    stderr_console,
+)
 from minidiff.training import state
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.recipes import SCHEDULE
@@ -188,11 +197,10 @@ def bench_command(
     report.check_place(json_to)
     rows = []
     if backend == "numba":
-        compiled_before = machine.compiled()  # open_rival compiles
         rival = rivals.open_rival([against] if against else ["torch", *rivals.installed()], threads)
         chosen = [case for case in chosen if rival.modes(case.op, compiled)]
-        if not compiled_before:
-            stderr_console.print("Compiling the kernels for this processor, once: about a minute.")
+        with progress_shown(partial(shown_progress, on=stderr_console)):
+            measure.compile_for(cases.choose(names or [], batch=1))
         measured = partial(measure.measure, rival=rival, compiled=compiled, rounds=rounds)
         peaks = measure.peaks()
     else:

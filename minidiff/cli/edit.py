@@ -25,9 +25,10 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import guided_model
-from minidiff.terminal import announce_compiling, console, with_progress_bar
+from minidiff.terminal import console, with_progress_bar
 
 AMPLIFIED = 10  # factor by which the sheet of `invert` shows the reconstruction's difference
 
@@ -163,7 +164,7 @@ def invert(
     label = _one_label(pipeline, name)
     to_label = None if to_class is None else _one_label(pipeline, to_class)
     x0 = inputs.load_network_input(image, pipeline.image_shape)
-    announce_compiling(pipeline.unet.backend.name)
+    compile_for_sampling(pipeline)
     counts = sorted({0, fixed_point})
 
     def sample_all(tick: Tick) -> list[np.ndarray]:
@@ -230,7 +231,7 @@ def _class_model(
 ) -> tuple[Model, np.ndarray | None]:
     """The guided model of a pipeline without prompts, and labels (n,), or None for an unconditional network."""
     labels = inputs.class_labels(pipeline, name, n)
-    announce_compiling(pipeline.unet.backend.name)
+    compile_for_sampling(pipeline, n)
     return guided_model(pipeline, 1.0 if guidance is None else guidance), labels
 
 

@@ -19,9 +19,10 @@ from minidiff.evaluation import feature_classifier, prompt_agreement, report, sa
 from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
 from minidiff.formats.pipeline import TextPipeline
+from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
-from minidiff.terminal import announce_compiling, console, print_warning, with_progress_bar
+from minidiff.terminal import console, print_warning, with_progress_bar
 
 SHOWN = 64  # images on a sheet of prompts
 LEFT_OUT = f"distances, precision, recall and agreement are left out (--n {feature_classifier.MIN_SAMPLES} has them)"
@@ -87,6 +88,7 @@ def evaluate(
                 raise MinidiffError(f"{what}: {reason}; leave --raw out")
             _evaluate_prompts(pipeline, data, n, steps, guidance, samples.weights_of(raw, ema), seed, out)
             return
+        compile_for_sampling(pipeline)
         images = samples.sampled(pipeline, n or 1000, steps, guidance, samples.weights_of(raw, ema), seed)
         print_warning(images.warning)
     _evaluate_images(what, images, data, seed, out, backend, threads)
@@ -107,7 +109,6 @@ def _evaluate_images(
         raise MinidiffError(
             f"{what}: its classes are not those of {data.against}; evaluate what minidiff sample --npz writes"
         )
-    announce_compiling(backend)
     classifier = report.classifier_for(real, data.classifier, backend, subject.facts["n"], data.skip_bad)
     if classifier is None:
         console.print(f"{subject.facts['n']} samples are too few to train a classifier for; {LEFT_OUT}")
@@ -138,7 +139,7 @@ def _evaluate_prompts(
     real = report.open_real_images(data.against, (*pipeline.image_shape[:2], 3), MIN_IMAGES, data.skip_bad)
     if not real.train.captions:
         raise MinidiffError(f"{data.against}: its images have no captions, which {pipeline.folder} is conditioned on")
-    announce_compiling(backend)
+    compile_for_sampling(pipeline)
     splits = {"training captions": real.train, "test captions": real.test}
     prompts = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
     total = sum(map(len, prompts.values()))

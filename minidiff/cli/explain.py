@@ -11,6 +11,7 @@ from minidiff.data import imaging
 from minidiff.files import check_new_folder, new_folder
 from minidiff.formats.run_networks import kept_pipelines
 from minidiff.formats.run_state import kept_states
+from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_sheets import (
     GUIDANCE_SCALES,
@@ -22,7 +23,7 @@ from minidiff.sampling.text_sheets import (
     word_replacement_sheet,
 )
 from minidiff.sampling.text_to_image import with_prompts
-from minidiff.terminal import announce_compiling, console, with_progress_bar
+from minidiff.terminal import console, with_progress_bar
 
 
 def explain(
@@ -48,7 +49,7 @@ def explain(
     pipeline = with_prompts(open_pipeline(run, backend, kind="text"))
     num_checkpoints = len(kept_states(run))
     num_images = len(GUIDANCE_SCALES) + 1 + (len(replaced_words(prompt, to)) if to else 0) + num_checkpoints
-    announce_compiling(backend)
+    compile_for_sampling(pipeline)
 
     def write_sheets(tick) -> None:
         settings = PromptSettings(prompt, guidance, steps, seed, tick)

@@ -28,11 +28,12 @@ from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.loras import merged_loras, open_loras
 from minidiff.sampling.opening import Kind, Weights, chosen_weights, open_pipeline
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
-from minidiff.terminal import announce_compiling, console, print_warning, with_progress_bar
+from minidiff.terminal import console, print_warning, with_progress_bar
 
 TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
 PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion's
@@ -211,7 +212,7 @@ def _sample_batches(
     The trajectory of the first image is written to `gif`, if that is given.
     """
     images, frames = [], []
-    announce_compiling(pipeline.unet.backend.name)
+    compile_for_sampling(pipeline, batches[0][0][0])
 
     def sample_all(tick: Tick) -> None:
         for (shape, cond), rng in zip(batches, rngs, strict=False):  # rngs may be endless
@@ -294,7 +295,7 @@ def check_prompts(pipeline: TextPipeline, prompts: Prompts) -> None:
     for option, text in named:
         if note := _truncation(pipeline.tokenizer, text):
             print_warning(f"{option}: {note}")
-    announce_compiling(pipeline.unet.backend.name)
+    compile_for_sampling(pipeline)
 
 
 def _truncation(tokenizer: Tokenizer, text: str) -> str:

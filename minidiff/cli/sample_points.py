@@ -13,10 +13,11 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.folders import describe
 from minidiff.formats.pipeline import PointsPipeline
 from minidiff.sampling import inputs, outputs
+from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.points import PointSampler
 from minidiff.sampling.points_figure import points_figure
 from minidiff.sampling.settings import guided_model
-from minidiff.terminal import announce_compiling, with_progress_bar
+from minidiff.terminal import with_progress_bar
 
 NUM_POINTS = 2000  # samples by default
 
@@ -38,7 +39,7 @@ def sample_points(
     labels, model = inputs.class_labels(pipeline, name, n), guided_model(pipeline, guidance)
     null = None if pipeline.num_class_embeds is None else pipeline.num_class_embeds - 1
     sampler = PointSampler(model, pipeline.schedule, null, pipeline.sampler, steps)
-    announce_compiling(pipeline.unet.backend.name)
+    compile_for_sampling(pipeline, n)
     shape = (n, *pipeline.image_shape)
     trajectories = with_progress_bar("sampling", steps, lambda tick: sampler.trajectories(shape, rng, labels, tick))
     outputs.check_finite(trajectories[-1])

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from minidiff.data import Dataset
-from minidiff.terminal import announce_compiling, console, progress_bar, shell_command, stderr_console
+from minidiff.terminal import console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
+from minidiff.training.dry_run import compile_for_training
 from minidiff.training.loop import fit, stoppable
 from minidiff.training.run import Run
 from minidiff.training.step import StepStats
@@ -36,15 +37,12 @@ def train_with_bar(
     needed = state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))
     if needed > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
-    announce_compiling(run.config.backend)
     notice = "Stopping after this step; press Ctrl-C again to stop at once without saving."
-    with (
-        _reporting_lost_steps(run, resume_command),
-        progress_bar() as bar,
-        stoppable(lambda: bar.console.print(notice)) as stop,
-    ):
-        report = _ProgressReport(run, bar)
-        fit(run, dataset, checkpoint_every, report.on_step, report.on_checkpoint, stop, keep, validation)
+    with _reporting_lost_steps(run, resume_command):
+        compile_for_training(run, dataset)
+        with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
+            report = _ProgressReport(run, bar)
+            fit(run, dataset, checkpoint_every, report.on_step, report.on_checkpoint, stop, keep, validation)
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To resume: {shell_command(resume_command)}")
         sys.exit(130)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from minidiff_kernels.cpu.jit import user_cache_dir
 
+from minidiff.compilation import compile_ahead
 from minidiff.data.batches import batch, prefetch
 from minidiff.data.dataset import Dataset, blocks, slices, update_digest
 from minidiff.data.imaging import to_float
@@ -98,6 +99,7 @@ def open_classifier(
 
 def _train_and_cache(path: Path, train: Dataset, test: Dataset, backend: str) -> FeatureClassifier:
     """Train a classifier, and write it to the cache."""
+    compile_ahead(backend, lambda: _step(*_untrained(train, backend), *_batch(train, 1)))
     steps = num_steps(len(train))
     duration = about(steps * seconds_per_step(train, backend))
     log.info(f"Training a classifier of {train.name}, once: {steps} steps, {duration}; cached in {path.parent}")
@@ -121,7 +123,7 @@ def train_classifier(train: Dataset, test: Dataset, backend: str, tick: Callable
     """Train by AdamW on cross-entropy, and test the moving average of the weights; tick() after each step."""
     classifier, optimizer = _untrained(train, backend)
     steps = num_steps(len(train))
-    batches = prefetch(lambda step: batch(train, step, BATCH_SIZE, SEED, train.mirrors), range(1, steps + 1))
+    batches = prefetch(lambda step: _batch(train, step), range(1, steps + 1))
     for step, (x, labels) in enumerate(batches, start=1):
         optimizer.lr = learning_rate(LR, step, steps, warmup=steps // 10, decay_from=0.1)
         _step(classifier, optimizer, x, labels)
@@ -133,13 +135,18 @@ def train_classifier(train: Dataset, test: Dataset, backend: str, tick: Callable
 
 
 def seconds_per_step(train: Dataset, backend: str) -> float:
-    """Duration of a training step of a new network: the shortest of three, the first of which may compile."""
+    """Duration of a training step of a new network: the shortest of three."""
     (classifier, optimizer), seconds = _untrained(train, backend), []
     for step in range(1, 4):
         start = time.perf_counter()
-        float(_step(classifier, optimizer, *batch(train, step, BATCH_SIZE, SEED, train.mirrors)))  # waits for a GPU
+        float(_step(classifier, optimizer, *_batch(train, step)))  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def _batch(train: Dataset, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of a step (1, 2, ...)."""
+    return batch(train, step, BATCH_SIZE, SEED, train.mirrors)
 
 
 def _untrained(train: Dataset, backend: str) -> tuple[Classifier, AdamW]:

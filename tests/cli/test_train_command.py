@@ -11,7 +11,7 @@ from small_commands import QUICK, SMALL, bytes_of, noises, process
 from small_runs import idx_set, rows, tree
 
 import minidiff as md
-from minidiff import machine
+from minidiff import compilation
 from minidiff.cli import training_bar
 from minidiff.formats import networks
 from minidiff.formats.run_lock import lock_run
@@ -151,15 +151,16 @@ def test_train(done, data, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("backend", "compiled", "said"), [("numba", False, 1), ("numba", True, 0), ("numpy", False, 0)]
-)
-def test_the_first_start_says_that_it_compiles(done, trained, monkeypatch, backend, compiled, said):
-    monkeypatch.setattr(machine, "compiled", lambda: compiled)
+@pytest.mark.parametrize(("backend", "cached", "shown"), [("numba", False, 1), ("numba", True, 0), ("numpy", False, 0)])
+def test_compilation_is_shown(done, trained, monkeypatch, backend, cached, shown):
+    monkeypatch.setattr(compilation.ahead, "missing", lambda launches: [] if cached else ["a kernel", "another"])
+    monkeypatch.setattr(compilation.ahead, "compile_ahead", lambda missing, processes, tick: tick() or [-9])
     quick = ("--threads", 1, "--backend", backend)
     outs = [done("train", "data", "--out", "new", "--steps", 1, *quick)]
     outs += [done("sample", "run", "--n", 1, "--steps", 1, *quick)]
-    assert [out.count("Compiling the kernels") for out in outs] == [said, said]
+    assert [out.count("compiling kernels") for out in outs] == [shown, shown]
+    assert [out.count("2/2") for out in outs] == [shown, shown]
+    assert [out.count("Processes that compile kernels ended with exit code -9") for out in outs] == [shown, shown]
 
 
 def test_the_same_choices_give_the_same_run(done, data, tmp_path):

@@ -9,9 +9,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from numba.core import config as _config
@@ -77,7 +77,7 @@ def cache_dir() -> Path:
 
 
 @cache
-def _writable() -> bool:
+def writable() -> bool:
     """Whether the cache directory can be written; prints one line to stderr if not."""
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
@@ -99,6 +99,9 @@ class _ChecksummedFiles(IndexDataCacheFile):
     def _file(self, key) -> Path:
         number = int.from_bytes(hashlib.sha256(repr((self._source_stamp, key)).encode()).digest()[:8])
         return Path(self._data_path(self._data_name(number)))
+
+    def has(self, key) -> bool:
+        return self._file(key).exists()
 
     def load(self, key):
         try:
@@ -134,13 +137,15 @@ def kernel(function: Callable) -> Callable[..., Any]:
     back, while a second thread prepares batches.
     """
     compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy", no_cfunc_wrapper=True)
-    if ENABLED and _writable():
+    if ENABLED and writable():
         with _cache_directory_set():
             compiled.enable_caching()
         files = compiled._cache
         files._cache_file = _ChecksummedFiles(
             files.cache_path, files._impl.filename_base, files._impl.locator.get_source_stamp()
         )
+    if ENABLED:
+        compiled._compile_for_args = partial(_compile_or_record, compiled, compiled._compile_for_args)
     return compiled
 
 
@@ -148,3 +153,41 @@ def helper(function: Callable) -> Callable[..., Any]:
     """Compile a function that kernels call within a thread; C and Python get no entry to it, which compiles faster."""
     no_entries = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return numba.njit(function, fastmath=FAST, error_model="numpy", **no_entries)
+
+
+class Launch(NamedTuple):
+    """A kernel and the Numba types of its arguments."""
+
+    kernel: Any
+    types: tuple[Any, ...]
+
+    @property
+    def is_cached(self) -> bool:
+        files = self.kernel._cache
+        return writable() and files._cache_file.has(files._index_key(self.types, self.kernel.targetctx.codegen()))
+
+
+_recorded: dict[Launch, None] | None = None  # during a dry run: the launches so far, in order
+
+
+@contextmanager
+def dry_run():
+    """Within this block kernels that are not compiled yet are not run: yields their launches, a dict without values.
+
+    Their results are whatever memory held. Nothing that is computed in the block may be kept, and no array that a
+    kernel writes may be one that is in use.
+    """
+    global _recorded
+    before, _recorded = _recorded, {}
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def _compile_or_record(kernel, compile_for_args, *args):
+    """What a kernel does when it is called with types that it is not compiled for; returns the function to call."""
+    if _recorded is None:
+        return compile_for_args(*args)
+    _recorded[Launch(kernel, tuple(map(kernel.typeof_pyval, args)))] = None
+    return lambda *_: None

@@ -11,7 +11,7 @@ CHUNK = 1 << 14  # terms of a partial sum; the partial sums are added in a fixed
 
 def grad_norm(g):
     """The Euclidean norm of all gradients together, summed in float64; g (P,)."""
-    partial_sums = np.empty(-(-len(g) // CHUNK))
+    partial_sums = np.zeros(-(-len(g) // CHUNK))  # for adamw's sake in a dry run, where no kernel writes them
     _sums_of_squares(g, partial_sums)
     return np.sqrt(partial_sums.sum())
 
