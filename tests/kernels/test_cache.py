@@ -97,7 +97,7 @@ def test_an_edit_of_a_helper_takes_effect(package, tmp_path):
     cache = str(tmp_path / "cache")
     assert is_correct(silu(package.parent, NUMBA_CACHE_DIR=cache)[1])
     source = package / "cpu" / "exponential.py"
-    before, after = "return one / (one + exp", "return np.float32(3) * one / (one + exp"
+    before, after = "return x / (np.float32(1) + exp", "return np.float32(3) * x / (np.float32(1) + exp"
     assert before in source.read_text()
     source.write_text(source.read_text().replace(before, after))
     compilations, y = silu(package.parent, NUMBA_CACHE_DIR=cache)

@@ -1,8 +1,12 @@
 """Group normalisation with and without SiLU, and layer normalisation as its special case."""
 
+import numpy as np
 import pytest
-from against_torch import check, check_nan
+from against_torch import check, check_nan, run_ours
 from kernel_cases import norm
+from minidiff_kernels.cpu import norm as cpu_norm
+
+from minidiff.engine.backend import get_backend
 
 CASES = [
     norm((1, 1, 1, 8), 1),
@@ -49,3 +53,12 @@ def test_norm_equals_torch(backend, case):
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
 def test_norm_propagates_nan(backend, case):
     check_nan(backend, case)
+
+
+@pytest.mark.parametrize("case", [norm((2, 9, 7, 96), 12, silu=True), norm((3, 5, 6, 160), 32)], ids=str)
+def test_several_tasks_an_image_give_the_same_bits(case, monkeypatch):
+    backend = get_backend("numba")
+    whole = run_ours(backend, case, case.inputs)
+    monkeypatch.setattr(cpu_norm, "TASK_FLOATS", 1)
+    for name, a in run_ours(backend, case, case.inputs).items():
+        np.testing.assert_array_equal(a, whole[name], f"{case}: {name}")

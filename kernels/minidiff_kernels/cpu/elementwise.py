@@ -6,25 +6,30 @@ import numpy as np
 from numba import prange
 
 from .exponential import exp, normal_cdf, sigmoid
-from .jit import kernel
+from .exponential import silu as silu_of
+from .jit import helper, kernel
 from .memory import empty
+from .simd import LANES, load_like, zeros
+from .streaming import exceed_caches, store_result
 
 HALF = np.float32(0.5)
 INV_SQRT_2PI = np.float32((2 * pi) ** -0.5)
+BLOCK = 4096  # values in one task of a thread
 CHUNK = 64  # terms of a sum in float32; the sums of chunks are added in float64
+zero = np.float32(0)
 
 
 def silu(x):
     """y = x sigmoid(x), any shape."""
     y = empty(x.shape)
-    _silu(x.ravel(), y.ravel())
+    _silu(x.ravel(), y.ravel(), exceed_caches(x, y))
     return y
 
 
 def silu_backward(dy, x):
     """dx = dy s (1 + x (1 - s)), s = sigmoid(x)."""
     dx = empty(x.shape)
-    _silu_backward(dy.ravel(), x.ravel(), dx.ravel())
+    _silu_backward(dy.ravel(), x.ravel(), dx.ravel(), exceed_caches(dy, x, dx))
     return dx
 
 
@@ -60,7 +65,7 @@ def geglu_backward(dy, x):
 def add(a, b):
     """a + b, two arrays of one shape."""
     y = empty(a.shape)
-    _add(a.ravel(), b.ravel(), y.ravel())
+    _add(a.ravel(), b.ravel(), y.ravel(), exceed_caches(a, b, y))
     return y
 
 
@@ -93,17 +98,43 @@ def embedding_backward(dy, index, rows):
     return dtable
 
 
-@kernel
-def _silu(x, y):
-    for i in prange(len(x)):
-        y[i] = x[i] * sigmoid(x[i])
+@helper
+def _block(block, n):
+    """The block's first index, the end of its whole vectors, and its end, of n values."""
+    first = np.int64(block) * BLOCK
+    last = min(first + BLOCK, n)
+    return first, first + (last - first) // LANES * LANES, last
+
+
+@helper
+def _silu_part(x, y, first, last, step, past_caches, zero):
+    for i in range(first, last, step):
+        store_result(y, i, silu_of(load_like(x, i, zero)), past_caches)
 
 
 @kernel
-def _silu_backward(dy, x, dx):
-    for i in prange(len(x)):
-        s = sigmoid(x[i])
-        dx[i] = dy[i] * s * (np.float32(1) + x[i] * (np.float32(1) - s))
+def _silu(x, y, past_caches):
+    for block in prange((len(x) + BLOCK - 1) // BLOCK):
+        first, whole, last = _block(block, len(x))
+        _silu_part(x, y, first, whole, LANES, past_caches, zeros())
+        _silu_part(x, y, whole, last, 1, False, zero)
+
+
+@helper
+def _silu_backward_part(dy, x, dx, first, last, step, past_caches, zero):
+    one = np.float32(1)
+    for i in range(first, last, step):
+        z = load_like(x, i, zero)
+        s = sigmoid(z)
+        store_result(dx, i, load_like(dy, i, zero) * s * (one + z * (one - s)), past_caches)
+
+
+@kernel
+def _silu_backward(dy, x, dx, past_caches):
+    for block in prange((len(x) + BLOCK - 1) // BLOCK):
+        first, whole, last = _block(block, len(x))
+        _silu_backward_part(dy, x, dx, first, whole, LANES, past_caches, zeros())
+        _silu_backward_part(dy, x, dx, whole, last, 1, False, zero)
 
 
 @kernel
@@ -140,10 +171,18 @@ def _geglu_backward(dy, x, dx):
             dgate[c] = d[c] * h[c] * (cdf + gate[c] * INV_SQRT_2PI * gaussian)
 
 
+@helper
+def _add_part(a, b, y, first, last, step, past_caches, zero):
+    for i in range(first, last, step):
+        store_result(y, i, load_like(a, i, zero) + load_like(b, i, zero), past_caches)
+
+
 @kernel
-def _add(a, b, y):
-    for i in prange(len(a)):
-        y[i] = a[i] + b[i]
+def _add(a, b, y, past_caches):
+    for block in prange((len(a) + BLOCK - 1) // BLOCK):
+        first, whole, last = _block(block, len(a))
+        _add_part(a, b, y, first, whole, LANES, past_caches, zeros())
+        _add_part(a, b, y, whole, last, 1, False, zero)
 
 
 @kernel

@@ -1,23 +1,28 @@
-"""Group normalisation with SiLU, one image per task: two passes for the statistics, then one pass for all the rest.
+"""Group normalisation with SiLU. A task is one image, or some channels of a large one: whole groups, whole vectors.
 
-In NHWC a vector is LANES channels of one position, so sums are kept per channel, and groups are formed from the C sums
-at the end. An image of 32 x 32 x 64 is 256 KB: later passes find it in L2, and the last one prefetches the next image.
+In NHWC a vector is LANES channels of one position, so sums are kept per channel, and groups are formed from these sums
+at the end. A task's values stay in L2 from the first pass to the last, and it prefetches those of the next task.
 Sums run in float32 over CHUNK positions, in float64 over chunks. Layer normalisation is in layer_norm.py.
 
 Helpers take channels `first` to `last` in steps of LANES, or one at a time for the remainder of C. Their argument
 `zero` selects which: a vector of zeros, or a scalar.
 """
 
+from math import lcm
+
 import numpy as np
 from numba import prange
 
 from . import layer_norm
 from .exponential import sigmoid
+from .exponential import silu as silu_of
 from .jit import helper, kernel
 from .memory import empty
 from .simd import LANES, load_like, prefetch_read, store_value, zeros
+from .streaming import exceed_caches, store_result
 
 CHUNK = 16  # positions summed in float32
+TASK_FLOATS = 32 * 1024  # x of a task: 128 KB of L2; backward holds x, dy and dz, and prefetches the next x and dy
 zero = np.float32(0)
 
 
@@ -27,150 +32,217 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
         return layer_norm.layer_norm(x, weight, bias, eps)
     N, C = len(x), x.shape[-1]
     y, mean, rstd = empty(x.shape), empty((N, groups)), empty((N, groups))
-    _forward(x.reshape(N, -1, C), weight, bias, np.float64(eps), silu, y.reshape(N, -1, C), mean, rstd)
+    x, y_ = x.reshape(N, -1, C), y.reshape(N, -1, C)
+    settings = np.float64(eps), silu, _tasks(x.shape[1], C, groups), exceed_caches(x, y) and C % LANES == 0
+    _forward(x, weight, bias, settings, y_, mean, rstd)
     return y, mean, rstd
 
 
 def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
     """The gradients dx, dweight, dbias."""
-    if layer_norm.supports(x.shape, mean.shape[1], silu):
+    N, C, groups = len(x), x.shape[-1], mean.shape[1]
+    if layer_norm.supports(x.shape, groups, silu):
         return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
-    N, C = len(x), x.shape[-1]
     dx, sums = empty(x.shape), np.empty((N, 2, C))
     dy, x, dx_ = (a.reshape(N, -1, C) for a in (dy, x, dx))
-    _backward(dy, x, weight, bias, mean, rstd, silu, dx_, sums)
+    settings = silu, _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
+    _backward(dy, x, (weight, bias, mean, rstd), settings, dx_, sums)
     dbias, dweight = sums.sum(0).astype(np.float32)
     return dx, dweight, dbias
 
 
+def _tasks(S, C, groups) -> int:
+    """The number of tasks of an image: the fewest of at most TASK_FLOATS values each, if its channels allow it."""
+    unit = lcm(LANES, C // groups)
+    fitting = (n for n in range(1, C // unit) if C % (n * unit) == 0 and S * C <= n * TASK_FLOATS)
+    return next(fitting, C // unit if C % unit == 0 else 1)
+
+
 @helper
-def _sum_rows(x, at, rows, first, last, step, centre, squared, part, zero):
-    """part = the sum of x - centre, or of its square, over rows (rows, C) at x[at]."""
-    C = len(centre)
+def _place(task, tasks, S, C, G):
+    """Of a task: image n, channels c0 to c1, groups g0 to g1, index of its first value, distance to the next task."""
+    n, part, width = task // tasks, task % tasks, C // tasks
+    ahead = width if part + 1 < tasks else S * C - part * width
+    c0, g0 = part * width, part * (G // tasks)
+    return n, c0, c0 + width, g0, g0 + G // tasks, n * S * C + c0, ahead
+
+
+@helper
+def _chunk(x, at, row, rows, first, last, step, means, squares, zero):
+    """means = the mean by channel of rows that are `row` apart, from x[at] on; squares = the sum of (x - mean)^2."""
+    share = np.float32(1) / np.float32(rows)
     for c in range(first, last, step):
-        total, channel_centre = zero, load_like(centre, c, zero)
-        for i in range(at + c, at + rows * C, C):
-            difference = load_like(x, i, zero) - channel_centre
-            total = total + (difference * difference if squared else difference)
-        store_value(part, c, total)
+        total, square = zero, zero
+        for r in range(rows):
+            total = total + load_like(x, at + r * row + c, zero)
+        mean = total * share
+        for r in range(rows):
+            off = load_like(x, at + r * row + c, zero) - mean
+            square = square + off * off
+        store_value(means, c, mean)
+        store_value(squares, c, square)
 
 
 @helper
-def _mean_and_rstd(x, start, S, eps, mean, rstd, centre):
-    """mean and rstd (G,) of the image (S, C) at x[start], in two passes: E[(x - mean)^2] has no cancellation.
+def _moments(x, at, row, S, channels):
+    """Mean and variance of each channel over S rows from x[at] on, in float64.
 
-    centre (C,) becomes the mean of each channel's group.
+    A chunk's mean and sum of squares around it do not cancel, as E[x^2] - mean^2 does; those of the chunks are added
+    as distances to the first chunk's mean.
     """
-    C, G = len(centre), len(mean)
-    width, whole, part = C // G, C // LANES * LANES, np.empty(C, np.float32)
-    centre[:] = 0
-    for squared in (False, True):
-        total = np.zeros(C)
-        for s in range(0, S, CHUNK):
-            at, rows = start + s * C, min(CHUNK, S - s)
-            _sum_rows(x, at, rows, 0, whole, LANES, centre, squared, part, zeros())
-            _sum_rows(x, at, rows, whole, C, 1, centre, squared, part, zero)
-            for c in range(C):
-                total[c] += part[c]
-        for g in range(G):
-            average = total[g * width : (g + 1) * width].sum() / (S * width)
-            if squared:
-                rstd[g] = 1 / np.sqrt(average + eps)
-            else:
-                mean[g] = average
-                centre[g * width : (g + 1) * width] = mean[g]
+    whole, share = channels // LANES * LANES, 1.0 / S
+    means, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    origin = np.empty(channels, np.float32)
+    mean, variance = np.zeros(channels), np.zeros(channels)
+    for s in range(0, S, CHUNK):
+        here, rows = at + s * row, min(CHUNK, S - s)
+        _chunk(x, here, row, rows, 0, whole, LANES, means, squares, zeros())
+        _chunk(x, here, row, rows, whole, channels, 1, means, squares, zero)
+        if s == 0:
+            origin[:] = means
+        for c in range(channels):
+            off = np.float64(means[c] - origin[c])
+            mean[c] += rows * off
+            variance[c] += squares[c] + rows * off * off
+    for c in range(channels):
+        off = mean[c] * share
+        mean[c] = origin[c] + off
+        variance[c] = variance[c] * share - off * off
+    return mean, variance
 
 
 @helper
-def _by_channel(group_values, C):
-    """The value of each channel's group, (C,)."""
-    values, width = np.empty(C, np.float32), C // len(group_values)
-    for c in range(C):
-        values[c] = group_values[c // width]
-    return values
+def _by_group(channel_mean, channel_variance, eps, mean, rstd):
+    """mean and rstd of each group, from its channels' means and variances."""
+    width = len(channel_mean) // len(mean)
+    share = 1.0 / width
+    for g in range(len(mean)):
+        average, variance = 0.0, 0.0
+        for c in range(width):
+            average += channel_mean[g * width + c]
+        average *= share
+        for c in range(width):
+            off = channel_mean[g * width + c] - average
+            variance += channel_variance[g * width + c] + off * off
+        mean[g], rstd[g] = average, 1 / np.sqrt(variance * share + eps)
 
 
 @helper
-def _normalise(x, y, start, S, first, last, step, centre, scale, bias, silu, zero):
-    """y = z, or silu(z), where z = (x - centre) scale + bias, of the image (S, C) at x[start]."""
-    C = len(centre)
-    for at in range(start, start + S * C, C):
+def _by_channel(mean, rstd, weight):
+    """The mean of each channel's group, and its rstd times weight."""
+    centre, scale = np.empty(len(weight), np.float32), np.empty(len(weight), np.float32)
+    width = len(weight) // len(mean)
+    for g in range(len(mean)):
+        for c in range(g * width, (g + 1) * width):
+            centre[c], scale[c] = mean[g], rstd[g] * weight[c]
+    return centre, scale
+
+
+@helper
+def _normalise(x, y, at, row, S, first, last, step, ahead, centre, scale, bias, silu, past_caches, zero):
+    """y = z, or silu(z), where z = (x - centre) scale + bias, for S rows from x[at] on."""
+    for i in range(at, at + S * row, row):
         for c in range(first, last, step):
-            prefetch_read(x, at + c + S * C)  # the next image
-            z = (load_like(x, at + c, zero) - load_like(centre, c, zero)) * load_like(scale, c, zero) + load_like(
-                bias, c, zero
-            )
-            store_value(y, at + c, z * sigmoid(z) if silu else z)
+            prefetch_read(x, i + c + ahead)
+            off = load_like(x, i + c, zero) - load_like(centre, c, zero)
+            z = off * load_like(scale, c, zero) + load_like(bias, c, zero)
+            store_result(y, i + c, silu_of(z) if silu else z, past_caches)
 
 
 @kernel
-def _forward(x, weight, bias, eps, silu, y, mean, rstd):
-    N, S, C = x.shape
-    x, y, whole = x.ravel(), y.ravel(), C // LANES * LANES
-    for n in prange(N):
-        start, centre = np.int64(n) * S * C, np.empty(C, np.float32)
-        _mean_and_rstd(x, start, S, eps, mean[n], rstd[n], centre)
-        scale = _by_channel(rstd[n], C) * weight
-        _normalise(x, y, start, S, 0, whole, LANES, centre, scale, bias, silu, zeros())
-        _normalise(x, y, start, S, whole, C, 1, centre, scale, bias, silu, zero)
+def _forward(x, weight, bias, settings, y, mean, rstd):
+    (N, S, C), (eps, silu, tasks, past_caches), x, y = x.shape, settings, x.ravel(), y.ravel()
+    for task in prange(N * tasks):
+        n, c0, c1, g0, g1, at, ahead = _place(np.int64(task), tasks, S, C, mean.shape[1])
+        means, variances = _moments(x, at, C, S, c1 - c0)
+        _by_group(means, variances, eps, mean[n, g0:g1], rstd[n, g0:g1])
+        centre, scale = _by_channel(mean[n, g0:g1], rstd[n, g0:g1], weight[c0:c1])
+        shift, whole = bias[c0:c1], (c1 - c0) // LANES * LANES
+        _normalise(x, y, at, C, S, 0, whole, LANES, ahead, centre, scale, shift, silu, past_caches, zeros())
+        _normalise(x, y, at, C, S, whole, c1 - c0, 1, ahead, centre, scale, shift, silu, False, zero)
 
 
 @helper
-def _dz(dy, x, dz, at, rows, first, last, step, centre, scale, weight, bias, silu, part, part_x, zero):
-    """dz, where y = silu(z), z = xhat weight + bias; part and part_x: the sums of dz and dz xhat over rows."""
-    C, one = len(centre), np.float32(1)
+def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, bias, silu, sums, zero):
+    """dz at dz[to], where y = silu(z), z = (x - centre) scale + bias, for rows from x[at] on.
+
+    sums (2 channels) = the sums over these rows of dz, then of dz (x - centre).
+    """
+    channels, one = len(centre), np.float32(1)
     for c in range(first, last, step):
-        mean, rstd = load_like(centre, c, zero), load_like(scale, c, zero)
-        gain, shift = load_like(weight, c, zero), load_like(bias, c, zero)
+        mean, gain, shift = load_like(centre, c, zero), load_like(scale, c, zero), load_like(bias, c, zero)
         total, total_x = zero, zero
-        for i in range(at + c, at + rows * C, C):
-            xhat, gradient = (load_like(x, i, zero) - mean) * rstd, load_like(dy, i, zero)
+        for r in range(rows):
+            i = at + r * row + c
+            prefetch_read(x, i + ahead)
+            prefetch_read(dy, i + ahead)
+            off, gradient = load_like(x, i, zero) - mean, load_like(dy, i, zero)
             if silu:
-                z = xhat * gain + shift
-                sig = sigmoid(z)
-                gradient = gradient * sig * (one + z * (one - sig))
-            store_value(dz, i, gradient)
-            total, total_x = total + gradient, total_x + gradient * xhat
-        store_value(part, c, total)
-        store_value(part_x, c, total_x)
+                z = off * gain + shift
+                s = sigmoid(z)
+                gradient = gradient * s * (one + z * (one - s))
+            store_value(dz, to + r * channels + c, gradient)
+            total, total_x = total + gradient, total_x + gradient * off
+        store_value(sums, c, total)
+        store_value(sums, channels + c, total_x)
 
 
 @helper
-def _dx(dy, x, dx, start, S, first, last, step, centre, scale, weight, mean_g, mean_gx, zero):
-    """dx = rstd (dz weight - mean_g - xhat mean_gx), the means over a group; dz is read from dx and overwritten."""
-    C = len(centre)
-    for at in range(start, start + S * C, C):
+def _sums(dy, x, at, row, S, dz, ahead, centre, scale, bias, silu, total, total_x):
+    """dz (S, channels); total and total_x = the sums of dz and of dz (x - centre) over all rows."""
+    channels, whole, sums = len(centre), len(centre) // LANES * LANES, np.empty(2 * len(centre), np.float32)
+    total[:] = 0
+    total_x[:] = 0
+    for s in range(0, S, CHUNK):
+        i, to, rows = at + s * row, s * channels, min(CHUNK, S - s)
+        _dz(dy, x, i, row, dz, to, rows, 0, whole, LANES, ahead, centre, scale, bias, silu, sums, zeros())
+        _dz(dy, x, i, row, dz, to, rows, whole, channels, 1, ahead, centre, scale, bias, silu, sums, zero)
+        for c in range(channels):
+            total[c] += sums[c]
+            total_x[c] += sums[channels + c]
+
+
+@helper
+def _of_statistics(total, total_x, weight, rstd, count):
+    """By channel: rstd^2 <g xhat> and rstd <g>, where g = dz weight; total_x becomes the sum of dz xhat."""
+    of_x, constant = np.empty(len(weight), np.float32), np.empty(len(weight), np.float32)
+    width = len(weight) // len(rstd)
+    share = 1.0 / (count * width)
+    for g in range(len(rstd)):
+        sum_g, sum_gx = 0.0, 0.0
+        for c in range(g * width, (g + 1) * width):
+            total_x[c] *= rstd[g]
+            sum_g += total[c] * weight[c]
+            sum_gx += total_x[c] * weight[c]
+        mean_g, mean_gx = sum_g * share * rstd[g], sum_gx * share * rstd[g] * rstd[g]
+        for c in range(g * width, (g + 1) * width):
+            of_x[c], constant[c] = mean_gx, mean_g
+    return of_x, constant
+
+
+@helper
+def _dx(dz, x, dx, at, row, S, first, last, step, centre, scale, of_x, constant, past_caches, zero):
+    """dx = dz scale - (x - centre) of_x - constant, for S rows from x[at] on; dz (S, channels)."""
+    for s in range(S):
+        i, own = at + s * row, s * len(centre)
         for c in range(first, last, step):
-            prefetch_read(x, at + c + S * C)
-            prefetch_read(dy, at + c + S * C)
-            rstd = load_like(scale, c, zero)
-            xhat = (load_like(x, at + c, zero) - load_like(centre, c, zero)) * rstd
-            g = load_like(dx, at + c, zero) * load_like(weight, c, zero)
-            store_value(dx, at + c, rstd * (g - load_like(mean_g, c, zero) - xhat * load_like(mean_gx, c, zero)))
+            off = load_like(x, i + c, zero) - load_like(centre, c, zero)
+            through_statistics = off * load_like(of_x, c, zero) + load_like(constant, c, zero)
+            gradient = load_like(dz, own + c, zero) * load_like(scale, c, zero) - through_statistics
+            store_result(dx, i + c, gradient, past_caches)
 
 
 @kernel
-def _backward(dy, x, weight, bias, mean, rstd, silu, dx, sums):
+def _backward(dy, x, of_forward, settings, dx, sums):
     """dx, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
-    (N, S, C), G = x.shape, mean.shape[1]
-    width, whole, dy, x, dx = C // G, C // LANES * LANES, dy.ravel(), x.ravel(), dx.ravel()
-    for n in prange(N):
-        start, centre, scale = np.int64(n) * S * C, _by_channel(mean[n], C), _by_channel(rstd[n], C)
-        part, part_x = np.empty(C, np.float32), np.empty(C, np.float32)
-        total, total_x = sums[n, 0], sums[n, 1]
-        total[:] = 0
-        total_x[:] = 0
-        for s in range(0, S, CHUNK):
-            at, rows = start + s * C, min(CHUNK, S - s)
-            _dz(dy, x, dx, at, rows, 0, whole, LANES, centre, scale, weight, bias, silu, part, part_x, zeros())
-            _dz(dy, x, dx, at, rows, whole, C, 1, centre, scale, weight, bias, silu, part, part_x, zero)
-            for c in range(C):
-                total[c] += part[c]
-                total_x[c] += part_x[c]
-        mean_g, mean_gx = np.empty(C, np.float32), np.empty(C, np.float32)
-        for g in range(G):
-            a = slice(g * width, (g + 1) * width)
-            mean_g[a] = (total[a] * weight[a]).sum() / (S * width)
-            mean_gx[a] = (total_x[a] * weight[a]).sum() / (S * width)
-        _dx(dy, x, dx, start, S, 0, whole, LANES, centre, scale, weight, mean_g, mean_gx, zeros())
-        _dx(dy, x, dx, start, S, whole, C, 1, centre, scale, weight, mean_g, mean_gx, zero)
+    (N, S, C), (weight, bias, mean, rstd), (silu, tasks, past_caches) = x.shape, of_forward, settings
+    dy, x, dx = dy.ravel(), x.ravel(), dx.ravel()
+    for task in prange(N * tasks):
+        n, c0, c1, g0, g1, at, ahead = _place(np.int64(task), tasks, S, C, mean.shape[1])
+        centre, scale = _by_channel(mean[n, g0:g1], rstd[n, g0:g1], weight[c0:c1])
+        total, total_x, whole = sums[n, 0, c0:c1], sums[n, 1, c0:c1], (c1 - c0) // LANES * LANES
+        dz = np.empty(S * (c1 - c0), np.float32)
+        _sums(dy, x, at, C, S, dz, ahead, centre, scale, bias[c0:c1], silu, total, total_x)
+        of_x, constant = _of_statistics(total, total_x, weight[c0:c1], rstd[n, g0:g1], S)
+        _dx(dz, x, dx, at, C, S, 0, whole, LANES, centre, scale, of_x, constant, past_caches, zeros())
+        _dx(dz, x, dx, at, C, S, whole, c1 - c0, 1, centre, scale, of_x, constant, False, zero)
