@@ -1,7 +1,8 @@
 """GroupNorm with SiLU, second rung: the library's kernel, which processes one image at a time.
 
-An image fits in L2. It is read from memory once, prefetched during the previous image; mean, variance, normalisation
-and SiLU read it from L2, and only y is written. The backward pass recomputes xhat and SiLU's derivative.
+It fits in L2, as do some channels of a large one. It is read from memory once, prefetched during the previous one;
+mean, variance, normalisation and SiLU read it from L2, and only y is written. The backward pass recomputes xhat and
+SiLU's derivative.
 """
 
 from minidiff.engine.backend import get_backend
