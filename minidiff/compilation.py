@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import numba
 import numpy as np
-from minidiff_kernels.cpu import ahead, jit
+from minidiff_kernels import ahead
+from minidiff_kernels.cpu import jit
 
 from minidiff.errors import MinidiffError
 from minidiff.progress import progress

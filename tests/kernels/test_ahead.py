@@ -14,7 +14,8 @@ import pytest
 PROGRAM = """
 import hashlib, subprocess, sys
 import numpy as np
-from minidiff_kernels.cpu import ahead, elementwise, jit, resample
+from minidiff_kernels import ahead
+from minidiff_kernels.cpu import elementwise, jit, resample
 rng = np.random.default_rng(0)
 a, b = (rng.standard_normal((2, 6, 5, 4), dtype=np.float32) for _ in range(2))
 work = lambda: (elementwise.silu(a), *resample.concat_backward(resample.concat(a, b), 4), elementwise.sum_to(a, (4,)))
@@ -100,7 +101,7 @@ def test_ctrl_c_ends_all_processes(tmp_path):
 
 def test_a_process_ends_with_what_it_serves(tmp_path):
     """Without a line to answer, at the end of stdin."""
-    command = [sys.executable, "-m", "minidiff_kernels.cpu.ahead"]
+    command = [sys.executable, "-m", "minidiff_kernels.ahead"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(own_process.SOURCES), "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, env=environment, input="", capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

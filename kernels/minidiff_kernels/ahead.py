@@ -24,7 +24,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.cpu import CPUContext
 from numba.core.serialize import dumps, loads
 
-from . import jit
+from .cpu import jit
 
 _dynfunc: Any = importlib.import_module("numba._dynfunc")  # a C extension, which type checkers do not see
 
