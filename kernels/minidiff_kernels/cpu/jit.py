@@ -28,6 +28,8 @@ ENABLED = not config.DISABLE_JIT  # set by NUMBA_DISABLE_JIT=1, for debugging
 # give NaN out. Not "reassoc" or "arcp": a kernel just compiled and the same one loaded from the cache have been
 # optimised a different number of times, and a sum in another order has other bits.
 FAST = {"contract", "nsz"}
+# Kernels are called from Python alone: without entries for C they compile faster.
+OPTIONS: Any = {"fastmath": FAST, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 # A parallel launch costs 2 microseconds under OpenMP and 110 under Numba's own work queue.
 if "NUMBA_THREADING_LAYER" not in os.environ:
@@ -136,7 +138,7 @@ def kernel(function: Callable) -> Callable[..., Any]:
     It holds the GIL: a kernel that released it would wait up to 5 ms at each of a thousand launches a step to get it
     back, while a second thread prepares batches.
     """
-    compiled: Any = numba.njit(function, parallel=True, fastmath=FAST, error_model="numpy", no_cfunc_wrapper=True)
+    compiled: Any = numba.njit(function, parallel=True, **OPTIONS)
     if ENABLED and writable():
         with _cache_directory_set():
             compiled.enable_caching()
@@ -150,9 +152,8 @@ def kernel(function: Callable) -> Callable[..., Any]:
 
 
 def helper(function: Callable) -> Callable[..., Any]:
-    """Compile a function that kernels call within a thread; C and Python get no entry to it, which compiles faster."""
-    no_entries = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return numba.njit(function, fastmath=FAST, error_model="numpy", **no_entries)
+    """Compile a function that kernels call within a thread; Python gets no entry to it either."""
+    return numba.njit(function, no_cpython_wrapper=True, **OPTIONS)
 
 
 class Launch(NamedTuple):
