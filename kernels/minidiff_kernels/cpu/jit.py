@@ -153,7 +153,8 @@ def kernel(function: Callable) -> Callable[..., Any]:
 
 def helper(function: Callable) -> Callable[..., Any]:
     """Compile a function that kernels call within a thread; Python gets no entry to it either."""
-    return numba.njit(function, no_cpython_wrapper=True, **OPTIONS)
+    options: Any = OPTIONS | {"no_cpython_wrapper": True}
+    return numba.njit(function, **options)
 
 
 class Launch(NamedTuple):
