@@ -220,13 +220,13 @@ def test_a_rival_in_a_process_of_its_own(fake):
 
 def test_a_process_answers_until_its_end(fake):
     conv = next(cases.convolution(2, 8, 8, 8, 3))
-    found = dict(measure.sides(conv, rivals.open_rival(["fake"], 1), NUMBA))
-    run = found["fake"].run
-    np.testing.assert_allclose(run()["y"], found["ours"].run()["y"], rtol=1e-5, atol=1e-5)
+    sides = measure.sides(conv, rivals.open_rival(["fake"], 1), NUMBA)
+    (_, mine), (_, theirs) = next(sides), next(sides)
+    run = theirs.run
+    np.testing.assert_allclose(run()["y"], mine.run()["y"], rtol=1e-5, atol=1e-5)
     with pytest.raises(MinidiffError, match="^a rival's process ended: ValueError: no such precision$"):
-        found["fake bfloat16"].run()
-    for name in ("fake", "fake bfloat16"):
-        found[name].end()
+        next(sides)
+    theirs.end()
     with pytest.raises(ValueError, match="closed file"):
         run()
 
@@ -388,3 +388,9 @@ def test_without_torch():
     done = without_torch("--against", "numpy", "--json", "-")
     assert done.returncode == 0, done.stderr
     check_numbers(json.loads(done.stdout), "numpy", 3)
+
+
+def test_a_rival_without_the_gradients_has_a_dash():
+    case = cases.training_step("tiny", tiny_network(), 2)
+    row = measure.Row(case, {"ours": [1.0], "OpenVINO": [2.0]}, {"y": {"ours": 1e-7}})
+    assert [str(text) for text in report._errors(row)] == ["y 1.0e-07", "–"]

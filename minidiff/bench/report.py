@@ -86,11 +86,12 @@ def _error_mode(row: Row) -> str:
 
 
 def _errors(row: Row) -> tuple[Text, ...]:
-    """One line per result, ours and the rival's; empty if no errors were computed."""
+    """One line per result, ours and the rival's, a dash if it does not compute it; empty if no errors were computed."""
     if not row.errors:
         return ()
     ours = (f"{result} {by_side['ours']:.1e}" for result, by_side in row.errors.items())
-    theirs = (f"{by_side[_error_mode(row)]:.1e}" for by_side in row.errors.values())
+    mode = _error_mode(row)
+    theirs = (f"{by_side[mode]:.1e}" if mode in by_side else "–" for by_side in row.errors.values())
     return Text("\n".join(ours)), Text("\n".join(theirs))
 
 

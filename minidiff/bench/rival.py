@@ -259,7 +259,7 @@ def unet(mode: Mode, x_t: torch.Tensor, config) -> Any:
     """diffusers' network with our weights, in the precision of x_t."""
     network = UNet2DConditionModel if isinstance(config, TextUNetConfig) else UNet2DModel
     net: Any = network(**asdict(config))
-    state = {name: torch.tensor(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
+    state = {name: torch.from_numpy(a) for name, a in ours.unet(get_backend("numpy"), config).state_dict().items()}
     net.load_state_dict({name: a.movedim(-1, 1) if a.ndim == 4 else a for name, a in state.items()})
     torch.nn.Module.to(net, x_t.device, x_t.dtype)  # in place; diffusers' own `to` warns needlessly
     return net.to(memory_format=mode.layout)

@@ -3,8 +3,8 @@
     python -m minidiff.bench.worker MODULE MODE THREADS FOLDER
 
 MODULE has set_up(threads) and prepare(mode, op, inputs, settings), as rival.py. FOLDER holds inputs.npz and case.json;
-the results of the first run are written to results.npz there. Each line on stdin asks for a run, each line on stdout
-says that one is done.
+the results of the first run are written to results.npz there. The first line on stdout says that all is prepared; each
+line on stdin asks for a run, and each further line on stdout says that one is done.
 """
 
 import importlib
@@ -41,22 +41,29 @@ def started(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
         ) as child:  # fmt: skip
             try:
+                _wait(child, folder)  # so that no two processes need the memory of preparing at once
                 yield lambda: _run(child, folder)
             finally:
                 child.kill()
 
 
 def _run(child: subprocess.Popen[str], folder: Path) -> dict[str, np.ndarray]:
-    assert child.stdin and child.stdout
+    assert child.stdin
     try:
         print(file=child.stdin, flush=True)
     except BrokenPipeError:
         pass  # it has ended, and so has its stdout
+    _wait(child, folder)
+    with np.load(folder / "results.npz", allow_pickle=False) as results:
+        return dict(results)
+
+
+def _wait(child: subprocess.Popen[str], folder: Path) -> None:
+    """Until the next line. Raises MinidiffError if the process ends instead."""
+    assert child.stdout
     if not child.stdout.readline():
         last = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()[-1:]
         raise MinidiffError(f"a rival's process ended: {' '.join(last) or 'without a message'}")
-    with np.load(folder / "results.npz", allow_pickle=False) as results:
-        return dict(results)
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +88,7 @@ def main(module: str, mode: str, threads: str, place: str) -> None:
     case = json.loads((folder / "case.json").read_text())
     with np.load(folder / "inputs.npz", allow_pickle=False) as inputs:
         run = rival.prepare(mode, case["op"], dict(inputs), _from_json(case["settings"]))
+    print(file=answers, flush=True)
     for _ in sys.stdin:
         results = run()
         if not (folder / "results.npz").exists():

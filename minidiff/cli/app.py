@@ -191,7 +191,7 @@ def bench_command(
     Networks and training steps are compared with TensorFlow's and OpenVINO's too where these are installed
     (pip install 'minidiff[bench]'). All sides run in turn; times are in milliseconds, of the fastest round. Takes about
     five minutes; Ctrl-C prints what has been measured. stable, Stable Diffusion's U-Net at full size, runs only if it
-    is named: it needs 20 GB of memory.
+    is named: it needs 20 GB of memory, with OpenVINO 24.
     """
     chosen = cases.choose(names or [], "numpy" if against == "numpy" else "torch", batch)
     report.check_place(json_to)
