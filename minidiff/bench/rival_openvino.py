@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import openvino as ov  # pyright: ignore[reportMissingImports]  (in the extra `bench`)
-import torch
 
 from minidiff.bench import rival
 
@@ -44,8 +43,8 @@ def prepare(mode: str, op: str, inputs: dict[str, np.ndarray], settings: dict[st
 
 def _convert(config: Any, arrays: list[np.ndarray], path: Path) -> None:
     """Write diffusers' network for inputs of these shapes in OpenVINO's format, in float32."""
-    tensors = tuple(map(torch.from_numpy, arrays))
+    tensors = tuple(map(rival.torch.from_numpy, arrays))
     net = rival.unet(rival.KINDS["NCHW"], tensors[0], config).eval()
-    with torch.no_grad():
+    with rival.torch.no_grad():
         model = ov.convert_model(net, example_input=tensors, input=[list(a.shape) for a in arrays])
     ov.save_model(model, path, compress_to_fp16=False)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -89,7 +89,8 @@ def _libraries(names: list[str], threads: int) -> Rival:
 
 
 def _version(name: str) -> str:
-    return version({"tensorflow": "tensorflow-cpu"}.get(name, name))
+    """The version of what is imported by that name; tensorflow comes from one of several distributions."""
+    return version(packages_distributions()[name][0])
 
 
 def _process(library: Library, mode: str, case: Case, inputs: dict[str, np.ndarray], threads: int) -> Side:

@@ -6,7 +6,7 @@ from numba import prange
 from .jit import helper, kernel
 from .memory import empty
 
-CHUNK = 4096  # values; their 16 KB stay in the first-level cache between the two loops
+CHUNK = 4096  # values; their 16 KB stay in L1 between the two loops
 SIGN, REST, EXPONENT = np.uint32(0x8000), np.uint32(0x7FFF), np.uint32(0x7C00)
 SIXTEEN, THIRTEEN = np.uint32(16), np.uint32(13)
 ALL_ONES = np.uint32(0x7F800000)  # float32's exponent of inf and NaN
