@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from against_torch import check
 from kernel_cases import memory
+from minidiff_kernels.cpu.memory import Pool
 from which_cupy import ON_A_GPU
 
 from minidiff.engine.backend import get_backend
@@ -65,6 +66,16 @@ def test_numba_reuses_a_block_at_once():
         assert empty((256, 1024)).ctypes.data == address
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 19])
+def test_of_blocks_of_one_size_the_one_released_last_is_reused(size):
+    """Also when the blocks are larger than what is asked for."""
+    pool = Pool()
+    blocks = [pool.acquire(1 << 20) for _ in range(3)]
+    for i in (2, 0, 1):
+        pool.release(blocks[i])
+    assert pool.acquire(size).address == blocks[1].address
 
 
 @pytest.mark.skipif(ON_A_GPU, reason="needs the simulator, whose copies end on request")
