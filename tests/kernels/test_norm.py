@@ -41,6 +41,8 @@ CASES = [
     norm((2, 8, 8, 16), 4, scale=1e-3),  # eps matters
     norm((2, 8, 8, 16), 4, silu=True, scale=1e4),
     norm((64, 1, 64), 1, offset=1000.0),
+    norm((1, 32, 36, 48), 6, silu=True),
+    norm((2, 32, 36, 96), 12),
     norm((16, 32, 32, 8), 4, silu=True),  # long sums over pixels
 ]
 

@@ -24,11 +24,17 @@ def normalised(x, mean, rstd):
     return ((xg - mean[:, None, :, None]) * rstd[:, None, :, None]).reshape(x.shape)
 
 
+def mean_of_groups(xg):
+    """The means over positions and the channels of a group: (N, positions, G, C / G) -> (N, G)."""
+    return precise_sum(xg, (1, 3)) / np.asarray(xg.shape[1] * xg.shape[3], xg.dtype)
+
+
 def group_norm(x, weight, bias, groups, eps, silu=False):
     """y, mean, rstd: the output, and the statistics that the backward pass needs."""
     xg = grouped(x, groups)
-    mean = xg.mean((1, 3))  # (N, G)
-    rstd = 1 / np.sqrt(xg.var((1, 3)) + np.asarray(eps, x.dtype))
+    mean = mean_of_groups(xg)  # (N, G)
+    var = mean_of_groups((xg - mean[:, None, :, None]) ** 2)
+    rstd = 1 / np.sqrt(var + np.asarray(eps, x.dtype))
     z = normalised(x, mean, rstd) * weight + bias
     return (silu_forward(z) if silu else z), mean, rstd
 
@@ -44,8 +50,7 @@ def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
     dz = silu_backward(dy, xhat * weight + bias) if silu else dy
     G = mean.shape[1]
     g, xg = grouped(dz * weight, G), grouped(xhat, G)
-    mean_g = g.mean((1, 3), keepdims=True)
-    mean_gx = (g * xg).mean((1, 3), keepdims=True)
-    dx = (g - mean_g - xg * mean_gx) * rstd[:, None, :, None]
+    mean_g, mean_gx, rstd = (a[:, None, :, None] for a in (mean_of_groups(g), mean_of_groups(g * xg), rstd))
+    dx = (g - mean_g - xg * mean_gx) * rstd
     positions = tuple(range(x.ndim - 1))
     return dx.reshape(x.shape), precise_sum(dz * xhat, positions), precise_sum(dz, positions)
