@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -42,17 +42,27 @@ def use_threads(threads: int | None, backend: str) -> int:
     return threads
 
 
+def versions() -> dict[str, str]:
+    """Versions and processor, which every state of a run records."""
+    try:
+        own = version("minidiff")
+    except PackageNotFoundError:  # run from its source
+        own = "not installed"
+    return {
+        "minidiff": own,
+        "Python": platform.python_version(),
+        "NumPy": version("numpy"),
+        "Numba": version("numba"),
+        "processor": f"{jit.config.CPU_NAME or llvm.get_host_cpu_name()}, {cores()} cores",
+    }
+
+
 def describe() -> dict[str, Any]:
     """Versions, threads and SIMD width, for `minidiff info`."""
     backend = get_backend("numba")
     backend.add(np.ones(1, np.float32), np.ones(1, np.float32))  # the first launch chooses the threading layer
     blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
-    return {
-        "minidiff": version("minidiff"),
-        "Python": platform.python_version(),
-        "NumPy": version("numpy"),
-        "Numba": version("numba"),
-        "processor": f"{jit.config.CPU_NAME or llvm.get_host_cpu_name()}, {cores()} cores",
+    return versions() | {
         "backends": "numpy (reference), numba (default"
         + (")" if jit.ENABLED else "; the reference without its compiler)"),
         "threads": numba.get_num_threads(),

@@ -19,6 +19,7 @@ from minidiff.cli.evaluate import evaluate
 from minidiff.cli.explain import explain
 from minidiff.cli.learn import learn
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
+from minidiff.cli.run_report import report_command
 from minidiff.cli.sample import sample_command
 from minidiff.cli.train import train, train_classifier, train_vae
 from minidiff.cli.tune import tune
@@ -124,6 +125,7 @@ app.command()(tune)
 app.command("sample")(sample_command)
 for command in (explain, redraw, fill, invert, between, evaluate):
     app.command()(command)
+app.command("report")(report_command)
 
 
 @app.command()

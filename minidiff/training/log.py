@@ -63,16 +63,21 @@ def read_quarter_losses(path: Path) -> list[list[float]]:
     return [[_float(cells[-QUARTERS + quarter]) for cells in lines] for quarter in range(QUARTERS)]
 
 
+def read_lines(path: Path) -> list[str]:
+    """The header and the lines of a log, up to the first line that is missing or damaged."""
+    return [HEADER, *(",".join(cells) + "\n" for cells in _lines(path))]
+
+
 def truncate_log(path: Path, step: int) -> None:
     """Drop every line after `step`, an incomplete last one included; an older run's lines get empty new columns.
 
     Raises MinidiffError if a line up to `step` is missing.
     """
-    lines = list(_lines(path))
+    header, *lines = read_lines(path)
     if len(lines) < step:
         raise MinidiffError(f"{path}: ends at step {len(lines)}, the state is at {step}; restore it or start a new run")
-    kept = "".join(",".join(cells) + "\n" for cells in lines[:step])
-    replace_file(path, lambda part: part.write_text(HEADER + kept, encoding="ascii", newline=""))
+    kept = header + "".join(lines[:step])
+    replace_file(path, lambda part: part.write_text(kept, encoding="ascii", newline=""))
 
 
 def _lines(path: Path) -> Iterator[list[str]]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from minidiff import machine
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import buffer_name
 from minidiff.formats.folders import check_run
@@ -150,6 +151,7 @@ def save(run: Run, keep: int = 2) -> None:
         "step": str(run.step),
         "skipped": str(run.optimizer.skipped),
         "config": json.dumps(asdict(run.config)),
+        "machine": json.dumps(machine.versions()),
         **run.metadata(),
     }
     buffers = {name: to_numpy(buffer) for name, buffer in _buffers(run).items()} | run.arrays()

@@ -1,0 +1,143 @@
+"""The command that starts a run anew: the inverse of start.py and start_text.py, for reports."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.optim import half_life_of
+from minidiff.errors import MinidiffError
+from minidiff.formats.schedulers import schedule_to_config
+from minidiff.models.config import ClassifierConfig
+from minidiff.models.default_configs import default_text_unet
+from minidiff.models.mlp import default_mlp
+from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.classifier_run import ClassifierRun
+from minidiff.training.kinds.lora_run import LoRARun
+from minidiff.training.kinds.points_run import CHOICES, PointsRun
+from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.unet_run import DenoiserRun, UNetRun
+from minidiff.training.kinds.vae_run import VAERun, default_vae
+from minidiff.training.recipes import RECIPES, SCHEDULE, Recipe
+from minidiff.training.run import Run
+from minidiff.training.start import schedule_for
+
+# Fields of TrainConfig that are options: with a value, and without.
+VALUES = (
+    "size", "pad_crop", "min_snr", "kl", "steps", "batch_size", "accumulate", "lr", "warmup", "decay", "backend",
+    "threads", "seed",
+)  # fmt: skip
+FLAGS = ("skip_bad", "learned_variance", "importance_sampling")
+ELSEWHERE = ("fingerprint", "classes", "flip", "ema", "further_emas")  # from the dataset, or from another option
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a command without further options starts: network, schedule and the fields of TrainConfig that it sets."""
+
+    options: list[str]
+    network: Any
+    schedule: Any = None
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+def command_of(run: Run, out: str = "RUN") -> list[str] | None:
+    """The command that starts a run as this one was started, into the folder `out`.
+
+    The folders of --latent and --text-encoder are the run's own copies. None if no command starts such a run: of a
+    LoRA, or of a network or settings that a program chose.
+    """
+    command = {VAERun: "train-vae", ClassifierRun: "train-classifier"}.get(type(run), "train")
+    for start in _starts(run):
+        default = TrainConfig(run.config.data, **start.choices)
+        chosen = {name: getattr(run.config, name) for name in (*VALUES, *FLAGS, *ELSEWHERE)}
+        if _same(start, run) and replace(default, **chosen) == run.config:
+            options = _options(run, default)
+            return ["minidiff", command, run.config.data, "--out", out, *start.options, *options]
+    return None
+
+
+def _starts(run: Run) -> Iterator[Start]:
+    """What commands can start of the run's kind, for its data, with its network's width and depth."""
+    if isinstance(run, UNetRun):
+        yield from filter(None, (_unet_start(run, name) for name in (None, *RECIPES)))
+    elif isinstance(run, PointsRun):
+        classes = len(run.config.classes) + 1 if run.config.classes else None
+        network, sizes = _sized(run, lambda **sizes: default_mlp(run.shape, num_class_embeds=classes, **sizes))
+        options = sizes + _by_class(run) + _objective(run, SCHEDULE)
+        yield Start(options, network, schedule_for(run.objective, SCHEDULE), CHOICES | {"flip": False})
+    elif isinstance(run, TextRun) and not isinstance(run, LoRARun):
+        pipeline = run.pipeline
+        context = pipeline.text_encoder.config.hidden_size
+        network, sizes = _sized(run, lambda **sizes: default_text_unet(pipeline.unet.image_shape, context, **sizes))
+        parts = {"--latent": "vae", "--text-encoder": "text_encoder"}
+        copies = [word for option, part in parts.items() if part in run.frozen for word in (option, str(run.folder))]
+        options = ["--text", *copies, *sizes, *_objective(run, SCHEDULE)]
+        yield Start(options, network, schedule_for(run.objective, SCHEDULE))
+    elif isinstance(run, VAERun):
+        network, sizes = _sized(run, lambda **sizes: default_vae(run.shape, **sizes))
+        yield Start(sizes, network)
+    elif isinstance(run, ClassifierRun):
+        H, W, C = run.shape
+        yield Start([], ClassifierConfig(C, H if H == W else (H, W), run.config.classes))
+
+
+def _same(start: Start, run: Any) -> bool:
+    """Whether the run's network and schedule are those of the start."""
+    if isinstance(run, VAERun | ClassifierRun):
+        return start.network == (run.vae if isinstance(run, VAERun) else run.classifier).config
+    parts = run.pipeline if isinstance(run, TextRun) else run
+    network = run.network if isinstance(run, DenoiserRun) else parts.unet
+    return start.network == network.config and schedule_to_config(start.schedule) == schedule_to_config(parts.schedule)
+
+
+def _unet_start(run: UNetRun, name: str | None) -> Start | None:
+    """The start of a U-Net by a recipe, None: the default one. None if the recipe is not for such images."""
+    recipe = RECIPES[name] if name else Recipe()
+    embeds = len(run.config.classes) + 1 if run.config.classes else None
+    try:
+        if name:
+            network, sizes = recipe.network(run.shape, embeds), []
+        else:
+            network, sizes = _sized(run, lambda **sizes: recipe.network(run.shape, embeds, **sizes))
+    except MinidiffError:
+        return None
+    if run.config.learned_variance:
+        network = replace(network, out_channels=2 * network.out_channels)
+    options = (["--recipe", name] if name else sizes) + ([] if recipe.by_class else _by_class(run))
+    schedule = schedule_for(run.objective, recipe.schedule)
+    return Start(options + _objective(run, recipe.schedule), network, schedule, recipe.choices)
+
+
+def _sized(run: Run, network: Callable[..., Any]) -> tuple[Any, list[str]]:
+    """The default network of the run's width and depth, and the options that choose these."""
+    width, depth = run.widths[0], len(run.widths)
+    if network(width=width, depth=depth) == network():
+        return network(), []
+    for sizes in ({"width": width}, {"depth": depth}, {"width": width, "depth": depth}):
+        if (sized := network(**sizes)) == network(width=width, depth=depth):
+            break
+    return sized, [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+
+
+def _by_class(run: Run) -> list[str]:
+    return ["--by-class"] if run.config.classes else []
+
+
+def _objective(run: Run, schedule: AnySchedule) -> list[str]:
+    return [] if run.objective == schedule.prediction_type else ["--objective", str(run.objective)]
+
+
+def _options(run: Run, default: TrainConfig) -> list[str]:
+    """The options that change `default` into the run's configuration; --threads is always given."""
+    config, options = run.config, []
+    for name in VALUES:
+        if (value := getattr(config, name)) != getattr(default, name) or name == "threads":
+            options += [f"--{name.replace('_', '-')}", str(value)]
+    options += [f"--{name.replace('_', '-')}" for name in FLAGS if getattr(config, name)]
+    if default.flip and not config.flip:
+        options.append("--no-flip")
+    if (config.ema, config.further_emas) != (default.ema, default.further_emas):
+        half_lives = [half_life_of(config.ema), *config.further_emas]
+        options += ["--ema-half-life", ",".join(f"{steps:.12g}" for steps in half_lives)]
+    return options
