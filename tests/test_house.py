@@ -166,12 +166,13 @@ MODEL_FILES = (
 
 
 def test_wheel_holds_every_module(tmp_path):
-    """And the emoji with their licence, the exercises' model and py.typed, and nothing else but metadata.
+    """And the emoji with their licence, the exercises' model, a report's page and py.typed, and nothing else but metadata.
 
     `kernels` is no part of a path.
     """
     want = {str(path.relative_to(ROOT)) for path in sources("minidiff")}
     want |= {f"minidiff/learn/cats_dogs/{name}" for name in MODEL_FILES}
+    want |= {f"minidiff/evaluation/run_report.{kind}" for kind in ("html", "css", "js")}
     kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
     want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
     want |= {"minidiff/py.typed", "minidiff_kernels/py.typed", "minidiff/data/emoji.npz", "minidiff/data/emoji.LICENSE"}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from minidiff.cli.tensorboard import needs_tensorboard
 from minidiff.errors import MinidiffError
 
 T = TypeVar("T", str, list[str], None)
@@ -104,3 +105,7 @@ TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Random seed.  
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, metavar="<int>")]
 Keep = Annotated[int, typer.Option(help="Number of checkpoints to keep.", min=1, metavar="<int>")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", callback=needs_tensorboard, help="Write event files for TensorBoard, too."),
+]

@@ -68,6 +68,7 @@ def train(
     seed: options.TrainingSeed = None,
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY,
     keep: options.Keep = KEEP,
+    tensorboard: options.TensorBoard = False,
     resume: options.Resume = False,
 ) -> None:
     """Train a diffusion model.
@@ -112,7 +113,7 @@ def train(
             run, dataset = start_points(out, data, given, by_class, threads)
         else:
             run, dataset = start_run(out, required_data(out, data), given, by_class, threads)
-        train_to_end(run, dataset, checkpoint_every, keep)
+        train_to_end(run, dataset, checkpoint_every, keep, tensorboard)
 
 
 def train_vae(
@@ -137,6 +138,7 @@ def train_vae(
     seed: options.TrainingSeed = None,
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY,
     keep: options.Keep = KEEP,
+    tensorboard: options.TensorBoard = False,
     resume: options.Resume = False,
 ) -> None:
     """Train a variational autoencoder (VAE) for latent diffusion.
@@ -159,7 +161,7 @@ def train_vae(
             run, dataset = resumed(out, data, given, threads, VAERun)
         else:
             run, dataset = start_vae(out, required_data(out, data), given, threads)
-        train_to_end(run, dataset, checkpoint_every, keep)
+        train_to_end(run, dataset, checkpoint_every, keep, tensorboard)
 
 
 def train_classifier(
@@ -176,6 +178,7 @@ def train_classifier(
     seed: options.TrainingSeed = None,
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY,
     keep: options.Keep = KEEP,
+    tensorboard: options.TensorBoard = False,
     resume: options.Resume = False,
 ) -> None:
     """Train a classifier of noisy images, for classifier guidance: minidiff sample --classifier.
@@ -193,7 +196,7 @@ def train_classifier(
             run, dataset = resumed(out, data, given, threads, ClassifierRun)
         else:
             run, dataset = start_classifier(out, required_data(out, data), given, threads)
-        train_to_end(run, dataset, checkpoint_every, keep)
+        train_to_end(run, dataset, checkpoint_every, keep, tensorboard)
 
 
 def given_options(**choices: Any) -> dict[str, Any]:
@@ -224,7 +227,7 @@ def _check_no_ddpm_options(text: bool, given: dict[str, Any]) -> None:
             raise MinidiffError(f"--{name.replace('_', '-')} does not go with --text: leave it out")
 
 
-def train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -> None:
+def train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int, tensorboard: bool = False) -> None:
     """Train up to the run's total of steps, if any are left; print the command that samples the result."""
     if run.step == run.config.steps:
         console.print(f"{run.folder}: all {run.step} steps are done already; to continue, give a larger --steps")
@@ -234,7 +237,9 @@ def train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int) -
         resume_command += ["--checkpoint-every", str(checkpoint_every)]
     if keep != KEEP:
         resume_command += ["--keep", str(keep)]
-    train_with_bar(run, dataset, checkpoint_every, resume_command, keep, validation_set(run, dataset))
+    if tensorboard:
+        resume_command.append("--tensorboard")
+    train_with_bar(run, dataset, checkpoint_every, resume_command, keep, validation_set(run, dataset), tensorboard)
     console.print(f"Done: step {run.step}. {_result(run, dataset)}")
 
 

@@ -3,10 +3,11 @@
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.progress import Progress
 
+from minidiff.cli.tensorboard import EventFiles
 from minidiff.data import Dataset
 from minidiff.terminal import console, progress_bar, shell_command, stderr_console
 from minidiff.training import state
@@ -27,8 +28,9 @@ def train_with_bar(
     resume_command: list[str],
     keep: int = KEEP,
     validation: Dataset | None = None,
+    tensorboard: bool = False,
 ) -> None:
-    """Train to the end with a progress bar.
+    """Train to the end with a progress bar; with `tensorboard` write its event files too.
 
     Ctrl-C saves a checkpoint, prints `resume_command` and exits with code 130; a second one exits at once, unsaved.
     """
@@ -40,9 +42,20 @@ def train_with_bar(
     notice = "Stopping after this step; press Ctrl-C again to stop at once without saving."
     with _reporting_lost_steps(run, resume_command):
         compile_for_training(run, dataset)
-        with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop:
-            report = _ProgressReport(run, bar)
-            fit(run, dataset, checkpoint_every, report.on_step, report.on_checkpoint, stop, keep, validation)
+        with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop, ExitStack() as opened:
+            reports: list[_ProgressReport | EventFiles] = [_ProgressReport(run, bar)]
+            if tensorboard:
+                reports.append(opened.enter_context(EventFiles(run.folder, run.step)))
+
+            def on_step(stats: StepStats) -> None:
+                for report in reports:
+                    report.on_step(stats)
+
+            def on_checkpoint(step: int, loss: float) -> None:
+                for report in reports:
+                    report.on_checkpoint(step, loss)
+
+            fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, validation)
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To resume: {shell_command(resume_command)}")
         sys.exit(130)

@@ -52,7 +52,7 @@ KINDS: dict[str, type[Run]] = {
 }  # fmt: skip
 WRITTEN = (
     "metrics.csv", "checkpoints.csv", "unet", "vae", "classifier", "mlp", "text_encoder", "tokenizer", "scheduler",
-    "model_index.json", "classes.json", "loss.png", "samples", LORA_WEIGHTS,
+    "model_index.json", "classes.json", "loss.png", "samples", "tensorboard", LORA_WEIGHTS,
 )  # fmt: skip
 R = TypeVar("R", bound=Run)
 
