@@ -166,7 +166,7 @@ MODEL_FILES = (
 
 
 def test_wheel_holds_every_module(tmp_path):
-    """And the emoji with their licence, the exercises' model, a report's page and py.typed, and nothing else but metadata.
+    """And the emoji with their licence, the exercises' model, a report's page, py.typed, and nothing but metadata.
 
     `kernels` is no part of a path.
     """
