@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from minidiff.errors import MinidiffError
+from minidiff.files import replace_file
 
 NAMES = ("captions.csv", "metadata.jsonl")
 MAX_BYTES = 2**28  # a million captions of 256 bytes
@@ -46,6 +47,13 @@ def captions_of(root: Path, files: Sequence[Path]) -> tuple[str, ...]:
     for name, (line, _) in found.items():
         raise MinidiffError(f"{source}, line {line}: {name!r:.80} is no image of the folder; correct the name")
     return tuple(captions)
+
+
+def save_captions(root: Path, names: Sequence[str], captions: Sequence[str]) -> None:
+    """Write captions.csv into a folder: a caption for each file name."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([("file_name", "text"), *zip(names, captions, strict=True)])
+    replace_file(root / NAMES[0], lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def _read(source: Path) -> dict[str, tuple[int, str]]:

@@ -16,7 +16,7 @@ INTEGER_RANGES = {
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
-    "learned_variance", "importance_sampling", "further_emas", "rank",
+    "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight",
 }  # fmt: skip
 
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
@@ -47,6 +47,7 @@ class TrainConfig:
     importance_sampling  draw t by the losses so far, in place of uniformly (diffusion/loss.py)
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
     rank          of a LoRA's updates (models/lora.py)
+    prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
     Raises MinidiffError that names the first value that is out of range.
     """
 
@@ -75,6 +76,7 @@ class TrainConfig:
     importance_sampling: bool = False
     further_emas: tuple[float, ...] = ()
     rank: int = 4
+    prior_weight: float | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -94,8 +96,10 @@ class TrainConfig:
         for name in ("skip_bad", "learned_variance", "importance_sampling"):
             if type(getattr(self, name)) is not bool:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")
-        if self.min_snr is not None and not (type(self.min_snr) in (int, float) and 0 < self.min_snr <= 1e6):
-            raise MinidiffError(f"min_snr = {self.min_snr!r}: give a number above 0, such as 5")
+        for name, such in (("min_snr", 5), ("prior_weight", 1)):
+            value = getattr(self, name)
+            if value is not None and not (type(value) in (int, float) and 0 < value <= 1e6):
+                raise MinidiffError(f"{name} = {value!r}: give a number above 0, such as {such}")
         if self.min_snr is not None and (self.learned_variance or self.importance_sampling):
             other = "learned_variance" if self.learned_variance else "importance_sampling"
             raise MinidiffError(f"min_snr and {other} weight the loss in different ways: leave one of them out")

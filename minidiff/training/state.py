@@ -11,6 +11,7 @@ Beside them is the export of the kind of run (run.py): the averaged weights in d
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -52,14 +53,17 @@ KINDS: dict[str, type[Run]] = {
 }  # fmt: skip
 WRITTEN = (
     "metrics.csv", "checkpoints.csv", "unet", "vae", "classifier", "mlp", "text_encoder", "tokenizer", "scheduler",
-    "model_index.json", "classes.json", "loss.png", "samples", "tensorboard", LORA_WEIGHTS,
+    "model_index.json", "classes.json", "loss.png", "samples", "tensorboard", "prior", LORA_WEIGHTS,
 )  # fmt: skip
 R = TypeVar("R", bound=Run)
 
 
-def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
+def new_run(
+    kind: type[R], folder: Path, config: TrainConfig, *parts: Any, begin: Callable[[R], object] = lambda run: None
+) -> R:
     """A run of that kind at step 0, its state written; parts as its `build` takes them.
 
+    begin: called with the run before anything is written, to set other weights than those drawn, say
     Raises MinidiffError if that would overwrite a run or a pipeline, or if the disk has no room for its checkpoints.
     """
     there = any(os.path.lexists(path) for path in (state_file(folder), best_file(folder)))
@@ -70,6 +74,7 @@ def new_run(kind: type[R], folder: Path, config: TrainConfig, *parts: Any) -> R:
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
     run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
     check_disk_space(run, keep=1)
+    begin(run)
     run.prepare()
     save(run)
     return run

@@ -83,6 +83,7 @@ def train_step(
     min_snr: float | None = None,
     accumulate: int = 1,
     history: np.ndarray | None = None,
+    image_weights: np.ndarray | None = None,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
@@ -93,6 +94,7 @@ def train_step(
                 drawn part by part
     history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own, and
                 so waits for a GPU; it does not go with min_snr
+    image_weights  (N,) multiplies each image's loss
     Raises ValueError if the batch cannot be split into equal parts.
     """
     if history is None:
@@ -100,6 +102,8 @@ def train_step(
         weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
     else:
         t, weight = importance_sample(history, rng, len(x0))  # (N,) each
+    if image_weights is not None:
+        weight = image_weights if weight is None else image_weights * weight
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
     errors: list[Callable[[], Any]] = []

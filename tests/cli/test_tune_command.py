@@ -1,6 +1,7 @@
 """minidiff tune, sample --lora and export --kohya on a small pipeline."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from small_commands import QUICK, bytes_of, noises, stop_after
 from small_text import new_text_run
 
 from minidiff.cli import training_bar
+from minidiff.training import prior
 from minidiff.training.kinds import lora_run
 
 SAMPLE = ("--steps", 2, "--guidance", 2, *QUICK)
@@ -74,6 +76,30 @@ def test_ctrl_c_saves_and_resume_goes_on(run, tuned, done, monkeypatch):
         code, out, _ = run("tune", "base", "data", *tuned_arguments)
     assert code == 130 and "Saved at step 2. To resume: minidiff train --out lora --resume" in out
     assert "Done: step 4" in done("tune", "--out", "lora", "--resume")
+
+
+def test_a_prior(run, tuned, done, refused, monkeypatch):
+    """Of a folder, of prompts and of a file of them; a run goes on with its own."""
+    monkeypatch.setattr(prior, "SAMPLES", 3)
+    monkeypatch.setattr(prior, "STEPS", 2)
+    tuned()
+    losses = {bytes_of("lora/metrics.csv")}
+    Path("prompts.txt").write_text("green bar\n\nred bar\n")
+    given = (("data",), ("prompts.txt", "--prior-prompt", "blue bar"), ("data", "--prior-weight", 3))
+    for i, options in enumerate(given):
+        tuned("--prior", *options, "--out", f"{i}")
+        assert len(os.listdir(f"{i}/prior")) == 4
+        losses.add(bytes_of(f"{i}/metrics.csv"))
+    assert len(losses) == 4
+    captions = {line.partition(",")[2] for line in bytes_of("1/prior/captions.csv").decode().splitlines()[1:]}
+    assert captions == {"blue bar", "green bar", "red bar"}
+    refused("tune", "--out", "2", "--resume", "--prior", "data", match="leave --prior and --prior-prompt out")
+    refused("tune", "--out", "2", "--resume", "--prior-weight", 2, match="with --prior-weight 3.0, not 2.0")
+    assert "Done: step 4" in done("tune", "--out", "2", "--resume", "--steps", 4)
+    new = ("tune", "base", "data", "--out", "new", *QUICK)
+    refused(*new, "--prior-weight", 2, match="--prior-weight needs images of a prior")
+    refused(*new, "--prior", "data", "--prior-prompt", "a", match="--prior data has captions of its own")
+    refused(*new, "--prior", "none", match="none: no such folder")
 
 
 def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):

@@ -31,6 +31,7 @@ from minidiff.formats.stable_diffusion import save_parts
 from minidiff.sampling.text_to_image import encode, text_to_image
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.unet_run import noise_loss
+from minidiff.training.prior import Batch, image_weights, open_prior, with_prior
 from minidiff.training.run import Run, Weights
 from minidiff.training.step import StepStats, make_optimizer, train_step
 
@@ -95,22 +96,31 @@ class TextRun(Run):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         return trained_parameters(self.pipeline, self.frozen)
 
-    def batches(self, dataset: Dataset) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-        """Images and the token ids of their captions, some replaced by the empty text's."""
+    def batches(self, dataset: Dataset) -> Callable[[int], Batch]:
+        """Images and the token ids of their captions, some replaced by the empty text's; the prior's too (prior.py)."""
+        if self.config.prior_weight is None:
+            return self._batches_of(dataset)
+        return with_prior(self._batches_of(dataset), self._batches_of(open_prior(self.folder, self.shape)))
+
+    def _batches_of(self, dataset: Dataset) -> Callable[[int], Batch]:
         config, tokenizer = self.config, self.pipeline.tokenizer
         ids, (empty,) = tokenizer(list(dataset.captions)), tokenizer([""])  # (N, T), (T,)
 
-        def make_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        def make_batch(step: int) -> Batch:
             x0, _ = batch(dataset, step, config.batch_size, config.seed, config.flip, config.pad_crop)
             texts = ids[batch_indices(len(dataset), step, config.batch_size, config.seed)]  # (B, T)
             return x0, drop_labels(texts, empty, config.label_dropout, config.seed, step)
 
         return make_batch
 
-    def train_batch(self, batch: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> StepStats:
-        (x0, ids), config = batch, self.config
-        latents, schedule = self._latents(x0, rng), self.pipeline.schedule
-        return train_step(self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate)
+    def train_batch(self, batch: Batch, rng: np.random.Generator) -> StepStats:
+        (x0, ids), config, schedule = batch, self.config, self.pipeline.schedule
+        latents = self._latents(x0, rng)
+        weights = None if config.prior_weight is None else image_weights(len(x0), config.prior_weight)
+        return train_step(
+            self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate,
+            image_weights=weights,
+        )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`), each image with its caption."""
