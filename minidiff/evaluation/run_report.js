@@ -126,7 +126,7 @@ function chart(label, curves) {
     [canvas.width, canvas.height] = [width * ratio, height * ratio];
     const at = canvas.getContext("2d");
     at.scale(ratio, ratio);
-    const [left, right, top, bottom] = [58, width - 12, 10, height - 26];
+    const [left, right, top, bottom] = [58, width - 20, 10, height - 26];
     const [low, high] = valueRange();
     const by = (log) => (log ? Math.log : (value) => value);
     const [fx, fy] = [by(axis.xLog), by(axis.yLog)];
@@ -219,11 +219,11 @@ function chart(label, curves) {
   return make("div", { class: "chart" }, controls, canvas, legend, note);
 }
 
-/** One image of several, over a slider; `text` says which. */
-function slider(label, images, text) {
+/** One image of several, over a slider that begins at the last or at `begin`; `text` says which. */
+function slider(label, images, text, begin = images.length - 1) {
   const image = make("img", { alt: "" });
   const output = make("output");
-  const input = make("input", { type: "range", min: 0, max: images.length - 1, value: images.length - 1, "aria-label": label });
+  const input = make("input", { type: "range", min: 0, max: images.length - 1, value: begin, "aria-label": label });
   const show = () => {
     const [key, source] = images[input.value];
     image.src = source;
@@ -288,7 +288,7 @@ section("Samples of the checkpoints", ...perRun((run) => run.sheets.length > 0 &
 section("Denoising", ...perRun((run) => run.trajectory && [
   make("p", { class: "note" }, "Above x_t, below x0_hat, by DDIM and the averaged weights" +
     (run.trajectory.labels.length ? `: ${[...new Set(run.trajectory.labels)].join(", ")}.` : ".")),
-  slider(`Timestep of ${run.name}`, run.trajectory.frames, (t) => (t < 0 ? "the samples" : `t = ${t}`))]));
+  slider(`Timestep of ${run.name}`, run.trajectory.frames, (t) => (t < 0 ? "the samples" : `t = ${t}`), 8)]));
 section("Evaluations", ...perRun((run) => run.evaluations.length
   ? run.evaluations.flatMap((one) => [make("p", { class: "note" }, one.name),
       tableOf(["", ...one.columns], one.rows.map(([name, ...cells]) => make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((text) => make("td", {}, text)))))])
