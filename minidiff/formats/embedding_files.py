@@ -56,8 +56,12 @@ def save_embedding(path: Path, word: str, vectors: np.ndarray) -> None:
 
 
 def check_word(tokenizer: Tokenizer, word: str, place: str) -> None:
-    """Raises MinidiffError, at `place`, for a new word that is blank or not printable, or that is a token already."""
-    if not word.isprintable() or word != " ".join(word.split()) or not word:
-        raise MinidiffError(f"{place}: {word!r:.80} is no word; give one such as <robot>")
+    """Raises MinidiffError, at `place`, for a new word that no text can contain, or that is a token already.
+
+    The first are blank or not printable, have several spaces in a row, or a special token within.
+    """
     if len(tokenizer.encode(word)) == 1:
         raise MinidiffError(f"{place}: {word!r:.80} is in the model's vocabulary; give another word, such as <{word}>")
+    spaced = word != " ".join(word.split())
+    if not word or not word.isprintable() or spaced or any(name in word for name in tokenizer.special.names):
+        raise MinidiffError(f"{place}: {word!r:.80} is no word; give one such as <robot>")

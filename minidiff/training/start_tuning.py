@@ -28,7 +28,7 @@ from minidiff.training.start_text import check_captions
 
 CHOICES: dict[str, Any] = dict(steps=400, batch_size=4, warmup=20)  # in place of TrainConfig's defaults
 COMPARED = 256  # images
-INVERSION_RATE = 0.05  # of textual inversion: learning rate in units of the embeddings' standard deviation
+INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embeddings' standard deviation
 DREAMBOOTH_RATE = 1e-4
 
 Prior = str | Sequence[str]  # the dataset of captioned images, or prompts to sample them; () is none

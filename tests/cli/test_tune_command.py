@@ -215,10 +215,12 @@ def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):
     refused("sample", "base", "--prompt", "a", "--lora", "none:0.5", *SAMPLE, match="none: no such file")
 
 
-def test_images_that_are_all_the_same(refused, tuned, tmp_path):
+@pytest.mark.parametrize("method", ["lora", "dreambooth", "textual-inversion"])
+def test_images_that_are_all_the_same(method, refused, word_tuned, tmp_path):
     for i in range(3):
         Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / f"{i}.png")
-    refused("tune", "base", "data", "--out", "new", *QUICK, match="data: its 3 images are all the same")
+    options = WORD if method == "textual-inversion" else ("--method", method)
+    refused("tune", "base", "data", "--out", "new", *options, *QUICK, match="data: its 3 images are all the same")
 
 
 def test_a_lora_of_another_model(refused, tuned):

@@ -40,6 +40,7 @@ WRONG = {
     "not finite": ({"<zib>": V + np.nan}, "has values that are not finite"),
     "a token": ({"red": V}, "'red' is in the model's vocabulary; give another word, such as <red>"),
     "special": ({"<|endoftext|>": V}, "'<|endoftext|>' is in the model's vocabulary"),
+    "special within": ({"<|endoftext|>zib": V}, "'<|endoftext|>zib' is no word"),
     "a letter": ({"Z": V}, "'Z' is in the model's vocabulary"),
     "blank": ({" ": V}, "' ' is no word; give one such as <robot>"),
     "empty": ({"": V}, "'' is no word"),
