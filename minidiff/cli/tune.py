@@ -86,6 +86,7 @@ def tune(
     pipeline; metrics.csv, loss.png, and for every checkpoint a grid of samples and a validation loss (checkpoints.csv).
 
     To sample: minidiff sample RUN --lora OUT --prompt TEXT, or --embedding OUT; of dreambooth: minidiff sample OUT.
+    A LoRA for web interfaces: minidiff export OUT FOLDER --kohya.
     """
     given = given_options(
         rank=rank, word=word, initial_word=initial_word, skip_bad=skip_bad or None, steps=steps,
