@@ -33,6 +33,7 @@ from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
+from minidiff.sampling.embeddings import with_embeddings
 from minidiff.sampling.loras import merged_loras
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
@@ -47,5 +48,5 @@ __all__ = [
     "min_snr_weight", "no_grad", "ode_bits_per_dim", "open_dataset", "open_pipeline", "p_sample", "post_hoc_ema",
     "q_posterior", "q_sample", "redraw", "repaint", "rescale_zero_terminal_snr", "sample", "save_lora", "save_unet",
     "scaled_linear_schedule", "sigmoid_schedule", "slerp", "text_to_image", "torch_generator", "train", "train_step",
-    "training_loss",
+    "training_loss", "with_embeddings",
 ]  # fmt: skip

@@ -141,8 +141,8 @@ def export(
 
     Unconditional: DDPMPipeline.from_pretrained(OUT). Class-conditional: UNet2DModel.from_pretrained(OUT,
     subfolder="unet"). Text-conditional: StableDiffusionPipeline.from_pretrained(OUT), if its vae is there.
-    Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). LoRA: pipeline.load_lora_weights(OUT). A
-    classifier is for this package alone.
+    Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). LoRA: pipeline.load_lora_weights(OUT).
+    Textual inversion: pipeline.load_textual_inversion(OUT). A classifier is for this package alone.
     """
     check_new_folder(out)
     if find(run, *FOUND).kind == "points":

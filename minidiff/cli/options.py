@@ -67,6 +67,15 @@ GuidanceScale = Annotated[
 ]  # None: 1, or with a prompt 7.5
 Prompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to condition on.")]
 NegativePrompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to guide away from.")]
+LoRAs = Annotated[
+    list[str] | None,
+    typer.Option(
+        callback=valid_text, metavar="<path[:weight]>", help="A LoRA: folder or file, and its weight; may be repeated."
+    ),
+]
+Embeddings = Annotated[
+    list[Path] | None, typer.Option(help="A word of textual inversion: its folder or file; may be repeated.")
+]
 Steps = Annotated[int, typer.Option(help="Number of sampling steps.", min=1)]
 NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=1024)]
 Raw = Annotated[bool, typer.Option("--raw", help="Use the last step's weights instead of their EMA.")]

@@ -29,6 +29,7 @@ from minidiff.formats.run_state import WrongKind
 from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import inputs, outputs, text_to_image
 from minidiff.sampling.dry_run import compile_for_sampling
+from minidiff.sampling.embeddings import with_embeddings
 from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.loras import merged_loras, open_loras
 from minidiff.sampling.opening import Kind, Weights, chosen_weights, open_pipeline
@@ -59,14 +60,8 @@ def sample_command(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     negative_prompt: options.NegativePrompt = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            callback=options.valid_text,
-            help="A LoRA: its folder or file, and its weight; may be repeated.",
-            metavar="<path[:weight]>",
-        ),
-    ] = None,
+    lora: options.LoRAs = None,
+    embedding: options.Embeddings = None,
     height: Annotated[int | None, typer.Option(help="Image height with a prompt.  [default: the model's]")] = None,
     width: Annotated[int | None, typer.Option(help="Image width with a prompt.  [default: the model's]")] = None,
     n: Annotated[
@@ -130,7 +125,8 @@ def sample_command(
     weights = chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
-        check_prompt_options(run, {"negative-prompt": negative_prompt, "lora": lora, "height": height, "width": width})
+        for_prompts = {"negative-prompt": negative_prompt, "lora": lora, "embedding": embedding}
+        check_prompt_options(run, for_prompts | {"height": height, "width": width})
     elif name or gif:
         raise MinidiffError("--class and --gif do not go with a prompt: leave them out")
     elif classifier or autoguide is not None or guidance_interval or guidance_rescale:
@@ -157,6 +153,7 @@ def sample_command(
     elif isinstance(pipeline, TextPipeline):
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
+        pipeline = with_embeddings(pipeline, embedding or [])
         with merged_loras(pipeline, open_loras(pipeline, lora or [])):
             images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
         sheet = partial(_prompt_sheet, images, texts)

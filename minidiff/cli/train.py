@@ -17,6 +17,7 @@ from minidiff.terminal import console, shell_command
 from minidiff.training.kinds.classifier_run import ClassifierRun
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.textual_inversion_run import TextualInversionRun
 from minidiff.training.kinds.vae_run import VAERun
 from minidiff.training.resume import resume as resumed
 from minidiff.training.run import Run
@@ -251,6 +252,9 @@ def _result(run: Run, dataset: Dataset) -> str:
         return f"The classifier: {run.folder / 'classifier'}"
     if isinstance(run, LoRARun):
         model = ["minidiff", "sample", str(run.pipeline.folder), "--lora", str(run.folder)]
+        return f"To sample: {shell_command([*model, '--prompt', dataset.captions[0]])}"
+    if isinstance(run, TextualInversionRun):
+        model = ["minidiff", "sample", str(run.pipeline.folder), "--embedding", str(run.folder)]
         return f"To sample: {shell_command([*model, '--prompt', dataset.captions[0]])}"
     prompt = ["--prompt", dataset.captions[0]] if isinstance(run, TextRun) else []
     return f"To sample: {shell_command(['minidiff', 'sample', str(run.folder), *prompt])}"

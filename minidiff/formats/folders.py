@@ -24,6 +24,7 @@ FOUND = {
     "classifier": "a classifier of noisy images, which does not sample",
     "points": "an MLP on points, which has no images",
     "lora": "a LoRA, which samples with its model: minidiff sample MODEL --lora LORA",
+    "textual_inversion": "a textual inversion, which samples with its model: minidiff sample MODEL --embedding RUN",
 }
 GIVE = {
     "unet": "give a run of minidiff train on images without --text, or a diffusers folder with a UNet2DModel",
@@ -32,6 +33,7 @@ GIVE = {
     "classifier": "give a run of minidiff train-classifier",
     "points": "give a run of minidiff train on points, such as swiss_roll",
     "lora": "give a run of minidiff tune",
+    "textual_inversion": "give a run of minidiff tune --method textual-inversion",
 }
 
 

@@ -27,6 +27,7 @@ BUFFERS = ("p", "ema", "m", "v")
 KINDS = {
     "unet": "a U-Net", "vae": "an autoencoder", "text": "a text U-Net", "classifier": "a classifier of noisy images",
     "points": "an MLP on points", "lora": "a LoRA",
+    "textual_inversion": "textual inversion",
 }  # fmt: skip
 MAX_STEP = 10**9
 

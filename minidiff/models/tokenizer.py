@@ -9,12 +9,14 @@ merged, repeatedly, until no adjacent pair has a merge. Every text can be encode
 Python's Unicode database (`unicodedata.unidata_version`) decides which characters are letters and digits.
 """
 
+import copy
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
@@ -83,6 +85,11 @@ class Special:
     pad: str = EOS
     after_clean: frozenset[str] = frozenset()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset((self.bos, self.eos, self.unk, self.pad))
+
 
 class Tokenizer:
     """ids = tokenizer(texts): (N, length) int64; each row is bos, the text's ids, eos, then padding.
@@ -91,6 +98,7 @@ class Tokenizer:
     merges    pairs of tokens in the order learned
     special   see `Special`; where a text contains a special token, it is encoded as that token
     length    of a row; longer texts are truncated and still end with eos
+    `words` are added ones, with their ids (`with_words`).
     Raises ValueError if a special token is not in the vocabulary or length is below 2.
     """
 
@@ -107,14 +115,14 @@ class Tokenizer:
         self.length = length
         self.ranks: dict[tuple[str, str], int] = {pair: rank for rank, pair in enumerate(merges)}
         self.characters: list[str] = bytes_to_unicode()
-        names = {special.bos, special.eos, special.unk, special.pad}
-        missing = sorted(names - self.vocab.keys())
+        self.words: dict[str, list[int]] = {}
+        missing = sorted(special.names - self.vocab.keys())
         if missing:
             raise ValueError(f"special token {missing[0]!r:.80} is not in the vocabulary")
         if length < 2:
             raise ValueError(f"length is {length}: give at least 2, for the start and end tokens")
-        self.raw_special: re.Pattern[str] = _any_of(names - special.after_clean)
-        self.normalized_special: re.Pattern[str] = _any_of(names & special.after_clean)
+        self.raw_special: re.Pattern[str] = _any_of(special.names - special.after_clean)
+        self.normalized_special: re.Pattern[str] = _any_of(special.names & special.after_clean)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         ids = np.full((len(texts), self.length), self.vocab[self.special.pad], np.int64)
@@ -123,20 +131,36 @@ class Tokenizer:
             row[: len(encoded) + 2] = [self.vocab[self.special.bos], *encoded, self.vocab[self.special.eos]]
         return ids  # (N, length)
 
+    def with_words(self, words: Mapping[str, Sequence[int]]) -> Self:
+        """A copy that knows more words: wherever a text contains one, in either case, it is encoded as its ids.
+
+        In the text as normalised, the longest match counts, even within a word, as of tokens added in transformers.
+        """
+        tokenizer = copy.copy(self)
+        tokenizer.words = self.words | {normalize(word): list(ids) for word, ids in words.items()}
+        tokenizer.normalized_special = _any_of({*self.special.names & self.special.after_clean, *tokenizer.words})
+        return tokenizer
+
     def encode(self, text: str) -> list[int]:
         """All token ids of a text, not truncated, without start, end and padding."""
-        tokens = []
+        ids = []
         for piece in self.raw_special.split(text):
             if self.raw_special.fullmatch(piece):
-                tokens.append(piece)
+                ids += self._ids([piece])
                 continue
             for part in self.normalized_special.split(normalize(piece)):
-                tokens += [part] if self.normalized_special.fullmatch(part) else self._tokenize(part)
+                special = self.normalized_special.fullmatch(part)
+                ids += self.words.get(part) or self._ids([part] if special else self._tokenize(part))
+        return ids
+
+    def _ids(self, tokens: Iterable[str]) -> list[int]:
         return [self.vocab.get(token, self.vocab[self.special.unk]) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The normalised text of token ids, words separated by spaces. Raises KeyError for an unknown id."""
         tokens = {i: token for token, i in self.vocab.items()}
+        for word, added in self.words.items():
+            tokens |= {i: f"{word}_{k}{END}" if k else f"{word}{END}" for k, i in enumerate(added)}
         byte_of = {c: byte for byte, c in enumerate(self.characters)}
         text = "".join(tokens[i] for i in ids).replace(END, " ")
         encoded = bytes(b for c in text for b in ([byte_of[c]] if c in byte_of else c.encode()))

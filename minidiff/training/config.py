@@ -16,9 +16,11 @@ INTEGER_RANGES = {
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
-    "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight",
+    "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
+    "initial_word",
 }  # fmt: skip
 
+STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word")
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 
 
@@ -47,6 +49,7 @@ class TrainConfig:
     importance_sampling  draw t by the losses so far, in place of uniformly (diffusion/loss.py)
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
     rank          of a LoRA's updates (models/lora.py)
+    word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
     prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
     Raises MinidiffError that names the first value that is out of range.
     """
@@ -77,6 +80,8 @@ class TrainConfig:
     further_emas: tuple[float, ...] = ()
     rank: int = 4
     prior_weight: float | None = None
+    word: str = ""
+    initial_word: str = ""
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -132,8 +137,6 @@ def config_from_dict(values: Any) -> TrainConfig:
     if isinstance(values, dict):
         values = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
     complete = isinstance(values, dict) and names - OPTIONAL_FIELDS <= set(values) <= names
-    if not complete or not all(
-        isinstance(values.get(name, ""), str) for name in ("data", "backend", "decay", "fingerprint")
-    ):
+    if not complete or not all(isinstance(values.get(name, ""), str) for name in STRINGS):
         raise MinidiffError("the run's configuration is damaged: start a new run")
     return TrainConfig(**values)

@@ -26,7 +26,7 @@ from minidiff.sampling.text_to_image import text_to_image
 
 FOLDER = "prior"  # in the run's
 SAMPLES = 64  # images that are sampled, at least one a prompt
-MOST = 1000  # images of a folder
+MOST = 5000  # images of a folder
 GUIDANCE, STEPS = 4.0, 25  # of the samples
 STREAM = 6  # last word of the generator's seed
 

@@ -6,6 +6,7 @@
     ClassifierRun  a classifier of noisy images                   (kinds/classifier_run.py)
     PointsRun      an MLP on points                               (kinds/points_run.py)
     LoRARun        low-rank updates of a text pipeline            (kinds/lora_run.py)
+    TextualInversionRun   a word's embedding for a text pipeline  (kinds/textual_inversion_run.py)
 
 The loop (loop.py), the state on disk (state.py) and the progress bar are the same for all.
 """

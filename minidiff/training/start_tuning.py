@@ -1,27 +1,35 @@
 """New runs that tune a text-conditional pipeline: the configuration (start.py), the pipeline, the prior (prior.py)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from minidiff.data import Dataset, check_images, is_image_folder
 from minidiff.data.batches import evenly_spaced
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import find
 from minidiff.formats.pipeline import TextPipeline
+from minidiff.formats.run_networks import trained_parameters
+from minidiff.models.tokenizer import normalize
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import with_prompts
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.textual_inversion_run import TextualInversionRun
 from minidiff.training.prior import given_prior, sample_prior, save_prior
 from minidiff.training.start import new_config
 from minidiff.training.start_text import check_captions
 
 CHOICES: dict[str, Any] = dict(steps=400, batch_size=4, warmup=20)  # in place of TrainConfig's defaults
 COMPARED = 256  # images
+INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embeddings' standard deviation
+DREAMBOOTH_RATE = 1e-4
 
 Prior = str | Sequence[str]  # the dataset of captioned images, or prompts to sample them; () is none
 
@@ -35,6 +43,45 @@ def start_lora(
     """
     pipeline, config, dataset = _open(base, out, data, _with_weight(given, prior), threads)
     return state.new_run(LoRARun, out, config, pipeline, begin=partial(_write_prior, prior)), dataset
+
+
+def start_textual_inversion(
+    base: Path, out: Path, data: str, given: dict[str, Any], threads: int | None
+) -> tuple[TextualInversionRun, Dataset]:
+    """A new run that learns the embedding of a new word, "word" of `given`, for the pipeline in the folder `base`.
+
+    Raises MinidiffError as `_open`, as `check_word` and `initial_vectors`, and for captions without the word.
+    """
+    pipeline, config, dataset = _open(base, out, data, given, threads)
+    config = replace(config, lr=given.get("lr", INVERSION_RATE * embedding_std(pipeline)))
+
+    def begin(run: TextualInversionRun) -> None:
+        for caption in dataset.captions:
+            if normalize(config.word) not in normalize(caption):
+                raise MinidiffError(f"{data}: the caption {caption!r:.80} is without {config.word}; write it in")
+
+    return state.new_run(TextualInversionRun, out, config, pipeline, begin=begin), dataset
+
+
+def start_dreambooth(
+    base: Path, out: Path, data: str, given: dict[str, Any], prior: Prior, threads: int | None
+) -> tuple[TextRun, Dataset]:
+    """A new run of all weights of the pipeline in the folder `base`, its autoencoder's excepted, from where they are.
+
+    Raises MinidiffError as `_open`.
+    """
+    given = {"lr": DREAMBOOTH_RATE, **_with_weight(given, prior)}
+    pipeline, config, dataset = _open(base, out, data, given, threads)
+
+    def begin(run: TextRun) -> None:
+        for (_, p), (_, own) in zip(run.named_parameters(), trained_parameters(pipeline, run.frozen), strict=True):
+            p.data[...] = p.backend.asarray(own.numpy().astype(np.float32))
+        for ema in run.optimizer.emas:
+            ema[...] = run.optimizer.p
+        _write_prior(prior, run)
+
+    parts = (pipeline.unet.config, pipeline.schedule, pipeline.tokenizer, pipeline.vae, pipeline.text_encoder.config)
+    return state.new_run(TextRun, out, config, *parts, begin=begin), dataset
 
 
 def _open(
@@ -60,6 +107,11 @@ def _open(
     if len(images) > 1 and (images == images[:1]).all():
         raise MinidiffError(f"{data}: its {len(dataset)} images are all the same; give different ones, or one alone")
     return pipeline, config, dataset
+
+
+def embedding_std(pipeline: TextPipeline) -> float:
+    """The standard deviation of the values in the token embedding, the scale of a new word's vectors."""
+    return float(pipeline.text_encoder.embeddings.token_embedding.weight.numpy().std(dtype=np.float64))
 
 
 def _with_weight(given: dict[str, Any], prior: Prior) -> dict[str, Any]:

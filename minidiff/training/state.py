@@ -21,6 +21,7 @@ import numpy as np
 from minidiff import machine
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import buffer_name
+from minidiff.formats.embedding_files import LEARNED_EMBEDS
 from minidiff.formats.folders import check_run
 from minidiff.formats.lora_files import LORA_WEIGHTS
 from minidiff.formats.run_networks import best_state, read_parts
@@ -42,6 +43,7 @@ from minidiff.training.kinds.classifier_run import ClassifierRun
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.points_run import PointsRun
 from minidiff.training.kinds.text_run import TextRun
+from minidiff.training.kinds.textual_inversion_run import TextualInversionRun
 from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.kinds.vae_run import VAERun
 from minidiff.training.log import truncate_log
@@ -49,11 +51,11 @@ from minidiff.training.run import Run
 
 KINDS: dict[str, type[Run]] = {
     "unet": UNetRun, "vae": VAERun, "text": TextRun, "classifier": ClassifierRun, "points": PointsRun,
-    "lora": LoRARun,
+    "lora": LoRARun, "textual_inversion": TextualInversionRun,
 }  # fmt: skip
 WRITTEN = (
     "metrics.csv", "checkpoints.csv", "unet", "vae", "classifier", "mlp", "text_encoder", "tokenizer", "scheduler",
-    "model_index.json", "classes.json", "loss.png", "samples", "tensorboard", "prior", LORA_WEIGHTS,
+    "model_index.json", "classes.json", "loss.png", "samples", "tensorboard", "prior", LORA_WEIGHTS, LEARNED_EMBEDS,
 )  # fmt: skip
 R = TypeVar("R", bound=Run)
 

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from small_commands import QUICK, bytes_of, noises, stop_after
+from small_commands import QUICK, bytes_of, noises, pipeline, stop_after
 from small_text import new_text_run
 
 from minidiff.cli import training_bar
 from minidiff.training import prior
-from minidiff.training.kinds import lora_run
+from minidiff.training.kinds import frozen_pipeline_run
 
 SAMPLE = ("--steps", 2, "--guidance", 2, *QUICK)
 
 
 @pytest.fixture(autouse=True)
 def quick_sheets(monkeypatch):
-    monkeypatch.setattr(lora_run, "SHEET_PROMPTS", 1)
+    monkeypatch.setattr(frozen_pipeline_run, "SHEET_PROMPTS", 1)
 
 
 @pytest.fixture
@@ -78,6 +78,100 @@ def test_ctrl_c_saves_and_resume_goes_on(run, tuned, done, monkeypatch):
     assert "Done: step 4" in done("tune", "--out", "lora", "--resume")
 
 
+WORD = ("--method", "textual-inversion", "--word", "<zib>", "--initial-word", "red")
+
+
+@pytest.fixture
+def word_tuned(done, tuned, tmp_path):
+    """The same images, with <zib> in the captions; word_tuned(*options) trains the word."""
+    captions = tmp_path / "data" / "captions.csv"
+    captions.write_text(captions.read_text().replace("zib", "<zib>"))
+
+    def word_tuned(*options):
+        return done("tune", "base", "data", "--out", "word", "--steps", 3, "--lr", 0.5, *WORD, *options, *QUICK)
+
+    return word_tuned
+
+
+def test_a_new_word(run, done, tuned, word_tuned):
+    """From images to an image; the folder of the model knows nothing of it."""
+    out = word_tuned()
+    assert "minidiff sample base --embedding word --prompt 'red <zib>'" in out.replace(os.getcwd() + "/", "")
+    assert bytes_of("word/metrics.csv").count(b"\n") == 4 and os.path.exists("word/samples/step-000003.png")
+    options = ("--prompt", "<zib>")
+    without, known = images(run, *options), images(run, *options, "--embedding", "word")
+    assert (without[1] != known[1]).any() and (without[0] == known[0]).all()
+    file = Path("word/learned_embeds.safetensors")
+    assert list(load_file(file)) == ["<zib>"]
+    save_file({"emb_params": load_file(file)["<zib>"]}, "<zab>.safetensors")
+    options = ("--prompt", "<zab>", "--embedding", "<zab>.safetensors", "--embedding", file)
+    np.testing.assert_array_equal(images(run, *options)[1], images(run, "--prompt", "<zib>", *options[2:])[1])
+    tuned()  # a LoRA goes with it
+    assert (images(run, *options, "--lora", "lora")[1] != images(run, *options)[1]).any()
+    done("export", "word", "exported", "--half")
+    assert os.path.exists("exported/learned_embeds.safetensors")
+
+
+def test_a_new_word_resumed(run, word_tuned, done, refused, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(training_bar, "stoppable", stop_after(2))
+        code, out, _ = run("tune", "base", "data", "--out", "word", "--steps", 4, *WORD, *QUICK)
+    assert code == 130 and "Saved at step 2. To resume: minidiff train --out word --resume" in out
+    refused("tune", "--out", "word", "--resume", "--word", "<zab>", match="was started with --word <zib>, not <zab>")
+    refused("tune", "--out", "word", "--resume", "--method", "lora", match="a run of textual inversion, not of a LoRA")
+    assert "Done: step 4" in done("tune", "--out", "word", "--resume", *WORD[:4])
+
+
+def test_what_is_wrong_with_a_new_word(refused, word_tuned):
+    """One line, and nothing is written."""
+    new = ("tune", "base", "data", "--out", "new", *QUICK)
+    refused(*new, *WORD[:4], match="needs --initial-word: give one, such as --initial-word robot")
+    refused(*new, *WORD[:2], *WORD[4:], match="needs --word: give one, such as --word '<robot>'")
+    refused(*new, *WORD, "--rank", 3, match="--rank is for --method lora: leave it out, or give that")
+    refused(*new, *WORD[2:], match="--word is for --method textual-inversion")
+    refused(*new, *WORD, "--prior-prompt", "a", match="leave the options of a prior out")
+    refused(*new, *WORD[:3], "red", *WORD[4:], match="--word: 'red' is in the model's vocabulary")
+    refused(*new, *WORD[:3], "<zab>", *WORD[4:], match="the caption 'red <zib>' is without <zab>")
+    refused(*new, *WORD[:5], "", match="--initial-word '': has 0 tokens")
+    assert not os.path.exists("new/training")
+    word_tuned()
+    refused("sample", "word", "--prompt", "a", match="word: is the run of a textual inversion, which samples with its")
+    refused("tune", "word", "data", "--out", "new", match="word: is the run of a textual inversion")
+
+
+def test_what_is_wrong_with_an_embedding(refused, tuned, word_tuned, tmp_path):
+    """One line, and no image."""
+    tuned()
+    word_tuned()
+    refused("sample", "base", "--embedding", "word", match="--embedding needs a prompt")
+    pipeline(tmp_path / "unet")
+    refused("sample", "unet", "--prompt", "a", "--embedding", "word", match="unet: holds a U-Net that takes no prompt")
+    sample = ("sample", "base", "--out", "new.png", *SAMPLE, "--prompt", "<zib>", "--embedding")
+    refused(*sample, "word", "--embedding", "word", match="<zib> is the word of another file too")
+    refused(*sample, "lora", match="lora/learned_embeds.safetensors: no such file")
+    file = Path("word/learned_embeds.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    refused(*sample, file, match="damaged or not safetensors")
+    save_file({"<zib>": np.zeros((1, 768), np.float32)}, file)
+    refused(*sample, file, match=r"vectors \(1, 768\) are not of 8 values, as those of base; it is for another model")
+    assert not os.path.exists("new.png")
+
+
+def test_dreambooth(run, done, tuned, monkeypatch):
+    """The result is a model of its own, which samples, is tuned again, and resumes."""
+    monkeypatch.setattr(prior, "SAMPLES", 3)
+    monkeypatch.setattr(prior, "STEPS", 2)
+    tuned()
+    booth = ("tune", "base", "data", "--method", "dreambooth", "--out", "booth", "--lr", 0.01, *QUICK)
+    out = done(*booth, "--steps", 3, "--prior-prompt", "red bar")
+    assert "minidiff sample booth --prompt 'red zib'" in out and len(os.listdir("booth/prior")) == 4
+    assert "Done: step 4" in done("tune", "--out", "booth", "--resume", "--steps", 4)
+    code, _, err = run("sample", "booth", "--prompt", "zib", "--npz", "all.npz", *SAMPLE)
+    assert (code, err) == (0, "")
+    done("tune", "booth", "data", "--out", "again", "--steps", 2, *QUICK)
+
+
 def test_a_prior(run, tuned, done, refused, monkeypatch):
     """Of a folder, of prompts and of a file of them; a run goes on with its own."""
     monkeypatch.setattr(prior, "SAMPLES", 3)
@@ -121,10 +215,12 @@ def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):
     refused("sample", "base", "--prompt", "a", "--lora", "none:0.5", *SAMPLE, match="none: no such file")
 
 
-def test_images_that_are_all_the_same(refused, tuned, tmp_path):
+@pytest.mark.parametrize("method", ["lora", "dreambooth", "textual-inversion"])
+def test_images_that_are_all_the_same(method, refused, word_tuned, tmp_path):
     for i in range(3):
         Image.new("RGB", (16, 16), "red").save(tmp_path / "data" / f"{i}.png")
-    refused("tune", "base", "data", "--out", "new", *QUICK, match="data: its 3 images are all the same")
+    options = WORD if method == "textual-inversion" else ("--method", method)
+    refused("tune", "base", "data", "--out", "new", *options, *QUICK, match="data: its 3 images are all the same")
 
 
 def test_a_lora_of_another_model(refused, tuned):

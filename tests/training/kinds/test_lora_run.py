@@ -14,7 +14,7 @@ from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import text_to_image, with_prompts
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
-from minidiff.training.kinds import lora_run
+from minidiff.training.kinds import frozen_pipeline_run
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.loop import validation_loss
 
@@ -71,7 +71,7 @@ def test_its_file_gives_the_image_of_the_run(tmp_path, base):
 
 
 def test_a_sheet_of_its_captions(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(lora_run, "SHEET_PROMPTS", 2)
+    monkeypatch.setattr(frozen_pipeline_run, "SHEET_PROMPTS", 2)
     run = new_lora_run(tmp_path / "run", base)
     image = run.sheet(bars(), bars())
     assert image.width > 2 * 8 and np.asarray(image).std() > 0
