@@ -1,7 +1,6 @@
 """The command that samples images: without a prompt, or of one prompt after the other."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -9,43 +8,35 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
 from minidiff.cli.sample_points import NUM_POINTS, check_no_image_options, sample_points
+from minidiff.cli.sample_prompts import (
+    PROMPT_GUIDANCE,
+    Prompts,
+    check_prompt_options,
+    open_for,
+    prompt_sheet,
+    sample_prompts,
+)
 from minidiff.data import imaging
-from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import slices
 from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.guidance import ALWAYS
 from minidiff.diffusion.reverse import Tick, sample
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
-from minidiff.formats.folders import FOUND, describe, find
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
-from minidiff.models.tokenizer import Tokenizer
-from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling import inputs, outputs
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.loras import merged_loras, open_loras
-from minidiff.sampling.opening import Kind, Weights, chosen_weights, open_pipeline
+from minidiff.sampling.opening import Kind, chosen_weights
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import console, print_warning, with_progress_bar
-
-TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
-PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion's
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts, the negative prompt of all of them ("" for none), and the guidance scale."""
-
-    texts: list[str]
-    negative: str
-    guidance: float
 
 
 def sample_command(
@@ -158,8 +149,8 @@ def sample_command(
         given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
         with merged_loras(pipeline, open_loras(pipeline, lora or [])):
-            images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
-        sheet = partial(_prompt_sheet, images, texts)
+            images = sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
+        sheet = partial(prompt_sheet, images, texts)
     else:
         n = n or 64
         interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
@@ -227,93 +218,3 @@ def _sample_batches(
     if gif:
         imaging.save_gif(frames, gif)
     return np.concatenate(images)
-
-
-def _sample_prompts(
-    pipeline: TextPipeline,
-    n: int,
-    prompts: Prompts,
-    size: tuple[int | None, int | None],
-    steps: int,
-    rngs: Iterator[Any],
-) -> np.ndarray:
-    """n images of each prompt, (n * prompts, H, W, C) uint8, each with the next of rngs.
-
-    size is (height, width), None for the model's own.
-    """
-    height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
-    text_to_image.check_size(pipeline, (height, width))
-    check_prompts(pipeline, prompts)
-
-    def sample_one(prompt: str, tick: Tick) -> np.ndarray:
-        return text_to_image.text_to_image(
-            pipeline, [prompt], prompts.negative, prompts.guidance, steps, next(rngs), (height, width), tick=tick
-        )
-
-    return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
-
-
-def _prompt_sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
-    """A grid of images (N, H, W, C) uint8, N / len(prompts) of each prompt; of several prompts with captions."""
-    if len(prompts) == 1:
-        return imaging.sheet(images, gap=0 if len(images) == 1 else 4)  # a single image has no border
-    n = len(images) // len(prompts)
-    return captioned_sheet(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
-
-
-def open_for(
-    kind: Kind | tuple[Kind, ...],
-    folder: Path,
-    backend: str,
-    weights: Weights | None = None,
-    sampler: str | None = None,
-    as_diffusers: bool = False,
-    ema: float | None = None,
-) -> Pipeline:
-    """`open_pipeline`, with --prompt as the remedy if the folder is of kind "text" and that is not wanted."""
-    try:
-        return open_pipeline(folder, backend, weights, sampler, as_diffusers, kind, ema)
-    except WrongKind as error:
-        if error.kind == "text":
-            raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None
-        raise
-
-
-def check_prompt_options(folder: Path, prompt_options: dict[str, Any]) -> None:
-    """Raises MinidiffError for options, name -> value or None, that are given though they need a prompt."""
-    for option, value in prompt_options.items():
-        if value is not None:
-            if find(folder, *FOUND).kind == "points":
-                check_no_image_options(folder, prompt_options)
-            raise MinidiffError(f"--{option} needs a prompt: give --prompt too, or leave it out")
-
-
-def check_prompts(pipeline: TextPipeline, prompts: Prompts) -> None:
-    """Raises MinidiffError for an invalid guidance scale; names on stderr the tokens that are cut off."""
-    text_to_image.check_guidance(prompts.guidance)
-    named = [*(("--prompt", text) for text in prompts.texts), ("--negative-prompt", prompts.negative)]
-    for option, text in named:
-        if note := _truncation(pipeline.tokenizer, text):
-            print_warning(f"{option}: {note}")
-    compile_for_sampling(pipeline)
-
-
-def _truncation(tokenizer: Tokenizer, text: str) -> str:
-    """A message that names the tokens of a text beyond the tokenizer's maximum length; "" if all fit."""
-    cut = tokenizer.cut(text)
-    if not cut:
-        return ""
-    beginning = tokenizer.decode(cut[:TOKENS_SHOWN]) + (" ..." if len(cut) > TOKENS_SHOWN else "")
-    return f"longer than {tokenizer.length} tokens; left out the last {len(cut)}: {beginning}"
-
-
-def sample_one_by_one(prompts: list[str], steps: int, sample_one: Callable[[str, Tick], np.ndarray]) -> np.ndarray:
-    """The images (N, H, W, C) uint8 of the prompts, with a progress bar.
-
-    sample_one(prompt, tick) returns (1, H, W, C) in [-1, 1] and calls tick() `steps` times
-    """
-
-    def sample_all(tick: Tick) -> np.ndarray:
-        return np.concatenate([outputs.finished(sample_one(prompt, tick)) for prompt in prompts])
-
-    return with_progress_bar("sampling", steps * len(prompts), sample_all)
