@@ -35,11 +35,13 @@ from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.loras import merged_loras, open_loras
 from minidiff.sampling.opening import Kind, chosen_weights
+from minidiff.sampling.parameters import of_each, parameters
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import console, print_warning, with_progress_bar
 
 
 def sample_command(
+    ctx: typer.Context,
     run: options.ModelFolder,
     out: Annotated[
         Path | None, typer.Option(help="Output image, a grid.  [default: sheet.png; with --folder: none]", **PLACE)
@@ -50,6 +52,10 @@ def sample_command(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     negative_prompt: options.NegativePrompt = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A PNG image of this command: its settings are the defaults of all other options."),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,7 +123,7 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
+    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts, like]))
     weights = chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
@@ -129,6 +135,7 @@ def sample_command(
     each = _checked_seeds(seeds, seed, n)
     n = len(each) if each else n
     rng = inputs.noise_source(noise, seed or 0)
+    guidance = (PROMPT_GUIDANCE if texts else 1.0) if guidance is None else guidance
     kind: Kind | tuple[Kind, ...] = "text" if texts else ("unet", "points")
     try:
         pipeline = open_for(kind, run, backend, weights, sampler, as_diffusers=noise == "torch", ema=ema)
@@ -138,34 +145,46 @@ def sample_command(
         raise
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
+    classes, position = None, ctx.meta[options.POSITION]
     if isinstance(pipeline, PointsPipeline):
         others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier}
         others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
         check_no_image_options(run, others | {"guidance-rescale": guidance_rescale or None})
-        images, sheet = sample_points(
-            pipeline, n or NUM_POINTS, name, 1.0 if guidance is None else guidance, steps, rng
-        )
+        n = n or NUM_POINTS
+        images, sheet = sample_points(pipeline, n, name, guidance, steps, rng)
     elif isinstance(pipeline, TextPipeline):
-        given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
+        n = n or 1
+        given = Prompts(texts, negative_prompt or "", guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
         with merged_loras(pipeline, open_loras(pipeline, lora or [])):
-            images = sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
+            images = sample_prompts(pipeline, n, given, (height, width), steps, rngs)
         sheet = partial(prompt_sheet, images, texts)
     else:
         n = n or 64
         interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
-        by_options = Guidance(1.0 if guidance is None else guidance, guidance_rescale, interval, classifier, autoguide)
-        model, labels = model_and_labels(pipeline, by_options, name, n, each)
+        by_options = Guidance(guidance, guidance_rescale, interval, classifier, autoguide)
+        model, labels, names = model_and_labels(pipeline, by_options, name, n, each)
+        classes = None if labels is None else [names[label] for label in labels]
         rngs = (inputs.NoiseOfEach(noise, each[part]) for part in slices(n, inputs.BATCH_SIZE)) if each else repeat(rng)
         images = _sample_batches(pipeline, model, inputs.batches(n, pipeline.image_shape, labels), steps, rngs, gif)
         sheet = partial(imaging.sheet, images, **outputs.rows_by_class(None if each else labels))
+    chosen = pipeline.sampler
+    taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
+    taken |= dict(guidance=guidance, seed=None if each else seed or 0, n=None if each else n)
+    size, whole_options = images.shape[1:3], options.given_options(ctx) | taken
+    whole = parameters(whole_options, run, size, texts, negative_prompt or "")
+    of_images = of_each(whole, len(images), classes)
+    file_names = _names(each, len(texts)) if each else None
+    if position is not None:
+        images, of_images, file_names = images[[position]], [of_images[position]], None
+        whole, sheet = of_images[0], partial(imaging.sheet, images, gap=0)
     if folder:
         with new_folder(folder) as part:
-            imaging.save_each(images, part, _names(each, len(texts)) if each else None)
+            imaging.save_each(images, part, file_names, map(str, of_images))
     if npz:
         outputs.write_npz(npz, images)
     if out:
-        imaging.save_image(sheet(), out)
+        imaging.save_image(sheet(), out, str(whole))
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
 
 
