@@ -36,6 +36,7 @@ from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.loras import merged_loras, open_loras
 from minidiff.sampling.opening import Kind, chosen_weights
 from minidiff.sampling.parameters import of_each, parameters
+from minidiff.sampling.preview import previewer
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import console, print_warning, with_progress_bar
 
@@ -109,6 +110,9 @@ def sample_command(
         Path | None, typer.Option(help="Also write the images to this .npz file, as arr_0.", **PLACE)
     ] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first image's trajectory as a GIF.", **PLACE)] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="While sampling, write an estimate of the images to this file.", **PLACE)
+    ] = None,
     backend: options.Backend = "numba",
     threads: options.Threads = None,
 ) -> None:
@@ -123,7 +127,7 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts, like]))
+    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts, like]), preview=preview)
     weights = chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
@@ -147,7 +151,7 @@ def sample_command(
     print_warning(accuracy_warning(pipeline, steps))
     classes, position = None, ctx.meta[options.POSITION]
     if isinstance(pipeline, PointsPipeline):
-        others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier}
+        others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier, "preview": preview}
         others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
         check_no_image_options(run, others | {"guidance-rescale": guidance_rescale or None})
         n = n or NUM_POINTS
@@ -157,7 +161,7 @@ def sample_command(
         given = Prompts(texts, negative_prompt or "", guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
         with merged_loras(pipeline, open_loras(pipeline, lora or [])):
-            images = sample_prompts(pipeline, n, given, (height, width), steps, rngs)
+            images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
         sheet = partial(prompt_sheet, images, texts)
     else:
         n = n or 64
@@ -166,7 +170,8 @@ def sample_command(
         model, labels, names = model_and_labels(pipeline, by_options, name, n, each)
         classes = None if labels is None else [names[label] for label in labels]
         rngs = (inputs.NoiseOfEach(noise, each[part]) for part in slices(n, inputs.BATCH_SIZE)) if each else repeat(rng)
-        images = _sample_batches(pipeline, model, inputs.batches(n, pipeline.image_shape, labels), steps, rngs, gif)
+        batches = inputs.batches(n, pipeline.image_shape, labels)
+        images = _sample_batches(pipeline, model, batches, steps, rngs, gif, preview)
         sheet = partial(imaging.sheet, images, **outputs.rows_by_class(None if each else labels))
     chosen = pipeline.sampler
     taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
@@ -215,21 +220,29 @@ def _names(seeds: list[int], prompts: int) -> list[str]:
 
 
 def _sample_batches(
-    pipeline: Pipeline, model: Callable[..., Any], batches: list[Any], steps: int, rngs: Iterable[Any], gif: Path | None
+    pipeline: Pipeline,
+    model: Callable[..., Any],
+    batches: list[Any],
+    steps: int,
+    rngs: Iterable[Any],
+    gif: Path | None,
+    preview: Path | None,
 ) -> np.ndarray:
     """The images (n, H, W, C) uint8 of all batches (shape, labels); rngs has the source of noise of each.
 
-    The trajectory of the first image is written to `gif`, if that is given.
+    The trajectory of the first image is written to `gif`, if that is given, and previews of each batch to `preview`.
     """
     images, frames = [], []
     compile_for_sampling(pipeline, batches[0][0][0])
+    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
 
     def sample_all(tick: Tick) -> None:
         for (shape, cond), rng in zip(batches, rngs, strict=False):  # rngs may be endless
             x_t = np.empty(shape)
-            for _, x_t, _ in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
+            for _, x_t, x0_hat in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
                 if gif and not images:
                     frames.append(imaging.sheet(imaging.to_uint8(x_t[:1]), scale=8, gap=0))
+                watch(x0_hat)
                 tick()
             images.append(outputs.finished(x_t))
 

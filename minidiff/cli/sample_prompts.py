@@ -20,6 +20,7 @@ from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import outputs, text_to_image
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import Kind, Weights, open_pipeline
+from minidiff.sampling.preview import previewer
 from minidiff.terminal import print_warning, with_progress_bar
 
 TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
@@ -60,18 +61,21 @@ def sample_prompts(
     size: tuple[int | None, int | None],
     steps: int,
     rngs: Iterator[Any],
+    preview: Path | None = None,
 ) -> np.ndarray:
     """n images of each prompt, (n * prompts, H, W, C) uint8, each with the next of rngs.
 
-    size is (height, width), None for the model's own.
+    size is (height, width), None for the model's own. preview: file for previews of each
     """
     height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
     text_to_image.check_size(pipeline, (height, width))
     check_prompts(pipeline, prompts)
+    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
+    settings = (prompts.negative, prompts.guidance, steps)
 
     def sample_one(prompt: str, tick: Tick) -> np.ndarray:
         return text_to_image.text_to_image(
-            pipeline, [prompt], prompts.negative, prompts.guidance, steps, next(rngs), (height, width), tick=tick
+            pipeline, [prompt], *settings, next(rngs), (height, width), tick=tick, watch=watch
         )
 
     return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)

@@ -12,7 +12,7 @@ from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.noise_levels import noise_levels
-from minidiff.diffusion.reverse import Tick, last_x_t, sample
+from minidiff.diffusion.reverse import Tick, Watch, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import no_grad
@@ -33,6 +33,7 @@ def text_to_image(
     size: tuple[int, int] | None = None,
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
+    watch: Watch = lambda x0_hat: None,
 ) -> np.ndarray:
     """Sample an image of each prompt from noise.
 
@@ -41,6 +42,7 @@ def text_to_image(
     rng              draws the noise; None: default_rng()
     size             height and width in pixels; None: those of pipeline.image_shape
     sampler          None: the folder's own
+    watch            is called with x0_hat, scaled latents (N, h, w, C), after every sampling step
     Raises MinidiffError for a size, steps or guidance scale that is not supported, and for a pipeline that takes no
     prompts.
     """
@@ -51,7 +53,7 @@ def text_to_image(
     shape = (len(prompts), height // factor, width // factor, C)
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     trajectory = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
-    return decode(pipeline, last_x_t(trajectory, tick))
+    return decode(pipeline, last_x_t(trajectory, tick, watch))
 
 
 def image_to_image(
