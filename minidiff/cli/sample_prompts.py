@@ -16,14 +16,13 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.folders import FOUND, describe, find
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
-from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import outputs, text_to_image
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import Kind, Weights, open_pipeline
 from minidiff.sampling.preview import previewer
-from minidiff.terminal import print_warning, with_progress_bar
+from minidiff.sampling.prompts import weighted
+from minidiff.terminal import with_progress_bar
 
-TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
 PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion's
 
 
@@ -99,22 +98,11 @@ def check_prompt_options(folder: Path, prompt_options: dict[str, Any]) -> None:
 
 
 def check_prompts(pipeline: TextPipeline, prompts: Prompts) -> None:
-    """Raises MinidiffError for an invalid guidance scale; names on stderr the tokens that are cut off."""
+    """Raises MinidiffError for an invalid guidance scale and for invalid weights in a prompt."""
     text_to_image.check_guidance(prompts.guidance)
-    named = [*(("--prompt", text) for text in prompts.texts), ("--negative-prompt", prompts.negative)]
-    for option, text in named:
-        if note := _truncation(pipeline.tokenizer, text):
-            print_warning(f"{option}: {note}")
+    for text in (*prompts.texts, prompts.negative):
+        weighted(text)
     compile_for_sampling(pipeline)
-
-
-def _truncation(tokenizer: Tokenizer, text: str) -> str:
-    """A message that names the tokens of a text beyond the tokenizer's maximum length; "" if all fit."""
-    cut = tokenizer.cut(text)
-    if not cut:
-        return ""
-    beginning = tokenizer.decode(cut[:TOKENS_SHOWN]) + (" ..." if len(cut) > TOKENS_SHOWN else "")
-    return f"longer than {tokenizer.length} tokens; left out the last {len(cut)}: {beginning}"
 
 
 def sample_one_by_one(prompts: list[str], steps: int, sample_one: Callable[[str, Tick], np.ndarray]) -> np.ndarray:

@@ -19,6 +19,7 @@ from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import GIVE, describe
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
+from minidiff.sampling.prompts import embeddings, num_chunks
 
 MAX_UNTILED_PIXELS = 1024 * 1024  # larger images are decoded in tiles
 
@@ -37,6 +38,7 @@ def text_to_image(
 ) -> np.ndarray:
     """Sample an image of each prompt from noise.
 
+    prompts          texts, in which words may have weights, such as (word:1.2): sampling/prompts.py
     negative_prompt  text of guidance's unconditional prediction
     guidance         classifier-free guidance scale, 0 to 100; 1 disables it
     rng              draws the noise; None: default_rng()
@@ -131,12 +133,6 @@ def with_prompts(pipeline: Pipeline) -> TextPipeline:
     return pipeline
 
 
-def embeddings(pipeline: TextPipeline, texts: list[str]) -> np.ndarray:
-    """The text encoder's output (N, T, D) of each text, cut to T tokens: what the U-Net cross-attends to."""
-    with no_grad():
-        return pipeline.text_encoder(pipeline.tokenizer(texts)).numpy()
-
-
 def encode(pipeline: TextPipeline, x0: np.ndarray, rng: Rng) -> np.ndarray:
     """Scaled latents (N, h, w, latent_channels) of images, sampled from the VAE's posterior."""
     check_size(pipeline, x0.shape[1:3])
@@ -180,9 +176,9 @@ def check_guidance(guidance: float) -> None:
 def _guided_model(
     pipeline: TextPipeline, prompts: list[str], negative_prompt: str, guidance: float
 ) -> tuple[Model, np.ndarray]:
-    """The model with classifier-free guidance, and its conditioning (N, T, D)."""
+    """The model with classifier-free guidance, and its conditioning (N, K T, D), as long for all prompts."""
     check_guidance(guidance)
-    model, cond = as_model(pipeline.unet, pipeline.schedule), embeddings(pipeline, prompts)
-    if guidance == 1:
-        return model, cond
-    return guided(model, embeddings(pipeline, [negative_prompt]), guidance), cond
+    model, free = as_model(pipeline.unet, pipeline.schedule), guidance != 1
+    rows = num_chunks(pipeline.tokenizer, [*prompts, *([negative_prompt] if free else [])])
+    cond = embeddings(pipeline, prompts, rows)
+    return (guided(model, embeddings(pipeline, [negative_prompt], rows), guidance) if free else model), cond

@@ -65,7 +65,16 @@ def test_images_of_classes(done, by_class, images):
     "images", [("--n", 2), ("--seeds", "4,9"), ("--seed", 5), ("--n", 2, "--noise", "torch")], ids=str
 )
 def test_images_of_prompts(done, text_model, images):
-    prompts = ("--prompt", "a cat, (black", "--prompt", "", "--negative-prompt", 'Steps: 3, "x"', "--width", 48)
+    prompts = (
+        "--prompt",
+        r"a cat, (black:1.2) \(a",
+        "--prompt",
+        "",
+        "--negative-prompt",
+        'Steps: 3, "x"',
+        "--width",
+        48,
+    )
     done("sample", "run", *prompts, *images, *OUTPUTS, *SETTINGS, *QUICK)
     repeats(done)
     done("sample", "run", *prompts[:2], *images, *OUTPUTS[:2], *SETTINGS, *QUICK)
