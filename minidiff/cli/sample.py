@@ -162,7 +162,7 @@ def sample_command(
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
         with merged_loras(pipeline, open_loras(pipeline, lora or [])):
             images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
-        sheet = partial(prompt_sheet, images, texts)
+        sheet = partial(prompt_sheet, images, texts, each)
     else:
         n = n or 64
         interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)

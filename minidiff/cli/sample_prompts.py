@@ -10,7 +10,7 @@ from PIL import Image
 
 from minidiff.cli.sample_points import check_no_image_options
 from minidiff.data import imaging
-from minidiff.data.captioned_sheet import captioned_sheet
+from minidiff.data.captioned_sheet import captioned_sheet, labelled_grid
 from minidiff.diffusion.reverse import Tick
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import FOUND, describe, find
@@ -80,10 +80,15 @@ def sample_prompts(
     return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
 
 
-def prompt_sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
-    """A grid of images (N, H, W, C) uint8, N / len(prompts) of each prompt; of several prompts with captions."""
+def prompt_sheet(images: np.ndarray, prompts: list[str], seeds: list[int] | None = None) -> Image.Image:
+    """A grid of images (N, H, W, C) uint8, N / len(prompts) of each prompt; of several prompts with captions.
+
+    With seeds, those of the images of each prompt, several prompts are labelled rows, and seeds labelled columns.
+    """
     if len(prompts) == 1:
         return imaging.sheet(images, gap=0 if len(images) == 1 else 4)  # a single image has no border
+    if seeds:
+        return labelled_grid(images, prompts, [f"seed {seed}" for seed in seeds])
     n = len(images) // len(prompts)
     return captioned_sheet(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
 
