@@ -71,7 +71,9 @@ Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1
 GuidanceScale = Annotated[
     float | None, typer.Option("--guidance", help="Classifier-free guidance scale; 1 disables it.")
 ]  # None: 1, or with a prompt 7.5
-Prompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to condition on.")]
+Prompt = Annotated[
+    str | None, typer.Option(callback=valid_text, help="Text to condition on, with weights such as (word:1.2).")
+]
 NegativePrompt = Annotated[str | None, typer.Option(callback=valid_text, help="Text to guide away from.")]
 Steps = Annotated[int, typer.Option(help="Number of sampling steps.", min=1)]
 NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=1024)]

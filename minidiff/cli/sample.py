@@ -49,7 +49,10 @@ def sample_command(
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="New folder for one PNG file per image.", **PLACE)] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(callback=options.valid_text, help="Text to condition on; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            callback=options.valid_text, help="Text to condition on, with weights such as (word:1.2); may be repeated."
+        ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     negative_prompt: options.NegativePrompt = None,

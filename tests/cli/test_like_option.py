@@ -55,7 +55,10 @@ def test_images_without_a_prompt(done, trained, images, batch_size, monkeypatch)
     repeats(done)
 
 
-@pytest.mark.parametrize("images", [*KINDS, ("--n", 3, "--class", "7", "--guidance", 2.5)], ids=str)
+GUIDED = ("--n", 3, "--class", "7", "--guidance", 2.5, "--guidance-interval", "100,600", "--guidance-rescale", 0.5)
+
+
+@pytest.mark.parametrize("images", [*KINDS, GUIDED], ids=str)
 def test_images_of_classes(done, by_class, images):
     done("sample", "run", *images, *OUTPUTS, *SETTINGS, *QUICK)
     repeats(done)
@@ -92,6 +95,14 @@ def test_what_other_options_set(done, trained):
     repeats(done)
     done("sample", "run", "--like", "sheet.png", "--step", 3, "--out", "other.png", *QUICK)  # in the place of --raw
     assert "Raw" not in read_parameters(Path("other.png")).settings
+
+
+def test_the_figure_of_points(done):
+    done("train", "two_moons", "--out", "run", "--steps", 2, *QUICK)
+    done("sample", "run", "--n", 20, "--seed", 4, "--steps", 3, *QUICK)
+    done("sample", "run", "--like", "sheet.png", "--out", "again.png", *QUICK)
+    assert Path("again.png").read_bytes() == Path("sheet.png").read_bytes()
+    assert read_parameters(Path("again.png")).settings["Seed"] == "4"
 
 
 def test_the_command_line_wins(done, trained):
