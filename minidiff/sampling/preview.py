@@ -43,9 +43,9 @@ def rgb_map(pipeline: TextPipeline) -> np.ndarray:
 
     The least-squares fit over the decoder's images of random latents, standard normal and equal in blocks:
 
-        minimise over W, b the sum of |z_i W + b - mean(decode(z))_i|^2 over all latents i
+        minimise over W, b the sum of (z_i W + b - c_i)^2 over all latents i
 
-    where the mean is over the pixels that belong to a latent.
+    where the colour c_i is the mean of decode(z) over the pixels that belong to latent i.
     """
     factor, C = pipeline.vae.factor, pipeline.vae.config.latent_channels
     shape = (FITTED, SIDE // BLOCK, SIDE // BLOCK, C)

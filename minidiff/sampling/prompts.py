@@ -1,8 +1,8 @@
-r"""Prompts as the U-Net cross-attends to them: with weights of words, and of any length.
+"""Prompts as the U-Net cross-attends to them: with weights of words, and of any length.
 
 The syntax of weights is that of AUTOMATIC1111's web UI: (word:1.2) has weight 1.2, (word) 1.1 and [word] 1 / 1.1;
-weights of nested brackets are multiplied, and \( \) \[ \] \\ are the characters themselves. A weight w moves the
-embedding of a token away from that of the empty prompt at the same position, as in ComfyUI:
+weights of nested brackets are multiplied, and a bracket or a backslash after a backslash is the character itself. A
+weight w moves the embedding of a token away from that of the empty prompt at the same position, as in ComfyUI:
 
     z' = z_empty + w (z - z_empty)
 
