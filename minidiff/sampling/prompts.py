@@ -6,7 +6,7 @@ weight w moves the embedding of a token away from that of the empty prompt at th
 
     z' = z_empty + w (z - z_empty)
 
-so w = 1 is the prompt without weights, and w = 0 as good as no word.
+so w = 1 is the prompt without weights, and w = 0 leaves nothing of the word at its own position.
 """
 
 import re
