@@ -26,8 +26,9 @@ import minidiff as md
 from minidiff.data.imaging import to_uint8
 from minidiff.diffusion.forward import x0_and_eps
 from minidiff.diffusion.noise_levels import noise_levels
+from minidiff.sampling.prompts import embeddings
 from minidiff.sampling.text_sheets import attention_maps, recorded_attention, token_spans
-from minidiff.sampling.text_to_image import decode, embeddings
+from minidiff.sampling.text_to_image import decode
 
 HERE = Path(__file__).parent
 MODEL, OUT = HERE.parent / "models/emoji", HERE.parent / "_static/widgets/pipeline"

@@ -18,7 +18,7 @@ from minidiff.cli.edit import between, fill, invert, redraw
 from minidiff.cli.evaluate import evaluate
 from minidiff.cli.explain import explain
 from minidiff.cli.learn import learn
-from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
+from minidiff.cli.options import Best, Out, Raw, Repeating, Seed, Threads, not_empty
 from minidiff.cli.run_report import report_command
 from minidiff.cli.sample import sample_command
 from minidiff.cli.train import train, train_classifier, train_vae
@@ -122,7 +122,7 @@ app.command()(train)
 app.command("train-vae")(train_vae)
 app.command("train-classifier")(train_classifier)
 app.command()(tune)
-app.command("sample")(sample_command)
+app.command("sample", cls=Repeating)(sample_command)
 for command in (explain, redraw, fill, invert, between, evaluate):
     app.command()(command)
 app.command("report")(report_command)

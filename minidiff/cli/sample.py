@@ -1,7 +1,6 @@
 """The command that samples images: without a prompt, or of one prompt after the other."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -9,57 +8,59 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
 
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
 from minidiff.cli.sample_points import NUM_POINTS, check_no_image_options, sample_points
+from minidiff.cli.sample_prompts import (
+    PROMPT_GUIDANCE,
+    Prompts,
+    check_prompt_options,
+    open_for,
+    prompt_sheet,
+    sample_prompts,
+)
 from minidiff.data import imaging
-from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import slices
 from minidiff.data.prompt_file import read_prompts
 from minidiff.diffusion.guidance import ALWAYS
 from minidiff.diffusion.reverse import Tick, sample
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
-from minidiff.formats.folders import FOUND, describe, find
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
-from minidiff.models.tokenizer import Tokenizer
-from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling import inputs, outputs
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.embeddings import with_embeddings
 from minidiff.sampling.guidance import Guidance, model_and_labels
 from minidiff.sampling.loras import merged_loras, open_loras
-from minidiff.sampling.opening import Kind, Weights, chosen_weights, open_pipeline
+from minidiff.sampling.opening import Kind, chosen_weights
+from minidiff.sampling.parameters import of_each, parameters
+from minidiff.sampling.preview import previewer
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
 from minidiff.terminal import console, print_warning, with_progress_bar
 
-TOKENS_SHOWN = 10  # of the part of a prompt that is cut off
-PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion's
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts, the negative prompt of all of them ("" for none), and the guidance scale."""
-
-    texts: list[str]
-    negative: str
-    guidance: float
-
 
 def sample_command(
+    ctx: typer.Context,
     run: options.ModelFolder,
     out: Annotated[
         Path | None, typer.Option(help="Output image, a grid.  [default: sheet.png; with --folder: none]", **PLACE)
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="New folder for one PNG file per image.", **PLACE)] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(callback=options.valid_text, help="Text to condition on; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            callback=options.valid_text, help="Text to condition on, with weights such as (word:1.2); may be repeated."
+        ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one per line.")] = None,
     negative_prompt: options.NegativePrompt = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="A PNG image of this command: its settings are the defaults of all other options."),
+    ] = None,
     lora: options.LoRAs = None,
     embedding: options.Embeddings = None,
     height: Annotated[int | None, typer.Option(help="Image height with a prompt.  [default: the model's]")] = None,
@@ -107,6 +108,9 @@ def sample_command(
         Path | None, typer.Option(help="Also write the images to this .npz file, as arr_0.", **PLACE)
     ] = None,
     gif: Annotated[Path | None, typer.Option(help="Also write the first image's trajectory as a GIF.", **PLACE)] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="While sampling, write an estimate of the images to this file.", **PLACE)
+    ] = None,
     backend: options.Backend = "numba",
     threads: options.Threads = None,
 ) -> None:
@@ -121,7 +125,7 @@ def sample_command(
     """
     machine.use_threads(threads, backend)
     out = Path("sheet.png") if out is None and folder is None else out
-    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts]))
+    outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts, like]), preview=preview)
     weights = chosen_weights(raw, best, step)
     texts = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not texts:
@@ -134,6 +138,7 @@ def sample_command(
     each = _checked_seeds(seeds, seed, n)
     n = len(each) if each else n
     rng = inputs.noise_source(noise, seed or 0)
+    guidance = (PROMPT_GUIDANCE if texts else 1.0) if guidance is None else guidance
     kind: Kind | tuple[Kind, ...] = "text" if texts else ("unet", "points")
     try:
         pipeline = open_for(kind, run, backend, weights, sampler, as_diffusers=noise == "torch", ema=ema)
@@ -143,35 +148,48 @@ def sample_command(
         raise
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
+    classes, position = None, ctx.meta[options.POSITION]
     if isinstance(pipeline, PointsPipeline):
-        others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier}
+        others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier, "preview": preview}
         others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
         check_no_image_options(run, others | {"guidance-rescale": guidance_rescale or None})
-        images, sheet = sample_points(
-            pipeline, n or NUM_POINTS, name, 1.0 if guidance is None else guidance, steps, rng
-        )
+        n = n or NUM_POINTS
+        images, sheet = sample_points(pipeline, n, name, guidance, steps, rng)
     elif isinstance(pipeline, TextPipeline):
-        given = Prompts(texts, negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
+        n = n or 1
+        given = Prompts(texts, negative_prompt or "", guidance)
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
         pipeline = with_embeddings(pipeline, embedding or [])
         with merged_loras(pipeline, open_loras(pipeline, lora or [])):
-            images = _sample_prompts(pipeline, n or 1, given, (height, width), steps, rngs)
-        sheet = partial(_prompt_sheet, images, texts)
+            images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
+        sheet = partial(prompt_sheet, images, texts, each)
     else:
         n = n or 64
         interval = ALWAYS if guidance_interval is None else _interval(guidance_interval)
-        by_options = Guidance(1.0 if guidance is None else guidance, guidance_rescale, interval, classifier, autoguide)
-        model, labels = model_and_labels(pipeline, by_options, name, n, each)
+        by_options = Guidance(guidance, guidance_rescale, interval, classifier, autoguide)
+        model, labels, names = model_and_labels(pipeline, by_options, name, n, each)
+        classes = None if labels is None else [names[label] for label in labels]
         rngs = (inputs.NoiseOfEach(noise, each[part]) for part in slices(n, inputs.BATCH_SIZE)) if each else repeat(rng)
-        images = _sample_batches(pipeline, model, inputs.batches(n, pipeline.image_shape, labels), steps, rngs, gif)
+        batches = inputs.batches(n, pipeline.image_shape, labels)
+        images = _sample_batches(pipeline, model, batches, steps, rngs, gif, preview)
         sheet = partial(imaging.sheet, images, **outputs.rows_by_class(None if each else labels))
+    chosen = pipeline.sampler
+    taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
+    taken |= dict(guidance=guidance, seed=None if each else seed or 0, n=None if each else n)
+    size, whole_options = images.shape[1:3], options.given_options(ctx) | taken
+    whole = parameters(whole_options, run, size, texts, negative_prompt or "")
+    of_images = of_each(whole, len(images), classes)
+    file_names = _names(each, len(texts)) if each else None
+    if position is not None:
+        images, of_images, file_names = images[[position]], [of_images[position]], None
+        whole, sheet = of_images[0], partial(imaging.sheet, images, gap=0)
     if folder:
         with new_folder(folder) as part:
-            imaging.save_each(images, part, _names(each, len(texts)) if each else None)
+            imaging.save_each(images, part, file_names, map(str, of_images))
     if npz:
         outputs.write_npz(npz, images)
     if out:
-        imaging.save_image(sheet(), out)
+        imaging.save_image(sheet(), out, str(whole))
     console.print("Wrote " + " and ".join(str(path) for path in (out, folder, npz, gif) if path))
 
 
@@ -202,21 +220,29 @@ def _names(seeds: list[int], prompts: int) -> list[str]:
 
 
 def _sample_batches(
-    pipeline: Pipeline, model: Callable[..., Any], batches: list[Any], steps: int, rngs: Iterable[Any], gif: Path | None
+    pipeline: Pipeline,
+    model: Callable[..., Any],
+    batches: list[Any],
+    steps: int,
+    rngs: Iterable[Any],
+    gif: Path | None,
+    preview: Path | None,
 ) -> np.ndarray:
     """The images (n, H, W, C) uint8 of all batches (shape, labels); rngs has the source of noise of each.
 
-    The trajectory of the first image is written to `gif`, if that is given.
+    The trajectory of the first image is written to `gif`, if that is given, and previews of each batch to `preview`.
     """
     images, frames = [], []
     compile_for_sampling(pipeline, batches[0][0][0])
+    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
 
     def sample_all(tick: Tick) -> None:
         for (shape, cond), rng in zip(batches, rngs, strict=False):  # rngs may be endless
             x_t = np.empty(shape)
-            for _, x_t, _ in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
+            for _, x_t, x0_hat in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
                 if gif and not images:
                     frames.append(imaging.sheet(imaging.to_uint8(x_t[:1]), scale=8, gap=0))
+                watch(x0_hat)
                 tick()
             images.append(outputs.finished(x_t))
 
@@ -224,93 +250,3 @@ def _sample_batches(
     if gif:
         imaging.save_gif(frames, gif)
     return np.concatenate(images)
-
-
-def _sample_prompts(
-    pipeline: TextPipeline,
-    n: int,
-    prompts: Prompts,
-    size: tuple[int | None, int | None],
-    steps: int,
-    rngs: Iterator[Any],
-) -> np.ndarray:
-    """n images of each prompt, (n * prompts, H, W, C) uint8, each with the next of rngs.
-
-    size is (height, width), None for the model's own.
-    """
-    height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
-    text_to_image.check_size(pipeline, (height, width))
-    check_prompts(pipeline, prompts)
-
-    def sample_one(prompt: str, tick: Tick) -> np.ndarray:
-        return text_to_image.text_to_image(
-            pipeline, [prompt], prompts.negative, prompts.guidance, steps, next(rngs), (height, width), tick=tick
-        )
-
-    return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
-
-
-def _prompt_sheet(images: np.ndarray, prompts: list[str]) -> Image.Image:
-    """A grid of images (N, H, W, C) uint8, N / len(prompts) of each prompt; of several prompts with captions."""
-    if len(prompts) == 1:
-        return imaging.sheet(images, gap=0 if len(images) == 1 else 4)  # a single image has no border
-    n = len(images) // len(prompts)
-    return captioned_sheet(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
-
-
-def open_for(
-    kind: Kind | tuple[Kind, ...],
-    folder: Path,
-    backend: str,
-    weights: Weights | None = None,
-    sampler: str | None = None,
-    as_diffusers: bool = False,
-    ema: float | None = None,
-) -> Pipeline:
-    """`open_pipeline`, with --prompt as the remedy if the folder is of kind "text" and that is not wanted."""
-    try:
-        return open_pipeline(folder, backend, weights, sampler, as_diffusers, kind, ema)
-    except WrongKind as error:
-        if error.kind == "text":
-            raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None
-        raise
-
-
-def check_prompt_options(folder: Path, prompt_options: dict[str, Any]) -> None:
-    """Raises MinidiffError for options, name -> value or None, that are given though they need a prompt."""
-    for option, value in prompt_options.items():
-        if value is not None:
-            if find(folder, *FOUND).kind == "points":
-                check_no_image_options(folder, prompt_options)
-            raise MinidiffError(f"--{option} needs a prompt: give --prompt too, or leave it out")
-
-
-def check_prompts(pipeline: TextPipeline, prompts: Prompts) -> None:
-    """Raises MinidiffError for an invalid guidance scale; names on stderr the tokens that are cut off."""
-    text_to_image.check_guidance(prompts.guidance)
-    named = [*(("--prompt", text) for text in prompts.texts), ("--negative-prompt", prompts.negative)]
-    for option, text in named:
-        if note := _truncation(pipeline.tokenizer, text):
-            print_warning(f"{option}: {note}")
-    compile_for_sampling(pipeline)
-
-
-def _truncation(tokenizer: Tokenizer, text: str) -> str:
-    """A message that names the tokens of a text beyond the tokenizer's maximum length; "" if all fit."""
-    cut = tokenizer.cut(text)
-    if not cut:
-        return ""
-    beginning = tokenizer.decode(cut[:TOKENS_SHOWN]) + (" ..." if len(cut) > TOKENS_SHOWN else "")
-    return f"longer than {tokenizer.length} tokens; left out the last {len(cut)}: {beginning}"
-
-
-def sample_one_by_one(prompts: list[str], steps: int, sample_one: Callable[[str, Tick], np.ndarray]) -> np.ndarray:
-    """The images (N, H, W, C) uint8 of the prompts, with a progress bar.
-
-    sample_one(prompt, tick) returns (1, H, W, C) in [-1, 1] and calls tick() `steps` times
-    """
-
-    def sample_all(tick: Tick) -> np.ndarray:
-        return np.concatenate([outputs.finished(sample_one(prompt, tick)) for prompt in prompts])
-
-    return with_progress_bar("sampling", steps * len(prompts), sample_all)

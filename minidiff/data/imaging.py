@@ -7,7 +7,8 @@ formats, no decompression bombs. Files are written atomically.
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ FORMATS = (
     "TIFF",
     "PPM",
 )  # the formats that are read; decoders of some others, such as EPS, run programs
+PARAMETERS = "parameters"  # the keyword of the PNG text chunk with the settings that an image was sampled with
 SHOWN = 96  # pixels to which the longer side of a small image is enlarged
 PAPER = (248, 246, 241)  # behind sheets and strips
 INK = (70, 66, 74)  # captions
@@ -127,22 +129,33 @@ def save_gif(frames: Sequence["Image.Image"], path: str | Path, ms: int = 60, ho
     )
 
 
-def save_image(image: "Image.Image", path: str | Path) -> None:
+def save_image(image: "Image.Image", path: str | Path, parameters: str = "") -> None:
     """Write an image atomically, in the format of the path's suffix.
 
+    A PNG file has `parameters`, unless it is empty, as its text chunk PARAMETERS; other formats do without.
     Raises MinidiffError if Pillow cannot write that format, or no file can be written there.
     """
-    kind = check_image_output(path)
-    write_output(Path(path), lambda file: image.save(file, kind))
+    from PIL.PngImagePlugin import PngInfo
+
+    kind, text = check_image_output(path), PngInfo()
+    if parameters:
+        text.add_text(PARAMETERS, parameters)
+    more = {"pnginfo": text} if kind == "PNG" else {}
+    write_output(Path(path), lambda file: image.save(file, kind, **more))
 
 
-def save_each(images: np.ndarray, folder: Path, names: Sequence[str] | None = None) -> None:
-    """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..., or under names, without suffix."""
+def save_each(
+    images: np.ndarray, folder: Path, names: Sequence[str] | None = None, parameters: Iterable[str] = repeat("")
+) -> None:
+    """Write images (N, H, W, C) uint8 into a folder as 00000.png, 00001.png, ..., or under names, without suffix.
+
+    parameters: of each image, as for `save_image`.
+    """
     from PIL import Image
 
     names = [f"{i:05d}" for i in range(len(images))] if names is None else names
-    for name, image in zip(names, images, strict=True):
-        save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{name}.png")
+    for name, image, text in zip(names, images, parameters, strict=False):
+        save_image(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{name}.png", text)
 
 
 def check_image_output(path: str | Path, *inputs: str | Path, animated: bool = False) -> str:

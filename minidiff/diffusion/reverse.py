@@ -24,6 +24,7 @@ from minidiff.engine.rng import Rng
 from minidiff.errors import MinidiffError
 
 Tick = Callable[[], object]
+Watch = Callable[[np.ndarray], object]
 
 
 def sample(
@@ -72,11 +73,12 @@ def sample(
     return SAMPLING_LOOPS[sampler.name](predict, estimate, fresh_noise, levels, sampler, start)
 
 
-def last_x_t(trajectory: Trajectory, tick: Tick = lambda: None) -> np.ndarray:
-    """The last x_t (N, H, W, C) of a trajectory: its sample. tick() is called after every step."""
+def last_x_t(trajectory: Trajectory, tick: Tick = lambda: None, watch: Watch = lambda x0_hat: None) -> np.ndarray:
+    """The last x_t (N, H, W, C) of a trajectory: its sample. tick() and watch(x0_hat) are called after every step."""
     x_t = None
-    for _, x_t, _ in trajectory:  # noqa: B007  only the last one is returned
+    for _, x_t, x0_hat in trajectory:  # noqa: B007  only the last one is returned
         tick()
+        watch(x0_hat)
     assert x_t is not None  # a trajectory has at least one step
     return x_t
 

@@ -18,6 +18,7 @@ from minidiff.evaluation.feature_classifier import FeatureClassifier
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
 from minidiff.formats.pipeline import TextPipeline
 from minidiff.sampling.outputs import finished
+from minidiff.sampling.prompts import escaped
 from minidiff.sampling.text_to_image import text_to_image
 
 PROMPT_BATCH_SIZE = 32  # prompts that are sampled together
@@ -36,7 +37,7 @@ def sample_prompts(
     """An image of each prompt; tick() is called `num_sampling_steps(prompts, steps)` times."""
     rng, images = np.random.default_rng(seed), []
     for part in slices(len(prompts), PROMPT_BATCH_SIZE):
-        batch = list(prompts[part])
+        batch = [escaped(prompt) for prompt in prompts[part]]
         images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng, tick=tick)))
     return PromptSamples(prompts, np.concatenate(images))
 

@@ -125,11 +125,14 @@ class Tokenizer:
         self.normalized_special: re.Pattern[str] = _any_of(special.names & special.after_clean)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        ids = np.full((len(texts), self.length), self.vocab[self.special.pad], np.int64)
-        for row, text in zip(ids, texts, strict=True):
-            encoded = self.encode(text)[: self.length - 2]
-            row[: len(encoded) + 2] = [self.vocab[self.special.bos], *encoded, self.vocab[self.special.eos]]
-        return ids  # (N, length)
+        rows = [self.row(self.encode(text)[: self.length - 2]) for text in texts]
+        return np.array(rows, np.int64).reshape(-1, self.length)  # (N, length)
+
+    def row(self, ids: list[int]) -> np.ndarray:
+        """At most length - 2 ids between start and end token, then padding: (length,) int64."""
+        row = np.full(self.length, self.vocab[self.special.pad], np.int64)
+        row[: len(ids) + 2] = [self.vocab[self.special.bos], *ids, self.vocab[self.special.eos]]
+        return row
 
     def with_words(self, words: Mapping[str, Sequence[int]]) -> Self:
         """A copy that knows more words: wherever a text contains one, in either case, it is encoded as its ids.
@@ -165,10 +168,6 @@ class Tokenizer:
         text = "".join(tokens[i] for i in ids).replace(END, " ")
         encoded = bytes(b for c in text for b in ([byte_of[c]] if c in byte_of else c.encode()))
         return encoded.decode(errors="replace").strip()
-
-    def cut(self, text: str) -> list[int]:
-        """The ids of the tokens that are truncated; none if the text fits."""
-        return self.encode(text)[self.length - 2 :]
 
     def _tokenize(self, text: str) -> Iterator[str]:
         for word in words(text):

@@ -11,7 +11,7 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.networks import load_classifier
 from minidiff.formats.pipeline import Pipeline
 from minidiff.models.classifier import NoisyClassifier
-from minidiff.sampling.inputs import class_labels, labels_of
+from minidiff.sampling.inputs import class_labels, class_names, labels_of
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import guided_model
 
@@ -51,8 +51,9 @@ class Guidance:
 
 def model_and_labels(
     pipeline: Pipeline, guidance: Guidance, name: str | None, n: int, seeds: list[int] | None = None
-) -> tuple[Model, np.ndarray | None]:
-    """The network as a model with guidance, and labels (n,) for it, as `class_labels` or of the classifier's classes.
+) -> tuple[Model, np.ndarray | None, tuple[str, ...]]:
+    """The network as a model with guidance, labels (n,) for it, as `class_labels` or of the classifier's classes, and
+    the names of the classes.
 
     Raises MinidiffError if there is no such class, and for guidance that the network or the classifier does not allow.
     """
@@ -61,12 +62,13 @@ def model_and_labels(
     if guidance.classifier:
         classifier = _classifier(pipeline, guidance.classifier)
         labels = labels_of(guidance.classifier, classifier.config.classes, name, n, seeds)
-        return classifier_guided(model, schedule, classifier_gradient(classifier, schedule), *settings), labels
-    labels = class_labels(pipeline, name, n, seeds)
+        gradient = classifier_gradient(classifier, schedule)
+        return classifier_guided(model, schedule, gradient, *settings), labels, classifier.config.classes
+    labels, names = class_labels(pipeline, name, n, seeds), class_names(pipeline)
     if guidance.autoguide is None:
-        return guided_model(pipeline, *settings), labels
+        return guided_model(pipeline, *settings), labels, names
     weak = open_pipeline(pipeline.folder, pipeline.unet.backend.name, guidance.autoguide, kind="unet")
-    return autoguided(model, as_model(weak.unet, schedule), *settings), labels
+    return autoguided(model, as_model(weak.unet, schedule), *settings), labels, names
 
 
 def _classifier(pipeline: Pipeline, folder: Path) -> NoisyClassifier:

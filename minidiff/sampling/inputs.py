@@ -85,6 +85,17 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def seeds_text(seeds: list[int]) -> str:
+    """The text from which `parse_seeds` reads these seeds, in their order."""
+    ranges: list[list[int]] = []
+    for seed in seeds:
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
 def class_labels(pipeline: Pipeline, name: str | None, n: int, seeds: list[int] | None = None) -> np.ndarray | None:
     """Labels (n,) of one class; for "all" or None of every class in order, as evenly as n allows.
 
@@ -97,10 +108,15 @@ def class_labels(pipeline: Pipeline, name: str | None, n: int, seeds: list[int] 
         if name is not None:
             raise MinidiffError(f"{folder}: was not trained by class; leave --class out")
         return None
-    names = pipeline.classes or tuple(map(str, range(most)))
+    names = class_names(pipeline)
     if len(names) > most:
         raise MinidiffError(f"{folder}: classes.json names more classes than its network has; copy both again")
     return labels_of(folder, names, name, n, seeds)
+
+
+def class_names(pipeline: Pipeline) -> tuple[str, ...]:
+    """The names of a network's classes, their indices without classes.json; () for a network without classes."""
+    return pipeline.classes or tuple(map(str, range(pipeline.num_class_embeds or 0)))
 
 
 def labels_of(

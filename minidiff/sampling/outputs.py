@@ -11,10 +11,17 @@ from minidiff.errors import MinidiffError
 from minidiff.files import check_file, check_new_folder, followed, write_output
 
 
-def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: Path | None, *inputs: Path) -> None:
+def check_outputs(
+    out: Path | None,
+    gif: Path | None,
+    npz: Path | None,
+    folder: Path | None,
+    *inputs: Path,
+    preview: Path | None = None,
+) -> None:
     """Raises MinidiffError if a path cannot be written, lies in `folder` or is an input, or if two are one file."""
-    if out:
-        check_image_output(out, *inputs)
+    for image in filter(None, (out, preview)):
+        check_image_output(image, *inputs)
     if gif:
         check_image_output(gif, *inputs, animated=True)
     if npz:
@@ -23,10 +30,10 @@ def check_outputs(out: Path | None, gif: Path | None, npz: Path | None, folder: 
             raise MinidiffError(f"{npz}: is to be a NumPy archive; give a name that ends in .npz")
     if folder:
         check_new_folder(folder)
-        for path in (out, gif, npz):
+        for path in (out, gif, npz, preview):
             if path and followed(path).is_relative_to(followed(folder)):
                 raise MinidiffError(f"{path}: lies in {folder}, which is to hold single images; choose another place")
-    for one, other in combinations(filter(None, (out, gif, npz)), 2):
+    for one, other in combinations(filter(None, (out, gif, npz, preview)), 2):
         if followed(one) == followed(other):
             raise MinidiffError(f"{other}: is given for two files; give each file a name of its own")
 

@@ -1,9 +1,9 @@
 """Sheets of a prompt's effect: guidance scale, cross-attention maps, word replacement, training progress."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,9 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import TextPipeline
 from minidiff.models.text_unet import Attention, TextUNet, TransformerBlock
+from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling.outputs import finished
+from minidiff.sampling.prompts import plain
 from minidiff.sampling.text_to_image import text_to_image
 
 GUIDANCE_SCALES = range(1, 11)
@@ -75,19 +77,21 @@ def attention_sheet(pipeline: TextPipeline, settings: PromptSettings) -> Image.I
     """The image of a prompt, and for each word the image with the brightness of the word's cross-attention map."""
     with recorded_attention(pipeline.unet) as weights:
         image = settings.sample(pipeline)[0]  # (H, W, C)
-    words = settings.prompt.split() or [""]
+    words = plain(settings.prompt).split() or [""]
     maps = attention_maps(weights, token_spans(pipeline.tokenizer, words), image.shape[:2])  # (words, H, W)
     lit = [np.rint(image * (DIM + (1 - DIM) * m / (m.max() or 1))[..., None]).astype(np.uint8) for m in maps]
     return captioned_sheet(np.stack([image, *lit]), [settings.prompt, *words], columns=min(len(words) + 1, 8))
 
 
-def token_spans(tokenizer: Callable[..., Any], words: list[str]) -> list[slice]:
-    """The token positions of each word, after the start token; empty for words beyond the tokenizer's length."""
-    ends = np.cumsum([1, *(len(tokenizer.encode(word)) for word in words)]).clip(max=tokenizer.length - 1)
-    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+def token_spans(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
+    """The positions of each word's tokens among those that a prompt's `embeddings` have, start and end tokens too."""
+    ends = np.cumsum([0, *(len(tokenizer.encode(word)) for word in words)]).tolist()
+    room = tokenizer.length - 2  # tokens of a row
+    positions = [1 + i + 2 * (i // room) for i in range(ends[-1])]
+    return [positions[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def attention_maps(weights: list[np.ndarray], spans: list[slice], size: tuple[int, int]) -> np.ndarray:
+def attention_maps(weights: list[np.ndarray], spans: list[list[int]], size: tuple[int, int]) -> np.ndarray:
     """Cross-attention maps (words, H, W): each pixel's attention to a word's tokens, the mean over layers and steps.
 
     weights are the attention weights (h w, S) of one image, averaged over heads, of every layer and step; those of

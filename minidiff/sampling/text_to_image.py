@@ -12,13 +12,14 @@ from minidiff.diffusion.editing import blended, check_strength, redraw
 from minidiff.diffusion.guidance import guided
 from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.noise_levels import noise_levels
-from minidiff.diffusion.reverse import Tick, last_x_t, sample
+from minidiff.diffusion.reverse import Tick, Watch, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import GIVE, describe
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
+from minidiff.sampling.prompts import embeddings, num_chunks
 
 MAX_UNTILED_PIXELS = 1024 * 1024  # larger images are decoded in tiles
 
@@ -33,14 +34,17 @@ def text_to_image(
     size: tuple[int, int] | None = None,
     sampler: Sampler | None = None,
     tick: Tick = lambda: None,
+    watch: Watch = lambda x0_hat: None,
 ) -> np.ndarray:
     """Sample an image of each prompt from noise.
 
+    prompts          texts, in which words may have weights, such as (word:1.2): sampling/prompts.py
     negative_prompt  text of guidance's unconditional prediction
     guidance         classifier-free guidance scale, 0 to 100; 1 disables it
     rng              draws the noise; None: default_rng()
     size             height and width in pixels; None: those of pipeline.image_shape
     sampler          None: the folder's own
+    watch            is called with x0_hat, scaled latents (N, h, w, C), after every sampling step
     Raises MinidiffError for a size, steps or guidance scale that is not supported, and for a pipeline that takes no
     prompts.
     """
@@ -51,7 +55,7 @@ def text_to_image(
     shape = (len(prompts), height // factor, width // factor, C)
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     trajectory = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
-    return decode(pipeline, last_x_t(trajectory, tick))
+    return decode(pipeline, last_x_t(trajectory, tick, watch))
 
 
 def image_to_image(
@@ -129,12 +133,6 @@ def with_prompts(pipeline: Pipeline) -> TextPipeline:
     return pipeline
 
 
-def embeddings(pipeline: TextPipeline, texts: list[str]) -> np.ndarray:
-    """The text encoder's output (N, T, D) of each text, cut to T tokens: what the U-Net cross-attends to."""
-    with no_grad():
-        return pipeline.text_encoder(pipeline.tokenizer(texts)).numpy()
-
-
 def encode(pipeline: TextPipeline, x0: np.ndarray, rng: Rng) -> np.ndarray:
     """Scaled latents (N, h, w, latent_channels) of images, sampled from the VAE's posterior."""
     check_size(pipeline, x0.shape[1:3])
@@ -178,9 +176,9 @@ def check_guidance(guidance: float) -> None:
 def _guided_model(
     pipeline: TextPipeline, prompts: list[str], negative_prompt: str, guidance: float
 ) -> tuple[Model, np.ndarray]:
-    """The model with classifier-free guidance, and its conditioning (N, T, D)."""
+    """The model with classifier-free guidance, and its conditioning (N, K T, D), as long for all prompts."""
     check_guidance(guidance)
-    model, cond = as_model(pipeline.unet, pipeline.schedule), embeddings(pipeline, prompts)
-    if guidance == 1:
-        return model, cond
-    return guided(model, embeddings(pipeline, [negative_prompt]), guidance), cond
+    model, free = as_model(pipeline.unet, pipeline.schedule), guidance != 1
+    rows = num_chunks(pipeline.tokenizer, [*prompts, *([negative_prompt] if free else [])])
+    cond = embeddings(pipeline, prompts, rows)
+    return (guided(model, embeddings(pipeline, [negative_prompt], rows), guidance) if free else model), cond

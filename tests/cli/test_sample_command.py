@@ -251,6 +251,20 @@ def test_places_that_cannot_be_written(refused, trained, option, name, match):
     refused("sample", "run", f"--{option}", name, "--n", 1, "--steps", 1, *QUICK, match=match)
 
 
+def test_previews(done, refused, trained):
+    """The last one is of the images' own size; the images are the same with it."""
+    done("sample", "run", "--n", 4, "--steps", 7, *QUICK)
+    without = bytes_of("sheet.png")
+    done("sample", "run", "--n", 4, "--steps", 7, "--preview", "preview.png", *QUICK)
+    assert bytes_of("sheet.png") == without
+    with Image.open("preview.png") as preview, Image.open("sheet.png") as sheet:
+        assert preview.size == sheet.size and "parameters" not in preview.info
+    refused("sample", "run", "--preview", "sheet.png", *QUICK, match="sheet.png: is given for two files")
+    refused("sample", "run", "--preview", "no/such.png", *QUICK, match="cannot write no/such.png: no such folder")
+    Path("f").mkdir()
+    refused("sample", "run", "--folder", "f", "--preview", "f/a.png", *QUICK, match="f/a.png: lies in f, which is to")
+
+
 def test_more_than_the_memory_holds(refused, trained, monkeypatch):
     def too_large(*_, **__):
         raise MemoryError("Unable to allocate 3.00 TiB for an array with shape (1, 2)")

@@ -8,6 +8,8 @@ import small_pipeline
 from PIL import Image
 from small_commands import QUICK, SMALL
 
+from minidiff.cli import sample_prompts
+from minidiff.data.captioned_sheet import labelled_grid
 from minidiff.sampling import inputs
 
 
@@ -68,6 +70,23 @@ def test_seeds_of_prompts(sampled, tmp_path, capsys, noise):
     assert sorted(path.name for path in Path("each").iterdir()) == names
     assert_same(sampled("sd", "--prompt", "a dog", "--seeds", "9", *settings), images[3:])
     assert_same(sampled("sd", "--prompt", "a dog", "--seed", 9, *settings), images[3:])
+
+
+def test_a_grid_of_prompts_by_seeds(sampled, tmp_path, capsys, monkeypatch):
+    """A row for each prompt, a column for each seed, with the same noise in a column."""
+    small_pipeline.saved(tmp_path / "sd")
+    capsys.readouterr()  # a progress bar of diffusers
+    grids = []
+    monkeypatch.setattr(sample_prompts, "labelled_grid", lambda *given: grids.append(given) or labelled_grid(*given))
+    prompts = ("--prompt", "cat", "--prompt", "(cat:1)", "--prompt", "black")
+    images = sampled("sd", *prompts, "--seeds", "4,9", "--steps", 2, "--out", "grid.png", *QUICK)
+    ((shown, rows, columns),) = grids
+    np.testing.assert_array_equal(shown, images)
+    assert (rows, columns) == (["cat", "(cat:1)", "black"], ["seed 4", "seed 9"])
+    np.testing.assert_array_equal(images[:2], images[2:4])
+    assert (images[0] != images[1]).any()
+    with Image.open("grid.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(labelled_grid(shown, rows, columns)))
 
 
 def test_seeds_that_are_refused(refused, trained):

@@ -15,7 +15,7 @@ import minidiff as md
 from minidiff.data.imaging import to_uint8
 from minidiff.diffusion.model import evaluate
 from minidiff.models.config import TextEncoderConfig, TextUNetConfig, VAEConfig
-from minidiff.sampling.text_to_image import embeddings
+from minidiff.sampling.prompts import embeddings
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHEETS = DOCS / "_static/widgets/pipeline"

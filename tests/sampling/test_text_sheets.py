@@ -12,6 +12,7 @@ from minidiff.formats.run_networks import kept_pipelines
 from minidiff.models.text_unet import Attention, TextUNet
 from minidiff.sampling import text_sheets
 from minidiff.sampling.opening import open_pipeline
+from minidiff.sampling.prompts import chunks
 from minidiff.sampling.text_sheets import (
     PromptSettings,
     attention_maps,
@@ -49,12 +50,15 @@ def test_words_are_replaced_one_by_one():
 
 
 def test_token_spans_of_words():
-    """red</w> is one token, b a r</w> three, the comma one, li y i ng</w> four; others are empty."""
+    """red</w> is one token, b a r</w> three, the comma one, li y i ng</w> four; eight fit a row of ten."""
     words = ["red", "bar,", "lying"]
-    assert token_spans(tokenizer(), words) == [slice(1, 2), slice(2, 6), slice(6, 9)]
+    assert token_spans(tokenizer(), words) == [[1], [2, 3, 4, 5], [6, 7, 8, 11]]
     ids = tokenizer().encode("red bar, lying")
     assert [len(tokenizer().encode(word)) for word in words] == [1, 4, 4] and len(ids) == 9
-    assert token_spans(tokenizer(), ["lying"] * 4) == [slice(1, 5), slice(5, 9), slice(9, 9), slice(9, 9)]
+    rows, _ = chunks(tokenizer(), "red bar, lying")
+    assert rows.reshape(-1)[[1, *range(2, 6), *range(6, 9), 11]].tolist() == ids
+    spans = token_spans(tokenizer(), ["lying"] * 5)
+    assert spans == [[*range(i, i + 4)] for i in (1, 5, 11, 15, 21)]
 
 
 def test_every_image_starts_from_the_same_noise(parts, shown, tmp_path):
@@ -99,7 +103,7 @@ def test_weights_are_recorded_within_the_block_only(parts):
     before = SETTINGS.sample(parts)
     with recorded_attention(parts.unet) as weights:
         np.testing.assert_array_equal(SETTINGS.sample(parts), before)
-    assert len(weights) == 4 * 2 and all(w.shape == (64, 10) for w in weights)
+    assert len(weights) == 4 * 2 and all(w.shape == (64, 20) for w in weights)
     np.testing.assert_allclose([w.sum(1) for w in weights], 1, rtol=1e-5)
     assert (weights[0] != weights[-1]).any()
     SETTINGS.sample(parts)

@@ -28,6 +28,7 @@ from minidiff.formats.pipeline import TextPipeline
 from minidiff.formats.run_networks import build_pipeline, digests, text_parts, trained_parameters
 from minidiff.formats.schedulers import schedule_to_config
 from minidiff.formats.stable_diffusion import save_parts
+from minidiff.sampling.prompts import escaped
 from minidiff.sampling.text_to_image import encode, text_to_image
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.unet_run import noise_loss
@@ -146,7 +147,9 @@ class TextRun(Run):
     def samples_of(self, prompts: list[str]) -> Image:
         """A sample for each prompt, with the prompts; the noise depends on the run's seed alone."""
         rng = np.random.default_rng([self.config.seed, 0])
-        images = text_to_image(self.pipeline, prompts, guidance=SHEET_GUIDANCE, steps=SHEET_STEPS, rng=rng)
+        images = text_to_image(
+            self.pipeline, list(map(escaped, prompts)), guidance=SHEET_GUIDANCE, steps=SHEET_STEPS, rng=rng
+        )
         return captioned_sheet(to_uint8(images), prompts)
 
     def prepare(self) -> None:

@@ -1,0 +1,122 @@
+"""Sampling of prompts, for the commands that sample and edit (sample.py, edit.py)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minidiff.cli.sample_points import check_no_image_options
+from minidiff.data import imaging
+from minidiff.data.captioned_sheet import captioned_sheet, labelled_grid
+from minidiff.diffusion.reverse import Tick
+from minidiff.errors import MinidiffError
+from minidiff.formats.folders import FOUND, describe, find
+from minidiff.formats.pipeline import Pipeline, TextPipeline
+from minidiff.formats.run_state import WrongKind
+from minidiff.sampling import outputs, text_to_image
+from minidiff.sampling.dry_run import compile_for_sampling
+from minidiff.sampling.opening import Kind, Weights, open_pipeline
+from minidiff.sampling.preview import previewer
+from minidiff.sampling.prompts import weighted
+from minidiff.terminal import with_progress_bar
+
+PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion's
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts, the negative prompt of all of them ("" for none), and the guidance scale."""
+
+    texts: list[str]
+    negative: str
+    guidance: float
+
+
+def open_for(
+    kind: Kind | tuple[Kind, ...],
+    folder: Path,
+    backend: str,
+    weights: Weights | None = None,
+    sampler: str | None = None,
+    as_diffusers: bool = False,
+    ema: float | None = None,
+) -> Pipeline:
+    """`open_pipeline`, with --prompt as the remedy if the folder is of kind "text" and that is not wanted."""
+    try:
+        return open_pipeline(folder, backend, weights, sampler, as_diffusers, kind, ema)
+    except WrongKind as error:
+        if error.kind == "text":
+            raise MinidiffError(f"{describe(folder, error.kind)}; give --prompt") from None
+        raise
+
+
+def sample_prompts(
+    pipeline: TextPipeline,
+    n: int,
+    prompts: Prompts,
+    size: tuple[int | None, int | None],
+    steps: int,
+    rngs: Iterator[Any],
+    preview: Path | None = None,
+) -> np.ndarray:
+    """n images of each prompt, (n * prompts, H, W, C) uint8, each with the next of rngs.
+
+    size is (height, width), None for the model's own. preview: file for previews of each
+    """
+    height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
+    text_to_image.check_size(pipeline, (height, width))
+    check_prompts(pipeline, prompts)
+    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
+    settings = (prompts.negative, prompts.guidance, steps)
+
+    def sample_one(prompt: str, tick: Tick) -> np.ndarray:
+        return text_to_image.text_to_image(
+            pipeline, [prompt], *settings, next(rngs), (height, width), tick=tick, watch=watch
+        )
+
+    return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
+
+
+def prompt_sheet(images: np.ndarray, prompts: list[str], seeds: list[int] | None = None) -> Image.Image:
+    """A grid of images (N, H, W, C) uint8, N / len(prompts) of each prompt; of several prompts with captions.
+
+    With seeds, those of the images of each prompt, several prompts are labelled rows, and seeds labelled columns.
+    """
+    if len(prompts) == 1:
+        return imaging.sheet(images, gap=0 if len(images) == 1 else 4)  # a single image has no border
+    if seeds:
+        return labelled_grid(images, prompts, [f"seed {seed}" for seed in seeds])
+    n = len(images) // len(prompts)
+    return captioned_sheet(images, [prompt for prompt in prompts for _ in range(n)], min(n, 16))
+
+
+def check_prompt_options(folder: Path, prompt_options: dict[str, Any]) -> None:
+    """Raises MinidiffError for options, name -> value or None, that are given though they need a prompt."""
+    for option, value in prompt_options.items():
+        if value is not None:
+            if find(folder, *FOUND).kind == "points":
+                check_no_image_options(folder, prompt_options)
+            raise MinidiffError(f"--{option} needs a prompt: give --prompt too, or leave it out")
+
+
+def check_prompts(pipeline: TextPipeline, prompts: Prompts) -> None:
+    """Raises MinidiffError for an invalid guidance scale and for invalid weights in a prompt."""
+    text_to_image.check_guidance(prompts.guidance)
+    for text in (*prompts.texts, prompts.negative):
+        weighted(text)
+    compile_for_sampling(pipeline)
+
+
+def sample_one_by_one(prompts: list[str], steps: int, sample_one: Callable[[str, Tick], np.ndarray]) -> np.ndarray:
+    """The images (N, H, W, C) uint8 of the prompts, with a progress bar.
+
+    sample_one(prompt, tick) returns (1, H, W, C) in [-1, 1] and calls tick() `steps` times
+    """
+
+    def sample_all(tick: Tick) -> np.ndarray:
+        return np.concatenate([outputs.finished(sample_one(prompt, tick)) for prompt in prompts])
+
+    return with_progress_bar("sampling", steps * len(prompts), sample_all)
