@@ -166,7 +166,7 @@ MODEL_FILES = (
 
 
 def test_wheel_holds_every_module(tmp_path):
-    """And the emoji with their licence, the exercises' model, a report's page, py.typed, and nothing but metadata.
+    """And emoji and CLIP's merges with their licences, the exercises' model, a report's page, py.typed, and no more.
 
     `kernels` is no part of a path.
     """
@@ -176,6 +176,7 @@ def test_wheel_holds_every_module(tmp_path):
     kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
     want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
     want |= {"minidiff/py.typed", "minidiff_kernels/py.typed", "minidiff/data/emoji.npz", "minidiff/data/emoji.LICENSE"}
+    want |= {f"minidiff/formats/clip_merges.{ending}" for ending in ("txt.gz", "LICENSE")}
     assert content(build("wheel", tmp_path)) == want
 
 

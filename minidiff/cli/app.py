@@ -21,6 +21,7 @@ from minidiff.cli.learn import learn
 from minidiff.cli.options import Best, Out, Raw, Repeating, Seed, Threads, not_empty
 from minidiff.cli.run_report import report_command
 from minidiff.cli.sample import sample_command
+from minidiff.cli.single_file import export_file, import_file
 from minidiff.cli.train import train, train_classifier, train_vae
 from minidiff.cli.tune import tune
 from minidiff.data import imaging
@@ -128,22 +129,34 @@ for command in (explain, redraw, fill, invert, between, evaluate):
 app.command("report")(report_command)
 
 
+app.command("import")(import_file)
+
+
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    out: Annotated[Path, typer.Argument(help="New folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder; with --single-file also a Stable Diffusion folder.")],
+    out: Annotated[Path, typer.Argument(help="New folder; with --single-file a file.")],
     raw: Raw = False,
     best: Best = False,
     half: Annotated[bool, typer.Option("--half", help="Write the weights as float16.")] = False,
     kohya: Annotated[bool, typer.Option("--kohya", help="Of a LoRA: write kohya's keys, for web interfaces.")] = False,
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="Of a Stable Diffusion folder or a run with a prompt: one file."),
+    ] = False,
 ) -> None:
-    """Export a run's network to a folder that diffusers opens.
+    """Export a run's network to a folder that diffusers opens, or with --single-file to one file with CompVis' keys.
 
     Unconditional: DDPMPipeline.from_pretrained(OUT). Class-conditional: UNet2DModel.from_pretrained(OUT,
     subfolder="unet"). Text-conditional: StableDiffusionPipeline.from_pretrained(OUT), if its vae is there.
     Autoencoder: AutoencoderKL.from_pretrained(OUT, subfolder="vae"). LoRA: pipeline.load_lora_weights(OUT).
     Textual inversion: pipeline.load_textual_inversion(OUT). A classifier is for this package alone.
     """
+    if single_file:
+        if raw or best or kohya:
+            raise MinidiffError("--single-file writes what the folder holds: export other weights to a folder first")
+        export_file(run, out, half)
+        return
     check_new_folder(out)
     if find(run, *FOUND).kind == "points":
         raise MinidiffError(f"{describe(run, 'points')}; give a run on images, diffusers has no such network")

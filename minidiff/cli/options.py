@@ -57,7 +57,7 @@ Out = Annotated[Path, typer.Option(help="Output image.", **PLACE)]
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.  [default: all cores]")]
 Backend = Annotated[BackendName, typer.Option(help="Compute backend.")]
-ModelFolder = Annotated[Path, typer.Argument(help="A run, or a diffusers folder with unet/ and scheduler/.")]
+ModelFolder = Annotated[Path, typer.Argument(help="A run, a diffusers folder, or a Stable Diffusion file.")]
 InputImage = Annotated[
     Path, typer.Argument(help="Input image; centre-cropped to the model's aspect ratio and resized.")
 ]

@@ -9,6 +9,7 @@ from minidiff.errors import MinidiffError
 from minidiff.files import JSONFile, open_json
 from minidiff.formats import run_state
 from minidiff.formats.run_state import RunState, WrongKind
+from minidiff.formats.weights import refuse_pickles
 
 INDEX = "model_index.json"
 CLASSES = {
@@ -28,7 +29,7 @@ FOUND = {
 }
 GIVE = {
     "unet": "give a run of minidiff train on images without --text, or a diffusers folder with a UNet2DModel",
-    "text": "give a run of minidiff train --text, or a Stable Diffusion folder",
+    "text": "give a run of minidiff train --text, or a Stable Diffusion folder or file",
     "vae": "give a run of minidiff train-vae",
     "classifier": "give a run of minidiff train-classifier",
     "points": "give a run of minidiff train on points, such as swiss_roll",
@@ -83,11 +84,15 @@ def describe(folder: Path, kind: str) -> str:
 def find(folder: Path, *wanted: str) -> Found:
     """What a folder holds: by a run's newest state, or else model_index.json, or else config.json.
 
-    Raises MinidiffError if the folder does not exist, if it holds another kind of network than those wanted, and if
-    one of the JSON files cannot be read.
+    A safetensors file counts as a single-file checkpoint, which holds a text-conditional U-Net. Raises MinidiffError if
+    the folder does not exist, if it holds another kind of network than those wanted, if one of the JSON files cannot be
+    read, and for a pickle.
     """
     check_exists(folder, GIVE[wanted[0]])
-    found = _found_in_states(folder) or _found_in_json(folder)
+    if folder.is_file():
+        refuse_pickles(folder)
+    is_single_file = folder.suffix == ".safetensors" and folder.is_file()
+    found = Found(folder, "text") if is_single_file else _found_in_states(folder) or _found_in_json(folder)
     check_kind(folder, found.kind, *wanted)
     return found
 

@@ -73,16 +73,13 @@ def _load_network(
     return fill_weights(network(config, None, backend), stored, folder / WEIGHTS)
 
 
-def fill_weights(network: N, stored: dict[str, Stored], path: Path, half: bool = False) -> N:
+def fill_weights(network: N, stored: Mapping[str, Stored], path: Path, half: bool = False) -> N:
     """Read a network's weights from its file, one array after the other.
 
     half: float16 weights of a network of at least KEPT_HALF parameters stay float16, and are then not for training.
     Raises MinidiffError if their names or shapes do not fit, or if they are not finite.
     """
-    try:
-        network.check_shapes({name: _memory_shape(a.shape) for name, a in stored.items()})
-    except ValueError as error:
-        raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
+    check_fits(network, stored, path)
     parameters = dict(network.named_parameters())
     half = half and sum(a.size for a in stored.values()) >= KEPT_HALF
     arrays = read_arrays((stored[name] for name in parameters), half)
@@ -94,6 +91,14 @@ def fill_weights(network: N, stored: dict[str, Stored], path: Path, half: bool =
         else:
             p.data[...] = p.backend.asarray(_from_file(a))
     return network
+
+
+def check_fits(network: Module, stored: Mapping[str, Stored], path: Path) -> None:
+    """Raises MinidiffError if the names or shapes of weights in a file are not the network's."""
+    try:
+        network.check_shapes({name: _memory_shape(a.shape) for name, a in stored.items()})
+    except ValueError as error:
+        raise MinidiffError(f"{path}: {error}; copy it and its config.json again") from None
 
 
 def check_weight_count(config: FileConfig, weights: int, path: Path) -> None:
@@ -224,6 +229,11 @@ def _component(folder: str | Path, name: str, file: str) -> Path:
 
 def _memory_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+
+
+def file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a file of an array of this shape in memory."""
+    return (shape[0], shape[-1], *shape[1:-1]) if len(shape) == 4 else shape
 
 
 def _from_file(a: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def load_text_parts(found: Found, backend: str) -> dict[str, Any]:
     folder = found.folder
     if not (folder / INDEX).is_file():
         raise MinidiffError(f"{folder}: has no {INDEX}; give a Stable Diffusion folder")
-    in_pixels = found.json(folder / INDEX).parse(_check_index)
+    in_pixels = found.json(folder / INDEX).parse(check_index)
     tokenizer = load_tokenizer(folder / "tokenizer")
     text_encoder = load_text_encoder(folder / "text_encoder", backend)
     unet = load_text_unet(folder / "unet", backend)
@@ -101,18 +101,30 @@ def save_parts(
         if isinstance(part, Tokenizer):
             save_tokenizer(part, folder / name)
             continue
-        config, arrays = part.config.to_dict(), weights.get(name) or part.state_dict()
+        arrays = weights.get(name) or part.state_dict()
         if isinstance(part, TextEncoder):
-            ids, special = pipeline.tokenizer.vocab, pipeline.tokenizer.special
-            config |= {f"{token}_token_id": ids[getattr(special, token)] for token in ("bos", "eos", "pad")}
+            config = text_encoder_json(part.config, pipeline.tokenizer)
             save_network(folder / name, config, {f"text_model.{k}": a for k, a in arrays.items()}, TEXT_WEIGHTS)
         else:
-            save_network(folder / name, config, arrays)
+            save_network(folder / name, part.config.to_dict(), arrays)
     scheduler = save_scheduler(folder, pipeline.schedule, pipeline.sampler)
+    save_index(folder, scheduler, in_pixels=isinstance(pipeline.vae, Pixels))
+
+
+def text_encoder_json(config: TextEncoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The contents of a text encoder's config.json, with the ids of the special tokens."""
+    special = tokenizer.special
+    return config.to_dict() | {
+        f"{token}_token_id": tokenizer.vocab[getattr(special, token)] for token in ("bos", "eos", "pad")
+    }
+
+
+def save_index(folder: Path, scheduler: str, in_pixels: bool = False) -> None:
+    """Write model_index.json; scheduler: the name of its class in diffusers."""
     index = {"_class_name": PIPELINE, "requires_safety_checker": False, "scheduler": ["diffusers", scheduler]}
     index |= {part: ["transformers" if "CLIP" in kind else "diffusers", kind] for part, (kind, *_) in PARTS.items()}
     index |= {part: NONE for part in ("safety_checker", "feature_extractor", "image_encoder")}
-    index |= {"vae": NONE} if isinstance(pipeline.vae, Pixels) else {}
+    index |= {"vae": NONE} if in_pixels else {}
     write_json(folder / INDEX, index)
 
 
@@ -137,7 +149,7 @@ def _build(kind: Callable[[Any, None, str], N], config: FileConfig, folder: Path
         raise MinidiffError(f"{folder / 'config.json'}: implies a network larger than memory; copy it again") from None
 
 
-def _check_index(index: Any) -> bool:
+def check_index(index: Any) -> bool:
     """Whether the index has no autoencoder. Raises MinidiffError for another class of pipeline or part."""
     if not isinstance(index, dict):
         raise MinidiffError("must be keys and values")

@@ -42,6 +42,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise MinidiffError(f"{path}: {error}; copy the folder again") from None
 
 
+def clip_tokenizer(pad: str = EOS) -> Tokenizer:
+    """CLIP's tokenizer, of the merges in clip_merges.txt.gz; pad: the token that fills texts up."""
+    merges = _openai_merges(Path(__file__).with_name("clip_merges.txt.gz"))
+    return Tokenizer(vocabulary(merges), merges, Special(pad=pad))
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json, as transformers reads them."""
     folder, special = Path(folder), tokenizer.special

@@ -10,9 +10,9 @@ which loses nothing, unless a network is so large that its float16 weights are w
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -47,6 +47,10 @@ class Stored:
     def size(self) -> int:
         return prod(self.shape)
 
+    def part(self, start: int, shape: tuple[int, ...]) -> "Stored":
+        """The array's values from number `start` on, where they lie in the file, as an array of this shape."""
+        return replace(self, shape=shape, offset=self.offset + start * np.dtype(DTYPES[self.dtype]).itemsize)
+
     def read(self) -> np.ndarray:
         """The array as float32. Raises MinidiffError as `read_arrays` does."""
         (a,) = read_arrays([self])
@@ -58,27 +62,28 @@ def read_arrays(arrays: Iterable[Stored], half: bool = False) -> Iterator[np.nda
 
     Raises MinidiffError if a file ends too early, or was replaced since its header was read.
     """
+    for stored, a in _read(arrays):
+        if stored.dtype == "BF16":
+            a = np.left_shift(a, 16, dtype=np.uint32).view(np.float32)
+        yield a if half else a.astype(np.float32, copy=False)
+
+
+def _read(arrays: Iterable[Stored]) -> Iterator[tuple[Stored, np.ndarray]]:
+    """The arrays one after the other, in the dtypes of DTYPES."""
     with ExitStack() as closing:
         files: dict[Path, BinaryIO] = {}
         for stored in arrays:
             try:
                 if stored.path not in files:
                     files[stored.path] = closing.enter_context(open(stored.path, "rb"))
-                a = _read(files[stored.path], stored)
-                a = a if half else a.astype(np.float32, copy=False)
+                file = files[stored.path]
+                if not os.path.samestat(os.fstat(file.fileno()), stored.file):
+                    raise MinidiffError(f"{stored.path}: was replaced while it was read; try again")
+                file.seek(stored.offset)
+                a = np.fromfile(file, DTYPES[stored.dtype], stored.size).reshape(stored.shape)
             except (OSError, ValueError) as error:
                 raise damaged(stored.path, error) from None
-            yield a
-
-
-def _read(file: BinaryIO, stored: Stored) -> np.ndarray:
-    if not os.path.samestat(os.fstat(file.fileno()), stored.file):
-        raise MinidiffError(f"{stored.path}: was replaced while it was read; try again")
-    file.seek(stored.offset)
-    a = np.fromfile(file, DTYPES[stored.dtype], stored.size).reshape(stored.shape)
-    if stored.dtype == "BF16":
-        return np.left_shift(a, 16, dtype=np.uint32).view(np.float32)
-    return a
+            yield stored, a
 
 
 def find_weights(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
@@ -113,7 +118,7 @@ def refuse_pickles(path: Path) -> None:
         if file.suffix in PICKLES and file.is_file():
             raise MinidiffError(
                 f"{file}: is a pickle, which can run any code, and is not read; "
-                "load it in diffusers and save_pretrained(..., safe_serialization=True)"
+                "load it in diffusers, a .ckpt by from_single_file, and save_pretrained(..., safe_serialization=True)"
             )
 
 
@@ -144,8 +149,19 @@ def _weight_map(values) -> dict[str, str]:
     return weight_map
 
 
-def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Where every array of a file lies, by name, and the file's metadata. Raises MinidiffError if it is damaged."""
+def _is_position_ids(name: str) -> bool:
+    """Whether it is CLIP's buffer 0, 1, 2, ..., which older versions of transformers saved; it is ignored."""
+    return name.endswith("position_ids")
+
+
+def open_safetensors(
+    path: Path, is_left_out: Callable[[str], bool] = _is_position_ids
+) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Where the arrays of a file lie, by name, and the file's metadata.
+
+    is_left_out  of an array's name, which may then be of any dtype
+    Raises MinidiffError if the file is damaged.
+    """
     try:
         if path.exists() and not path.is_file():  # a FIFO would be waited for
             raise ValueError("it is no regular file")
@@ -159,7 +175,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         raise MinidiffError(f"{path}: no such file; copy or train it again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from None
-    kept = [name for name in arrays if not _is_position_ids(name)]
+    kept = [name for name in arrays if not is_left_out(name)]
     return {name: _stored(path, name, arrays[name], 8 + length, now) for name in kept}, metadata
 
 
@@ -204,11 +220,6 @@ def _are_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and len(values) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in values)
 
 
-def _is_position_ids(name: str) -> bool:
-    """Whether it is CLIP's buffer 0, 1, 2, ..., which older versions of transformers saved; it is ignored."""
-    return name.endswith("position_ids")
-
-
 def _stored(path: Path, name: str, entry: dict, start: int, file: os.stat_result) -> Stored:
     if not name.isprintable() or len(name) > 200:
         raise MinidiffError(f"{path}: has an array of the name {name!r:.200}; is it the right file?")
@@ -232,6 +243,45 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     replace_file(path, lambda part: part.write_bytes(data))
 
 
+def copy_arrays(
+    path: Path, arrays: Mapping[str, Sequence[Stored]], metadata: dict[str, str], half: bool = False
+) -> None:
+    """Write a file of arrays from other files atomically, one after the other, in the dtypes that they have there.
+
+    arrays  name -> the parts of an array, of one dtype, which are joined along the first axis
+    half    they become float16
+    Raises MinidiffError for values that are too large for float16, and as `read_arrays` does.
+    """
+    arrays = dict(sorted(arrays.items(), key=lambda item: item[1][0].dtype != "F32"))  # float32 needs multiples of 4
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (first, *others) in arrays.items():
+        shape = (first.shape[0] + sum(part.shape[0] for part in others), *first.shape[1:]) if others else first.shape
+        dtype = "F16" if half else first.dtype
+        if not half and any(part.dtype != dtype for part in others):
+            raise MinidiffError(f"{first.path}: {name} is of several dtypes; export with --half")
+        start, end = end, end + prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, parts in arrays.items():
+                for a in _as_float16(name, parts) if half else (a for _, a in _read(parts)):
+                    a.tofile(file)
+
+    replace_file(path, write)
+
+
+def _as_float16(name: str, parts: Sequence[Stored]) -> Iterator[np.ndarray]:
+    for stored, a in zip(parts, read_arrays(parts), strict=True):
+        if np.abs(a).max(initial=0) > np.finfo(np.float16).max:
+            raise MinidiffError(f"{stored.path.name}: {name} has values beyond float16's 65504; export without --half")
+        yield a.astype(np.float16)
+
+
 def to_float16(folder: Path) -> None:
     """Rewrite all weights below a folder as float16, half their size; they are read back as float32.
 
@@ -239,8 +289,4 @@ def to_float16(folder: Path) -> None:
     """
     for path in sorted(folder.rglob("*.safetensors")):
         arrays, metadata = open_safetensors(path)
-        weights = dict(zip(arrays, read_arrays(arrays.values()), strict=True))
-        for name, a in weights.items():
-            if np.abs(a).max(initial=0) > np.finfo(np.float16).max:
-                raise MinidiffError(f"{path.name}: {name} has values beyond float16's 65504; export without --half")
-        write_safetensors(path, {name: a.astype(np.float16) for name, a in weights.items()}, metadata)
+        copy_arrays(path, {name: [a] for name, a in arrays.items()}, metadata, half=True)

@@ -11,6 +11,7 @@ from minidiff.formats.networks import load_classes, open_scheduler, sampler_of, 
 from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_networks import read_chosen, read_networks
 from minidiff.formats.run_state import RunState, read_newest
+from minidiff.formats.single_file.reading import load_single_file
 from minidiff.formats.stable_diffusion import check_fit, load_text_parts
 from minidiff.models.unet import UNet
 
@@ -29,7 +30,8 @@ def open_pipeline(
 ) -> Pipeline:
     """Open a folder for sampling: a TextPipeline if its U-Net is conditioned on prompts, a PointsPipeline of points.
 
-    folder        a run, a folder of diffusers with unet/ and scheduler/, or a Stable Diffusion 1.x or 2.x folder
+    folder        a run, a folder of diffusers with unet/ and scheduler/, or Stable Diffusion 1.x or 2.x: its folder, or
+                  a single-file checkpoint, a safetensors file
     weights       of a run: those of the last step ("raw"), or the moving average at its best checkpoint ("best") or at
                   the checkpoint of a step; None: those that the folder exports
     sampler       the name of another sampler, with the settings that it shares with the folder's own
@@ -46,7 +48,7 @@ def open_pipeline(
         parts, step = _exported(folder, wanted, backend)
     else:
         parts, step = _chosen(folder, wanted, backend, weights, ema)
-    scheduler = open_scheduler(folder)
+    scheduler = parts.pop("scheduler", None) or open_scheduler(folder)
     chosen = replace(sampler_of(scheduler, sampler), as_diffusers=as_diffusers)
     settings: dict[str, Any] = dict(schedule=schedule_of(scheduler, chosen), sampler=chosen, folder=folder, step=step)
     if "tokenizer" in parts:
@@ -71,13 +73,18 @@ def chosen_weights(raw: bool, best: bool, step: int | None) -> Weights | None:
 
 
 def _exported(folder: Path, wanted: tuple[str, ...], backend: str) -> tuple[dict[str, Any], int | None]:
-    """The parts of the pipeline that a folder holds, by name, and the step of its run."""
+    """The parts of the pipeline that a folder or file holds, by name, and the step of its run.
+
+    Of a file "scheduler" is one of them.
+    """
     found = find(folder, *wanted)
     kind = found.kind or wanted[0]  # if it is unknown, the error says what the wanted kind lacks
     if kind == "points":  # the export does not name the dataset
         check_run(folder)
         return read_newest(folder, lambda state: (read_networks(state, "ema", backend), state.step), found.state)
-    return load_text_parts(found, backend) if kind == "text" else {"unet": unet_of(found, backend)}, found.step
+    if kind == "text":
+        return load_single_file(folder, backend) if folder.is_file() else load_text_parts(found, backend), found.step
+    return {"unet": unet_of(found, backend)}, found.step
 
 
 def _chosen(

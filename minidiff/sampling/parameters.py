@@ -17,7 +17,11 @@ KEYS = {  # the setting -> the option of minidiff sample
     "Guidance rescale": "guidance_rescale", "Autoguide": "autoguide", "Noise": "noise", "Raw": "raw", "Best": "best",
     "Checkpoint": "step", "EMA": "ema", "Seeds": "seeds", "Batch size": "n",
 }  # fmt: skip
-FILES = {"LoRA": "lora", "Embedding": "embedding", "Classifier": "classifier"}  # recorded by name alone; no path is taken from an image
+FILES = {
+    "LoRA": "lora",
+    "Embedding": "embedding",
+    "Classifier": "classifier",
+}  # recorded by name alone; no path is taken from an image
 POSITION = "Batch pos"  # of a single image among those of its settings, from 0
 SIZE = "Size"  # width x height
 ORDER = ("Steps", "Sampler", "CFG scale", "Seed", SIZE, "Model", *KEYS, *FILES, POSITION, "Version")

@@ -53,6 +53,8 @@ def start_text(
     sizes = sizes_of(given)
     if text_encoder is not None:
         find(text_encoder, "text")  # raises for another kind
+        if text_encoder.is_file():
+            raise MinidiffError(f"{text_encoder}: is a file; give the folder that minidiff import makes of it")
     place = None if latent is None else _autoencoder_folder(latent)
     config, dataset = new_config(out, data, given, threads)
     check_captions(data, dataset)
