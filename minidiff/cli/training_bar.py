@@ -33,7 +33,9 @@ def train_with_bar(
     Ctrl-C saves a checkpoint, prints `resume_command` and exits with code 130; a second one exits at once, unsaved.
     """
     name = run.NAME[0].upper() + run.NAME[1:]
-    console.print(f"{name}: {run.optimizer.p.size / 1e6:.1f} million parameters; threads: {run.config.threads}")
+    size = run.optimizer.p.size
+    count = f"{size / 1e6:.1f} million" if size >= 50_000 else f"{size:,}"
+    console.print(f"{name}: {count} parameters; threads: {run.config.threads}")
     needed = state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))
     if needed > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
