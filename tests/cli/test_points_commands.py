@@ -34,7 +34,7 @@ def test_train_and_sample(done, tmp_path):
     """With all that a run has, its figures drawn."""
     out = done("train", "swiss_roll", "--out", "run", "--steps", 3, *SMALL)
     assert "swiss_roll: 10000 points in 2-D, 1 class" in out and "256 of the test split" in out
-    assert "MLP: 8,834 parameters" in out and "fixed points" in out and "images" not in out
+    assert "MLP: 522 parameters" in out and "fixed points" in out and "images" not in out
     assert out.splitlines()[-1].endswith("minidiff sample run")
     assert [row.split(",")[0] for row in rows(tmp_path / "run")] == ["1", "2", "3"]
     assert set(tree(tmp_path / "run")) == {
