@@ -138,7 +138,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder; with --single-file a file.")],
     raw: Raw = False,
     best: Best = False,
-    half: Annotated[bool, typer.Option("--half", help="Write the weights as float16.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write the weights as float16; a LoRA's always are.")] = False,
     kohya: Annotated[bool, typer.Option("--kohya", help="Of a LoRA: write kohya's keys, for web interfaces.")] = False,
     single_file: Annotated[
         bool,
@@ -166,7 +166,7 @@ def export(
     with new_folder(out) as folder:
         state.export(opened, folder, raw)
         if kohya and isinstance(opened, LoRARun):
-            save_lora(folder / LORA_WEIGHTS, load_lora(folder, opened.pipeline), kohya=True)
+            save_lora(folder / LORA_WEIGHTS, load_lora(folder, opened.pipeline), kohya=True, half=True)
         if half:
             to_float16(folder)
     console.print(f"Wrote {out}, of step {opened.step}")

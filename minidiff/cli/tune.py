@@ -54,7 +54,8 @@ def tune(
         typer.Option(callback=options.valid_text, help="A prompt whose samples to keep; may be repeated."),
     ] = None,
     prior_weight: Annotated[
-        float | None, typer.Option(help="Weight of the images to keep in the loss.  [default: 1]")
+        float | None,
+        typer.Option(help="Weight of prior preservation in the loss, 0: none.  [default: 10; with images 1]"),
     ] = None,
     skip_bad: options.SkipBad = False,
     steps: Annotated[
@@ -77,9 +78,10 @@ def tune(
 ) -> None:
     """Teach a text-conditional model new images: with a LoRA, by a new word, or by training all of it.
 
-    lora trains low-rank updates of the attention projections, textual-inversion the embedding of a new --word; the
-    model in RUN stays as it is. dreambooth trains a copy of all weights but the autoencoder's. With --prior or
-    --prior-prompt, the loss of lora and dreambooth includes as many images of what is to be kept.
+    lora trains low-rank updates of the projections of the text encoder's attention and of cross-attention,
+    textual-inversion the embedding of a new --word; the model in RUN stays as it is. dreambooth trains a copy of all
+    weights but the autoencoder's. With --prior or --prior-prompt, the loss of lora and dreambooth includes as many
+    images of what is to be kept. Without them, that of lora keeps the model's predictions for random words.
 
     Images in a folder are cropped and resized to the model's size; captions.csv or metadata.jsonl has their captions.
     --out holds pytorch_lora_weights.safetensors or learned_embeds.safetensors, which diffusers opens, or the whole

@@ -75,19 +75,21 @@ def load_lora(path: str | Path, pipeline: TextPipeline) -> dict[str, Update]:
     }
 
 
-def save_lora(path: Path, lora: LoRA, kohya: bool = False) -> None:
-    """Write a LoRA to a file atomically, with diffusers' keys or kohya's."""
+def save_lora(path: Path, lora: LoRA, kohya: bool = False, half: bool = False) -> None:
+    """Write a LoRA to a file atomically, with diffusers' keys or kohya's; half: A and B in float16."""
     arrays: dict[str, np.ndarray] = {}
+    dtype = np.float16 if half else np.float32
     for name, update in lora.items():
         diffusers_name, kohya_name = _names_in_files(name)
         A = np.ascontiguousarray(np.moveaxis(update.A, -1, 1))  # (r, I) or (r, I, K, K)
         B = update.B.reshape(*update.B.shape, *[1] * (A.ndim - 2))  # (O, r) or (O, r, 1, 1)
+        B = B if kohya else np.float32(update.scale) * B
+        A, B = A.astype(dtype), B.astype(dtype)
         if kohya:
             alpha = np.array(update.alpha, np.float32)
             arrays |= {f"{kohya_name}.lora_down.weight": A, f"{kohya_name}.lora_up.weight": B}
             arrays[f"{kohya_name}.alpha"] = alpha
         else:
-            B = np.float32(update.scale) * B
             arrays |= {f"{diffusers_name}.lora_A.weight": A, f"{diffusers_name}.lora_B.weight": B}
     write_safetensors(path, arrays, {"format": "pt"})
 

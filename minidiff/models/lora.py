@@ -25,6 +25,9 @@ from minidiff.engine.tensor import Tensor
 
 # Query, key, value and output projections, as the U-Net and the text encoder name them.
 ATTENTION = re.compile(r"\.(to_[qkv]|to_out\.0|[qkv]_proj|out_proj)$")
+# The same of the text encoder, and of the U-Net those of cross-attention alone.
+TEXT = re.compile(r"\.(attn2\.(to_[qkv]|to_out\.0)|[qkv]_proj|out_proj)$")
+PROJECTIONS = {"attention": ATTENTION, "text": TEXT}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class LoRALayer(Module):
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         layer = self.layer
+        if self.scale == 0:
+            return layer(x, add)
         convolves = isinstance(layer, Conv2d)
         Ax = F.conv2d(x, self.A, None, layer.stride, layer.pad) if convolves else F.linear(x, self.A)  # (..., r)
         return F.linear(F.affine(Ax, self.scale), self.B, add=layer(x, add))  # (..., O)
@@ -80,15 +85,19 @@ def updatable_layers(network: Module) -> dict[str, Linear | Conv2d]:
     return {name.removesuffix(".layer"): layer for name, layer in layers.items()}
 
 
-def add_updates(network: Module, rank: int, alpha: float, rng: InitRng) -> dict[str, LoRALayer]:
-    """Give every attention projection of a network an update to train, in place; all its own weights are frozen.
+def add_updates(
+    network: Module, rank: int, alpha: float, rng: InitRng, named: re.Pattern[str] = ATTENTION
+) -> dict[str, LoRALayer]:
+    """Give the attention projections of a network an update to train, in place; all its own weights are frozen.
 
-    rng: initialises A; None: zeros. Returns the new layers, by the names of those that they take the place of.
+    rng    initialises A; None: zeros
+    named  matches the end of their names
+    Returns the new layers, by the names of those that they take the place of.
     """
     for p in network.parameters():
         p.requires_grad = False
-    projections = {name: layer for name, layer in updatable_layers(network).items() if ATTENTION.search(name)}
-    added = {name: LoRALayer(layer, rank, alpha, rng) for name, layer in projections.items()}
+    chosen = {name: layer for name, layer in updatable_layers(network).items() if named.search(name)}
+    added = {name: LoRALayer(layer, rank, alpha, rng) for name, layer in chosen.items()}
     for name, layer in added.items():
         _replace(network, name, layer)
     return added
@@ -104,6 +113,19 @@ def _replace(network: Module, name: str, layer: LoRALayer) -> None:
         place[int(last)] = layer
     else:
         setattr(place, last, layer)
+
+
+@contextmanager
+def without_updates(layers: Iterable[LoRALayer]) -> Iterator[None]:
+    """Within this block layers with updates in training compute what they do without: W x."""
+    scales = {layer: layer.scale for layer in layers}
+    try:
+        for layer in scales:
+            layer.scale = 0.0
+        yield
+    finally:
+        for layer, scale in scales.items():
+            layer.scale = scale
 
 
 @contextmanager

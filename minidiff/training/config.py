@@ -7,6 +7,7 @@ from typing import Any
 from minidiff.engine.optim import half_life_of, learning_rate
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import RANGE, in_range, same_half_life
+from minidiff.models.lora import PROJECTIONS
 
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
 INTEGER_RANGES = {
@@ -17,10 +18,10 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word",
+    "initial_word", "distill", "projections",
 }  # fmt: skip
 
-STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word")
+STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections")
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 
 
@@ -50,7 +51,9 @@ class TrainConfig:
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
     rank          of a LoRA's updates (models/lora.py)
     word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
+    projections   of a LoRA: "attention" or "text", the layers with updates (models/lora.py)
     prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
+    distill       that term is on the predictions of the model as it was, not on images of a prior
     Raises MinidiffError that names the first value that is out of range.
     """
 
@@ -79,7 +82,9 @@ class TrainConfig:
     importance_sampling: bool = False
     further_emas: tuple[float, ...] = ()
     rank: int = 4
+    projections: str = "attention"
     prior_weight: float | None = None
+    distill: bool = False
     word: str = ""
     initial_word: str = ""
 
@@ -98,7 +103,9 @@ class TrainConfig:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
         if self.decay not in DECAY_START:
             raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
-        for name in ("skip_bad", "learned_variance", "importance_sampling"):
+        if self.projections not in PROJECTIONS:
+            raise MinidiffError(f"projections = {self.projections!r}: choose {' or '.join(PROJECTIONS)}")
+        for name in ("skip_bad", "learned_variance", "importance_sampling", "distill"):
             if type(getattr(self, name)) is not bool:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")
         for name, such in (("min_snr", 5), ("prior_weight", 1)):

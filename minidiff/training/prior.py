@@ -4,6 +4,9 @@
 
 x and c are images and captions of the training set, x' and c' those of the prior: samples of the model as it was, or
 images that are given. RUN/prior holds them, with captions.csv; a batch has as many of them as of the training set.
+
+A LoRA has the model as it was at hand, and so needs no such images (kinds/lora_run.py): c' is a text of random words,
+x' an image of the training set, and the target the prediction of the model as it was (self-distillation).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ from minidiff.data.imaging import save_each, to_uint8
 from minidiff.errors import MinidiffError
 from minidiff.files import new_folder
 from minidiff.formats.pipeline import TextPipeline
+from minidiff.models.tokenizer import Tokenizer
 from minidiff.progress import progress
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.text_to_image import text_to_image
@@ -28,6 +32,7 @@ FOLDER = "prior"  # in the run's
 SAMPLES = 64  # images that are sampled, at least one a prompt
 MOST = 5000  # images of a folder
 GUIDANCE, STEPS = 4.0, 25  # of the samples
+LETTERS, MOST_WORDS = 3, 4  # of random texts: minimum of a word, words
 STREAM = 6  # last word of the generator's seed
 
 Batch = tuple[np.ndarray, np.ndarray]  # images (B, H, W, C) and token ids (B, T)
@@ -88,3 +93,18 @@ def with_prior(batches: Callable[[int], Batch], prior_batches: Callable[[int], B
 def image_weights(n: int, prior_weight: float) -> np.ndarray:
     """The weights (n,) of a batch of `with_prior` whose mean loss is L, the second half's lambda `prior_weight`."""
     return np.repeat(np.array([2, 2 * prior_weight], np.float32), n // 2)
+
+
+def words_of(tokenizer: Tokenizer) -> list[str]:
+    """The words of at least three letters that are a token of their own, sorted; some are the ends of longer words.
+
+    If there are none, the empty text.
+    """
+    ends = (token.removesuffix("</w>") for token in tokenizer.vocab if token.endswith("</w>"))
+    return sorted(word for word in ends if word.isalpha() and len(word) >= LETTERS) or [""]
+
+
+def random_texts(words: list[str], n: int, empty: float, rng: np.random.Generator) -> list[str]:
+    """n texts of one to MOST_WORDS words, each with probability `empty` the empty text."""
+    lengths = np.where(rng.random(n) < empty, 0, rng.integers(1, MOST_WORDS + 1, n))
+    return [" ".join(rng.choice(words, length)) for length in lengths]

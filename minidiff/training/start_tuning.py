@@ -27,6 +27,8 @@ from minidiff.training.start import new_config
 from minidiff.training.start_text import check_captions
 
 CHOICES: dict[str, Any] = dict(steps=400, batch_size=4, warmup=20)  # in place of TrainConfig's defaults
+LORA: dict[str, Any] = dict(projections="text", lr=2e-3, flip=False)  # likewise; a caption may say left or right
+DISTILLATION = 10.0  # weight of prior preservation without images
 COMPARED = 256  # images
 INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embeddings' standard deviation
 DREAMBOOTH_RATE = 1e-4
@@ -39,9 +41,9 @@ def start_lora(
 ) -> tuple[LoRARun, Dataset]:
     """A new run that updates the pipeline in the folder `base`, on the captioned images of a dataset.
 
-    Raises MinidiffError as `_open`.
+    Without images of a prior the model's own predictions take their place. Raises MinidiffError as `_open`.
     """
-    pipeline, config, dataset = _open(base, out, data, _with_weight(given, prior), threads)
+    pipeline, config, dataset = _open(base, out, data, LORA | _lora_prior(given, prior), threads)
     return state.new_run(LoRARun, out, config, pipeline, begin=partial(_write_prior, prior)), dataset
 
 
@@ -122,6 +124,14 @@ def _with_weight(given: dict[str, Any], prior: Prior) -> dict[str, Any]:
     if not prior and "prior_weight" in given:
         raise MinidiffError("--prior-weight needs images of a prior: give --prior or --prior-prompt")
     return {"prior_weight": 1.0, **given} if prior else given
+
+
+def _lora_prior(given: dict[str, Any], prior: Prior) -> dict[str, Any]:
+    """The options, with what prior preservation of a LoRA takes; a prior_weight of 0 disables it."""
+    weight = given.get("prior_weight", 1.0 if prior else DISTILLATION)
+    if prior and weight == 0:
+        raise MinidiffError("--prior-weight 0 disables prior preservation: leave --prior and --prior-prompt out")
+    return given | {"prior_weight": weight or None, "distill": not prior and weight != 0}
 
 
 def _write_prior(prior: Prior, run: TextRun) -> None:

@@ -27,6 +27,8 @@ from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.training.config import TrainConfig
 
+Teacher = Callable[[np.ndarray, np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
+
 QUARTERS = 4  # of the noise levels, for which the loss is logged apart
 MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or the learning rate is far too high
 
@@ -84,6 +86,7 @@ def train_step(
     accumulate: int = 1,
     history: np.ndarray | None = None,
     image_weights: np.ndarray | None = None,
+    teach: Teacher | None = None,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
@@ -95,6 +98,7 @@ def train_step(
     history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own, and
                 so waits for a GPU; it does not go with min_snr
     image_weights  (N,) multiplies each image's loss
+    teach       teach(x0, t, eps, cond) returns the x0 and eps of the loss in the place of those drawn
     Raises ValueError if the batch cannot be split into equal parts.
     """
     if history is None:
@@ -105,6 +109,8 @@ def train_step(
     if image_weights is not None:
         weight = image_weights if weight is None else image_weights * weight
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
+    if teach is not None:
+        x0, eps = teach(x0, t, eps, cond)
     quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
     errors: list[Callable[[], Any]] = []
 

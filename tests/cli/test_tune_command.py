@@ -58,8 +58,7 @@ def test_from_images_to_an_image(run, done, tuned):
     done("export", "lora", "web", "--kohya")
     assert all(name.startswith(("lora_unet_", "lora_te_")) for name in load_file(f"web/{os.path.basename(file)}"))
     np.testing.assert_array_equal(images(run, "--lora", "web"), with_lora)
-    done("export", "lora", "half", "--half")
-    assert os.path.getsize("half/pytorch_lora_weights.safetensors") < os.path.getsize(file)
+    assert {a.dtype for a in load_file(file).values()} == {np.dtype(np.float16)}
 
 
 def test_a_path_with_a_colon(run, tuned):
@@ -191,9 +190,19 @@ def test_a_prior(run, tuned, done, refused, monkeypatch):
     refused("tune", "--out", "2", "--resume", "--prior-weight", 2, match="with --prior-weight 3.0, not 2.0")
     assert "Done: step 4" in done("tune", "--out", "2", "--resume", "--steps", 4)
     new = ("tune", "base", "data", "--out", "new", *QUICK)
-    refused(*new, "--prior-weight", 2, match="--prior-weight needs images of a prior")
+    refused(*new, "--prior", "data", "--prior-weight", 0, match="--prior-weight 0 disables prior preservation")
     refused(*new, "--prior", "data", "--prior-prompt", "a", match="--prior data has captions of its own")
     refused(*new, "--prior", "none", match="none: no such folder")
+
+
+def test_without_images_of_a_prior(tuned):
+    """The model's own predictions take their place, unless the weight is 0."""
+    losses = set()
+    for name, options in (("default", ()), ("none", ("--prior-weight", 0)), ("two", ("--prior-weight", 2))):
+        tuned(*options, "--out", name)
+        assert not os.path.exists(f"{name}/prior")
+        losses.add(bytes_of(f"{name}/metrics.csv"))
+    assert len(losses) == 3
 
 
 def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):

@@ -8,7 +8,7 @@ from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, Linear
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor
-from minidiff.models.lora import LoRALayer, Update, add_updates, merged, updatable_layers
+from minidiff.models.lora import TEXT, LoRALayer, Update, add_updates, merged, updatable_layers, without_updates
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
 
@@ -101,3 +101,25 @@ def test_every_attention_projection_gets_one():
     in_unet, in_encoder = add_updates(unet, 2, 2, rng), add_updates(encoder, 2, 2, rng)
     assert len(in_unet) == 8 * 4 and len(in_encoder) == 4 * ENCODER.num_hidden_layers  # 4 transformers, 2 x 4 each
     assert isinstance(unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_out[0], LoRALayer)
+
+
+def test_projections_of_the_text():
+    rng = np.random.default_rng(0)
+    unet, encoder = TextUNet(network(8), rng, "numpy"), TextEncoder(ENCODER, rng, "numpy")
+    in_unet, in_encoder = add_updates(unet, 2, 2, rng, TEXT), add_updates(encoder, 2, 2, rng, TEXT)
+    assert len(in_unet) == 4 * 4 and all(".attn2.to_" in name for name in in_unet)
+    assert len(in_encoder) == 4 * ENCODER.num_hidden_layers
+
+
+def test_layers_without_their_updates():
+    """Within the block, and with them again after an error in it."""
+    rng = np.random.default_rng(0)
+    layer = Linear(6, 5, rng)
+    training, x = LoRALayer(layer, 2, 3.0, rng), Tensor(normal(rng, 3, 6), layer.backend)
+    training.B.data[...] = normal(rng, 5, 2)
+    after, before = training(x).numpy(), layer(x).numpy()
+    with pytest.raises(KeyError), without_updates([training]):
+        np.testing.assert_array_equal(training(x).numpy(), before)
+        raise KeyError
+    np.testing.assert_array_equal(training(x).numpy(), after)
+    assert np.abs(after - before).max() > 0.1

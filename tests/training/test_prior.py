@@ -11,12 +11,22 @@ from small_text import SCHEDULE, bars, new_text_run, tokenizer
 from minidiff.data.dataset import from_arrays
 from minidiff.diffusion.loss import training_loss
 from minidiff.engine.optim import AdamW
+from minidiff.models.tokenizer import Tokenizer, vocabulary
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import with_prompts
 from minidiff.training import prior, state
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.lora_run import LoRARun
-from minidiff.training.prior import given_prior, image_weights, open_prior, sample_prior, save_prior, with_prior
+from minidiff.training.prior import (
+    given_prior,
+    image_weights,
+    open_prior,
+    random_texts,
+    sample_prior,
+    save_prior,
+    with_prior,
+    words_of,
+)  # fmt: skip
 from minidiff.training.step import train_step
 
 
@@ -120,3 +130,13 @@ def test_a_run_that_lost_its_prior(tmp_path, pipeline):
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), "1", 1e7, True])
 def test_its_weight_is_checked(weight):
     refused(partial(TrainConfig, "bars", prior_weight=weight), match="prior_weight = .*: give a number above 0")
+
+
+def test_random_texts():
+    assert words_of(tokenizer()) == ["red"]
+    rng = np.random.default_rng(0)
+    texts = random_texts(["one", "two"], 1000, 0.1, rng)
+    counts = np.bincount([len(text.split()) for text in texts])
+    assert len(counts) == 5 and abs(counts[0] - 100) < 40 and (counts[1:] > 150).all()
+    assert set(" ".join(texts).split()) == {"one", "two"}
+    assert words_of(Tokenizer(vocabulary([]), [])) == [""]

@@ -34,7 +34,7 @@ from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.unet_run import noise_loss
 from minidiff.training.prior import Batch, image_weights, open_prior, with_prior
 from minidiff.training.run import Run, Weights
-from minidiff.training.step import StepStats, make_optimizer, train_step
+from minidiff.training.step import StepStats, Teacher, make_optimizer, train_step
 
 SHEET_IMAGES, SHEET_STEPS = 16, 25  # of a sheet of samples: images, sampling steps
 SHEET_GUIDANCE = 4.0  # guidance scale
@@ -114,13 +114,14 @@ class TextRun(Run):
 
         return make_batch
 
-    def train_batch(self, batch: Batch, rng: np.random.Generator) -> StepStats:
+    def train_batch(self, batch: Batch, rng: np.random.Generator, teach: Teacher | None = None) -> StepStats:
+        """One optimiser step on a batch; teach as of `train_step`."""
         (x0, ids), config, schedule = batch, self.config, self.pipeline.schedule
         latents = self._latents(x0, rng)
         weights = None if config.prior_weight is None else image_weights(len(x0), config.prior_weight)
         return train_step(
             self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate,
-            image_weights=weights,
+            image_weights=weights, teach=teach,
         )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:

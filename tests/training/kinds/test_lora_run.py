@@ -8,15 +8,20 @@ import pytest
 from small_runs import contents, go_on, refused, reopen, tree
 from small_text import bars, new_text_run
 
+from minidiff.data.imaging import to_float
+from minidiff.diffusion.forward import q_sample, target
 from minidiff.formats.lora_files import LORA_WEIGHTS, load_lora
+from minidiff.models.vae import Pixels
 from minidiff.sampling.loras import merged_loras
 from minidiff.sampling.opening import open_pipeline
-from minidiff.sampling.text_to_image import text_to_image, with_prompts
+from minidiff.sampling.text_to_image import encode, text_to_image, with_prompts
 from minidiff.training import state
-from minidiff.training.config import TrainConfig
+from minidiff.training.config import TrainConfig, config_from_dict
 from minidiff.training.kinds import frozen_pipeline_run
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.loop import validation_loss
+
+DISTILLED = dict(projections="text", prior_weight=4.0, distill=True)
 
 
 @pytest.fixture(params=[False, True], ids=["pixels", "latents"])
@@ -32,10 +37,11 @@ def new_lora_run(folder, base, backend="numpy", **changes):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, base, backend):
+@pytest.mark.parametrize("changes", [{}, DISTILLED], ids=["plain", "distilled"])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, base, backend, changes):
     before = tree(base)
     for name, stop_at in (("whole", 0), ("run", 5)):
-        go_on(new_lora_run(tmp_path / name, base, backend, accumulate=2), stop_at=stop_at, dataset=bars())
+        go_on(new_lora_run(tmp_path / name, base, backend, accumulate=2, **changes), stop_at=stop_at, dataset=bars())
     again = reopen(tmp_path / "run")
     assert isinstance(again, LoRARun) and again.step == 5
     go_on(again, dataset=bars())
@@ -43,8 +49,63 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, base, backend):
     assert tree(base) == before
 
 
+def test_settings_of_older_states():
+    """Runs from before these settings update all projections, without prior preservation."""
+    stored = dataclasses.asdict(TrainConfig("bars", rank=2))
+    for name in ("projections", "prior_weight", "distill"):
+        del stored[name]
+    config = config_from_dict(stored)
+    assert (config.projections, config.prior_weight, config.distill) == ("attention", None, False)
+    refused(lambda: dataclasses.replace(config, projections="all"), match="projections = 'all': choose attention or")
+
+
+def test_images_with_captions_and_with_random_words(tmp_path, base):
+    run = new_lora_run(tmp_path / "run", base, **DISTILLED)
+    (images, _), (x0, ids) = new_lora_run(tmp_path / "plain", base).batches(bars())(2), run.batches(bars())(2)
+    np.testing.assert_array_equal(x0, np.concatenate([images, images]))
+    known = {row.tobytes() for row in run.pipeline.tokenizer(list(bars().captions))}
+    assert {row.tobytes() for row in ids[:4]} <= known and not {row.tobytes() for row in ids[4:]} & known
+    np.testing.assert_array_equal(ids, run.batches(bars())(2)[1])
+
+
+def test_the_target_is_the_prediction_of_the_model_as_it_was(tmp_path, base):
+    """Of the second half of a batch, at the same x_t; the first half stays."""
+    run, rng = new_lora_run(tmp_path / "run", base, **DISTILLED), np.random.default_rng(0)
+    schedule, side = run.pipeline.schedule, run.pipeline.unet.config.sample_size
+    x0, eps = rng.standard_normal((2, 4, side, side, 3), np.float32)
+    t, ids = np.array([1, 2, 10, 25]), run.pipeline.tokenizer(["red bar", "green", "bar", ""])
+    x_t = q_sample(schedule, x0, t, eps)
+    before = run.model(x_t, t, ids).numpy()
+    for layer in run.layers.values():
+        layer.B.data[...] = rng.standard_normal(layer.B.shape)
+    after = run.model(x_t, t, ids).numpy()
+    assert np.abs(after - before).max() > 0.1
+    x0_hat, eps_hat = run.teacher(x0, t, eps, ids)
+    np.testing.assert_array_equal([x0_hat[:2], eps_hat[:2]], [x0[:2], eps[:2]])
+    np.testing.assert_allclose(q_sample(schedule, x0_hat, t, eps_hat), x_t, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(target(schedule, x0_hat, t, eps_hat)[2:], before[2:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(run.model(x_t, t, ids).numpy(), after)
+
+
+def test_it_forgets_less(tmp_path, base):
+    """Known words' predictions change by at most a tenth of what they change without prior preservation."""
+    changes = []
+    for name, settings in (("keeps", DISTILLED), ("forgets", {})):
+        run, rng = new_lora_run(tmp_path / name, base, steps=60, lr=0.02, **settings), np.random.default_rng(0)
+        x0 = encode(run.pipeline, to_float(bars().take(np.arange(8))), rng)
+        t, eps = np.arange(8) * 3, rng.standard_normal(x0.shape, np.float32)
+        x_t, ids = q_sample(run.pipeline.schedule, x0, t, eps), run.pipeline.tokenizer(["", "red", "red red"] * 3)[:8]
+        before = run.model(x_t, t, ids).numpy()
+        go_on(run, checkpoint_every=60, dataset=bars())
+        changes.append(np.square(run.model(x_t, t, ids).numpy() - before).mean())
+    assert changes[0] <= changes[1] / 10
+
+
 def test_it_learns_and_its_pipeline_does_not(tmp_path, base):
-    """By a twentieth of the loss: all but the attention of the pipeline is random, and frozen."""
+    """By a quarter of the loss on pixels; by a twentieth on the latents of a random autoencoder, which are near noise.
+
+    All but the attention of the pipeline is random, and frozen.
+    """
     run = new_lora_run(tmp_path / "run", base, steps=60, lr=0.02)
     networks = (run.pipeline.unet, run.pipeline.text_encoder)
     trained = {id(p) for _, p in run.named_parameters()}
@@ -52,15 +113,18 @@ def test_it_learns_and_its_pipeline_does_not(tmp_path, base):
     before, loss = [p.data.tobytes() for p in own], validation_loss(run, bars())
     go_on(run, checkpoint_every=60, dataset=bars())
     assert [p.data.tobytes() for p in own] == before
-    assert validation_loss(run, bars()) < 0.95 * loss
+    bound = 0.75 if isinstance(run.pipeline.vae, Pixels) else 0.95
+    assert validation_loss(run, bars()) < bound * loss
 
 
 def test_its_file_gives_the_image_of_the_run(tmp_path, base):
-    """Merged into the pipeline, the averaged updates give what the layers in training give."""
+    """Merged into the pipeline, the averaged updates, rounded to float16, give what the layers in training give."""
     run = new_lora_run(tmp_path / "run", base, lr=0.02)
     go_on(run, dataset=bars())
     arguments = dict(guidance=2.0, steps=3)
     with run.optimizer.averaged():
+        for _, p in run.named_parameters():
+            p.data[...] = p.data.astype(np.float16)
         want = text_to_image(run.pipeline, ["red bar"], rng=np.random.default_rng(0), **arguments)
     pipeline = with_prompts(open_pipeline(base, "numpy"))
     without = text_to_image(pipeline, ["red bar"], rng=np.random.default_rng(0), **arguments)
