@@ -135,7 +135,7 @@ _HALF, _PAIRS = (ir.VectorType(_BFloat(), n) for n in (LANES, 2 * LANES))
 
 
 def emit_dot(builder, total, a, b):
-    """total + the products of two vectors of pairs, each pair's odd product first; a and b as integers."""
+    """total + the products of two vectors of pairs; a and b as integers."""
     if HAS_DOT:
         a, b = (builder.bitcast(pairs, _PAIRS) for pairs in (a, b))
         return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, total, a, b)
