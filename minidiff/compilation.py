@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def compile_ahead(backend: str, dry_run: Callable[[], object]) -> None:
-    """Compile the kernels that `dry_run` launches on the backend "numba", in as many processes as there are threads.
+    """Compile the kernels that `dry_run` launches on a backend of Numba, in as many processes as there are threads.
 
     Those that are compiled or cached are left out; of no other backend is anything compiled. The kernels do not run
     (`jit.dry_run`), so what the function computes is arbitrary, and it must not change anything in use.
     """
-    if backend != "numba" or not jit.ENABLED:
+    if not backend.startswith("numba") or not jit.ENABLED:
         return
     with jit.dry_run() as launches, np.errstate(all="ignore"):  # arbitrary numbers may overflow
         with suppress(MinidiffError, MemoryError):  # the work itself fails too, and says where

@@ -208,6 +208,11 @@ def memory(*shape):
     return Case(f"memory {shape}", {"x": draw(*shape)}, ours, lambda x: {"y": x, "host": x})
 
 
+def pack(*shape):
+    """Weights as float32 kernels keep them: they are their own."""
+    return Case(f"pack {shape}", {"w": draw(*shape)}, lambda backend, w: {"y": 1 * backend.pack(w)}, lambda w: {"y": w})
+
+
 def widen(*shape):
     def ours(backend, x):
         return {"y": backend.widen(backend.xp.asarray(backend.to_numpy(x).astype(np.float16)))}

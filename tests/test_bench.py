@@ -89,6 +89,20 @@ def test_a_network_without_a_tape(rival, monkeypatch):
         )  # torch makes the sinusoids of t in float32
 
 
+def test_bfloat16_of_a_network_is_shown_beside_float32(rival, monkeypatch):
+    """It is timed in turn, its error is in the table, and it is no rival; a training step has none."""
+    monkeypatch.setattr(cases, "UNET", tiny_network())
+    (case,) = cases.network(2)
+    row = measure.measure(case, rival, rounds=1)
+    assert len(row.seconds["ours bfloat16"]) == 1 and "bfloat16" not in row.rival
+    found = row.errors["y"]["ours bfloat16"]
+    assert 1e-4 < found < 0.05 and "ours bfloat16" not in row.errors["gradient"]
+    shown = str(report._errors(row)[-1])
+    assert shown.splitlines() == [f"{found:.1e}" if result == "y" else "–" for result in row.errors]
+    step = measure.measure(cases.training_step("tiny", tiny_network(), 2), rival, rounds=1)
+    assert "ours bfloat16" not in step.seconds and len(report._errors(step)) == 2
+
+
 def test_a_wrong_kernel_has_a_large_error(rival):
     """One tap of the weights is 0.1 % too large."""
 

@@ -23,6 +23,7 @@ SECONDS = 1.0  # a case is timed for so long,
 MIN_ROUNDS = 5  # but for at least
 MAX_ROUNDS = 200  # and at most so many rounds
 FLOAT64 = "float64"
+OURS_BFLOAT16 = "ours bfloat16"
 PAUSE = 0.1  # seconds before a run, if there are other processes: then the spinning threads of all have gone to sleep
 
 
@@ -65,6 +66,10 @@ def compile_for(chosen: Iterable[Case]) -> None:
         compile_ahead("numba", run_all)
 
 
+def _bfloat16_side(case: Case, inputs: dict[str, np.ndarray]) -> Side:
+    return Side(ours.bfloat16(case.op, inputs, case.settings), lambda name, a: a)
+
+
 def our_side(backend: Backend, case: Case, inputs: dict[str, np.ndarray]) -> Side:
     run = ours.prepare(backend, case.op, inputs, case.settings)
     return Side(run, lambda name, a: np.asarray(backend.to_numpy(a)))
@@ -103,9 +108,10 @@ def measure(
 ) -> Row:
     """Times and errors of a case on our side (backend "numba" by default) and in every mode of the rival."""
     backend = backend or get_backend("numba")
-    found = relative_errors(case.error_case or case, rival, backend)
+    bfloat16 = backend.name == "numba" and case.op in ("network", "large_network")
+    found = relative_errors(case.error_case or case, rival, backend, bfloat16)
     with ExitStack() as stack:
-        timed = dict(_ended(stack, sides(case, rival, backend, compiled)))
+        timed = dict(_ended(stack, sides(case, rival, backend, compiled, bfloat16)))
         pause = PAUSE if any(side.end for side in timed.values()) else rival.pause
         return Row(case, in_turn({name: side.run for name, side in timed.items()}, rounds, pause), found)
 
@@ -119,23 +125,30 @@ def _ended(stack: ExitStack, found: Iterable[tuple[str, Side]]) -> Iterator[tupl
 
 
 @cache
-def relative_errors(case: Case, rival: Rival, backend: Backend) -> dict[str, dict[str, float]]:
+def relative_errors(case: Case, rival: Rival, backend: Backend, bfloat16: bool = False) -> dict[str, dict[str, float]]:
     """By result and side: rms error relative to the rms of the true value, the rival's in float64."""
     truth = rival.prepare(FLOAT64, case, case.inputs())
     want = {result: truth.host(result, a) for result, a in truth.run().items()}
     found: dict[str, dict[str, float]] = {result: {} for result in want}
     with ExitStack() as stack:
-        for name, side in _ended(stack, sides(case, rival, backend)):
+        for name, side in _ended(stack, sides(case, rival, backend, bfloat16=bfloat16)):
             for result, a in side.run().items():
                 difference = side.host(result, a).astype(np.float64) - want[result]
                 found[result][name] = float(np.sqrt(np.square(difference).mean() / np.square(want[result]).mean()))
     return found
 
 
-def sides(case: Case, rival: Rival, backend: Backend, compiled: bool = False) -> Iterator[tuple[str, Side]]:
-    """("ours", our side), then (mode, side) for every mode of the rival, each with its own copy of the inputs."""
+def sides(
+    case: Case, rival: Rival, backend: Backend, compiled: bool = False, bfloat16: bool = False
+) -> Iterator[tuple[str, Side]]:
+    """("ours", our side), then (mode, side) for every mode of the rival, each with its own copy of the inputs.
+
+    bfloat16: ours in bfloat16 comes second.
+    """
     inputs = case.inputs()
     yield "ours", our_side(backend, case, inputs)
+    if bfloat16:
+        yield OURS_BFLOAT16, _bfloat16_side(case, inputs)
     for mode in rival.modes(case.op, compiled):
         yield mode, rival.prepare(mode, case, inputs)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minidiff.engine.backend import Backend
+from minidiff.engine.backend import Backend, get_backend
 from minidiff.engine.losses import mse
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
@@ -138,10 +138,18 @@ def unet(backend, config, dtype=np.float32, rng: int | None = 0) -> Any:
     generator = None if rng is None else np.random.default_rng(rng)
     text = isinstance(config, TextUNetConfig)
     net = TextUNet(config, generator, "numpy") if text else UNet(config, generator, "numpy")
+    if backend.name == "numba-bf16":
+        return net.to(backend.name)
     for p in net.parameters():
         p.backend = backend
         p.data = backend.asarray(p.data.astype(dtype, copy=False))
     return net
+
+
+def bfloat16(op: str, inputs: dict[str, np.ndarray], settings: dict[str, Any]) -> Callable[[], Any]:
+    """The run of one evaluation of a network in bfloat16; of an `op` with gradients, which are float32, that part."""
+    evaluated = {name: a for name, a in inputs.items() if name != "eps"}
+    return prepare(get_backend("numba-bf16"), "network" if "gradient" in op else op, evaluated, settings)
 
 
 def sinusoids(config, t) -> np.ndarray:

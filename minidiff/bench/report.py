@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minidiff.bench.cases import Case
-from minidiff.bench.measure import Row
+from minidiff.bench.measure import OURS_BFLOAT16, Row
 from minidiff.files import check_file, followed, replace_file
 
 TUNED_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1000000000:glibc.malloc.trim_threshold=10000000000"
@@ -65,6 +65,7 @@ def table(rows: Sequence[Row], peaks: Mapping[str, float]) -> Table:
         UNITS[rows[0].case.unit],
         "peak",
         *(("error", f"{_error_mode(rows[0])}'s") if rows[0].errors else ()),
+        *(("bfloat16's",) if _has_bfloat16(rows[0]) else ()),
     ):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -86,13 +87,22 @@ def _error_mode(row: Row) -> str:
 
 
 def _errors(row: Row) -> tuple[Text, ...]:
-    """One line per result, ours and the rival's, a dash if it does not compute it; empty if no errors were computed."""
+    """One line per result: ours, the rival's and our bfloat16's, a dash for what is not computed.
+
+    Empty if no errors were computed.
+    """
     if not row.errors:
         return ()
     ours = (f"{result} {by_side['ours']:.1e}" for result, by_side in row.errors.items())
     mode = _error_mode(row)
-    theirs = (f"{by_side[mode]:.1e}" if mode in by_side else "–" for by_side in row.errors.values())
-    return Text("\n".join(ours)), Text("\n".join(theirs))
+    others = [mode, OURS_BFLOAT16] if _has_bfloat16(row) else [mode]
+    lines = ([f"{e[side]:.1e}" if side in e else "–" for e in row.errors.values()] for side in others)
+    return Text("\n".join(ours)), *(Text("\n".join(of_side)) for of_side in lines)
+
+
+def _has_bfloat16(row: Row) -> bool:
+    """Whether our bfloat16 is measured too, and its errors."""
+    return any(OURS_BFLOAT16 in by_side for by_side in row.errors.values())
 
 
 def check_place(place: str | None) -> None:

@@ -46,6 +46,7 @@ def redraw(
     steps: options.Steps = 50,
     seed: options.Seed = 0,
     backend: options.Backend = "numba",
+    precision: options.Precision = "float32",
     threads: options.Threads = None,
 ) -> None:
     """Image-to-image (SDEdit): add noise to an image up to --strength and denoise it; the original comes first.
@@ -54,6 +55,7 @@ def redraw(
     1 without a prompt.
     """
     imaging.check_image_output(out, image)
+    backend = options.with_precision(backend, precision)
     taken = editing.steps_taken(strength, steps)
     rng = np.random.default_rng(seed)
     if prompt is not None:
@@ -92,6 +94,7 @@ def fill(
     resample: Annotated[int, typer.Option(help="RePaint: take every step this often; 1: do not.", min=1, max=1000)] = 1,
     seed: options.Seed = 0,
     backend: options.Backend = "numba",
+    precision: options.Precision = "float32",
     threads: options.Threads = None,
 ) -> None:
     """Inpainting: sample the masked part of an image, given the rest; the original comes first.
@@ -102,6 +105,7 @@ def fill(
     imaging.check_image_output(out, image, mask)
     if prompt is not None and resample > 1:
         raise MinidiffError("--resample does not go with a prompt: leave it out")
+    backend = options.with_precision(backend, precision)
     rng = np.random.default_rng(seed)
     if prompt is not None:
         given = _prompts(prompt, negative_prompt, guidance, name)

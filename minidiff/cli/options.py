@@ -39,10 +39,20 @@ def valid_text(option: typer.CallbackParam, value: T) -> T:
     return value
 
 
+def with_precision(backend: str, precision: str) -> Any:
+    """The backend of --backend and --precision. Raises MinidiffError if they do not go together."""
+    if precision == "float32":
+        return backend
+    if backend != "numba":
+        raise MinidiffError(f"--precision {precision} is for --backend numba: leave out one of them")
+    return f"numba-{precision}"
+
+
 PLACE: Any = dict(parser=_path, metavar="<path>")  # of an option for an output path
 
 # Choices, as in the packages; a test compares them.
 BackendName = Literal["numba", "numpy", "cupy", "cupy-tf32"]
+PrecisionName = Literal["float32", "bf16"]  # bf16 is the backend numba-bf16
 SamplerName = Literal[
     "ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
     "euler_maruyama",
@@ -57,6 +67,7 @@ Out = Annotated[Path, typer.Option(help="Output image.", **PLACE)]
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.  [default: all cores]")]
 Backend = Annotated[BackendName, typer.Option(help="Compute backend.")]
+Precision = Annotated[PrecisionName, typer.Option(help="Precision of the products; bf16 is faster on newer CPUs.")]
 ModelFolder = Annotated[Path, typer.Argument(help="A run, a diffusers folder, or a Stable Diffusion file.")]
 InputImage = Annotated[
     Path, typer.Argument(help="Input image; centre-cropped to the model's aspect ratio and resized.")

@@ -112,6 +112,7 @@ def sample_command(
         Path | None, typer.Option(help="While sampling, write an estimate of the images to this file.", **PLACE)
     ] = None,
     backend: options.Backend = "numba",
+    precision: options.Precision = "float32",
     threads: options.Threads = None,
 ) -> None:
     """Sample images (reverse diffusion) and write them as one grid.
@@ -123,7 +124,7 @@ def sample_command(
     With --noise torch the noise is that of torch.Generator().manual_seed(SEED), and the images are those of the
     folder's own scheduler in diffusers 0.42.1, up to rounding, with the exceptions in docs/samplers.md.
     """
-    machine.use_threads(threads, backend)
+    machine.use_threads(threads, backend := options.with_precision(backend, precision))
     out = Path("sheet.png") if out is None and folder is None else out
     outputs.check_outputs(out, gif, npz, folder, *filter(None, [prompts, like]), preview=preview)
     weights = chosen_weights(raw, best, step)

@@ -16,11 +16,11 @@ from minidiff.errors import MinidiffError
 
 Array = Any  # of the backend: numpy.ndarray or cupy.ndarray
 
-PACKAGES = {"numpy": "reference", "numba": "cpu", "cupy": "gpu", "cupy-tf32": "gpu"}
+PACKAGES = {"numpy": "reference", "numba": "cpu", "numba-bf16": "cpu", "cupy": "gpu", "cupy-tf32": "gpu"}
 
 FAMILIES = {
     "memory": ("empty", "asarray", "to_numpy", "later"),
-    "half": ("widen",),
+    "half": ("widen", "pack"),
     "conv": ("conv2d", "conv2d_backward"),
     "norm": ("group_norm", "group_norm_backward"),
     "attention": ("attention", "attention_backward"),
@@ -31,6 +31,9 @@ FAMILIES = {
     "resample": ("upsample_nearest", "upsample_nearest_backward", "concat", "concat_backward"),
     "optim": ("grad_norm", "adamw"),
 }  # fmt: skip
+
+# The families of which a backend has kernels of its own, in files with this ending; it shares the others.
+VARIANTS = {"numba-bf16": ("_bf16", ("half", "conv", "attention")), "cupy-tf32": ("_tf32", ("conv",))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,10 @@ class Backend:
         """A function that returns the values in host memory, and waits for a GPU only then."""
 
     def widen(self, a: Array) -> Array:
-        """float16 -> float32, without a rounding."""
+        """float16 -> float32, without a rounding; and what `pack` returns."""
+
+    def pack(self, w: Array) -> Array:
+        """Weights (O, ..., C) of a convolution or linear layer as this backend keeps them: w itself, or bfloat16."""
 
     def conv2d(
         self,
@@ -159,6 +165,7 @@ def get_backend(name: str) -> Backend:
 
     "numpy"      NumPy reference
     "numba"      multi-threaded CPU kernels
+    "numba-bf16" the same, but products have factors in bfloat16 (7 bits of mantissa); for sampling
     "cupy"       NVIDIA GPU, float32
     "cupy-tf32"  the same, but convolutions run on tensor cores in TF32 (10 bits of mantissa)
 
@@ -170,10 +177,10 @@ def get_backend(name: str) -> Backend:
     if package == "cpu" and not importlib.import_module("minidiff_kernels.cpu.jit").ENABLED:
         package = "reference"  # NUMBA_DISABLE_JIT is set; `minidiff info` reports it
     xp = _cupy(name) if package == "gpu" else importlib.import_module("numpy")
+    ending, own = VARIANTS.get(name, ("", ())) if package != "reference" else ("", ())
     kernels: dict[str, Callable[..., Any]] = {}
     for family, names in FAMILIES.items():
-        file = "conv_tf32" if (name, family) == ("cupy-tf32", "conv") else family
-        module = importlib.import_module(f"minidiff_kernels.{package}.{file}")
+        module = importlib.import_module(f"minidiff_kernels.{package}.{family}{ending if family in own else ''}")
         kernels |= {op: getattr(module, op) for op in names}
     return Backend(name, xp, kernels)
 

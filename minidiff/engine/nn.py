@@ -33,6 +33,25 @@ class Parameter(Tensor):
         self.data: Any = self.backend.xp.ascontiguousarray(a)
         self.requires_grad: bool = False
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the values are in bfloat16, as `Backend.pack` returns them; they are not for training."""
+        return self.data.dtype == np.uint16
+
+    def pack(self) -> None:
+        """Hold the weights of a convolution or linear layer as the backend keeps them."""
+        self.data = self.backend.pack(self.data)
+        self.requires_grad = self.requires_grad and not self.is_packed
+
+    def fill(self, a: Any) -> None:
+        """Overwrite the values in place; packed ones are rounded to bfloat16."""
+        a = self.backend.asarray(a)
+        self.data[...] = self.backend.pack(a) if self.is_packed else a
+
+    def numpy(self) -> np.ndarray:
+        """The values in host memory, in the shape of the parameter; packed ones as float32."""
+        return self.backend.widen(self.data) if self.is_packed else super().numpy()
+
 
 class Module:
     """Holds parameters and other modules, as attributes or in lists."""
@@ -69,7 +88,7 @@ class Module:
         for name, p in self.named_parameters():
             if p.data.dtype == np.float16:
                 p.data = p.backend.empty(p.shape)
-            p.data[...] = p.backend.asarray(state[name])
+            p.fill(state[name])
 
     def check_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises ValueError, which names the keys, if some are missing or surplus or have another shape."""
@@ -132,7 +151,17 @@ def _uniform(rng: InitRng, shape: tuple[int, ...], fan_in: int) -> Parameter:
     return Parameter(data)
 
 
-class Linear(Module):
+class _Product(Module):
+    """A layer whose weight is a factor of a matrix product, and is kept as the backend wants it."""
+
+    weight: Parameter
+
+    def move(self, backend: str) -> None:
+        super().move(backend)
+        self.weight.pack()
+
+
+class Linear(_Product):
     """y = x weight^T + bias; weight (O, I), bias (O,)."""
 
     def __init__(self, inputs: int, outputs: int, rng: InitRng, bias: bool = True):
@@ -143,7 +172,7 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias, add)  # (..., O)
 
 
-class Conv2d(Module):
+class Conv2d(_Product):
     """Convolution with weight (O, K, K, I) and bias (O,); pad is (top, bottom, left, right), or one integer for all."""
 
     def __init__(

@@ -9,6 +9,7 @@ import numpy as np
 
 from minidiff.engine.backend import Backend
 from minidiff.engine.nn import Parameter
+from minidiff.errors import MinidiffError
 
 
 class AdamW:
@@ -22,7 +23,8 @@ class AdamW:
           averages, `emas`, the first of which is `ema`
     A step whose gradient norm is not finite is skipped. `skipped` counts consecutive skipped steps up to the last step;
     `skipped_before` up to the step before it, which needs no synchronisation with a GPU.
-    Raises ValueError if there are no parameters, one is given twice, or they are on different backends.
+    Raises ValueError if there are no parameters, one is given twice, or they are on different backends,
+    MinidiffError on "numba-bf16".
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class AdamW:
         if len(set(map(id, params))) != len(params) or len({p.backend for p in params}) != 1:
             raise ValueError("AdamW: give at least one parameter, each once, all on one backend")
         self.backend: Backend = params[0].backend
+        if self.backend.name == "numba-bf16":
+            raise MinidiffError("backend numba-bf16 is for sampling, not for training: choose numba")
         self.p: Any = self.backend.asarray(np.concatenate([p.numpy().ravel() for p in params]))  # (P,)
         xp = self.backend.xp
         self.g: Any = xp.zeros_like(self.p)

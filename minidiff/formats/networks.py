@@ -86,10 +86,10 @@ def fill_weights(network: N, stored: Mapping[str, Stored], path: Path, half: boo
     for (name, p), a in zip(parameters.items(), arrays, strict=True):
         if not np.isfinite(a).all():
             raise MinidiffError(f"{path}: {name} has values that are not finite; copy or train it again")
-        if a.dtype == np.float16:
+        if a.dtype == np.float16 and not p.is_packed:
             p.hold_half(_from_file(a))
         else:
-            p.data[...] = p.backend.asarray(_from_file(a))
+            p.fill(_from_file(a))
     return network
 
 

@@ -274,7 +274,7 @@ def fill_from_buffer(parameters: list[Parameter], state: RunState, weights: Weig
     coefficients = [c for c, _ in weights]
     for p, *arrays in zip(parameters, *(_pieces(buffer, parameters) for _, buffer in weights), strict=True):
         total = sum(c * a.astype(np.float64) for c, a in zip(coefficients, arrays, strict=True))
-        p.data[...] = p.backend.asarray(np.asarray(total, np.float32))
+        p.fill(np.asarray(total, np.float32))
 
 
 def _pieces(buffer: Stored, parameters: list[Parameter]) -> Iterator[np.ndarray]:

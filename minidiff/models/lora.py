@@ -134,8 +134,8 @@ def merged(
 ) -> Iterator[None]:
     """Within this block the layers' weights are W + sum of weight (alpha / r) B A over all loras (updates, weight).
 
-    The layers hold their own weights again afterwards, bit for bit: copies are kept. float16 weights are merged in
-    float32 and rounded to float16.
+    The layers hold their own weights again afterwards, bit for bit: copies are kept. 16-bit weights are merged in
+    float32 and rounded again.
     """
     differences: dict[str, np.ndarray] = {}
     for updates, weight in loras:
@@ -145,7 +145,7 @@ def merged(
     kept = {name: p.data.copy() for name, p in parameters.items()}
     try:
         for name, p in parameters.items():
-            p.data[...] = p.data.astype(np.float32) + p.backend.asarray(differences[name])
+            p.fill(p.backend.asarray(p.numpy()) + p.backend.asarray(differences[name]))
         yield
     finally:
         for name, p in parameters.items():

@@ -15,7 +15,7 @@ KEYS = {  # the setting -> the option of minidiff sample
     "Steps": "steps", "Sampler": "sampler", "CFG scale": "guidance", "Seed": "seed", "Class": "name",
     "Spacing": "spacing", "Karras": "karras", "Eta": "eta", "Churn": "churn", "Guidance interval": "guidance_interval",
     "Guidance rescale": "guidance_rescale", "Autoguide": "autoguide", "Noise": "noise", "Raw": "raw", "Best": "best",
-    "Checkpoint": "step", "EMA": "ema", "Seeds": "seeds", "Batch size": "n",
+    "Checkpoint": "step", "EMA": "ema", "Seeds": "seeds", "Batch size": "n", "Precision": "precision",
 }  # fmt: skip
 FILES = {
     "LoRA": "lora",

@@ -271,3 +271,26 @@ def test_more_than_the_memory_holds(refused, trained, monkeypatch):
 
     monkeypatch.setattr(sample, "sample", too_large)
     refused("sample", "run", *QUICK, match="Unable to allocate 3.00 TiB")
+
+
+def test_bfloat16_samples_nearly_the_same(done, trained):
+    """In uint8 most values are the same; some are not, or nothing would have been rounded."""
+    images = {}
+    for precision in ("float32", "bf16"):
+        done("sample", "run", "--n", 4, "--steps", 3, "--npz", "images.npz", "--precision", precision)
+        with np.load("images.npz") as file:
+            images[precision] = file["arr_0"].astype(int)
+    difference = np.abs(images["bf16"] - images["float32"])
+    assert 0 < difference.max() and difference.mean() < 3
+
+
+@pytest.mark.parametrize(
+    "command", [["sample", "run"], ["redraw", "run", "picture.png"], ["fill", "run", "picture.png", "mask.png"]]
+)
+def test_bfloat16_is_for_numba(refused, trained, drawing_to_edit, command):
+    match = "--precision bf16 is for --backend numba: leave out one of them"
+    refused(*command, "--precision", "bf16", "--backend", "numpy", match=match)
+
+
+def test_training_has_no_precision(refused, trained):
+    refused("train", "data", "--out", "new", "--backend", "numba-bf16", match="'numba-bf16' is not one of 'numba'")

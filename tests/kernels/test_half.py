@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from against_torch import check
-from kernel_cases import widen
+from kernel_cases import pack, widen
 
-CASES = [widen(1), widen(3, 5, 7), widen(9, 4097)]
+CASES = [widen(1), widen(3, 5, 7), widen(9, 4097), pack(5, 3, 3, 7)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_widen(backend, case):
+def test_as_torch(backend, case):
     check(backend, case)
 
 

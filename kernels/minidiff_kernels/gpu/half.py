@@ -6,3 +6,8 @@ import numpy as np
 def widen(a):
     """float16 -> float32, any shape."""
     return a.astype(np.float32)
+
+
+def pack(w):
+    """w itself, as in the reference."""
+    return w
