@@ -14,13 +14,14 @@ from minidiff import machine
 from minidiff.bench import cases, gpu, measure, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
-from minidiff.cli.edit import between, fill, invert, redraw
 from minidiff.cli.evaluate import evaluate
-from minidiff.cli.explain import explain
 from minidiff.cli.learn import learn
-from minidiff.cli.options import Best, Out, Raw, Repeating, Seed, Threads, not_empty
+from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
 from minidiff.cli.run_report import report_command
-from minidiff.cli.sample import sample_command
+from minidiff.cli.sampling.edit import between, fill, invert, redraw
+from minidiff.cli.sampling.explain import explain
+from minidiff.cli.sampling.like import Repeating
+from minidiff.cli.sampling.sample import sample_command
 from minidiff.cli.single_file import export_file, import_file
 from minidiff.cli.train import train, train_classifier, train_vae
 from minidiff.cli.tune import tune

@@ -12,7 +12,8 @@ import pytest
 from small_commands import QUICK, SMALL, bytes_of, process
 from small_runs import idx_set
 
-from minidiff.cli import app, edit, evaluate, explain, options, sample
+from minidiff.cli import app, evaluate, options
+from minidiff.cli.sampling import edit, explain, sample
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import SAMPLERS, SPACINGS
 from minidiff.diffusion.schedule import PREDICTION_TYPES

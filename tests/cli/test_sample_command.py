@@ -12,7 +12,7 @@ from small_commands import COLOURS, QUICK, SMALL, bytes_of, pipeline
 from small_runs import rows, tree
 
 import minidiff as md
-from minidiff.cli import sample
+from minidiff.cli.sampling import sample
 from minidiff.diffusion.sampler import SAMPLERS
 from minidiff.formats import networks
 from minidiff.formats.schedulers import WITHOUT_CLASS

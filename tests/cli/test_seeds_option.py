@@ -8,7 +8,7 @@ import small_pipeline
 from PIL import Image
 from small_commands import QUICK, SMALL
 
-from minidiff.cli import sample_prompts
+from minidiff.cli.sampling import prompts as sample_prompts
 from minidiff.data.captioned_sheet import labelled_grid
 from minidiff.sampling import inputs
 

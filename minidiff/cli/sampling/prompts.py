@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff.cli.sample_points import check_no_image_options
+from minidiff.cli.sampling.points import check_no_image_options
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet, labelled_grid
 from minidiff.diffusion.reverse import Tick

@@ -8,7 +8,7 @@ import typer
 
 from minidiff import machine
 from minidiff.cli import options
-from minidiff.cli.sample_prompts import (
+from minidiff.cli.sampling.prompts import (
     PROMPT_GUIDANCE,
     Prompts,
     check_prompt_options,

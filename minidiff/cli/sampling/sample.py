@@ -12,8 +12,9 @@ import typer
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
-from minidiff.cli.sample_points import NUM_POINTS, check_no_image_options, sample_points
-from minidiff.cli.sample_prompts import (
+from minidiff.cli.sampling.like import POSITION, given_options
+from minidiff.cli.sampling.points import NUM_POINTS, check_no_image_options, sample_points
+from minidiff.cli.sampling.prompts import (
     PROMPT_GUIDANCE,
     Prompts,
     check_prompt_options,
@@ -149,7 +150,7 @@ def sample_command(
         raise
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
     print_warning(accuracy_warning(pipeline, steps))
-    classes, position = None, ctx.meta[options.POSITION]
+    classes, position = None, ctx.meta[POSITION]
     if isinstance(pipeline, PointsPipeline):
         others = {"folder": folder, "gif": gif, "seeds": seeds, "classifier": classifier, "preview": preview}
         others |= {"autoguide": autoguide, "guidance-interval": guidance_interval}
@@ -177,7 +178,7 @@ def sample_command(
     chosen = pipeline.sampler
     taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
     taken |= dict(guidance=guidance, seed=None if each else seed or 0, n=None if each else n)
-    size, whole_options = images.shape[1:3], options.given_options(ctx) | taken
+    size, whole_options = images.shape[1:3], given_options(ctx) | taken
     whole = parameters(whole_options, run, size, texts, negative_prompt or "")
     of_images = of_each(whole, len(images), classes)
     file_names = _names(each, len(texts)) if each else None

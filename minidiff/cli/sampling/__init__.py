@@ -1,0 +1,1 @@
+"""The commands that sample and edit images with a trained model."""
