@@ -127,7 +127,6 @@ def test_the_learning_rate_follows_the_budget(track, monkeypatch, tmp_path):
     looks = 4  # at the time in each step of `train`
     seconds = STEPS_OF_A_BUDGET * looks
     (row,) = track(minutes=seconds / 60)
-    rates = rates[-row["steps"] :]  # without the step of the compilation
     assert abs(row["steps"] - STEPS_OF_A_BUDGET) <= 1 and row["spent"] == pytest.approx(seconds / 60, abs=0.06)
     assert rates[0] < rates[1] and rates[-1] < 0.3 * max(rates) and max(rates) <= 1e-3
     assert rates[0] == learning_rate(1e-3, 1, 100, 2)
@@ -144,6 +143,26 @@ def test_a_run_to_its_score(track):
 def test_a_finished_run_is_scored_again_and_not_trained(track):
     first, second = (track(seed=0)[-1] for _ in range(2))
     assert first["steps"] == second["steps"] == 1 and first["samples"] == second["samples"]
+
+
+def test_an_interrupted_run_continues_from_its_checkpoint(track, monkeypatch, tmp_path):
+    """With the minutes that it had spent, and the steps that it had done."""
+    original, steps = speedrun.UNetRun.train_batch, []
+
+    def train_batch(run, batch, rng):
+        steps.append(run.step + 1)
+        if steps == [1, 2, 3, 4]:
+            raise KeyboardInterrupt
+        return original(run, batch, rng)
+
+    monkeypatch.setattr(speedrun, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(speedrun.UNetRun, "train_batch", train_batch)
+    with pytest.raises(KeyboardInterrupt):
+        track(minutes=0.6)
+    spent = json.loads((tmp_path / "run" / "clock.json").read_text())["minutes"]
+    (row,) = track(minutes=0.6)
+    assert 0 < spent < 0.6 <= row["spent"] < 0.6 + 0.2
+    assert steps[4:] == list(range(4, row["steps"] + 1))
 
 
 def test_the_final_images_are_used_once(track, monkeypatch):
