@@ -1,6 +1,8 @@
 """The speedrun's track on a dataset of 120 images: clock, splits, a run to its score, the ledger."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import clock
@@ -187,6 +189,13 @@ def test_the_committed_ledger():
     assert len(set(finals)) == len(finals)
     digest = speedrun.sha256(splits.WEIGHTS.read_bytes()).hexdigest()[:16]
     assert {row["classifier"] for row in rows} <= {digest}
+
+
+def test_an_error_is_one_line(data, tmp_path):
+    command = [sys.executable, speedrun.__file__, data, "--out", str(tmp_path / "run"), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"minidiff: {data}: is not CIFAR-10's") and done.stderr.count("\n") == 1
 
 
 def test_tables(track, tmp_path):

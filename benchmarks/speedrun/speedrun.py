@@ -8,6 +8,7 @@ and appends a line to the ledger. OUT is an ordinary run; the same command resum
 
 import json
 import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -199,4 +200,8 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except MinidiffError as error:
+        print(f"minidiff: {error}", file=sys.stderr)
+        sys.exit(2)
