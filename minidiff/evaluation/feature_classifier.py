@@ -63,7 +63,7 @@ class FeatureClassifier:
 
 
 class Classified(NamedTuple):
-    """Images (N, H, W, C) uint8, their features (N, 96), and their predicted classes (N,)."""
+    """Images (N, H, W, C) uint8, their features (N, D), and their predicted classes (N,)."""
 
     images: np.ndarray
     features: np.ndarray

@@ -47,31 +47,41 @@ class ResidualBlock(Module):
 
 
 class Classifier(Module):
-    """logits = classifier(x): image classification with 0.2 million parameters.
+    """logits = classifier(x): image classification, with 0.2 million parameters at the default widths.
 
     channels, classes   C and K
     rng                 initialises the weights; None: zeros, to be loaded
+    widths              channels at full resolution, 1/2, 1/4 and 1/8: multiples of 8
     """
 
-    def __init__(self, channels: int, classes: int, rng: InitRng, backend: str = "numba"):
-        self.conv_in = Conv2d(channels, WIDTHS[0], 3, rng, pad=1)
-        self.downsamplers = [DownsampleBlock(i, o, rng) for i, o in zip(WIDTHS, WIDTHS[1:], strict=False)]
-        self.blocks = [ResidualBlock(width, rng) for width in WIDTHS[1:-1]]
-        self.norm_out = GroupNorm(GROUPS, WIDTHS[-1], EPS)
-        self.out = Linear(WIDTHS[-1], classes, rng)
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        rng: InitRng,
+        backend: str = "numba",
+        widths: tuple[int, int, int, int] = WIDTHS,
+    ):
+        self.conv_in = Conv2d(channels, widths[0], 3, rng, pad=1)
+        self.downsamplers = [DownsampleBlock(i, o, rng) for i, o in zip(widths, widths[1:], strict=False)]
+        self.blocks = [ResidualBlock(width, rng) for width in widths[1:-1]]
+        self.norm_out = GroupNorm(GROUPS, widths[-1], EPS)
+        self.out = Linear(widths[-1], classes, rng)
         self.move(backend)
 
     def features_and_logits(self, x: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 96), the residual blocks' outputs averaged over all pixels, and logits (N, K).
+        """Features (N, widths[1] + widths[2]), 96 by default, and logits (N, K).
+
+        The features are the residual blocks' outputs averaged over all pixels.
 
         x (N, H, W, C) in [-1, 1], of any H and W. Raises ValueError if C differs.
         """
-        h = self.conv_in(x if isinstance(x, Tensor) else Tensor(x, self.backend))  # (N, H, W, 16)
+        h = self.conv_in(x if isinstance(x, Tensor) else Tensor(x, self.backend))  # (N, H, W, widths[0])
         features = []
         for downsample, block in zip(self.downsamplers, self.blocks, strict=False):
-            h = block(downsample(h))  # (N, H/2, W/2, 32), then (N, H/4, W/4, 64)
+            h = block(downsample(h))  # (N, H/2, W/2, widths[1]), then (N, H/4, W/4, widths[2])
             features.append(global_avg_pool(h))
-        h = self.norm_out(self.downsamplers[-1](h), silu=True)  # (N, H/8, W/8, 128)
+        h = self.norm_out(self.downsamplers[-1](h), silu=True)  # (N, H/8, W/8, widths[3])
         return F.concat(*features), self.out(global_avg_pool(h))
 
     def __call__(self, x: np.ndarray | Tensor) -> Tensor:

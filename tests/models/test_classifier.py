@@ -13,14 +13,14 @@ from minidiff.engine.losses import cross_entropy
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
-from minidiff.models.classifier import EPS, GROUPS, Classifier, NoisyClassifier
+from minidiff.models.classifier import EPS, GROUPS, WIDTHS, Classifier, NoisyClassifier
 from minidiff.models.config import ClassifierConfig
 
 LABELS = np.array([2, 0, 1])
 
 
-def classifier(backend="numpy", channels=3, classes=4):
-    return Classifier(channels, classes, np.random.default_rng(0), backend)
+def classifier(backend="numpy", channels=3, classes=4, widths=WIDTHS):
+    return Classifier(channels, classes, np.random.default_rng(0), backend, widths)
 
 
 @pytest.mark.parametrize("height, width, channels", [(28, 28, 1), (32, 32, 3), (5, 9, 3), (1, 1, 1)])
@@ -67,9 +67,10 @@ def flat(gradients):
     return np.concatenate([gradients[name].numpy().ravel() for name in sorted(gradients)])
 
 
-def test_the_classifier_equals_torch_s(backend):
+@pytest.mark.parametrize("widths", [WIDTHS, (8, 24, 16, 40)])
+def test_the_classifier_equals_torch_s(backend, widths):
     """Error against float64 at most twice that of torch's float32, or the floor for convolutions."""
-    net, x = classifier(backend.name), draw(3, 12, 12, 3)
+    net, x = classifier(backend.name, widths=widths), draw(3, 12, 12, 3)
     cross_entropy(net(x), LABELS).backward()
     gradients = torch_layout({name: torch.tensor(backend.to_numpy(p.grad)) for name, p in net.named_parameters()})
     ours = *(a.numpy() for a in net.features_and_logits(x)), flat(gradients)
