@@ -178,9 +178,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
 
 class GroupNorm(Function):
     def __init__(self, groups, eps, silu):
-        self.groups = groups
-        self.eps = eps
-        self.silu = silu
+        self.groups, self.eps, self.silu = groups, eps, silu
 
     def forward(self, x, weight, bias):
         y, mean, rstd = self.backend.group_norm(x, weight, bias, self.groups, self.eps, self.silu)

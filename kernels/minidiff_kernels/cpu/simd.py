@@ -28,8 +28,6 @@ LANES = _lanes()
 
 _F32, _I32, _I64, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
 VECTOR = ir.VectorType(_F32, LANES)
-
-
 READABLE = types.float32, types.uint16  # uint16: the bits of float16, which Numba does not have on a CPU
 
 
@@ -86,20 +84,15 @@ class _VectorModel(models.PrimitiveModel):
 def _widened(builder, half, lanes: int):
     """float16 -> float32 of `lanes` values, given as integers: sign, exponent and fraction move to float32's places.
 
-    The factor accounts for exponents that are stored with an offset of 15 in float16, of 127 in float32.
+    The factor is for exponents: they are stored with an offset of 15 in float16, of 127 in float32.
     """
-
-    def constant(value, kind: ir.Type = _I32):
-        return ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
-
-    bits = builder.zext(half, ir.VectorType(_I32, lanes))
-    sign = builder.shl(builder.and_(bits, constant(0x8000)), constant(16))
-    rest = builder.and_(bits, constant(0x7FFF))
-    moved = builder.or_(sign, builder.shl(rest, constant(13)))
-    finite = builder.icmp_unsigned("<", rest, constant(0x7C00))
-    moved = builder.select(finite, moved, builder.or_(moved, constant(0x7F800000)))  # inf and NaN
-    numbers = builder.bitcast(moved, ir.VectorType(_F32, lanes))
-    return builder.fmul(numbers, constant(2.0**112, _F32))  # exact, of numbers below float16's normal range too
+    integers, floats = ir.VectorType(_I32, lanes), ir.VectorType(_F32, lanes)
+    bits = builder.zext(half, integers)
+    sign, rest = (builder.and_(bits, integers([mask] * lanes)) for mask in (0x8000, 0x7FFF))
+    moved = builder.or_(builder.shl(sign, integers([16] * lanes)), builder.shl(rest, integers([13] * lanes)))
+    infinite = builder.icmp_unsigned(">=", rest, integers([0x7C00] * lanes))  # or NaN
+    moved = builder.select(infinite, builder.or_(moved, integers([0x7F800000] * lanes)), moved)
+    return builder.fmul(builder.bitcast(moved, floats), floats([2.0**112] * lanes))  # exact, below the normal range too
 
 
 def _load_lanes(context, builder, array_type, array, i, lanes: int):
@@ -113,12 +106,11 @@ def _load_lanes(context, builder, array_type, array, i, lanes: int):
 @typed_intrinsic
 def load(typingctx, array, i):
     """array[i : i + LANES] of a flat float32 array, as a vector; of float16, whose bits the array holds as uint16."""
-    signature = VECTOR_TYPE(array, i)
 
     def generate(context, builder, signature, arguments):
         return _load_lanes(context, builder, signature.args[0], *arguments, lanes=LANES)
 
-    return signature, generate
+    return VECTOR_TYPE(array, i), generate
 
 
 @typed_intrinsic
@@ -127,7 +119,7 @@ def load_one(typingctx, array, i):
 
     def generate(context, builder, signature, arguments):
         vector = _load_lanes(context, builder, signature.args[0], *arguments, lanes=1)
-        return builder.extract_element(vector, ir.Constant(_I32, 0))
+        return builder.extract_element(vector, _I32(0))
 
     return types.float32(array, i), generate
 
@@ -285,20 +277,17 @@ def _transpose_square(typingctx, source, s, row, to, t, to_row):
         source, s, row, to, t, to_row = arguments
         end = address(context, builder, signature.args[3], to, t)
 
-        def at(start, row, i):
-            return builder.add(start, builder.mul(row, ir.Constant(_I64, i)))
-
         def interleave(a, b, first):
             order = [lane + half * LANES for lane in range(first, first + LANES // 2) for half in (0, 1)]
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, LANES), order))
 
-        kind = signature.args[0]
-        rows = [_load_lanes(context, builder, kind, source, at(s, row, i), LANES) for i in range(LANES)]
+        places = (builder.add(s, builder.mul(row, _I64(i))) for i in range(LANES))
+        rows = [_load_lanes(context, builder, signature.args[0], source, place, LANES) for place in places]
         for _ in range(LANES.bit_length() - 1):
             pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
             rows = [interleave(a, b, first) for a, b in pairs for first in (0, LANES // 2)]
         for i, vector in enumerate(rows):
-            place = builder.gep(end, [builder.mul(to_row, ir.Constant(_I64, i))])
+            place = builder.gep(end, [builder.mul(to_row, _I64(i))])
             builder.store(vector, as_vector(builder, place), align=4)
         return context.get_dummy_value()
 
