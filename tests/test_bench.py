@@ -20,7 +20,7 @@ from small_text import network as tiny_text_network
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff.bench import cases, measure, ours, report, rivals
+from minidiff.bench import cases, measure, ours, profile, report, rivals
 from minidiff.cli import app
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
@@ -293,6 +293,31 @@ def test_table_and_file(run, tmp_path, against, count):
     check_numbers(json.loads((tmp_path / "numbers.json").read_text()), against, count)
     assert out.index("peak, measured") < out.index("step, ms") < out.index("conv, ms")
     assert "tiny, batch 2" in out and "3x3 8px 8->8 dw" in out and "…" not in out
+
+
+def test_a_profile_counts_every_operation():
+    """A training step's products are the forward pass's three times, without the gradients by image and sinusoids."""
+    config = tiny_network()
+    calls, rest = profile.profile(cases.training_step("tiny", config, 2), rounds=2)
+    of_op = {op: [call for call in calls if call.op == op] for op in {call.op for call in calls}}
+    work = sum(call.work for call in calls if call.unit == "FLOP")
+    conv_in, linear_1 = 2 * 2 * 8 * 8 * 9 * 8, 2 * 2 * 8 * 32
+    assert work == 3 * 2 * cases.flop(config) - conv_in - linear_1
+    assert len(of_op["conv2d"]) == len(of_op["conv2d_backward"]) and len(of_op["adamw"]) == 1
+    assert all(call.seconds > 0 for call in calls) and rest > 0
+
+
+def test_a_profile_s_table(run):
+    code, out, err = run("--profile", "--rounds", 1)
+    assert (code, err) == (0, "")
+    assert "step: tiny, batch 2" in out and "conv2d 3x3 2 x 8 x 8 8->8" in out and "…" not in out
+    assert out.count("together") == 4  # a step; conv forward, dx, dw
+
+
+@pytest.mark.parametrize("option", [("--against", "numpy"), ("--compile",), ("--json", "-"), ("--backend", "cupy")])
+def test_a_profile_has_no_rival(run, option):
+    code, _, err = run("--profile", *option)
+    assert code == 2 and err.startswith("minidiff: --profile prints our times on the CPU") and err.count("\n") == 1
 
 
 def test_json_to_stdout_and_one_family(run):

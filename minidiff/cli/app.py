@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from minidiff import machine
-from minidiff.bench import cases, gpu, measure, report, rivals
+from minidiff.bench import cases, gpu, measure, profile, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
 from minidiff.cli.evaluate import evaluate
@@ -199,6 +199,9 @@ def bench_command(
     json_to: Annotated[
         str | None, typer.Option("--json", help="Write all results to this file; - is stdout.", callback=not_empty)
     ] = None,
+    profiled: Annotated[
+        bool, typer.Option("--profile", help="No rival: the time of every operation of ours, by its shapes.")
+    ] = False,
     backend: Annotated[Literal["numba", "cupy", "cupy-tf32"], typer.Option(help="Compute backend.")] = "numba",
     threads: Threads = None,
 ) -> None:
@@ -209,6 +212,12 @@ def bench_command(
     five minutes; Ctrl-C prints what has been measured. stable, Stable Diffusion's U-Net at full size, runs only if it
     is named: it needs 20 GB of memory, with OpenVINO 24.
     """
+    if profiled:
+        if against or compiled or json_to or backend != "numba":
+            raise MinidiffError(
+                "--profile prints our times on the CPU: leave out --against, --compile, --json, --backend"
+            )
+        return _print_profiles(cases.choose(names or [], batch=batch), rounds, threads)
     chosen = cases.choose(names or [], "numpy" if against == "numpy" else "torch", batch)
     report.check_place(json_to)
     rows = []
@@ -231,3 +240,11 @@ def bench_command(
                 rows.append(row)
     finally:
         report.write(json_to, report.as_dict(rows, facts, peaks, finished=len(rows) == len(chosen)))
+
+
+def _print_profiles(chosen: list[cases.Case], rounds: int | None, threads: int | None) -> None:
+    machine.use_threads(threads, "numba")
+    peaks = measure.peaks()
+    console.print(report.head(machine.describe() | report.surroundings(), peaks))
+    for case in chosen:
+        console.print("", profile.table(case, *profile.profile(case, rounds), peaks), sep="\n")

@@ -82,7 +82,7 @@ class Backend:
         pad: tuple[int, ...] = (0, 0, 0, 0),
         add: Array | None = None,
     ) -> Array:
-        """Convolution of x (N, H, W, C) with w (O, KH, KW, C), plus `add` -> y (N, P, Q, O)."""
+        """Convolution of x (N, H, W, C) with w (O, KH, KW, C), plus `add` -> y (N, P, Q, O). w may be float16."""
 
     def conv2d_backward(
         self, dy: Array, x: Array, w: Array, stride: int = 1, pad: tuple[int, ...] = (0, 0, 0, 0), need_dx: bool = True

@@ -98,6 +98,8 @@ def geglu(x: Tensor) -> Tensor:
 
 
 class Conv2d(Function):
+    half = (1,)
+
     def __init__(self, stride, pad):
         self.stride, self.pad = stride, pad
 
@@ -107,7 +109,7 @@ class Conv2d(Function):
 
     def backward(self, dy):
         need_dx = self.needs(0)
-        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, self.w, self.stride, self.pad, need_dx)
+        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, self.float32(self.w), self.stride, self.pad, need_dx)
         return dx, dw, dbias, dy
 
 
@@ -141,6 +143,8 @@ def conv2d(
 
 
 class Linear(Function):
+    half = (1,)
+
     def forward(self, x, w, bias, add):
         O, I = w.shape
         self.x_shape = x.shape
@@ -152,7 +156,7 @@ class Linear(Function):
     def backward(self, dy):
         need_dx = self.needs(0)
         rows = dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
-        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.w, 1, (0, 0, 0, 0), need_dx)
+        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.float32(self.w), 1, (0, 0, 0, 0), need_dx)
         return dx.reshape(self.x_shape) if need_dx else None, dw[:, 0, 0], dbias, dy
 
 
@@ -174,9 +178,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
 
 class GroupNorm(Function):
     def __init__(self, groups, eps, silu):
-        self.groups = groups
-        self.eps = eps
-        self.silu = silu
+        self.groups, self.eps, self.silu = groups, eps, silu
 
     def forward(self, x, weight, bias):
         y, mean, rstd = self.backend.group_norm(x, weight, bias, self.groups, self.eps, self.silu)

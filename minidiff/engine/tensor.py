@@ -41,7 +41,7 @@ def enable_grad() -> AbstractContextManager[None]:
 class Tensor:
     """An array on a backend, the node that produced it (None for a leaf), and for leaves the gradient.
 
-    The array is float32. Weights that are only sampled from may be float16 (`Parameter`): every operation widens them.
+    The array is float32. Weights that are only sampled from may be float16 (`Parameter`): operations widen them.
     """
 
     __slots__ = ("data", "backend", "requires_grad", "node", "grad")
@@ -114,8 +114,11 @@ class Function:
     A subclass works on raw arrays: `forward(*arrays)` returns the output array and may save on self what backward
     needs; `backward(dy)` returns one gradient array (or None) for every input. Parameters that are not
     differentiated go to the constructor. An input may be None.
+
+    half: the inputs that `forward` takes in float16, too; others are widened before.
     """
 
+    half: tuple[int, ...] = ()
     order: int | None = None  # position in the order of recording; None: not recorded, or consumed
     inputs: tuple[Tensor | None, ...] = ()
     dy: Any = None
@@ -134,7 +137,8 @@ class Function:
             if a.backend is not self.backend:
                 raise TypeError(f"{type(self).__name__}: inputs on {self.backend.name} and {a.backend.name}")
         needs_grad = _recording and any(a.requires_grad for a in tensors)
-        arrays = (a if a is None else self._float32(a.data) for a in inputs)
+        data = (a if a is None else a.data for a in inputs)
+        arrays = (a if a is None or i in self.half else self.float32(a) for i, a in enumerate(data))
         out = Tensor(self.forward(*arrays), self.backend, needs_grad)
         if needs_grad:
             self.order = next(_order)
@@ -142,7 +146,8 @@ class Function:
             out.node = self
         return out
 
-    def _float32(self, a: Any) -> Any:
+    def float32(self, a: Any) -> Any:
+        """`a`, widened if it is float16."""
         return self.backend.widen(a) if a.dtype == np.float16 else a
 
     def needs(self, i: int) -> bool:

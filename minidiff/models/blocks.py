@@ -85,7 +85,8 @@ class ResnetBlock(Module):
             h = self.norm2(self.conv1(h))
             h = F.silu(F.add(F.mul(h, F.affine(scale, 1, 1)), shift))  # silu(h (1 + scale) + shift)
         else:
-            h = self.norm2(self.conv1(h, add=temb), silu=True)
+            h = self.conv1(h, add=temb)  # a statement of its own: norm1's output is not needed while norm2 computes
+            h = self.norm2(h, silu=True)
         h = F.dropout(h, self.dropout, rng)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return self.conv2(h, add=shortcut)

@@ -14,10 +14,14 @@ CASES = [
     conv((8, 16, 15, 12), (20, 3, 3, 12), pad=(1, 1, 1, 1), add="residual"),
     conv((8, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1)),  # Winograd
     conv((8, 16, 16, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1)),
+    conv((1, 12, 16, 32), (112, 3, 3, 32), pad=(1, 1, 1, 1)),  # Winograd with streamed weights
+    conv((1, 1, 20, 64), (112, 1, 1, 64)),  # streamed weights
     conv((1, 1, 4000, 32), (40, 1, 1, 32)),
     conv((2, 40, 50, 32), (48, 1, 1, 32)),
     norm((5, 16, 16, 24), 8, silu=True),
     attention(3, 100, 77, 2, 16),
+    attention(1, 500, 77, 1, 16),  # the queries of a head are divided among threads
+    attention(1, 400, 400, 1, 8, causal=True),
     silu(50_000),
     add(50_000),
     sum_to((7,), (9999, 7)),

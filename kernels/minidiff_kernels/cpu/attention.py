@@ -11,15 +11,13 @@ The rows of a head lie far apart, a pattern that hardware prefetchers do not rec
 block are computed, the rows of the next block of queries and of the next head's keys are prefetched.
 """
 
-from itertools import accumulate
-
 import numpy as np
 from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from .exponential import exp, log, maximum
 from .jit import helper, kernel
-from .memory import empty
+from .memory import empty, scratch
 from .product import ROWS, product, product_transposed
 from .simd import (
     LANES,
@@ -47,11 +45,16 @@ def attention(q, k, v, causal=False):
     o, lse = empty(q.shape), empty((N, heads, T))
     keys, width = round_up(S, ROWS), round_up(D)
     parts = 2 * [keys * width] + 2 * [QUERIES * width] + [QUERIES * min(keys, KEYS)] + 2 * [QUERIES]
-    offsets, scratch = _scratch(parts)
+    offsets, memory = scratch(parts)
     arrays = tuple(a.reshape(-1) for a in (q, k, v, o, lse))
     skip = causal and T > QUERIES and _no_nan(v)
-    _forward(arrays, (N, T, S, heads, D), offsets, scratch, causal, skip)
+    _forward(arrays, (N, T, S, heads, D, _parts(N * heads, T)), offsets, memory, causal, skip)
     return o, lse
+
+
+def _parts(heads, T):
+    """Parts of the queries of a head, each a task that packs keys and values again: 1 if there are heads enough."""
+    return min(-(-2 * get_num_threads() // max(heads, 1)), -(-T // QUERIES))
 
 
 def attention_backward(do, q, k, v, o, lse, causal=False):
@@ -60,17 +63,11 @@ def attention_backward(do, q, k, v, o, lse, causal=False):
     dq, dk, dv = empty(q.shape), empty(k.shape), empty(v.shape)
     keys, width = round_up(S, ROWS), round_up(D)
     parts = 4 * [keys * width] + 5 * [QUERIES * width] + 2 * [QUERIES * min(keys, KEYS)] + 2 * [QUERIES]
-    offsets, scratch = _scratch(parts)
+    offsets, memory = scratch(parts)
     inputs, gradients = (tuple(a.reshape(-1) for a in arrays) for arrays in ((do, q, k, v, o, lse), (dq, dk, dv)))
     skip = causal and T > QUERIES and _no_nan(do, o, k[:, T:], v[:, T:])  # o has the NaN of q, and of k and v up to T
-    _backward(inputs, gradients, (N, T, S, heads, D), offsets, scratch, causal, skip)
+    _backward(inputs, gradients, (N, T, S, heads, D), offsets, memory, causal, skip)
     return dq, dk, dv
-
-
-def _scratch(sizes):
-    """Scratch for each thread, of parts of these sizes in floats, and the offset of each part."""
-    *offsets, total = accumulate(sizes, initial=0)
-    return tuple(offsets), empty((get_num_threads(), total))
 
 
 def _no_nan(*arrays) -> bool:
@@ -191,18 +188,20 @@ def _start(task, rows, heads, D):
 
 
 @kernel
-def _forward(arrays, shape, offsets, scratch, causal, skip):
-    (q, k, v, o, lse), (N, T, S, heads, D) = arrays, shape
+def _forward(arrays, shape, offsets, memory, causal, skip):
+    (q, k, v, o, lse), (N, T, S, heads, D, parts) = arrays, shape
     keys, values, queries, out, p, row_max, row_sum = offsets
     scale, row, D_rows = np.float32(1 / np.sqrt(D)), heads * D, _rows_of(D)
     panel, p_panel, o_panel = _rows_of(S) * LANES, _rows_of(min(S, KEYS)) * LANES, D_rows * LANES
-    for task in prange(N * heads):
-        head = np.int64(task)  # signed: Numba divides unsigned integers as floats
-        a = scratch[get_thread_id()]
+    blocks = (T + QUERIES - 1) // QUERIES
+    for task in prange(N * heads * parts):
+        head, part = divmod(np.int64(task), parts)  # signed: Numba divides unsigned integers as floats
+        a = memory[get_thread_id()]
         Q, P, O = (a, queries, LANES, D * LANES), (a, p, LANES, p_panel), (a, out, LANES, o_panel)
         _pack_rows(k, _start(head, S, heads, D), row, S, D, a, keys, panel)
         _pack_rows(v, _start(head, S, heads, D), row, S, D, a, values, panel)
-        for first in range(0, T, QUERIES):
+        for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+            first = block * QUERIES
             count, start = min(QUERIES, T - first), _start(head, T, heads, D) + first * row
             panels, end = (count + LANES - 1) // LANES, min(S, _rows_of(first + count)) if skip else S
             next_q = start + QUERIES * row if first + QUERIES < T else _start(head + 1, T, heads, D)
@@ -279,14 +278,14 @@ def _multiply_gradients(a, P, dS, K, blocks, sums, sizes):
 
 
 @kernel
-def _backward(inputs, gradients, shape, offsets, scratch, causal, skip):
+def _backward(inputs, gradients, shape, offsets, memory, causal, skip):
     (do, q, k, v, o, lse), (dq, dk, dv), (N, T, S, heads, D) = inputs, gradients, shape
     keys, values, dkeys, dvalues, queries, dout, queries_t, dout_t, dqueries_t, p, ds, row_lse, delta = offsets
     scale, row = np.float32(1 / np.sqrt(D)), heads * D
     panel, p_panel, o_panel = _rows_of(S) * LANES, _rows_of(min(S, KEYS)) * LANES, _rows_of(D) * LANES
     for task in prange(N * heads):
         head = np.int64(task)  # signed: Numba divides unsigned integers as floats
-        a = scratch[get_thread_id()]
+        a = memory[get_thread_id()]
         Q, dO = (a, queries_t, LANES, D * LANES), (a, dout_t, LANES, D * LANES)
         P, dS = (a, p, LANES, p_panel), (a, ds, LANES, p_panel)
         key_start = _start(head, S, heads, D)

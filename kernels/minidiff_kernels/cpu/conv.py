@@ -9,7 +9,8 @@ matrix product gives the block's outputs:
     weight gradient  dw       += dy[block]^T @ patches(x)[block]
 
 Gathering costs a few percent of the product and handles stride, padding and any kernel size. Most convolutions of a
-U-Net, 3x3 with stride 1, run in winograd.py; 1x1 convolutions, which need no gathering, in pointwise.py.
+U-Net, 3x3 with stride 1, run in winograd.py; 1x1 convolutions, which need no gathering, in pointwise.py. Where the
+weights outweigh the pixels, as in large networks at a small batch, winograd_streamed.py and streamed.py take over.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from ..reference.conv import output_size
-from . import pointwise, winograd, winograd_strided
+from . import pointwise, streamed, winograd, winograd_streamed, winograd_strided
 from .jit import helper, kernel
 from .memory import empty
 from .product import ROWS, product, product_transposed
@@ -29,16 +30,39 @@ CHUNKS = 8  # of a weight gradient's sum over pixels; independent of the number 
 
 
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
-    """y (N, P, Q, O), as in the reference."""
-    O, KH, KW, C = w.shape
-    P, Q = output_size(x.shape, w.shape, stride, pad)
-    y, window = empty((len(x), P, Q, O)), (KH, KW, stride, pad[0], pad[2])
-    if pointwise.supports(window, x.shape, (P, Q), O):
-        return pointwise.convolve(x, w.reshape(O, C), bias, add, y)
-    weights = empty((-(-O // LANES), KH * KW * C, LANES))
-    _pack(w.reshape(O, -1), weights)
-    _convolve(x, weights, bias, add, y, window)
+    """y (N, P, Q, O), as in the reference; w may be float16."""
+    N, (O, KH, KW, C), (P, Q) = len(x), w.shape, output_size(x.shape, w.shape, stride, pad)
+    y, window = empty((N, P, Q, O)), (KH, KW, stride, pad[0], pad[2])
+    w = w.view(np.uint16) if w.dtype == np.float16 else w  # its bits, which `load` widens
+    few = streamed.supports(w.shape, N * P * Q)
+    if winograd_streamed.supports(w.shape, stride, N, (P, Q)):
+        winograd_streamed.convolve(x, w, *_terms(bias, add, O), y, (pad[0], pad[2]))
+    elif few and not winograd_strided.supports(w.shape, stride, N, (P, Q)):
+        streamed.multiply(_rows(x, window, (P, Q)), w, *_terms(bias, add, O), y.reshape(-1, O))
+    elif pointwise.supports(window, x.shape, (P, Q), O):
+        pointwise.convolve(x, w.reshape(O, C), bias, add, y)
+    else:
+        weights = empty((-(-O // LANES), KH * KW * C, LANES))
+        _pack(w.reshape(O, -1), weights)
+        _convolve(x, weights, *_terms(bias, add, O), y, window)
     return y
+
+
+def _terms(bias, add, O):
+    """bias (O,) and add (.., O), zeros if they are None."""
+    bias = np.zeros(O, np.float32) if bias is None else bias
+    return bias, np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
+
+
+def _rows(x, window, size):
+    """The patches (rows, KH KW C) of all pixels of the output, rows rounded up to ROWS; x itself where they are."""
+    (N, _, _, C), (KH, KW, *_), (P, Q) = x.shape, window, size
+    if (KH, KW) == (1, 1) and (P, Q) == x.shape[1:3] and N * P * Q % ROWS == 0:
+        return x.reshape(-1, C)
+    rows = empty((round_up(N * P * Q, ROWS), KH * KW * C))
+    rows[N * P * Q :] = 0
+    _gather(x, window, size, N * P * Q, rows)
+    return rows
 
 
 def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
@@ -62,7 +86,7 @@ def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
             return pointwise.input_gradient(dy, w.reshape(O, C), dx)
         weights = empty((-(-C // LANES), KH * KW * O, LANES))
         _pack_flipped(w, weights)
-        _convolve(dy, weights, None, None, dx, window)
+        _convolve(dy, weights, *_terms(None, None, C), dx, window)
         return dx
     if winograd_strided.supports(w.shape, stride, len(dy), dy.shape[1:3]):
         O, KH, KW, C = w.shape
@@ -121,8 +145,6 @@ def _scratch(threads, rows, width):
 def _convolve(x, weights, bias, add, y, window):
     """y = patches(x) @ weights + bias + add. Blocks are independent: the result does not depend on their size."""
     (N, P, Q, O), (V, K, _) = y.shape, weights.shape
-    bias = np.zeros(O, np.float32) if bias is None else bias
-    add = np.zeros((1, O), np.float32) if add is None else add.reshape(-1, O)
     KH, KW, stride, top, left = window
     if winograd.supports((O, KH, KW, x.shape[3]), stride, N, (P, Q)):
         return winograd.convolve(x, weights, bias, add, y, (top, left))
@@ -161,6 +183,16 @@ def _gather_patches(x, flat, window, P, Q, first, count, patches, row):
             q, p = 0, p + 1
             if p == P:
                 p, n = 0, n + 1
+
+
+@kernel
+def _gather(x, window, size, count, rows):
+    """rows[r] = the patch of output pixel r, for r < count."""
+    P, Q = size
+    flat, K, out = x.ravel(), rows.shape[1], rows.ravel()
+    for block in prange((count + ROWS - 1) // ROWS):
+        first = np.int64(block) * ROWS
+        _gather_patches(x, flat, window, P, Q, first, min(ROWS, count - first), out[first * K :], K)
 
 
 @kernel

@@ -1,23 +1,19 @@
-"""Weights that are stored in 16 bits. Numba has no float16 on a CPU: the bits are moved as integers."""
+"""Weights that are stored in 16 bits. Numba has no float16 on a CPU: arrays hold its bits as uint16."""
 
 import numpy as np
 from numba import prange
 
-from .jit import helper, kernel
+from .jit import kernel
 from .memory import empty
+from .simd import LANES, load, load_one, store
 
-CHUNK = 4096  # values; their 16 KB stay in L1 between the two loops
-SIGN, REST, EXPONENT = np.uint32(0x8000), np.uint32(0x7FFF), np.uint32(0x7C00)
-SIXTEEN, THIRTEEN = np.uint32(16), np.uint32(13)
-ALL_ONES = np.uint32(0x7F800000)  # float32's exponent of inf and NaN
-REBIAS = np.float32(2.0**112)  # exponents are stored with an offset: 15 in float16, 127 in float32
+CHUNK = 256 * LANES  # values
 
 
 def widen(a):
     """float16 -> float32, any shape."""
     y = empty(a.shape)
-    flat = y.reshape(-1)
-    _widen(a.reshape(-1).view(np.uint16), flat.view(np.uint32), flat)
+    _widen(a.reshape(-1).view(np.uint16), y.reshape(-1))
     return y
 
 
@@ -27,24 +23,11 @@ def pack(w):
 
 
 @kernel
-def _widen(half, bits, y):
-    """`bits` and `y` are the same memory, as integers and as float32."""
-    for chunk in prange(-(-len(half) // CHUNK)):
-        part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _move(half[part], bits[part])
-        _scale(y[part])
-
-
-@helper
-def _move(half, bits):
-    """The fields of float16, at the place of float32's."""
-    for i in range(len(half)):
-        h = np.uint32(half[i])
-        moved = ((h & SIGN) << SIXTEEN) | ((h & REST) << THIRTEEN)
-        bits[i] = moved | ALL_ONES if (h & EXPONENT) == EXPONENT else moved
-
-
-@helper
-def _scale(y):
-    for i in range(len(y)):
-        y[i] *= REBIAS  # exact, of numbers below float16's normal range too
+def _widen(half, y):
+    for chunk in prange((len(y) + CHUNK - 1) // CHUNK):
+        start, end = np.int64(chunk) * CHUNK, min(np.int64(chunk) * CHUNK + CHUNK, len(y))
+        whole = end - (end - start) % LANES
+        for i in range(start, whole, LANES):
+            store(y, i, load(half, i))
+        for i in range(whole, end):
+            y[i] = load_one(half, i)

@@ -5,10 +5,12 @@ An array from `empty` lies in a block; when the last view of it is deleted, the 
 """
 
 from bisect import bisect_left, bisect_right
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
+from numba import get_num_threads
 
 MIN_POOLED = 1 << 16  # bytes; below that NumPy's own allocator is as fast
 HUGE_PAGE = 1 << 21  # bytes; NumPy requests huge pages (madvise) from 4 MiB on: fewer TLB misses
@@ -98,10 +100,18 @@ class _Lease:
 
 def empty(shape):
     """An uninitialised float32 array."""
-    size = 4 * prod(shape)
-    if size < MIN_POOLED:
-        return np.empty(shape, np.float32)
-    return np.asarray(_Lease(pool.acquire(-(-size // 4096) * 4096), tuple(shape)))
+    return np.empty(shape, np.float32) if 4 * prod(shape) < MIN_POOLED else _pooled(shape)
+
+
+def _pooled(shape):
+    return np.asarray(_Lease(pool.acquire(-(-4 * prod(shape) // 4096) * 4096), tuple(shape)))
+
+
+def scratch(sizes):
+    """Scratch (threads, floats) with a part of each size in floats, and the offsets of the parts, on cache lines."""
+    lines = (-(-size * 4 // CACHE_LINE) * CACHE_LINE // 4 for size in sizes)
+    *offsets, total = accumulate(lines, initial=0)
+    return tuple(offsets), _pooled((get_num_threads(), total))
 
 
 def asarray(a):

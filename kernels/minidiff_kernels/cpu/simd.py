@@ -26,14 +26,15 @@ def _lanes() -> int:
 typed_intrinsic: Any = intrinsic  # for type checkers: callers do not pass `typingctx`
 LANES = _lanes()
 
-_F32, _I64, _BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(8)
+_F32, _I32, _I64, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
 VECTOR = ir.VectorType(_F32, LANES)
+READABLE = types.float32, types.uint16  # uint16: the bits of float16, which Numba does not have on a CPU
 
 
-def address(context, builder, array_type, array, offset):
-    """The address of element `offset` of a flat float32 array. Raises TypeError for any other type of array."""
-    if (array_type.dtype, array_type.ndim, array_type.layout) != (types.float32, 1, "C"):
-        raise TypeError(f"{array_type}: a kernel takes flat, contiguous float32 arrays here")
+def address(context, builder, array_type, array, offset, dtypes=(types.float32,)):
+    """The address of element `offset` of a flat array of one of these types. Raises TypeError for any other array."""
+    if array_type.dtype not in dtypes or (array_type.ndim, array_type.layout) != (1, "C"):
+        raise TypeError(f"{array_type}: a kernel takes flat, contiguous {dtypes[0]} arrays here")
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [offset])
 
@@ -46,16 +47,16 @@ def as_vector(builder, place):
 def splat(builder, scalar):
     """A vector whose every lane is the scalar."""
     undefined = ir.Constant(VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    first = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
 def emit_prefetch(builder, place, write: int, level: int) -> None:
     """Prefetch the cache line at an address into L1 (level 3) or L2 (level 2), for a read (write 0) or a write (1)."""
-    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[ir.IntType(32)] * 3])
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), *[_I32] * 3])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     is_data = 1
-    hints = (ir.Constant(ir.IntType(32), n) for n in (write, level, is_data))
+    hints = (ir.Constant(_I32, n) for n in (write, level, is_data))
     builder.call(function, [builder.bitcast(place, _BYTE.as_pointer()), *hints])
 
 
@@ -80,16 +81,47 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, numba_type, VECTOR)
 
 
+def _widened(builder, half, lanes: int):
+    """float16 -> float32 of `lanes` values, given as integers: sign, exponent and fraction move to float32's places.
+
+    The factor is for exponents: they are stored with an offset of 15 in float16, of 127 in float32.
+    """
+    integers, floats = ir.VectorType(_I32, lanes), ir.VectorType(_F32, lanes)
+    bits = builder.zext(half, integers)
+    sign, rest = (builder.and_(bits, integers([mask] * lanes)) for mask in (0x8000, 0x7FFF))
+    moved = builder.or_(builder.shl(sign, integers([16] * lanes)), builder.shl(rest, integers([13] * lanes)))
+    infinite = builder.icmp_unsigned(">=", rest, integers([0x7C00] * lanes))  # or NaN
+    moved = builder.select(infinite, builder.or_(moved, integers([0x7F800000] * lanes)), moved)
+    return builder.fmul(builder.bitcast(moved, floats), floats([2.0**112] * lanes))  # exact, below the normal range too
+
+
+def _load_lanes(context, builder, array_type, array, i, lanes: int):
+    """`lanes` values from array[i] on, as a vector of float32; see `load`."""
+    start = address(context, builder, array_type, array, i, dtypes=READABLE)
+    vectors = ir.VectorType(start.type.pointee, lanes).as_pointer()
+    values = builder.load(builder.bitcast(start, vectors), align=array_type.dtype.bitwidth // 8)
+    return _widened(builder, values, lanes) if array_type.dtype == types.uint16 else values
+
+
 @typed_intrinsic
 def load(typingctx, array, i):
-    """array[i : i + LANES] of a flat float32 array, as a vector."""
-    signature = VECTOR_TYPE(array, i)
+    """array[i : i + LANES] of a flat float32 array, as a vector; of float16, whose bits the array holds as uint16."""
 
     def generate(context, builder, signature, arguments):
-        start = address(context, builder, signature.args[0], *arguments)
-        return builder.load(as_vector(builder, start), align=4)
+        return _load_lanes(context, builder, signature.args[0], *arguments, lanes=LANES)
 
-    return signature, generate
+    return VECTOR_TYPE(array, i), generate
+
+
+@typed_intrinsic
+def load_one(typingctx, array, i):
+    """array[i] of a flat array of float32, or of float16's bits as uint16, as a float32."""
+
+    def generate(context, builder, signature, arguments):
+        vector = _load_lanes(context, builder, signature.args[0], *arguments, lanes=1)
+        return builder.extract_element(vector, _I32(0))
+
+    return types.float32(array, i), generate
 
 
 @typed_intrinsic
@@ -120,10 +152,10 @@ def sum_lanes(typingctx, vector):
         (vector,), n = arguments, LANES
         while n > 1:
             n //= 2
-            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(i, i + n))) for i in (0, n))
+            low, high = (ir.Constant(ir.VectorType(_I32, n), list(range(i, i + n))) for i in (0, n))
             low, high = (builder.shuffle_vector(vector, vector, half) for half in (low, high))
             vector = builder.fadd(low, high)
-        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+        return builder.extract_element(vector, ir.Constant(_I32, 0))
 
     return types.float32(vector), generate
 
@@ -158,7 +190,8 @@ def prefetch_read(typingctx, array, i):
     signature = types.void(array, i)
 
     def generate(context, builder, signature, arguments):
-        emit_prefetch(builder, address(context, builder, signature.args[0], *arguments), write=0, level=2)
+        place = address(context, builder, signature.args[0], *arguments, dtypes=READABLE)
+        emit_prefetch(builder, place, write=0, level=2)
         return context.get_dummy_value()
 
     return signature, generate
@@ -242,22 +275,20 @@ def _transpose_square(typingctx, source, s, row, to, t, to_row):
 
     def generate(context, builder, signature, arguments):
         source, s, row, to, t, to_row = arguments
-        start = address(context, builder, signature.args[0], source, s)
         end = address(context, builder, signature.args[3], to, t)
-
-        def place(start, row, i):
-            return as_vector(builder, builder.gep(start, [builder.mul(row, ir.Constant(_I64, i))]))
 
         def interleave(a, b, first):
             order = [lane + half * LANES for lane in range(first, first + LANES // 2) for half in (0, 1)]
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, LANES), order))
 
-        rows = [builder.load(place(start, row, i), align=4) for i in range(LANES)]
+        places = (builder.add(s, builder.mul(row, _I64(i))) for i in range(LANES))
+        rows = [_load_lanes(context, builder, signature.args[0], source, place, LANES) for place in places]
         for _ in range(LANES.bit_length() - 1):
             pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
             rows = [interleave(a, b, first) for a, b in pairs for first in (0, LANES // 2)]
         for i, vector in enumerate(rows):
-            builder.store(vector, place(end, to_row, i), align=4)
+            place = builder.gep(end, [builder.mul(to_row, _I64(i))])
+            builder.store(vector, as_vector(builder, place), align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -273,7 +304,7 @@ def transpose_to_panels(source, s, row, rows, columns, to, t, panel):
             _transpose_square(source, here + j, row, to, there + j * LANES, LANES)
         for j in range(whole, columns):
             for lane in range(min(LANES, rows - i)):
-                to[there + j * LANES + lane] = source[here + lane * row + j]
+                to[there + j * LANES + lane] = load_one(source, here + lane * row + j)
 
 
 @helper

@@ -83,7 +83,7 @@ def copy_strip(x, flat, n, top, left, rows, columns, strip):
 
 
 @helper
-def _transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel):
+def transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel):
     """B^T d B of the input tiles (p, q) ... (p, q + run - 1) of image n, into planes[at:].
 
     Element (i, j) goes to plane 6 i + j, which consists of panels (channels / LANES, tiles, LANES). plane, panel: their
@@ -124,30 +124,33 @@ def _transform_dy(dy, flat, n, p, q, run, strip, planes, at, plane, panel, dbias
 
 
 @helper
-def _store_tile(planes, at, plane, panel, AtM, bias, add, pixels_per_add, y, y_shape, n, p, q):
-    """y = A^T M A + bias + add of output tile (p, q) of image n; AtM is scratch for A^T M (4, 6, O)."""
+def store_tile(M, AtM, channels, terms, y, y_shape, tile):
+    """y = A^T M A + bias + add of an output tile (n, p, q) and channels (first, panels); terms: as in _convolve.
+
+    M: an array, where it starts in it, and the strides of planes and panels. AtM: scratch for A^T M (4, 6, channels).
+    """
+    (a, at, plane, panel), (b, b0), (start, panels), (n, p, q) = M, AtM, channels, tile
+    bias, add, pixels_per_add = terms
     _, height, width, O = y_shape
-    inside = min(4, width - 4 * q)
+    inside, row = min(4, width - 4 * q), panels * LANES
     for i in range(min(4, height - 4 * p)):
         pixel = (n * height + 4 * p + i) * width + 4 * q
-        for o in range(0, inside * O, LANES):
-            prefetch_write(y, pixel * O + o)
+        for j in range(inside):
+            for o in range(start, start + row, LANES):
+                prefetch_write(y, (pixel + j) * O + o)
     for j in range(6):
-        for v in range(O // LANES):
-            values = output_transform(planes, at + j * plane + v * panel, 6 * plane)
+        for v in range(panels):
+            values = output_transform(a, at + j * plane + v * panel, 6 * plane)
             for i in range(4):
-                store(AtM, (6 * i + j) * O + v * LANES, values[i])
+                store(b, b0 + (6 * i + j) * row + v * LANES, values[i])
     for i in range(min(4, height - 4 * p)):
         pixel = (n * height + 4 * p + i) * width + 4 * q
-        row, step = (
-            pixel // pixels_per_add * O,
-            O if pixels_per_add == 1 else 0,
-        )  # offset of add's row, and its step per pixel
-        for o in range(0, O, LANES):
-            values, bias_o = output_transform(AtM, 6 * i * O + o, O), load(bias, o)
+        add_row, step = pixel // pixels_per_add * O, O if pixels_per_add == 1 else 0  # of add, and its step per pixel
+        for o in range(start, start + row, LANES):
+            values, bias_o = output_transform(b, b0 + 6 * i * row + o - start, row), load(bias, o)
             for j in range(4):
                 if j < inside:
-                    store(y, (pixel + j) * O + o, values[j] + bias_o + load(add, row + j * step + o))
+                    store(y, (pixel + j) * O + o, values[j] + bias_o + load(add, add_row + j * step + o))
 
 
 def block_tiles(tiles, threads):
@@ -187,16 +190,17 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
             run = min(across - q, count - t)
-            _transform_inputs(x, flat, n, p, q, run, pad, strip, scratch, plane + t * LANES, plane, panel)
+            transform_inputs(x, flat, n, p, q, run, pad, strip, scratch, plane + t * LANES, plane, panel)
             t += run
-        M = (count + ROWS - 1) // ROWS * ROWS
+        rows = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
             A, B = (scratch, (i + 1) * plane, LANES, panel), (weights, i * U.shape[1], LANES, K * LANES)
-            product(A, B, (scratch, i * plane, LANES, panel), M, V, K, True)
+            product(A, B, (scratch, i * plane, LANES, panel), rows, V, K, True)
         for t in range(count):
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
-            _store_tile(scratch, t * LANES, plane, panel, strip, bias, add, pixels_per_add, flat_y, y.shape, n, p, q)
+            M, terms = (scratch, t * LANES, plane, panel), (bias, add, pixels_per_add)
+            store_tile(M, (strip, 0), (0, V), terms, flat_y, y.shape, (n, p, q))
 
 
 def weight_gradient(dy, x, w_shape, pad):
@@ -238,7 +242,7 @@ def _transform_block(dy, x, size, pad, first, count, x_planes, dy_planes, strips
             n, position = divmod(first + t, down * across)
             p, q = divmod(position, across)
             run = min(across - q, stop - t)
-            _transform_inputs(x, flat_x, n, p, q, run, pad, strip, x_planes, t * LANES, x_plane, panel)
+            transform_inputs(x, flat_x, n, p, q, run, pad, strip, x_planes, t * LANES, x_plane, panel)
             _transform_dy(dy, flat_dy, n, p, q, run, strip, dy_planes, t * LANES, dy_plane, panel, sums[r])
             t += run
 

@@ -6,8 +6,11 @@ The kernels come in two precisions: "float32", and "tf32", on tensor cores, wher
 mantissa and sums are float32. conv2d here is float32; that of conv_tf32.py is tf32.
 """
 
+import numpy as np
+
 from . import winograd
 from .elementwise import sum_to
+from .half import widen
 from .launch import aligned, ceil_div, launch
 from .memory import empty
 from .product import DEPTH, SUFFIX, THREADS, shared, split_count, sum_splits
@@ -27,6 +30,7 @@ def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
 
 def forward(x, w, bias, stride, pad, add, precision):
     """conv2d in that precision."""
+    w = widen(w) if w.dtype == np.float16 else w
     (N, H, W, _), (O, KH, KW, _), (top, bottom, left, right) = x.shape, w.shape, pad
     y = empty((N, (H + top + bottom - KH) // stride + 1, (W + left + right - KW) // stride + 1, O))
     _convolve(x, w, bias, add, y, stride, (top, left), 1, precision)

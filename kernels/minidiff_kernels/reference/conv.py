@@ -31,7 +31,7 @@ def tap_view(xp, i, j, stride, P, Q):
 def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     """y (N, P, Q, O), by the equation at the top of this file.
 
-    add: a time embedding (N, 1, 1, O) or a residual (N, P, Q, O).
+    add: a time embedding (N, 1, 1, O) or a residual (N, P, Q, O). w may be float16, which @ widens.
     """
     P, Q = output_size(x.shape, w.shape, stride, pad)
     xp = zero_padded(x, pad)
