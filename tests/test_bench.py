@@ -106,9 +106,9 @@ def test_a_wrong_kernel_has_a_large_error(rival):
 def test_a_wrong_gradient_of_a_network_has_a_large_error(rival):
     """The weight gradient of every convolution is 1 % too large."""
 
-    def wrong(*args):
-        dx, dw, dbias = NUMBA.conv2d_backward(*args)
-        return dx, dw * np.float32(1.01), dbias
+    def wrong(*args, **needed):
+        dx, dw, dbias = NUMBA.conv2d_backward(*args, **needed)
+        return dx, dw if dw is None else dw * np.float32(1.01), dbias
 
     case = cases.training_step("tiny", tiny_network(), 2).error_case
     found = measure.relative_errors(case, rival, replace(NUMBA, kernels={**NUMBA.kernels, "conv2d_backward": wrong}))
@@ -289,7 +289,9 @@ def test_a_profile_counts_every_operation():
     work = sum(call.work for call in calls if call.unit == "FLOP")
     conv_in, linear_1 = 2 * 2 * 8 * 8 * 9 * 8, 2 * 2 * 8 * 32
     assert work == 3 * 2 * cases.flop(config) - conv_in - linear_1
-    assert len(of_op["conv2d"]) == len(of_op["conv2d_backward"]) and len(of_op["adamw"]) == 1
+    fused = sum(call.shapes.startswith("2 x") for call in of_op["group_norm"])  # with a convolution, in two calls
+    assert 0 <= len(of_op["conv2d"]) + fused - len(of_op["conv2d_backward"]) <= 3  # not fused: those of attention
+    assert len(of_op["adamw"]) == 1
     assert all(call.seconds > 0 for call in calls) and rest > 0
 
 

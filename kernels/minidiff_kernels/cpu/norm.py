@@ -38,15 +38,15 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
     return y, mean, rstd
 
 
-def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
-    """The gradients dx, dweight, dbias."""
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
+    """The gradients dx, dweight, dbias; in y, which may be dy, the output once more."""
     N, C, groups = len(x), x.shape[-1], mean.shape[1]
-    if layer_norm.supports(x.shape, groups, silu):
+    if y is None and layer_norm.supports(x.shape, groups, silu):
         return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
     dx, sums = empty(x.shape), np.empty((N, 2, C))
-    dy, x, dx_ = (a.reshape(N, -1, C) for a in (dy, x, dx))
-    settings = silu, _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
-    _backward(dy, x, (weight, bias, mean, rstd), settings, dx_, sums)
+    dy, x, dx_, y_ = (a.reshape(N, -1, C) for a in (dy, x, dx, dy if y is None else y))
+    settings = (silu, y is not None), _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
+    _backward(dy, x, (weight, bias, mean, rstd), settings, dx_, y_, sums)
     dbias, dweight = sums.sum(0).astype(np.float32)
     return dx, dweight, dbias
 
@@ -163,12 +163,12 @@ def _forward(x, weight, bias, settings, y, mean, rstd):
 
 
 @helper
-def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, bias, silu, sums, zero):
-    """dz at dz[to], where y = silu(z), z = (x - centre) scale + bias, for rows from x[at] on.
+def _dz(dy, x, y, at, row, dz, to, rows, first, last, step, ahead, centre, scale, bias, flags, sums, zero):
+    """dz at dz[to], where y = silu(z), z = (x - centre) scale + bias, for rows from x[at] on; y too, if restore.
 
     sums (2 channels) = the sums over these rows of dz, then of dz (x - centre).
     """
-    channels, one = len(centre), np.float32(1)
+    channels, one, (silu, restore) = len(centre), np.float32(1), flags
     for c in range(first, last, step):
         mean, gain, shift = load_like(centre, c, zero), load_like(scale, c, zero), load_like(bias, c, zero)
         total, total_x = zero, zero
@@ -177,10 +177,13 @@ def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, b
             prefetch_read(x, i + ahead)
             prefetch_read(dy, i + ahead)
             off, gradient = load_like(x, i, zero) - mean, load_like(dy, i, zero)
+            z = off * gain + shift
             if silu:
-                z = off * gain + shift
                 s = sigmoid(z)
                 gradient = gradient * s * (one + z * (one - s))
+                z = z * s
+            if restore:
+                store_value(y, i, z)
             store_value(dz, to + r * channels + c, gradient)
             total, total_x = total + gradient, total_x + gradient * off
         store_value(sums, c, total)
@@ -188,15 +191,15 @@ def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, b
 
 
 @helper
-def _sums(dy, x, at, row, S, dz, ahead, centre, scale, bias, silu, total, total_x):
+def _sums(dy, x, y, at, row, S, dz, ahead, centre, scale, bias, flags, total, total_x):
     """dz (S, channels); total and total_x = the sums of dz and of dz (x - centre) over all rows."""
     channels, whole, sums = len(centre), len(centre) // LANES * LANES, np.empty(2 * len(centre), np.float32)
     total[:] = 0
     total_x[:] = 0
     for s in range(0, S, CHUNK):
         i, to, rows = at + s * row, s * channels, min(CHUNK, S - s)
-        _dz(dy, x, i, row, dz, to, rows, 0, whole, LANES, ahead, centre, scale, bias, silu, sums, zeros())
-        _dz(dy, x, i, row, dz, to, rows, whole, channels, 1, ahead, centre, scale, bias, silu, sums, zero)
+        _dz(dy, x, y, i, row, dz, to, rows, 0, whole, LANES, ahead, centre, scale, bias, flags, sums, zeros())
+        _dz(dy, x, y, i, row, dz, to, rows, whole, channels, 1, ahead, centre, scale, bias, flags, sums, zero)
         for c in range(channels):
             total[c] += sums[c]
             total_x[c] += sums[channels + c]
@@ -233,16 +236,16 @@ def _dx(dz, x, dx, at, row, S, first, last, step, centre, scale, of_x, constant,
 
 
 @kernel
-def _backward(dy, x, of_forward, settings, dx, sums):
-    """dx, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
-    (N, S, C), (weight, bias, mean, rstd), (silu, tasks, past_caches) = x.shape, of_forward, settings
-    dy, x, dx = dy.ravel(), x.ravel(), dx.ravel()
+def _backward(dy, x, of_forward, settings, dx, y, sums):
+    """dx, y if it is wanted, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
+    (N, S, C), (weight, bias, mean, rstd), (flags, tasks, past_caches) = x.shape, of_forward, settings
+    dy, x, dx, y = dy.ravel(), x.ravel(), dx.ravel(), y.ravel()
     for task in prange(N * tasks):
         n, c0, c1, g0, g1, at, ahead = _place(np.int64(task), tasks, S, C, mean.shape[1])
         centre, scale = _by_channel(mean[n, g0:g1], rstd[n, g0:g1], weight[c0:c1])
         total, total_x, whole = sums[n, 0, c0:c1], sums[n, 1, c0:c1], (c1 - c0) // LANES * LANES
         dz = np.empty(S * (c1 - c0), np.float32)
-        _sums(dy, x, at, C, S, dz, ahead, centre, scale, bias[c0:c1], silu, total, total_x)
+        _sums(dy, x, y, at, C, S, dz, ahead, centre, scale, bias[c0:c1], flags, total, total_x)
         of_x, constant = _of_statistics(total, total_x, weight[c0:c1], rstd[n, g0:g1], S)
         _dx(dz, x, dx, at, C, S, 0, whole, LANES, centre, scale, of_x, constant, past_caches, zeros())
         _dx(dz, x, dx, at, C, S, whole, c1 - c0, 1, centre, scale, of_x, constant, False, zero)
