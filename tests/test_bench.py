@@ -20,7 +20,7 @@ from small_text import network as tiny_text_network
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff.bench import cases, measure, ours, profile, report, rivals
+from minidiff.bench import cases, measure, memory, ours, profile, report, rivals
 from minidiff.cli import app
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
@@ -306,6 +306,19 @@ def test_a_profile_s_table(run):
 def test_a_profile_has_no_rival(run, option):
     code, _, err = run("--profile", *option)
     assert code == 2 and err.startswith("minidiff: --profile prints our times on the CPU") and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_peak_memory_of_a_step_grows_with_the_batch():
+    """What the tape of the demo's network keeps of an image has 3 to 4 MB; backward needs more."""
+    small, large = (memory._in_a_process("ours", list(cases.step(batch))[1], threads=1) for batch in (2, 10))
+    assert 8 * 3 < large - small < 8 * 8
+
+
+def test_memory_is_of_training_steps(run):
+    for arguments in (("conv", "--memory"), ("step", "--memory", "--profile"), ("step", "--memory", "--compile")):
+        code, _, err = run(*arguments)
+        assert code == 2 and err.startswith("minidiff: --") and err.count("\n") == 1
 
 
 def test_json_to_stdout_and_one_family(run):
