@@ -21,7 +21,7 @@ from .memory import empty
 from .simd import LANES, load_like, prefetch_read, store_value, zeros
 from .streaming import exceed_caches, store_result
 
-CHUNK = 16  # positions summed in float32
+CHUNK = 32  # positions summed in float32
 TASK_FLOATS = 32 * 1024  # x of a task: 128 KB of L2; backward holds x, dy and dz, and prefetches the next x and dy
 zero = np.float32(0)
 
@@ -68,18 +68,26 @@ def _place(task, tasks, S, C, G):
 
 
 @helper
-def _chunk(x, at, row, rows, first, last, step, means, squares, zero):
-    """means = the mean by channel of rows that are `row` apart, from x[at] on; squares = the sum of (x - mean)^2."""
+def _means(x, at, row, rows, first, last, step, means, zero):
+    """means = the mean by channel of rows that are `row` apart, from x[at] on."""
     share = np.float32(1) / np.float32(rows)
     for c in range(first, last, step):
-        total, square = zero, zero
+        total = zero
         for r in range(rows):
             total = total + load_like(x, at + r * row + c, zero)
-        mean = total * share
+        store_value(means, c, total * share)
+
+
+@helper
+def _deviations(x, at, row, rows, first, last, step, origin, sums, squares, zero):
+    """sums, squares = the sums by channel of x - origin and of its square, over rows from x[at] on."""
+    for c in range(first, last, step):
+        middle, total, square = load_like(origin, c, zero), zero, zero
         for r in range(rows):
-            off = load_like(x, at + r * row + c, zero) - mean
+            off = load_like(x, at + r * row + c, zero) - middle
+            total = total + off
             square = square + off * off
-        store_value(means, c, mean)
+        store_value(sums, c, total)
         store_value(squares, c, square)
 
 
@@ -87,23 +95,22 @@ def _chunk(x, at, row, rows, first, last, step, means, squares, zero):
 def _moments(x, at, row, S, channels):
     """Mean and variance of each channel over S rows from x[at] on, in float64.
 
-    A chunk's mean and sum of squares around it do not cancel, as E[x^2] - mean^2 does; those of the chunks are added
-    as distances to the first chunk's mean.
+    In one pass, from the distances to the mean of some rows spread over all, which is near theirs: E[off^2] - E[off]^2
+    does not cancel then, as E[x^2] - mean^2 does.
     """
-    whole, share = channels // LANES * LANES, 1.0 / S
-    means, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    whole, share, rows = channels // LANES * LANES, 1.0 / S, min(CHUNK, S)
     origin = np.empty(channels, np.float32)
+    sums, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
     mean, variance = np.zeros(channels), np.zeros(channels)
+    _means(x, at, S // rows * row, rows, 0, whole, LANES, origin, zeros())
+    _means(x, at, S // rows * row, rows, whole, channels, 1, origin, zero)
     for s in range(0, S, CHUNK):
         here, rows = at + s * row, min(CHUNK, S - s)
-        _chunk(x, here, row, rows, 0, whole, LANES, means, squares, zeros())
-        _chunk(x, here, row, rows, whole, channels, 1, means, squares, zero)
-        if s == 0:
-            origin[:] = means
+        _deviations(x, here, row, rows, 0, whole, LANES, origin, sums, squares, zeros())
+        _deviations(x, here, row, rows, whole, channels, 1, origin, sums, squares, zero)
         for c in range(channels):
-            off = np.float64(means[c] - origin[c])
-            mean[c] += rows * off
-            variance[c] += squares[c] + rows * off * off
+            mean[c] += sums[c]
+            variance[c] += squares[c]
     for c in range(channels):
         off = mean[c] * share
         mean[c] = origin[c] + off
