@@ -40,15 +40,19 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
     def ours(backend, dy, x, weight, bias):
         y, mean, rstd = backend.group_norm(x, weight, bias, groups, eps, silu)
         dx, dweight, dbias = backend.group_norm_backward(dy, x, weight, bias, mean, rstd, silu)
-        return {"y": y, "mean": mean, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
+        results = {"y": y, "mean": mean, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
+        again = dy.copy()  # becomes y
+        gradients = backend.group_norm_backward(again, x, weight, bias, mean, rstd, silu, again)
+        names = "y again", "dx again", "dweight again", "dbias again"
+        return results | dict(zip(names, (again, *gradients), strict=True))
 
     def theirs(dy, x, weight, bias):
         leaves = [a.requires_grad_() for a in (x, weight, bias)]
         x_nchw = nchw(x) if x.ndim == 4 else nchw(x).contiguous()  # channels_last exists for 4-d tensors only
         z, mean, rstd = torch.native_group_norm(x_nchw, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
         y = nhwc(F.silu(z) if silu else z)
-        gradients = zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True)
-        return {"y": y, "mean": mean, "rstd": rstd, **dict(gradients)}
+        results = {"y": y} | dict(zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True))
+        return results | {f"{name} again": a for name, a in results.items()} | {"mean": mean, "rstd": rstd}
 
     label = f"x{x} G{groups}{' silu' if silu else ''} eps{eps} {offset}+{scale}".replace(", ", ",")
     return Case(label, inputs, ours, theirs)

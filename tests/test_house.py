@@ -73,7 +73,7 @@ def functions():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 args = node.args
-                arguments = len([*args.posonlyargs, *args.args, *args.kwonlyargs])
+                arguments = len([a for a in (*args.posonlyargs, *args.args, *args.kwonlyargs) if a.arg != "self"])
                 lines = node.end_lineno - node.lineno + 1
                 name = f"{relative}:{node.lineno} {node.name}"
                 yield Function(name, lines, arguments, (module, node.name) in public)

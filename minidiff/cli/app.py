@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from minidiff import machine
-from minidiff.bench import cases, gpu, measure, profile, report, rivals
+from minidiff.bench import cases, gpu, measure, memory, profile, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
 from minidiff.cli.evaluate import evaluate
@@ -202,6 +202,9 @@ def bench_command(
     profiled: Annotated[
         bool, typer.Option("--profile", help="No rival: the time of every operation of ours, by its shapes.")
     ] = False,
+    of_memory: Annotated[
+        bool, typer.Option("--memory", help="No times: the peak memory of the training steps, ours and PyTorch's.")
+    ] = False,
     backend: Annotated[Literal["numba", "cupy", "cupy-tf32"], typer.Option(help="Compute backend.")] = "numba",
     threads: Threads = None,
 ) -> None:
@@ -212,11 +215,15 @@ def bench_command(
     five minutes; Ctrl-C prints what has been measured. stable, Stable Diffusion's U-Net at full size, runs only if it
     is named: it needs 20 GB of memory, with OpenVINO 24.
     """
-    if profiled:
-        if against or compiled or json_to or backend != "numba":
+    if profiled or of_memory:
+        if against or compiled or json_to or backend != "numba" or (profiled and of_memory):
             raise MinidiffError(
-                "--profile prints our times on the CPU: leave out --against, --compile, --json, --backend"
+                f"--{'profile prints our times' if profiled else 'memory is of training steps'} on the CPU: "
+                "leave out --against, --compile, --json, --backend, and one of --profile and --memory"
             )
+    if of_memory:
+        return console.print(memory.table(cases.choose(names or ["step"], batch=batch), threads))
+    if profiled:
         return _print_profiles(cases.choose(names or [], batch=batch), rounds, threads)
     chosen = cases.choose(names or [], "numpy" if against == "numpy" else "torch", batch)
     report.check_place(json_to)

@@ -85,9 +85,10 @@ class Backend:
         """Convolution of x (N, H, W, C) with w (O, KH, KW, C), plus `add` -> y (N, P, Q, O). w may be float16."""
 
     def conv2d_backward(
-        self, dy: Array, x: Array, w: Array, stride: int = 1, pad: tuple[int, ...] = (0, 0, 0, 0), need_dx: bool = True
-    ) -> tuple[Array, Array, Array]:
-        """dx (None unless need_dx), dw, dbias."""
+        self, dy: Array, x: Array, w: Array, stride: int = 1, pad: tuple[int, ...] = (0, 0, 0, 0),
+        need_dx: bool = True, need_dw: bool = True,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """dx (None unless need_dx), dw and dbias (None unless need_dw; then of x only the shape matters)."""
 
     def group_norm(
         self, x: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool = False
@@ -95,9 +96,10 @@ class Backend:
         """Group normalisation of x (N, ..., C), then SiLU if `silu` -> y, mean, rstd."""
 
     def group_norm_backward(
-        self, dy: Array, x: Array, weight: Array, bias: Array, mean: Array, rstd: Array, silu: bool = False
-    ) -> tuple[Array, Array, Array]:
-        """dx, dweight, dbias."""
+        self, dy: Array, x: Array, weight: Array, bias: Array, mean: Array, rstd: Array, silu: bool = False,
+        y: Array | None = None,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        """dx, dweight, dbias; y, which may be dy, becomes the output once more."""
 
     def attention(self, q: Array, k: Array, v: Array, causal: bool = False) -> tuple[Array, Array]:
         """softmax(q k^T / sqrt(D)) v of each head, q (N, T, heads, D) -> o, and the log-sum-exp of the scores, lse."""

@@ -108,8 +108,9 @@ class Conv2d(Function):
         return self.backend.conv2d(x, w, bias, self.stride, self.pad, add)
 
     def backward(self, dy):
-        need_dx = self.needs(0)
-        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, self.float32(self.w), self.stride, self.pad, need_dx)
+        needed = self.needs(0), self.needs(1) or self.needs(2)
+        w = self.float32(self.w)
+        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, w, self.stride, self.pad, *needed)
         return dx, dw, dbias, dy
 
 
@@ -126,6 +127,12 @@ def conv2d(
     pad: zeros at (top, bottom, left, right). add: added to the output in the same pass, (N, 1, 1, O) or the
     output's shape: the projected time embedding, or the residual. Raises ValueError if the shapes do not match.
     """
+    check_conv2d(x, w, bias, stride, pad, add)
+    return Conv2d(stride, pad)(x, w, bias, add)
+
+
+def check_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, pad: tuple[int, ...], add: Tensor | None):
+    """Raises ValueError if the shapes of a convolution's arguments do not match."""
     N, H, W, C = x.shape
     O, KH, KW, I = w.shape
     top, bottom, left, right = pad
@@ -139,7 +146,6 @@ def conv2d(
     Q = (W + left + right - KW) // stride + 1
     if add is not None and add.shape not in ((N, P, Q, O), (N, 1, 1, O)):
         raise ValueError(f"conv2d: cannot add {add.shape} to an output of {(N, P, Q, O)}")
-    return Conv2d(stride, pad)(x, w, bias, add)
 
 
 class Linear(Function):
@@ -154,10 +160,11 @@ class Linear(Function):
         return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
 
     def backward(self, dy):
-        need_dx = self.needs(0)
+        need_dx, need_dw = self.needs(0), self.needs(1) or self.needs(2)
         rows = dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
-        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.float32(self.w), 1, (0, 0, 0, 0), need_dx)
-        return dx.reshape(self.x_shape) if need_dx else None, dw[:, 0, 0], dbias, dy
+        w = self.float32(self.w)
+        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, w, 1, (0, 0, 0, 0), need_dx, need_dw)
+        return dx.reshape(self.x_shape) if need_dx else None, dw[:, 0, 0] if need_dw else None, dbias, dy
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:

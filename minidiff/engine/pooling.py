@@ -20,12 +20,12 @@ def avg_pool(x: Tensor) -> Tensor:
 
 class GlobalAvgPool(Function):
     def forward(self, x):
-        self.shape = x.shape
+        self.x_shape = x.shape
         return x.mean((1, 2))
 
     def backward(self, dy):
-        dx = dy[:, None, None] / (self.shape[1] * self.shape[2])  # (N, 1, 1, C)
-        return (self.backend.xp.broadcast_to(dx, self.shape).copy(),)
+        dx = dy[:, None, None] / (self.x_shape[1] * self.x_shape[2])  # (N, 1, 1, C)
+        return (self.backend.xp.broadcast_to(dx, self.x_shape).copy(),)
 
 
 def global_avg_pool(x: Tensor) -> Tensor:

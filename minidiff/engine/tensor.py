@@ -1,7 +1,8 @@
 """Reverse-mode automatic differentiation on a tape of Function nodes.
 
-Each use of an operation creates one Function, a node of the tape: it refers to its input tensors and saves the
-arrays that its backward pass needs. The output Tensor refers to its node, and no node refers to its output: there
+Each use of an operation creates one Function, a node of the tape: it refers to the nodes that produced its inputs, or
+to leaves, and saves the arrays that its backward pass needs. The output Tensor refers to its node, and no node refers
+to its output, nor to the tensors in between: an array that no backward needs is freed during the forward pass. There
 are no reference cycles, so reference counting alone frees the tape.
 """
 
@@ -83,29 +84,28 @@ class Tensor:
         heap = [(-self.node.order, self.node)]
         while heap:
             node = heappop(heap)[1]
-            for tensor, dx in zip(node.inputs, node.backward(node.dy), strict=True):
-                if tensor is not None and tensor.requires_grad:
-                    _accumulate(tensor, dx, heap)
+            for source, dx in zip(node.inputs, node.backward(node.dy), strict=True):
+                if source is not None and source.requires_grad:
+                    _accumulate(source, dx, heap)
             node.release()
 
 
-def _accumulate(tensor: Tensor, dx: Any, heap: list[Any]) -> None:
-    """Add dx to a tensor's gradient: to `grad` of a leaf, otherwise to `dy` of the node that produced it."""
-    backend, node = tensor.backend, tensor.node
-    if dx.shape != tensor.shape:
-        dx = backend.sum_to(dx, tensor.shape)  # the one place where broadcasting is undone
-    if node is None:
-        if tensor.grad is None:
-            tensor.grad = dx.copy()
-        else:
-            tensor.grad += dx  # in place: the optimiser holds a view of it
-    elif node.order is None:
+def _accumulate(source: "Tensor | Function", dx: Any, heap: list[Any]) -> None:
+    """Add dx to the gradient of an input: to `grad` of a leaf, or to `dy` of the node that produced it."""
+    if isinstance(source, Function) and source.order is None:
         raise RuntimeError("backward: part of this tape was consumed by an earlier backward")
-    elif node.dy is None:
-        node.dy = dx
-        heappush(heap, (-node.order, node))
+    if dx.shape != source.shape:
+        dx = source.backend.sum_to(dx, source.shape)  # the one place where broadcasting is undone
+    if isinstance(source, Tensor):
+        if source.grad is None:
+            source.grad = dx.copy()
+        else:
+            source.grad += dx  # in place: the optimiser holds a view of it
+    elif source.dy is None:
+        source.dy = dx
+        heappush(heap, (-source.order, source))
     else:
-        node.dy = backend.add(node.dy, dx)
+        source.dy = source.backend.add(source.dy, dx)
 
 
 class Function:
@@ -119,8 +119,10 @@ class Function:
     """
 
     half: tuple[int, ...] = ()
-    order: int | None = None  # position in the order of recording; None: not recorded, or consumed
-    inputs: tuple[Tensor | None, ...] = ()
+    order: Any = None  # position in the order of recording, an int; None: not recorded, or consumed
+    inputs: "tuple[Tensor | Function | None, ...]" = ()  # the nodes that produced them, or leaves
+    requires_grad = True  # of the output; otherwise it is not recorded
+    shape: tuple[int, ...]  # of the output
     dy: Any = None
     backend: Backend
 
@@ -142,7 +144,8 @@ class Function:
         out = Tensor(self.forward(*arrays), self.backend, needs_grad)
         if needs_grad:
             self.order = next(_order)
-            self.inputs = inputs
+            self.inputs = tuple(a if a is None else a.node or a for a in inputs)
+            self.shape = out.shape
             out.node = self
         return out
 
@@ -152,8 +155,8 @@ class Function:
 
     def needs(self, i: int) -> bool:
         """Whether input i requires a gradient; lets a backward pass skip work."""
-        tensor = self.inputs[i]
-        return tensor is not None and tensor.requires_grad
+        source = self.inputs[i]
+        return source is not None and source.requires_grad
 
     def release(self) -> None:
         """Drop inputs and saved arrays; the node cannot be used again."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
+from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 
@@ -73,23 +74,26 @@ class ResnetBlock(Module):
         self.resample: Callable[..., Any] | None = resample
 
     def __call__(self, x: Tensor, silu_temb: Tensor | None = None, rng: Rng | None = None) -> Tensor:
-        h = self.norm1(x, silu=True)
-        if self.resample:
-            h, x = self.resample(h), self.resample(x)
-        temb = None
+        temb = scale = shift = None
         if self.time_emb_proj is not None and silu_temb is not None:
             temb = self.time_emb_proj(silu_temb)
             temb = F.reshape(temb, (temb.shape[0], 1, 1, -1))  # (N, 1, 1, O), or 2 O with scale_shift
-        if temb is not None and self.scale_shift:
-            scale, shift = F.split(temb)
-            h = self.norm2(self.conv1(h))
-            h = F.silu(F.add(F.mul(h, F.affine(scale, 1, 1)), shift))  # silu(h (1 + scale) + shift)
+            if self.scale_shift:
+                scale, shift = F.split(temb)
+                temb = None
+        if self.resample:
+            h, x = self.resample(self.norm1(x, silu=True)), self.resample(x)
+            h = self.conv1(h, add=temb)
         else:
-            h = self.conv1(h, add=temb)  # a statement of its own: norm1's output is not needed while norm2 computes
-            h = self.norm2(h, silu=True)
-        h = F.dropout(h, self.dropout, rng)
+            h = norm_conv(self.norm1, self.conv1, x, add=temb)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return self.conv2(h, add=shortcut)
+        if scale is not None and shift is not None:
+            h = F.silu(F.add(F.mul(self.norm2(h), F.affine(scale, 1, 1)), shift))  # silu(norm2(h) (1 + scale) + shift)
+        elif rng is None or not self.dropout:
+            return norm_conv(self.norm2, self.conv2, h, add=shortcut)
+        else:
+            h = self.norm2(h, silu=True)
+        return self.conv2(F.dropout(h, self.dropout, rng), add=shortcut)
 
 
 class Downsample(Module):

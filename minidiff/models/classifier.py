@@ -10,6 +10,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
+from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.pooling import global_avg_pool
 from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
@@ -29,7 +30,7 @@ class DownsampleBlock(Module):
         self.conv = Conv2d(inputs, outputs, 3, rng, stride=2, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x, silu=True))
+        return norm_conv(self.norm, self.conv, x)
 
 
 class ResidualBlock(Module):
@@ -42,8 +43,8 @@ class ResidualBlock(Module):
         self.conv2 = Conv2d(channels, channels, 3, rng, pad=1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x, silu=True))
-        return self.conv2(self.norm2(h, silu=True), add=x)
+        h = norm_conv(self.norm1, self.conv1, x)
+        return norm_conv(self.norm2, self.conv2, h, add=x)
 
 
 class Classifier(Module):

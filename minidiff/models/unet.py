@@ -13,6 +13,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.nn import Conv2d, Embedding, GroupNorm, Module, SelfAttention
+from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.pooling import avg_pool
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
@@ -70,7 +71,7 @@ class AnyUNet(Module, Generic[C]):
         h = self.mid_block(h, silu_temb, text, rng)  # (N, H/2^L, W/2^L, CL)
         for up in self.up_blocks:
             h = up(h, silu_temb, hs, text, rng)  # ... (N, H/2, W/2, C2), (N, H, W, C1), (N, H, W, C0)
-        return self.conv_out(self.conv_norm_out(h, silu=True))  # (N, H, W, out_channels)
+        return norm_conv(self.conv_norm_out, self.conv_out, h)  # (N, H, W, out_channels)
 
     def _temb(self, t: np.ndarray) -> Tensor:
         cfg = self.config

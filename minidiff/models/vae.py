@@ -14,6 +14,7 @@ from minidiff.engine import gaussian
 from minidiff.engine.backend import get_backend
 from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
+from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import BlockConfig, Downsample, MidBlock, ResnetBlock, Upsample
@@ -74,7 +75,7 @@ class Encoder(Module):
         for down in self.down_blocks:
             h = down(h)
         h = self.mid_block(h)
-        return self.conv_out(self.conv_norm_out(h, silu=True))
+        return norm_conv(self.conv_norm_out, self.conv_out, h)
 
 
 class Decoder(Module):
@@ -97,7 +98,7 @@ class Decoder(Module):
         h = self.mid_block(self.conv_in(z))
         for up in self.up_blocks:
             h = up(h)
-        return self.conv_out(self.conv_norm_out(h, silu=True))
+        return norm_conv(self.conv_norm_out, self.conv_out, h)
 
 
 class Posterior(NamedTuple):

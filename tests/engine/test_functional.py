@@ -12,6 +12,8 @@ from minidiff.engine import functional as F
 from minidiff.engine import losses
 from minidiff.engine.gaussian import kl_divergence, reparameterised_sample
 from minidiff.engine.losses import cross_entropy, mse, squared_errors, weighted_mean
+from minidiff.engine.nn import Conv2d, GroupNorm
+from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Tensor
 
@@ -32,6 +34,16 @@ def linear(x, w, bias=None, add=0):
 def norm(x, weight, bias, groups, silu=False):
     z = nhwc(T.group_norm(nchw(x), groups, weight, bias, 1e-5))
     return T.silu(z) if silu else z
+
+
+def norm_then_conv(x, gain, shift, w, bias, add):
+    norm, conv = GroupNorm(3, 6, 1e-5), Conv2d(6, 8, 3, None, pad=1)
+    norm.weight, norm.bias, conv.weight, conv.bias = gain, shift, w, bias
+    return norm_conv(norm, conv, x, add)
+
+
+def convolved_norm(x, gain, shift, w, bias, add):
+    return conv(norm(x, gain, shift, 3, True), w, bias, add, pad=SAME)
 
 
 def attention(q, k, v, causal=False):
@@ -102,6 +114,8 @@ LINES = [
     ("linear, residual", F.linear, linear, {"x": ROWS, "w": LINEAR, "bias": BIAS, "add": ROWS_OUT}),
     ("group_norm", groups3, partial(norm, groups=3), {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("group_norm, silu", groups2, partial(norm, groups=2, silu=True), {"x": Z, "weight": GAIN, "bias": SHIFT}),
+    ("norm_conv", norm_then_conv, convolved_norm,
+     {"x": Z, "gain": GAIN, "shift": SHIFT, "w": draw(8, 3, 3, 6), "bias": BIAS, "add": draw(2, 4, 5, 8)}),
     ("layer_norm", partial(F.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
     ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
@@ -128,7 +142,7 @@ LINES = [
     ("cross_entropy", partial(cross_entropy, labels=INDEX), cross_entropy_of, {"logits": draw(4, 5, scale=20)}),
 ]  # fmt: skip
 CASES = [
-    differentiable(label, ours, theirs, CONV_FLOOR if label.startswith(("conv", "linear")) else FLOOR, **inputs)
+    differentiable(label, ours, theirs, CONV_FLOOR if "conv" in label or "linear" in label else FLOOR, **inputs)
     for label, ours, theirs, inputs in LINES
 ]
 
@@ -139,14 +153,16 @@ def test_function_equals_torch(backend, case):
 
 
 def test_every_function_has_a_case():
-    """Except reshape and dropout, which have their own tests below."""
+    """Except reshape and dropout, which have their own tests below, and what checks shapes alone."""
     public = {
         name
         for module in (F, losses)
         for name, f in vars(module).items()
         if getattr(f, "__module__", "") == module.__name__ and name[0].islower()
     }
-    assert public - {str(case).partition(",")[0] for case in CASES} == {"reshape", "dropout"}
+    assert public - {str(case).partition(",")[0] for case in CASES} == {
+        "reshape", "dropout", "check_conv2d",
+    }  # fmt: skip
 
 
 def test_reshape(backend):
@@ -189,6 +205,9 @@ WRONG = {
     "conv2d: cannot add": lambda t: F.conv2d(t(2, 5, 5, 3), t(8, 3, 3, 3), add=t(1, 3, 3, 8)),
     "group_norm: 6 channels": lambda t: F.group_norm(t(2, 3, 6), t(6), t(6), 4, 1e-5),
     "group_norm: weight": lambda t: F.group_norm(t(2, 3, 6), t(1), t(6), 3, 1e-5),
+    "norm_conv: the input has 5 channels": lambda t: norm_then_conv(
+        t(2, 4, 4, 5), t(6), t(6), t(8, 3, 3, 5), t(8), None
+    ),
     "attention: q": lambda t: F.attention(t(2, 5, 2, 3), t(2, 4, 2, 3), t(2, 5, 2, 3)),
     "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
     "mse: prediction": lambda t: mse(t(2, 3), draw(1, 3)),

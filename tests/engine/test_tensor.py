@@ -193,10 +193,22 @@ def test_a_dropped_output_frees_its_tape(backend):
     x = leaf(backend, [1, 2])
     with reference_counting_only():
         y = F.silu(F.mul(x, x))
-        nodes = [weakref.ref(y.node), weakref.ref(y.node.inputs[0].node)]
+        nodes = [weakref.ref(y.node), weakref.ref(y.node.inputs[0])]
         assert all(node() for node in nodes)
         del y
         assert not any(node() for node in nodes)
+
+
+def test_an_array_that_no_backward_needs_is_freed_during_forward(backend):
+    x = leaf(backend, [1, 2])
+    with reference_counting_only():
+        hidden = F.mul(x, x)
+        kept = weakref.ref(hidden.data)
+        y = F.add(hidden, x)
+        del hidden
+        assert kept() is None
+        y.backward([1, 1])
+    assert grad(x) == [3, 5]
 
 
 def test_backward_frees_saved_arrays(backend):

@@ -81,3 +81,10 @@ def test_need_dx_does_not_change_the_other_gradients(backend):
     dx, *got = backend.conv2d_backward(dy, x, w, 1, SAME, need_dx=False)
     assert dx is None
     assert all((a == b).all() for a, b in zip(got, want, strict=True))
+
+
+def test_dx_alone_needs_only_the_shape_of_x(backend):
+    dy, x, w = (backend.asarray(draw(*shape)) for shape in ((2, 5, 4, 8), (2, 5, 4, 3), (8, 3, 3, 3)))
+    dx, dw, dbias = backend.conv2d_backward(dy, x * np.nan, w, 1, SAME, need_dw=False)
+    assert dw is None and dbias is None
+    assert (dx == backend.conv2d_backward(dy, x, w, 1, SAME)[0]).all()

@@ -95,6 +95,18 @@ def without_last_row(op):
     return wrapped
 
 
+def without_silu(op):
+    """What the backward pass stores as y is the input of SiLU."""
+
+    def wrapped(dy, x, weight, bias, mean, rstd, silu, y=None):
+        gradients = op(dy, x, weight, bias, mean, rstd, silu)
+        if y is not None:
+            op(y, x, weight, bias, mean, rstd, False, y)
+        return gradients
+
+    return wrapped
+
+
 def overwritten(op):
     """A row used twice gets the last gradient only."""
 
@@ -155,7 +167,8 @@ MISTAKES = {
     "norm: variance over n - 1": (NORM, "group_norm", output(lambda y: y * np.float32((69 / 70) ** 0.5), 0)),
     "norm: wrong number of groups": (NORM, "group_norm", inputs(lambda x, w, b, G, eps, s: (x, w, b, 2, eps, s))),
     "norm: no SiLU": (NORM_SILU, "group_norm", inputs(lambda x, w, b, G, eps, s: (x, w, b, G, eps, False))),
-    "norm: no SiLU backward": (NORM_SILU, "group_norm_backward", inputs(lambda *args: (*args[:-1], False))),
+    "norm: no SiLU backward": (NORM_SILU, "group_norm_backward", inputs(lambda *args: (*args[:6], False, *args[7:]))),
+    "norm: y of the backward pass without SiLU": (NORM_SILU, "group_norm_backward", without_silu),
     "norm: dx does not sum to zero": (NORM, "group_norm_backward", output(lambda dx: dx + np.float32(1e-3), 0)),
     "norm: dbias a mean over images": (NORM, "group_norm_backward", output(lambda g: g / np.float32(2), 2)),
     "layer norm: dweight without the last row": (LAYER, "group_norm_backward", without_last_row),

@@ -1,6 +1,7 @@
 """The widget `receptive`: its fields are where the gradient of the real layers is not zero."""
 
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import pytest
 import minidiff as md
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
-from minidiff.engine.nn import Conv2d, GroupNorm, Module
+from minidiff.engine.nn import Conv2d, Module
 from minidiff.engine.tensor import Tensor
+from minidiff.models import blocks
+from minidiff.models import unet as unet_module
 
 PAGE = "course/05_unet.html"
 FIGURE = 'figure.widget[data-widget="receptive"]'
@@ -67,35 +70,28 @@ class Stack(Module):
         return x
 
 
-class OnlySiLU(GroupNorm):
-    """The norm's place without the norm, which would connect all positions."""
-
-    def __call__(self, x, silu=False):
-        return F.silu(x) if silu else x
-
-
-def norms(module):
-    for value in vars(module).values():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, GroupNorm):
-                yield item
-            elif isinstance(item, Module):
-                yield from norms(item)
+def silu_conv(norm, conv, x, add=None):
+    """norm_conv without the norm, which would connect all positions."""
+    return conv(F.silu(x), add)
 
 
 def unet(depth, level=None, attends=False):
     """The chapter's U-Net without norms; with a level, without what is below its skip connections."""
     net = md.UNet(md.default_config((SIZE, SIZE, 3), width=8, depth=depth), np.random.default_rng(0), backend="numpy")
-    for norm in norms(net):
-        norm.__class__ = OnlySiLU
-    if not attends:
-        for block in (*net.down_blocks, net.mid_block, *net.up_blocks):
-            block.attentions = []
+    for block in (*net.down_blocks, net.mid_block, *net.up_blocks):
+        for attention in block.attentions:
+            attention.group_norm = None
+        block.attentions = block.attentions if attends else []
     if level == depth - 1:
         net.mid_block = lambda h, *_: F.affine(h, 0)
     elif level is not None:
         net.up_blocks[depth - 2 - level].upsamplers[0].conv.weight.data[:] = 0
-    return lambda x: net(x, np.array([500]))
+
+    def predict(x):
+        with patch.object(blocks, "norm_conv", silu_conv), patch.object(unet_module, "norm_conv", silu_conv):
+            return net(x, np.array([500]))
+
+    return predict
 
 
 def assert_same_field(page, layers, mask, row, column):

@@ -23,14 +23,13 @@ from .attention import (
     _normalise,
     _rows_of,
     _scale,
-    _scratch,
     _start,
     attention_backward,
 )
 from .bfloat16 import exp2, round_pairs
 from .half_bf16 import round_row
 from .jit import helper, kernel
-from .memory import empty
+from .memory import empty, scratch
 from .product import ROWS
 from .product_bf16 import product_of_panels, product_of_rows
 from .simd import LANES, clear, copy, load, round_up, store, transpose_from_panels, transpose_to_panels, zeros
@@ -47,7 +46,7 @@ def attention(q, k, v, causal=False):
     keys, pairs, block = round_up(S, ROWS), -(-D // 2), round_up(min(S, KEYS), ROWS)
     row, width = pairs + LANES, round_up(D)  # of keys and queries; of values and outputs
     sizes = [keys * row, keys // 2 * width, QUERIES * row, QUERIES * pairs, QUERIES * width, QUERIES * block]
-    offsets, scratch = _scratch([*sizes, QUERIES, QUERIES])
+    offsets, memory = scratch([*sizes, QUERIES, QUERIES])
     d = np.arange(width)
     rows = np.arange(keys) * row, d // LANES * (keys // 2 * LANES) + d % LANES, np.arange(max(width, block)) * LANES
     parts = min(-(-get_num_threads() // (N * heads)), -(-T // QUERIES))
@@ -55,7 +54,7 @@ def attention(q, k, v, causal=False):
     arrays = tuple(a.reshape(-1) for a in (q, k, v, o, lse))
     constants = np.zeros(QUERIES, np.float32), np.zeros(block, np.int64), np.arange(keys // 2) * LANES
     _forward(
-        arrays, (N, T, S, heads, D, parts), (row, width, keys, block), offsets, scratch, rows, constants, (causal, skip)
+        arrays, (N, T, S, heads, D, parts), (row, width, keys, block), offsets, memory, rows, constants, (causal, skip)
     )
     return o, lse
 
@@ -127,7 +126,7 @@ def _attend(a, first, panels, key, terms, offsets, layout, rows, constants, mask
 
 
 @kernel
-def _forward(arrays, shape, layout, offsets, scratch, rows, constants, masks):
+def _forward(arrays, shape, layout, offsets, memory, rows, constants, masks):
     (q, k, v, o, lse), (N, T, S, heads, D, parts) = arrays, shape
     keys, values, rounded, queries, out, _, row_max, row_sum = offsets
     (row, width, padded, _), (_, skip) = layout, masks
@@ -135,7 +134,7 @@ def _forward(arrays, shape, layout, offsets, scratch, rows, constants, masks):
     blocks = (T + QUERIES - 1) // QUERIES
     for task in prange(N * heads * parts):
         head, part = divmod(np.int64(task), parts)
-        a = scratch[get_thread_id()]
+        a = memory[get_thread_id()]
         for s in range(padded):
             if s < S:
                 round_row(k, _start(head, S, heads, D) + s * apart, D, a, keys + s * row, pairs)

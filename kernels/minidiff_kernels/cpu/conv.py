@@ -65,10 +65,10 @@ def _rows(x, window, size):
     return rows
 
 
-def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
-    """The gradients dx (None if not needed), dw, dbias."""
+def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True, need_dw=True):
+    """The gradients dx, dw, dbias, None if not needed."""
     dx = input_gradient(dy, x.shape, w, stride, pad) if need_dx else None
-    dw, dbias = weight_gradient(dy, x, w.shape, stride, pad)
+    dw, dbias = weight_gradient(dy, x, w.shape, stride, pad) if need_dw else (None, None)
     return dx, dw, dbias
 
 

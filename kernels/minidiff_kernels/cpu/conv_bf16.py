@@ -49,9 +49,9 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     return y
 
 
-def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
-    """The gradients dx (None if not needed), dw, dbias, in float32."""
-    return conv.conv2d_backward(dy, x, _float32(w), stride, pad, need_dx)
+def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True, need_dw=True):
+    """The gradients dx, dw, dbias, None if not needed, in float32."""
+    return conv.conv2d_backward(dy, x, _float32(w), stride, pad, need_dx, need_dw)
 
 
 @kernel
@@ -98,7 +98,7 @@ def _multiply_padded(A, segments, B, constants, y, places, sums, sizes):
 
 
 def _float32(w):
-    return widen(w) if w.dtype == np.uint16 else w
+    return w if w.dtype == np.float32 else widen(w)
 
 
 def _convolve(x, panels, bias, add, y, shape, window):

@@ -49,9 +49,10 @@ def widen(a):
 
 
 def panels_of(w):
-    """The panels of weights (O, ..., C), packed or float32, as a flat float32 array of pairs."""
+    """The panels of weights (O, ..., C), packed, float16 or float32, as a flat float32 array of pairs."""
     if w.dtype == np.uint16:
         return w.reshape(-1).view(np.float32)
+    w = widen(w) if w.dtype == np.float16 else w
     O, C = w.shape[0], w.shape[-1]
     taps, (count, length) = w[0].size // C, segments_of(C)
     panels = empty((round_up(O) * taps * count * length,))

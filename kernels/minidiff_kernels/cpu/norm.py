@@ -21,7 +21,7 @@ from .memory import empty
 from .simd import LANES, load_like, prefetch_read, store_value, zeros
 from .streaming import exceed_caches, store_result
 
-CHUNK = 16  # positions summed in float32
+CHUNK = 32  # positions summed in float32
 TASK_FLOATS = 32 * 1024  # x of a task: 128 KB of L2; backward holds x, dy and dz, and prefetches the next x and dy
 zero = np.float32(0)
 
@@ -38,15 +38,15 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
     return y, mean, rstd
 
 
-def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
-    """The gradients dx, dweight, dbias."""
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
+    """The gradients dx, dweight, dbias; in y, which may be dy, the output once more."""
     N, C, groups = len(x), x.shape[-1], mean.shape[1]
-    if layer_norm.supports(x.shape, groups, silu):
+    if y is None and layer_norm.supports(x.shape, groups, silu):
         return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
     dx, sums = empty(x.shape), np.empty((N, 2, C))
-    dy, x, dx_ = (a.reshape(N, -1, C) for a in (dy, x, dx))
-    settings = silu, _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
-    _backward(dy, x, (weight, bias, mean, rstd), settings, dx_, sums)
+    dy, x, dx_, y_ = (a.reshape(N, -1, C) for a in (dy, x, dx, dy if y is None else y))
+    settings = (silu, y is not None), _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
+    _backward(dy, x, (weight, bias, mean, rstd), settings, dx_, y_, sums)
     dbias, dweight = sums.sum(0).astype(np.float32)
     return dx, dweight, dbias
 
@@ -68,18 +68,26 @@ def _place(task, tasks, S, C, G):
 
 
 @helper
-def _chunk(x, at, row, rows, first, last, step, means, squares, zero):
-    """means = the mean by channel of rows that are `row` apart, from x[at] on; squares = the sum of (x - mean)^2."""
+def _means(x, at, row, rows, first, last, step, means, zero):
+    """means = the mean by channel of rows that are `row` apart, from x[at] on."""
     share = np.float32(1) / np.float32(rows)
     for c in range(first, last, step):
-        total, square = zero, zero
+        total = zero
         for r in range(rows):
             total = total + load_like(x, at + r * row + c, zero)
-        mean = total * share
+        store_value(means, c, total * share)
+
+
+@helper
+def _deviations(x, at, row, rows, first, last, step, origin, sums, squares, zero):
+    """sums, squares = the sums by channel of x - origin and of its square, over rows from x[at] on."""
+    for c in range(first, last, step):
+        middle, total, square = load_like(origin, c, zero), zero, zero
         for r in range(rows):
-            off = load_like(x, at + r * row + c, zero) - mean
+            off = load_like(x, at + r * row + c, zero) - middle
+            total = total + off
             square = square + off * off
-        store_value(means, c, mean)
+        store_value(sums, c, total)
         store_value(squares, c, square)
 
 
@@ -87,23 +95,22 @@ def _chunk(x, at, row, rows, first, last, step, means, squares, zero):
 def _moments(x, at, row, S, channels):
     """Mean and variance of each channel over S rows from x[at] on, in float64.
 
-    A chunk's mean and sum of squares around it do not cancel, as E[x^2] - mean^2 does; those of the chunks are added
-    as distances to the first chunk's mean.
+    In one pass, from the distances to the mean of some rows spread over all, which is near theirs: E[off^2] - E[off]^2
+    does not cancel then, as E[x^2] - mean^2 does.
     """
-    whole, share = channels // LANES * LANES, 1.0 / S
-    means, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    whole, share, rows = channels // LANES * LANES, 1.0 / S, min(CHUNK, S)
     origin = np.empty(channels, np.float32)
+    sums, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
     mean, variance = np.zeros(channels), np.zeros(channels)
+    _means(x, at, S // rows * row, rows, 0, whole, LANES, origin, zeros())
+    _means(x, at, S // rows * row, rows, whole, channels, 1, origin, zero)
     for s in range(0, S, CHUNK):
         here, rows = at + s * row, min(CHUNK, S - s)
-        _chunk(x, here, row, rows, 0, whole, LANES, means, squares, zeros())
-        _chunk(x, here, row, rows, whole, channels, 1, means, squares, zero)
-        if s == 0:
-            origin[:] = means
+        _deviations(x, here, row, rows, 0, whole, LANES, origin, sums, squares, zeros())
+        _deviations(x, here, row, rows, whole, channels, 1, origin, sums, squares, zero)
         for c in range(channels):
-            off = np.float64(means[c] - origin[c])
-            mean[c] += rows * off
-            variance[c] += squares[c] + rows * off * off
+            mean[c] += sums[c]
+            variance[c] += squares[c]
     for c in range(channels):
         off = mean[c] * share
         mean[c] = origin[c] + off
@@ -163,12 +170,12 @@ def _forward(x, weight, bias, settings, y, mean, rstd):
 
 
 @helper
-def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, bias, silu, sums, zero):
-    """dz at dz[to], where y = silu(z), z = (x - centre) scale + bias, for rows from x[at] on.
+def _dz(dy, x, y, at, row, dz, to, rows, first, last, step, ahead, centre, scale, bias, flags, sums, zero):
+    """dz at dz[to], where y = silu(z), z = (x - centre) scale + bias, for rows from x[at] on; y too, if restore.
 
     sums (2 channels) = the sums over these rows of dz, then of dz (x - centre).
     """
-    channels, one = len(centre), np.float32(1)
+    channels, one, (silu, restore) = len(centre), np.float32(1), flags
     for c in range(first, last, step):
         mean, gain, shift = load_like(centre, c, zero), load_like(scale, c, zero), load_like(bias, c, zero)
         total, total_x = zero, zero
@@ -177,10 +184,13 @@ def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, b
             prefetch_read(x, i + ahead)
             prefetch_read(dy, i + ahead)
             off, gradient = load_like(x, i, zero) - mean, load_like(dy, i, zero)
+            z = off * gain + shift
             if silu:
-                z = off * gain + shift
                 s = sigmoid(z)
                 gradient = gradient * s * (one + z * (one - s))
+                z = z * s
+            if restore:
+                store_value(y, i, z)
             store_value(dz, to + r * channels + c, gradient)
             total, total_x = total + gradient, total_x + gradient * off
         store_value(sums, c, total)
@@ -188,15 +198,15 @@ def _dz(dy, x, at, row, dz, to, rows, first, last, step, ahead, centre, scale, b
 
 
 @helper
-def _sums(dy, x, at, row, S, dz, ahead, centre, scale, bias, silu, total, total_x):
+def _sums(dy, x, y, at, row, S, dz, ahead, centre, scale, bias, flags, total, total_x):
     """dz (S, channels); total and total_x = the sums of dz and of dz (x - centre) over all rows."""
     channels, whole, sums = len(centre), len(centre) // LANES * LANES, np.empty(2 * len(centre), np.float32)
     total[:] = 0
     total_x[:] = 0
     for s in range(0, S, CHUNK):
         i, to, rows = at + s * row, s * channels, min(CHUNK, S - s)
-        _dz(dy, x, i, row, dz, to, rows, 0, whole, LANES, ahead, centre, scale, bias, silu, sums, zeros())
-        _dz(dy, x, i, row, dz, to, rows, whole, channels, 1, ahead, centre, scale, bias, silu, sums, zero)
+        _dz(dy, x, y, i, row, dz, to, rows, 0, whole, LANES, ahead, centre, scale, bias, flags, sums, zeros())
+        _dz(dy, x, y, i, row, dz, to, rows, whole, channels, 1, ahead, centre, scale, bias, flags, sums, zero)
         for c in range(channels):
             total[c] += sums[c]
             total_x[c] += sums[channels + c]
@@ -233,16 +243,16 @@ def _dx(dz, x, dx, at, row, S, first, last, step, centre, scale, of_x, constant,
 
 
 @kernel
-def _backward(dy, x, of_forward, settings, dx, sums):
-    """dx, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
-    (N, S, C), (weight, bias, mean, rstd), (silu, tasks, past_caches) = x.shape, of_forward, settings
-    dy, x, dx = dy.ravel(), x.ravel(), dx.ravel()
+def _backward(dy, x, of_forward, settings, dx, y, sums):
+    """dx, y if it is wanted, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
+    (N, S, C), (weight, bias, mean, rstd), (flags, tasks, past_caches) = x.shape, of_forward, settings
+    dy, x, dx, y = dy.ravel(), x.ravel(), dx.ravel(), y.ravel()
     for task in prange(N * tasks):
         n, c0, c1, g0, g1, at, ahead = _place(np.int64(task), tasks, S, C, mean.shape[1])
         centre, scale = _by_channel(mean[n, g0:g1], rstd[n, g0:g1], weight[c0:c1])
         total, total_x, whole = sums[n, 0, c0:c1], sums[n, 1, c0:c1], (c1 - c0) // LANES * LANES
         dz = np.empty(S * (c1 - c0), np.float32)
-        _sums(dy, x, at, C, S, dz, ahead, centre, scale, bias[c0:c1], silu, total, total_x)
+        _sums(dy, x, y, at, C, S, dz, ahead, centre, scale, bias[c0:c1], flags, total, total_x)
         of_x, constant = _of_statistics(total, total_x, weight[c0:c1], rstd[n, g0:g1], S)
         _dx(dz, x, dx, at, C, S, 0, whole, LANES, centre, scale, of_x, constant, past_caches, zeros())
         _dx(dz, x, dx, at, C, S, whole, c1 - c0, 1, centre, scale, of_x, constant, False, zero)

@@ -23,9 +23,9 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     return forward(x, w, bias, stride, pad, add, "float32")
 
 
-def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
-    """The gradients dx (None if not needed), dw, dbias."""
-    return backward(dy, x, w, stride, pad, need_dx, "float32")
+def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True, need_dw=True):
+    """The gradients dx, dw, dbias, None if not needed."""
+    return backward(dy, x, w, stride, pad, need_dx, need_dw, "float32")
 
 
 def forward(x, w, bias, stride, pad, add, precision):
@@ -37,9 +37,11 @@ def forward(x, w, bias, stride, pad, add, precision):
     return y
 
 
-def backward(dy, x, w, stride, pad, need_dx, precision):
+def backward(dy, x, w, stride, pad, need_dx, need_dw, precision):
     """conv2d_backward in that precision."""
     dx = input_gradient(dy, x.shape, w, stride, pad, precision) if need_dx else None
+    if not need_dw:
+        return dx, None, None
     return dx, weight_gradient(dy, x, w.shape, stride, pad, precision), sum_to(dy, (dy.shape[-1],))
 
 

@@ -11,11 +11,6 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     return conv.forward(x, w, bias, stride, pad, add, "tf32")
 
 
-def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
-    """The gradients dx (None if not needed), dw, dbias; dbias in float32, as is dw from 256 channels on."""
-    return conv.backward(dy, x, w, stride, pad, need_dx, "tf32")
-
-
-def input_gradient(dy, x_shape, w, stride, pad):
-    """dx."""
-    return conv.input_gradient(dy, x_shape, w, stride, pad, "tf32")
+def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True, need_dw=True):
+    """The gradients dx, dw, dbias, None if not needed; dbias in float32, as is dw from 256 channels on."""
+    return conv.backward(dy, x, w, stride, pad, need_dx, need_dw, "tf32")

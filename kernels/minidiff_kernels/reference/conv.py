@@ -45,8 +45,10 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     return y
 
 
-def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
-    """The gradients of conv2d: dx (None if not needed), dw, dbias. The gradient of `add` is dy itself.
+def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True, need_dw=True):
+    """The gradients of conv2d: dx, dw, dbias, None if not needed. The gradient of `add` is dy itself.
+
+    Without dw, which brings dbias with it, of x only the shape matters.
 
     dxp[n, s p + i, s q + j, :] += w[:, i, j, :].T @ dy[n, p, q, :]
     dw[:, i, j, :]  = sum over n, p, q of  dy[n, p, q, :] outer xp[n, s p + i, s q + j, :]
@@ -56,9 +58,10 @@ def conv2d_backward(dy, x, w, stride=1, pad=(0, 0, 0, 0), need_dx=True):
     xp = zero_padded(x, pad)
     dxp, dw = np.zeros_like(xp), np.empty_like(w)
     for i, j in np.ndindex(w.shape[1:3]):
-        dw[:, i, j] = np.tensordot(dy, tap_view(xp, i, j, stride, P, Q), axes=((0, 1, 2), (0, 1, 2)))
+        if need_dw:
+            dw[:, i, j] = np.tensordot(dy, tap_view(xp, i, j, stride, P, Q), axes=((0, 1, 2), (0, 1, 2)))
         if need_dx:
             tap_view(dxp, i, j, stride, P, Q)[...] += dy @ w[:, i, j]  # (N, P, Q, O) @ (O, C)
     (_, H, W, _), (top, _, left, _) = x.shape, pad
     dx = np.ascontiguousarray(dxp[:, top : top + H, left : left + W]) if need_dx else None
-    return dx, dw, precise_sum(dy, (0, 1, 2))
+    return (dx, dw, precise_sum(dy, (0, 1, 2))) if need_dw else (dx, None, None)

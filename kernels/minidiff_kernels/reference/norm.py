@@ -39,15 +39,18 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
     return (silu_forward(z) if silu else z), mean, rstd
 
 
-def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False):
-    """The gradients dx, dweight, dbias.
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
+    """The gradients dx, dweight, dbias; in y, which may be dy, the output once more, for who did not keep it.
 
     With g = dz weight, and <.> the mean over a group's positions and channels:
         dx = rstd (g - <g> - xhat <g xhat>)
     The second and third term are the gradients through mean and rstd. z is recomputed for SiLU's gradient.
     """
     xhat = normalised(x, mean, rstd)
-    dz = silu_backward(dy, xhat * weight + bias) if silu else dy
+    z = xhat * weight + bias
+    dz = silu_backward(dy, z) if silu else dy.copy()
+    if y is not None:
+        y[...] = silu_forward(z) if silu else z
     G = mean.shape[1]
     g, xg = grouped(dz * weight, G), grouped(xhat, G)
     mean_g, mean_gx, rstd = (a[:, None, :, None] for a in (mean_of_groups(g), mean_of_groups(g * xg), rstd))
