@@ -109,8 +109,7 @@ class Conv2d(Function):
 
     def backward(self, dy):
         needed = self.needs(0), self.needs(1) or self.needs(2)
-        w = self.float32(self.w)
-        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, w, self.stride, self.pad, *needed)
+        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, self.float32(self.w), self.stride, self.pad, *needed)
         return dx, dw, dbias, dy
 
 
@@ -160,11 +159,9 @@ class Linear(Function):
         return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
 
     def backward(self, dy):
-        need_dx, need_dw = self.needs(0), self.needs(1) or self.needs(2)
-        rows = dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
-        w = self.float32(self.w)
-        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, w, 1, (0, 0, 0, 0), need_dx, need_dw)
-        return dx.reshape(self.x_shape) if need_dx else None, dw[:, 0, 0] if need_dw else None, dbias, dy
+        needed, rows = (self.needs(0), self.needs(1) or self.needs(2)), dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
+        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.float32(self.w), 1, (0, 0, 0, 0), *needed)
+        return None if dx is None else dx.reshape(self.x_shape), None if dw is None else dw[:, 0, 0], dbias, dy
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
@@ -316,10 +313,7 @@ def embedding(table: Tensor, index: np.ndarray) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, rng: Rng | None = None) -> Tensor:
-    """Each element 0 with probability p, else x / (1 - p) (Srivastava et al. 2014); x itself if rng is None.
-
-    rng: has `integers`.
-    """
+    """Each element 0 with probability p, else x / (1 - p) (Srivastava et al. 2014); x itself if rng is None."""
     if rng is None or p == 0:
         return x
     keep = rng.integers(0, 1 << 24, x.shape) >= p * (1 << 24)
