@@ -151,15 +151,15 @@ class Linear(Function):
     half = (1,)
 
     def forward(self, x, w, bias, add):
-        O, I = w.shape
-        self.x_shape = x.shape
+        (O, I), self.x_shape = w.shape, x.shape
         self.x = x.reshape(1, 1, -1, I)  # (1, 1, M, I): one image of M pixels in a single row
         self.w = w.reshape(O, 1, 1, I)
         add = add if add is None else add.reshape(1, 1, -1, O)
         return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
 
     def backward(self, dy):
-        needed, rows = (self.needs(0), self.needs(1) or self.needs(2)), dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
+        needed = self.needs(0), self.needs(1) or self.needs(2)
+        rows = dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
         dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.float32(self.w), 1, (0, 0, 0, 0), *needed)
         return None if dx is None else dx.reshape(self.x_shape), None if dw is None else dw[:, 0, 0], dbias, dy
 
