@@ -37,7 +37,7 @@ def parameters(
     given = {option: value for option, value in options.items() if value is not None and value is not False}
     settings = {key: _text(given[option]) for key, option in KEYS.items() if option in given}
     files = {key: _names(given[option]) for key, option in FILES.items() if given.get(option)}
-    model = {SIZE: f"{size[1]}x{size[0]}", "Model": folder.resolve().name}
+    model = {SIZE: f"{size[1]}x{size[0]}", "Model": _name(folder)}
     program = {"Version": f"minidiff {version('minidiff')}"}
     return Parameters(_in_order(settings | model | files | program), tuple(prompts), negative)
 
@@ -129,4 +129,9 @@ def _text(value: Any) -> str:
 
 def _names(paths: Any) -> str:
     """The last parts of paths, one or several; PATH:WEIGHT keeps its weight."""
-    return ", ".join(Path(path).name for path in (paths if isinstance(paths, list) else [paths]))
+    return ", ".join(_name(Path(path)) for path in (paths if isinstance(paths, list) else [paths]))
+
+
+def _name(path: Path) -> str:
+    """The last part of a path; bytes that are not UTF-8 become question marks."""
+    return path.resolve().name.encode("utf-8", "replace").decode()

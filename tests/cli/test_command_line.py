@@ -13,7 +13,7 @@ from small_commands import QUICK, SMALL, bytes_of, process
 from small_runs import idx_set
 
 from minidiff.cli import app, evaluate, options
-from minidiff.cli.sampling import edit, explain, sample
+from minidiff.cli.sampling import edit, explain, prompts
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import SAMPLERS, SPACINGS
 from minidiff.diffusion.schedule import PREDICTION_TYPES
@@ -24,8 +24,8 @@ from minidiff.training.config import DECAY_START
 from minidiff.training.recipes import RECIPES
 
 COMMANDS = (
-    "demo", "learn", "noise", "train", "train-vae", "sample", "explain", "redraw", "fill", "invert", "between",
-    "evaluate", "export", "info", "bench",
+    "demo", "learn", "noise", "train", "train-vae", "train-classifier", "tune", "sample", "explain", "redraw", "fill",
+    "invert", "between", "evaluate", "report", "import", "export", "info", "bench",
 )  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_links_are_followed(done, trained):
 )  # fmt: skip
 def test_files_are_checked_before_the_work(refused, trained, drawing_to_edit, monkeypatch, stem, match):
     """Before anything is read."""
-    for module in (sample, edit):
+    for module in (prompts, edit):
         monkeypatch.setattr(module, "open_pipeline", None)
     for module, function in ((app.imaging, "load_image"), (app.rivals, "open_rival")):
         monkeypatch.setattr(module, function, None)

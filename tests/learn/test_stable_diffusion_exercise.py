@@ -9,7 +9,6 @@ from minidiff.diffusion import reverse
 from minidiff.learn.chapters.stable_diffusion import stages
 from minidiff.models.text_encoder import TextEncoder
 from minidiff.models.text_unet import TextUNet
-from minidiff.models.tokenizer import Tokenizer
 from minidiff.sampling import text_to_image as sampling
 from minidiff.sampling.opening import open_pipeline
 
@@ -37,8 +36,8 @@ def test_the_stages_are_text_to_image_s(pipeline, monkeypatch):
     class Noise:
         standard_normal = staticmethod(recorded(np.random.default_rng(0).standard_normal, "noise"))
 
-    monkeypatch.setattr(Tokenizer, "__call__", recorded(Tokenizer.__call__, "token ids"))
-    monkeypatch.setattr(TextEncoder, "__call__", recorded(TextEncoder.__call__, "text embeddings"))
+    encode = recorded(TextEncoder.__call__, "text embeddings")
+    monkeypatch.setattr(TextEncoder, "__call__", recorded(encode, "token ids", shape_of_input=True))
     monkeypatch.setattr(TextUNet, "__call__", recorded(TextUNet.__call__, "U-Net input", shape_of_input=True))
     monkeypatch.setattr(reverse, "evaluate", recorded(reverse.evaluate, "guided prediction"))
     monkeypatch.setattr(sampling, "last_x_t", recorded(sampling.last_x_t, "latents"))

@@ -5,9 +5,9 @@ import pytest
 
 import minidiff as md
 from minidiff.engine import functional as F
-from minidiff.engine.nn import Conv2d
 from minidiff.engine.tensor import Tensor
 from minidiff.learn.chapters.unet import EXERCISES, receptive_field, unet_shapes
+from minidiff.models import unet as unet_module
 from minidiff.models.blocks import DownBlock, MidBlock, UpBlock
 
 
@@ -15,23 +15,24 @@ from minidiff.models.blocks import DownBlock, MidBlock, UpBlock
 def test_shapes_are_those_of_the_network(shape, depth, monkeypatch):
     unet = md.UNet(md.default_config(shape, width=8, depth=depth), None, "numpy")
     found = []
-    for layer in (DownBlock, MidBlock, UpBlock, Conv2d):
-        record(layer, monkeypatch, found, outer=(unet.conv_in, unet.conv_out))
+    for block in (DownBlock, MidBlock, UpBlock):
+        record(block, "__call__", monkeypatch, found)
+    record(unet, "conv_in", monkeypatch, found)
+    record(unet_module, "norm_conv", monkeypatch, found)  # the last convolution
     unet(np.zeros((1, *shape), np.float32), np.array([3]))
     assert unet_shapes(shape, unet.config.block_out_channels).tolist() == found
 
 
-def record(layer, monkeypatch, found, outer):
-    """Append the shape (H, W, C) of each output of a block, or of one of the outer convolutions, to `found`."""
-    call = layer.__call__
+def record(owner, name, monkeypatch, found):
+    """Append the shape (H, W, C) of each output of a function to `found`."""
+    function = getattr(owner, name)
 
-    def recorded(self, *args, **kwargs):
-        y = call(self, *args, **kwargs)
-        if layer is not Conv2d or self in outer:
-            found.append(list(y.shape[1:]))
+    def recorded(*args, **kwargs):
+        y = function(*args, **kwargs)
+        found.append(list(y.shape[1:]))
         return y
 
-    monkeypatch.setattr(layer, "__call__", recorded)
+    monkeypatch.setattr(owner, name, recorded)
 
 
 def reach(layers, place):
