@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numba
@@ -24,6 +24,7 @@ MIN_ROUNDS = 5  # but for at least
 MAX_ROUNDS = 200  # and at most so many rounds
 FLOAT64 = "float64"
 OURS_BFLOAT16 = "ours bfloat16"
+PRECISIONS = "float32", "bfloat16"
 PAUSE = 0.1  # seconds before a run, if there are other processes: then the spinning threads of all have gone to sleep
 
 
@@ -109,11 +110,16 @@ def measure(
     """Times and errors of a case on our side (backend "numba" by default) and in every mode of the rival."""
     backend = backend or get_backend("numba")
     bfloat16 = backend.name == "numba" and case.op in ("network", "large_network")
-    found = relative_errors(case.error_case or case, rival, backend, bfloat16)
-    with ExitStack() as stack:
-        timed = dict(_ended(stack, sides(case, rival, backend, compiled, bfloat16)))
-        pause = PAUSE if any(side.end for side in timed.values()) else rival.pause
-        return Row(case, in_turn({name: side.run for name, side in timed.items()}, rounds, pause), found)
+    errors = relative_errors(case.error_case or case, rival, backend, bfloat16)
+    seconds = {}
+    for precisions in (
+        [("float32",), ("bfloat16",)] if case.op == "large_network" else [PRECISIONS]
+    ):  # for lack of memory
+        with ExitStack() as stack:
+            timed = dict(_ended(stack, sides(case, rival, backend, compiled, bfloat16, precisions)))
+            pause = PAUSE if any(side.end for side in timed.values()) else rival.pause
+            seconds |= in_turn({name: side.run for name, side in timed.items()}, rounds, pause)
+    return Row(case, seconds, errors)
 
 
 def _ended(stack: ExitStack, found: Iterable[tuple[str, Side]]) -> Iterator[tuple[str, Side]]:
@@ -131,27 +137,36 @@ def relative_errors(case: Case, rival: Rival, backend: Backend, bfloat16: bool =
     want = {result: truth.host(result, a) for result, a in truth.run().items()}
     del truth  # of Stable Diffusion's size 7 GB
     found: dict[str, dict[str, float]] = {result: {} for result in want}
-    with ExitStack() as stack:
-        for name, side in _ended(stack, sides(case, rival, backend, bfloat16=bfloat16)):
+    for side_of in sides(case, rival, backend, bfloat16=bfloat16):
+        with ExitStack() as stack:
+            ((name, side),) = _ended(stack, [side_of])
             for result, a in side.run().items():
                 difference = side.host(result, a).astype(np.float64) - want[result]
                 found[result][name] = float(np.sqrt(np.square(difference).mean() / np.square(want[result]).mean()))
+        del side_of, side  # before the next is built
     return found
 
 
 def sides(
-    case: Case, rival: Rival, backend: Backend, compiled: bool = False, bfloat16: bool = False
+    case: Case,
+    rival: Rival,
+    backend: Backend,
+    compiled: bool = False,
+    bfloat16: bool = False,
+    precisions: tuple[str, ...] = PRECISIONS,
 ) -> Iterator[tuple[str, Side]]:
     """("ours", our side), then (mode, side) for every mode of the rival, each with its own copy of the inputs.
 
-    bfloat16: ours in bfloat16 comes second.
+    bfloat16: ours in bfloat16 comes second. precisions: those of the sides.
     """
     inputs = case.inputs()
-    yield "ours", our_side(backend, case, inputs)
+    builders = {"ours": partial(our_side, backend, case, inputs)}
     if bfloat16:
-        yield OURS_BFLOAT16, _bfloat16_side(case, inputs)
-    for mode in rival.modes(case.op, compiled):
-        yield mode, rival.prepare(mode, case, inputs)
+        builders[OURS_BFLOAT16] = partial(_bfloat16_side, case, inputs)
+    builders |= {mode: partial(rival.prepare, mode, case, inputs) for mode in rival.modes(case.op, compiled)}
+    for name, build in builders.items():
+        if ("bfloat16" if "bfloat16" in name else "float32") in precisions:
+            yield name, build()
 
 
 def in_turn(
