@@ -88,8 +88,8 @@ def peft_gradients(pipeline, x_t, eps, t, ids):
 def test_gradients_equal_those_of_peft(backend, theirs, ours):
     """Of every A and B, from one batch, B not zero; nothing else gets a gradient.
 
-    All together, and with the reference kernels each alone, to PEFT's in float64: one that is a 25th of the others'
-    size, a sum that cancels, shows the rounding of all that comes before it.
+    All together to PEFT's in float32, and each to PEFT's in float64: rounding errors are of the size of what is summed,
+    and some are sums that cancel, so each is measured by the root mean square of all gradients.
     """
     ours = ours.to(backend)
     updates = drawn(pipeline_layers(ours), ATTENTION.search)
@@ -112,8 +112,9 @@ def test_gradients_equal_those_of_peft(backend, theirs, ours):
     assert got.keys() == want.keys()
     together = [np.concatenate([gradients[name].ravel() for name in want]) for gradients in (got, want)]
     assert rms_error(*together) <= 1e-5
+    size = np.sqrt(np.square(together[1]).mean())
     for name, gradient in exact.items():
-        assert backend != "numpy" or rms_error(got[name], gradient) <= 1e-5, name
+        assert np.sqrt(np.square(got[name] - gradient).mean()) <= 1e-5 * size, name
     trained = {id(p) for layer in added.values() for p in (layer.A, layer.B)}
     for network in (ours.unet, ours.text_encoder):
         assert all(p.grad is None for p in network.parameters() if id(p) not in trained)
