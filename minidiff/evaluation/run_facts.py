@@ -139,7 +139,7 @@ def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}, ")
-        elif isinstance(value, list):
+        elif isinstance(value, list) and all(isinstance(number, int | float) for number in value):
             yield before + name, " ".join(f"{number:.5g}" for number in value)
         elif isinstance(value, int | float):
             yield before + name, f"{value:.5g}"

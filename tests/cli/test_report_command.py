@@ -153,6 +153,9 @@ def test_damage_is_passed_over_or_named(done, refused, trained):
     done("report", "run", "--threads", 1)
     (run,) = facts("report.html")
     assert run["sheets"] == [] and run["evaluations"] == []
+    Path("run/evaluation/figures.json").write_text('{"figures": {"samples": {"a": [1, "x"], "b": null, "c": 2}}}')
+    done("report", "run", "--threads", 1)
+    assert facts("report.html")[0]["evaluations"][0]["rows"] == [["c", "2"]]
     refused("report", "nowhere", match="nowhere: no such folder")
     refused("report", "data", match="data: holds no run")
     refused("report", "run", "--out", "page.png", match=r"page.png.*ends in .html")
