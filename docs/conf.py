@@ -48,7 +48,7 @@ copybutton_prompt_text = "$ "
 
 nitpicky = True  # a link to a function that is not there is a warning; other libraries' pages are out of reach
 nitpick_ignore_regex = [
-    ("py:.*", r"(numpy|collections|contextlib|pathlib|PIL|Image|types)\..*"),
+    ("py:.*", r"(numpy|collections|contextlib|pathlib|PIL|Image|re|types)\..*"),
     ("py:class", r".*\.(Batch|EvaluatedImages|JSONFile|Stored|[A-Z])"),
 ]
 autodoc_member_order = "bysource"
