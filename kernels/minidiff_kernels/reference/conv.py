@@ -34,7 +34,7 @@ def conv2d(x, w, bias=None, stride=1, pad=(0, 0, 0, 0), add=None):
     add: a time embedding (N, 1, 1, O) or a residual (N, P, Q, O). w may be float16, and is widened.
     """
     P, Q = output_size(x.shape, w.shape, stride, pad)
-    xp, w = zero_padded(x, pad), w.astype(x.dtype, copy=False)
+    xp, w = zero_padded(x, pad), w.astype(np.result_type(w, x), copy=False)
     y = np.zeros((len(x), P, Q, len(w)), x.dtype)
     for i, j in np.ndindex(w.shape[1:3]):
         y += tap_view(xp, i, j, stride, P, Q) @ w[:, i, j].T  # (N, P, Q, C) @ (C, O)
