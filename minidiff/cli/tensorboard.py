@@ -11,7 +11,7 @@ def needs_tensorboard(wanted: bool) -> bool:
     """The value of --tensorboard. Raises MinidiffError if it was given and tensorboardX is not installed."""
     if wanted:
         try:
-            import tensorboardX  # noqa: F401
+            import tensorboardX  # noqa: F401  only whether it is there
         except ImportError:
             raise MinidiffError("--tensorboard: tensorboardX is missing; pip install 'minidiff[tensorboard]'") from None
     return wanted

@@ -28,7 +28,8 @@ from minidiff.training.log import read_lines
 from minidiff.training.run import Run
 from minidiff.training.state import build_run
 
-ONLY_OF = {"kl": "vae", "rank": "lora"}  # fields of the configuration that one kind of run uses
+# fields of the configuration that one kind of run uses
+ONLY_OF = {"kl": "vae", "rank": "lora", "projections": "lora", "distill": "lora"}
 SHEETS = 16  # at most; of more checkpoints, evenly spaced ones
 SHEET_SIDE = 720  # pixels of a sheet; a larger one is downsampled
 IMAGES, STEPS, FRAMES = 8, 24, 13  # of the trajectories: samples, DDIM steps, and the steps that are shown
