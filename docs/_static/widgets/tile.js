@@ -7,9 +7,9 @@
 
   // registers; vector FMAs and vector loads that start in a cycle
   const processors = {
-    zen4: { name: "AVX-512, one FMA a cycle (Zen 4)", registers: 32, fmas: 1, loads: 1 },
-    avx512: { name: "AVX-512, two FMAs a cycle (Zen 5, Xeon)", registers: 32, fmas: 2, loads: 2 },
-    avx: { name: "AVX2, two FMAs a cycle", registers: 16, fmas: 2, loads: 2 },
+    zen4: { name: "AVX-512, one FMA (Zen 4)", registers: 32, fmas: 1, loads: 1 },
+    avx512: { name: "AVX-512, two FMAs (Zen 5)", registers: 32, fmas: 2, loads: 2 },
+    avx: { name: "AVX2, two FMAs", registers: 16, fmas: 2, loads: 2 },
   };
 
   /**
@@ -46,11 +46,11 @@
     body.append(panes);
     const places = ["tile of C", "registers"].map((title) => minidiff.pane(panes, title));
     const tile = minidiff.canvas(places[0], {
-      aspect: "1", draw: drawTile,
+      aspect: "4 / 3", draw: drawTile,
       label: () => `The tile of C, ${state.R} by ${state.V} vectors, with the elements of A beside it and B above it`,
     });
     const file = minidiff.canvas(places[1], {
-      aspect: "1", draw: drawRegisters,
+      aspect: "4 / 3", draw: drawRegisters,
       label: () => `${processors[state.processor].registers} registers, of which the tile needs ${now().needed}`,
     });
     const legend = make("div", { class: "marks" });
@@ -93,7 +93,7 @@
 
     function drawRegisters(context, width, height, colours) {
       const { registers } = processors[state.processor], { spilled } = now(), columns = 8;
-      const tall = height / 8, wide = width / columns, sums = state.R * state.V - spilled;
+      const tall = height / 5, wide = width / columns, sums = state.R * state.V - spilled;
       for (let i = 0; i < registers; i++) {
         const kind = i < state.V ? "noise" : i === state.V ? "gold" : i <= state.V + sums ? "signal" : "muted";
         const alpha = kind === "muted" ? 0.2 : 1;
