@@ -35,6 +35,19 @@ def test_costs_are_those_of_the_formulas(open_page):
             assert cost["share"] == pytest.approx(R * V / processor["fmas"] / cycles)
 
 
+def test_every_register_is_shown_once(open_page):
+    page = open_page(PAGE)
+    for key, processor in processors(page).items():
+        shown = page.evaluate(
+            "([key, tiles]) => tiles.map(([R, V]) => minidiff.tile.contents(minidiff.tile.processors[key], R, V))",
+            [key, TILES],
+        )
+        for (R, V), cost, kinds in zip(TILES, costs(page, key), shown, strict=True):
+            assert len(kinds) == processor["registers"]
+            assert kinds.count("noise") == V and kinds.count("gold") == 1
+            assert kinds.count("signal") == R * V - cost["spilled"]
+
+
 def test_the_tile_with_the_fewest_loads_is_the_exercises(open_page):
     page = open_page(PAGE)
     for key, processor in processors(page).items():

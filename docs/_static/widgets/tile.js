@@ -23,7 +23,14 @@
     return { needed, spilled, cycles, most, loadsPerFma: (R + V) / (R * V), share: cycles.units / most };
   }
 
-  minidiff.tile = { processors, cost, LATENCY };
+  /** What every register holds: "noise" a vector of B, "gold" the element of A, "signal" a sum, "muted" nothing. */
+  function contents(processor, R, V) {
+    const sums = R * V - cost(processor, R, V).spilled;
+    const kinds = [...Array(V).fill("noise"), "gold", ...Array(sums).fill("signal")];
+    return [...kinds, ...Array(processor.registers - kinds.length).fill("muted")];
+  }
+
+  minidiff.tile = { processors, cost, contents, LATENCY };
 
   const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   const BOUNDS = { units: "the FMA units", latency: "latency", loads: "loads", stores: "stores of spilled sums" };
@@ -72,17 +79,14 @@
       context.globalAlpha = 1;
     }
 
-    /** Whether the sum of this number, counted from 0, has a register. */
-    const isKept = (sum) => sum < state.R * state.V - now().spilled;
-
     function drawTile(context, width, height, colours) {
-      const { R, V } = state, left = 24, top = 24;
+      const { R, V } = state, kept = R * V - now().spilled, left = 24, top = 24;
       const tall = (height - top) / MOST_ROWS, wide = (width - left) / MOST_VECTORS;
       for (let v = 0; v < V; v++) box(context, colours.noise, left + v * wide, 4, wide, top - 10);
       for (let m = 0; m < R; m++) {
         box(context, colours.gold, 4, top + m * tall, left - 10, tall, m ? 0.35 : 1);
         for (let v = 0; v < V; v++) {
-          box(context, colours.signal, left + v * wide, top + m * tall, wide, tall, isKept(m * V + v) ? 1 : 0.3);
+          box(context, colours.signal, left + v * wide, top + m * tall, wide, tall, m * V + v < kept ? 1 : 0.3);
         }
       }
       context.strokeStyle = colours.muted;
@@ -92,17 +96,16 @@
     }
 
     function drawRegisters(context, width, height, colours) {
-      const { registers } = processors[state.processor], { spilled } = now(), columns = 8;
-      const tall = height / 5, wide = width / columns, sums = state.R * state.V - spilled;
-      for (let i = 0; i < registers; i++) {
-        const kind = i < state.V ? "noise" : i === state.V ? "gold" : i <= state.V + sums ? "signal" : "muted";
+      const kinds = contents(processors[state.processor], state.R, state.V), { spilled } = now(), columns = 8;
+      const tall = height / 5, wide = width / columns;
+      kinds.forEach((kind, i) => {
         const alpha = kind === "muted" ? 0.2 : 1;
         box(context, colours[kind], (i % columns) * wide, Math.floor(i / columns) * tall, wide, tall, alpha);
-      }
+      });
       if (!spilled) return;
       context.fillStyle = colours.text;
       context.textBaseline = "top";
-      context.fillText(`and ${plural(spilled, "sum")} in memory`, 2, (registers / columns) * tall + 8);
+      context.fillText(`and ${plural(spilled, "sum")} in memory`, 2, (kinds.length / columns) * tall + 8);
     }
 
     function update() {
