@@ -19,6 +19,7 @@ from minidiff.learn.chapters import (
     two_dimensions,
     unet,
 )
+from minidiff.learn.chapters.kernels import winograd
 from minidiff.learn.exercise import Exercise
 
 
@@ -45,6 +46,7 @@ CHAPTERS = {  # by number
     11: Chapter("Conditioning and guidance", "11_guidance", guidance.EXERCISES),
     12: Chapter("Stable Diffusion assembled", "12_stable_diffusion", stable_diffusion.EXERCISES),
     13: Chapter("Parameterisations and evaluation", "13_parameterisations", parameterisations.EXERCISES),
+    16: Chapter("Convolution: from im2col to Winograd", "16_winograd", winograd.EXERCISES),
 }
 EXERCISES = dict(enumerate((e for chapter in CHAPTERS.values() for e in chapter.exercises), start=1))  # by number
 
