@@ -112,6 +112,10 @@ def test_controls_change_what_is_shown(open_page):
 
 def test_presets_are_not_changed_by_an_edit(open_page):
     figure = open_page(PAGE).locator(FIGURE)
-    figure.get_by_label("d, element 0").fill("100")
-    figure.get_by_role("combobox", name="input").select_option("noise")
-    assert figure.get_by_label("d, element 0").input_value() == "0.4"
+    presets, entry = figure.get_by_role("combobox", name="input"), figure.get_by_label("d, element 0")
+    presets.select_option("ramp")
+    entry.fill("100")
+    presets.select_option("noise")
+    assert entry.input_value() == "0.4"
+    presets.select_option("ramp")
+    assert entry.input_value() == "1"
