@@ -19,7 +19,7 @@ from minidiff.learn.chapters import (
     two_dimensions,
     unet,
 )
-from minidiff.learn.chapters.kernels import fusion, gpu, matrix_product, roofline
+from minidiff.learn.chapters.kernels import fusion, gpu, matrix_product, roofline, winograd
 from minidiff.learn.exercise import Exercise
 
 
@@ -48,6 +48,7 @@ CHAPTERS = {  # by number
     13: Chapter("Parameterisations and evaluation", "13_parameterisations", parameterisations.EXERCISES),
     14: Chapter("Roofline", "14_roofline", roofline.EXERCISES),
     15: Chapter("A fast matrix product", "15_matrix_product", matrix_product.EXERCISES),
+    16: Chapter("Convolution: from im2col to Winograd", "16_winograd", winograd.EXERCISES),
     17: Chapter("Fusion", "17_fusion", fusion.EXERCISES),
     18: Chapter("On a GPU", "18_gpu", gpu.EXERCISES),
 }
