@@ -60,7 +60,7 @@ def rank() -> int:
 
 
 def share(items: int) -> slice:
-    """The share of this rank in so many items: consecutive ones, in the order of ranks, as equal in number as possible."""
+    """The items of this rank, of so many: consecutive, in the order of ranks, as equal in number as possible."""
     return slice(items * rank() // size(), items * (rank() + 1) // size())
 
 
