@@ -67,3 +67,9 @@ def test_launchers(monkeypatch, name):
     assert ranks.launched() == 1
     monkeypatch.setenv(name, "12")
     assert ranks.launched() == 12
+
+
+def test_mpiexec_within_a_job_of_slurm(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert ranks.launched() == 2

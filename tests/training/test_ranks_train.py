@@ -4,7 +4,7 @@ import kinds_on_ranks
 import many_ranks
 import pytest
 import small_ranks
-from small_runs import read_safetensors, rows
+from small_runs import idx_set, read_safetensors, rows
 
 from minidiff.training import state
 from minidiff.training.parallel import agreement
@@ -118,3 +118,14 @@ def test_every_kind_of_run_has_the_bits_of_one_process(tmp_path):
     found = dict(line.split() for line in out.splitlines())
     assert found.pop("mpi") in ("same", "close")
     assert found == dict.fromkeys(("unet", "vae", "classifier", "points", "text", "lora", "word", "gpu"), "same")
+
+
+def test_the_command(tmp_path):
+    """Rank 0 alone prints; a command that runs as one process refuses several."""
+    train = f"train {idx_set(tmp_path / 'set')} --out {tmp_path / 'run'} --steps 2 --batch-size 4 --width 8 --depth 1"
+    code, out, err = many_ranks.run(2, "-m", "minidiff", *train.split(), "--threads", 1, "--backend", "numpy")
+    assert code == 0 and out.count("processes: 2") == out.count("Done: step 2") == 1, out + err
+    assert state.open_run(tmp_path / "run").config.accumulate == 2
+    code, out, err = many_ranks.run(2, "-m", "minidiff", "info")
+    message = "minidiff: minidiff info runs as one process: start it without mpiexec"
+    assert (code, lines_of(err)) == (2, [message]), err
