@@ -6,12 +6,14 @@ python small_ranks.py FOLDER STEPS CHECKPOINT_EVERY PARTS [FAULT RANK STEP]   st
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 from small_runs import network, pictures, reopen
 
 from minidiff import faults, ranks
+from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.schedule import cosine_schedule
 from minidiff.errors import MinidiffError
 from minidiff.formats.run_lock import lock_run
@@ -56,7 +58,7 @@ def train(folder: Path, steps: int, checkpoint_every: int, parts: int, fault: st
     with lock_run(folder), loop.stoppable(lambda: None) as stop:
         run = reopen(folder) if there else new_run(folder, steps, parts)
         dataset = pictures(10 if fault == "data" and here else 11)
-        agreement.check_inputs(run.config, dataset)
+        agreement.check_inputs(replace(run.config, fingerprint=fingerprint(dataset)))
 
         def on_step(stats):
             if ranks.rank() == 0:

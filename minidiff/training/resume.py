@@ -44,7 +44,7 @@ def resume(
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
     dataset, fingerprint = _open_run_data(run, data, config)
     run = replace(run, config=replace(config, fingerprint=fingerprint))
-    check_inputs(run.config, dataset)
+    check_inputs(run.config)
     state.roll_back(run)
     return run, dataset
 

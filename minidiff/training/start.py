@@ -133,7 +133,7 @@ def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None)
     _test_split(config, dataset)  # a damaged one is found before there is a run
     flip = config.flip and dataset.mirrors
     config = replace(config, flip=flip, threads=threads, fingerprint=data_fingerprint(data, dataset))
-    check_inputs(config, dataset)
+    check_inputs(config)
     return config, dataset
 
 

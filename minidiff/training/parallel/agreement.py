@@ -18,7 +18,6 @@ from llvmlite.binding import get_host_cpu_features
 from minidiff_kernels.cpu import jit
 
 import minidiff.ranks as ranks
-from minidiff.data.dataset import Dataset, fingerprint
 from minidiff.errors import MinidiffError
 from minidiff.training.config import TrainConfig
 from minidiff.training.parallel.gradients import check_parts
@@ -50,11 +49,15 @@ def check_programs() -> None:
         })  # fmt: skip
 
 
-def check_inputs(config: TrainConfig, dataset: Dataset) -> None:
-    """Raises MinidiffError if the ranks differ in configuration or data, or cannot share the parts of a batch."""
+def check_inputs(config: TrainConfig) -> None:
+    """Raises MinidiffError if the ranks differ in configuration or data, or cannot share the parts of a batch.
+
+    Datasets are compared by the fingerprint in the configuration, built-in ones by their names.
+    """
     if ranks.size() > 1:
         options = {name: value for name, value in asdict(config).items() if name not in ELSEWHERE}
-        _check_equal({**options, "the data, by its fingerprint,": fingerprint(dataset)})
+        data = options.pop("fingerprint") or config.data
+        _check_equal({**options, "the data, by its fingerprint,": data})
         check_parts(config.accumulate)
 
 
