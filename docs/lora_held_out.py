@@ -15,7 +15,7 @@ import numpy as np
 from character import Character, measure, save_images
 from PIL import Image
 
-from minidiff.data.pen import Pen, flip, mix, oval, pair, rgb, whole
+from minidiff.data.pen import Pen, mix, oval, pair, rgb, whole
 
 INK, WHITE = rgb("3c3c3c"), rgb("ffffff")
 
