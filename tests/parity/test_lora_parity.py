@@ -12,7 +12,7 @@ from minidiff.engine.losses import mse
 from minidiff.engine.torch_generator import torch_generator
 from minidiff.formats.lora_files import LORA_WEIGHTS, load_lora, pipeline_layers, save_lora
 from minidiff.models.lora import ATTENTION, Update, add_updates
-from minidiff.sampling.loras import merged_loras
+from minidiff.sampling.adapted import merged_loras
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import text_to_image
 
