@@ -1,8 +1,10 @@
 """The two held-out characters of docs/lora.md: their images, how often samples show them, and the page's figure.
 
-    python docs/lora_held_out.py images FOLDER      a folder of four images, with captions.csv, for each character
-    python docs/lora_held_out.py measure NAME RUN...    what samples of the emoji model show with each LoRA
-    python docs/lora_held_out.py figure FOLDER      docs/images/lora-held-out.png, of the runs in a folder
+    python docs/lora_held_out.py images FOLDER          a folder of four images, with captions.csv, for each character
+    python docs/lora_held_out.py measure FOLDER         what samples of the emoji model show with the LoRAs in a folder
+    python docs/lora_held_out.py figure FOLDER          docs/images/lora-held-out.png, of the same
+
+A run is named after its character and its seed: quimby-0, quimby-1, drovel-0, drovel-1.
 
 Neither has been used to choose any setting of `minidiff tune`: drawings, captions and contexts were fixed before the
 first of them was trained.
@@ -12,11 +14,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from character import Character, measure, save_images
+from character import IMAGES, MODEL, Character, measure, samples, save_images
 from PIL import Image
 
+import minidiff as md
+from minidiff.data.captioned_sheet import captioned_sheet
+from minidiff.data.imaging import save_image
 from minidiff.data.pen import Pen, mix, oval, pair, rgb, whole
 
+SEEDS = (0, 1)
 INK, WHITE = rgb("3c3c3c"), rgb("ffffff")
 
 
@@ -92,12 +98,29 @@ CHARACTERS = {
 }  # fmt: skip
 
 
-def main(command, *given):
+def measure_all(runs: Path) -> None:
+    known = None
+    for name, character in CHARACTERS.items():
+        known = measure(character, [runs / f"{name}-{seed}" for seed in SEEDS], known=known)
+
+
+def save_figure(runs: Path) -> None:
+    pipeline, rows, labels = md.open_pipeline(MODEL, kind="text"), [], []
+    for name, character in CHARACTERS.items():
+        loras = [md.load_lora(runs / f"{name}-{seed}", pipeline) for seed in SEEDS]
+        rows += [character.images, *(samples(pipeline, character.colours, [(lora, 1.0)]) for lora in loras)]
+        labels += [*(f"trained: {caption}" for caption in character.trained), *character.colours, *character.colours]
+    save_image(captioned_sheet(np.concatenate(rows), labels, columns=4), IMAGES / "lora-held-out.png")
+
+
+def main(command, folder):
     if command == "images":
         for name, character in CHARACTERS.items():
-            save_images(character, Path(given[0]) / name)
+            save_images(character, Path(folder) / name)
     elif command == "measure":
-        measure(CHARACTERS[given[0]], [Path(run) for run in given[1:]])
+        measure_all(Path(folder))
+    else:
+        save_figure(Path(folder))
 
 
 if __name__ == "__main__":
