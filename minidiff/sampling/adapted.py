@@ -27,7 +27,7 @@ def adapted(pipeline: TextPipeline, loras: Iterable[str], embeddings: Iterable[s
 def open_loras(pipeline: TextPipeline, given: Iterable[str]) -> list[tuple[LoRA, float]]:
     """The LoRA and the weight of each "PATH" or "PATH:WEIGHT"; without a weight, 1.
 
-    Raises MinidiffError for a weight that is not finite, and as `load_lora` does.
+    Raises MinidiffError for an empty path, for a weight that is not finite, and as `load_lora` does.
     """
     return [(load_lora(path, pipeline), weight) for path, weight in map(_path_and_weight, given)]
 
@@ -43,6 +43,8 @@ def merged_loras(pipeline: TextPipeline, loras: Iterable[tuple[LoRA, float]]) ->
 
 def _path_and_weight(text: str) -> tuple[str, float]:
     path, colon, number = text.rpartition(":")
+    if not text or (colon and not path):  # pathlib reads "" as "."
+        raise MinidiffError(f"--lora {text!r:.80}: has no path; give a LoRA's folder or file")
     if not colon or os.path.exists(text):
         return text, 1.0
     try:
