@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from minidiff import machine
-from minidiff.cli.options import EMA, PLACE, Backend, Guidance, Seed, SkipBad, Threads
+from minidiff.cli.options import EMA, PLACE, Backend, Embeddings, Guidance, LoRAs, Seed, SkipBad, Threads
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image
@@ -19,6 +19,7 @@ from minidiff.evaluation import feature_classifier, prompt_agreement, report, sa
 from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
 from minidiff.formats.pipeline import TextPipeline
+from minidiff.sampling.adapted import adapted
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
@@ -52,6 +53,8 @@ def evaluate(
         bool, typer.Option("--raw", help="Use the weights of the last step, not their moving average (EMA).")
     ] = False,
     ema: EMA = None,
+    lora: LoRAs = None,
+    embedding: Embeddings = None,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
     classifier: Annotated[
@@ -77,16 +80,19 @@ def evaluate(
     data = _Data(against, classifier, skip_bad)
     if what.is_file():
         images = samples.from_archive(what)
-        if (n, steps, sampler, guidance, raw, ema) != (None, None, None, 1, False, None):
+        if (n, steps, sampler, guidance, raw, ema, lora, embedding) != (None, None, None, 1, False, *[None] * 3):
             raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
-        kind = ("unet", "text")
+        added = lora or [], embedding or []
+        kind = "text" if any(added) else ("unet", "text")
         pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler, kind=kind, ema=ema)
         if isinstance(pipeline, TextPipeline):
             if raw:
                 reason = "is text-conditional, evaluated by the averaged weights only"
                 raise MinidiffError(f"{what}: {reason}; leave --raw out")
-            _evaluate_prompts(pipeline, data, n, steps, guidance, samples.weights_of(raw, ema), seed, out)
+            weights = " + ".join([samples.weights_of(raw, ema), *added[0], *map(str, added[1])])
+            with adapted(pipeline, *added) as pipeline:
+                _evaluate_prompts(pipeline, data, n, steps, guidance, weights, seed, out)
             return
         compile_for_sampling(pipeline)
         images = samples.sampled(pipeline, n or 1000, steps, guidance, samples.weights_of(raw, ema), seed)

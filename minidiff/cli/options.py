@@ -87,7 +87,7 @@ LoRAs = Annotated[
     ),
 ]
 Embeddings = Annotated[
-    list[Path] | None, typer.Option(help="A word of textual inversion: its folder or file; may be repeated.")
+    list[Path] | None, typer.Option(help="A word of textual inversion: its folder or file; may be repeated.", **PLACE)
 ]
 Steps = Annotated[int, typer.Option(help="Number of sampling steps.", min=1)]
 NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=1024)]

@@ -17,6 +17,7 @@ from minidiff.formats.folders import FOUND, describe, find
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
 from minidiff.sampling import outputs, text_to_image
+from minidiff.sampling.adapted import adapted
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import Kind, Weights, open_pipeline
 from minidiff.sampling.preview import previewer
@@ -28,11 +29,34 @@ PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion'
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts, the negative prompt of all of them ("" for none), and the guidance scale."""
+    """Prompts, and what goes with all of them.
+
+    negative    "" for none
+    guidance    guidance scale
+    loras       each "PATH" or "PATH:WEIGHT"
+    embeddings  files of textual inversion
+    """
 
     texts: list[str]
     negative: str
     guidance: float
+    loras: list[str]
+    embeddings: list[Path]
+
+
+def one_prompt(
+    prompt: str,
+    negative_prompt: str | None,
+    guidance: float | None,
+    name: str | None,
+    loras: list[str] | None,
+    embeddings: list[Path] | None,
+) -> Prompts:
+    """The options of a prompt. Raises MinidiffError if a class is given too."""
+    if name is not None:
+        raise MinidiffError("--class does not go with a prompt: leave it out")
+    guidance = PROMPT_GUIDANCE if guidance is None else guidance
+    return Prompts([prompt], negative_prompt or "", guidance, loras or [], embeddings or [])
 
 
 def open_for(
@@ -68,16 +92,17 @@ def sample_prompts(
     """
     height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
     text_to_image.check_size(pipeline, (height, width))
-    check_prompts(pipeline, prompts)
-    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
     settings = (prompts.negative, prompts.guidance, steps)
+    with adapted(pipeline, prompts.loras, prompts.embeddings) as pipeline:
+        check_prompts(pipeline, prompts)
+        watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
 
-    def sample_one(prompt: str, tick: Tick) -> np.ndarray:
-        return text_to_image.text_to_image(
-            pipeline, [prompt], *settings, next(rngs), (height, width), tick=tick, watch=watch
-        )
+        def sample_one(prompt: str, tick: Tick) -> np.ndarray:
+            return text_to_image.text_to_image(
+                pipeline, [prompt], *settings, next(rngs), (height, width), tick=tick, watch=watch
+            )
 
-    return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
+        return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
 
 
 def prompt_sheet(images: np.ndarray, prompts: list[str], seeds: list[int] | None = None) -> Image.Image:

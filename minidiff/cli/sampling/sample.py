@@ -33,9 +33,7 @@ from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
 from minidiff.sampling import inputs, outputs
 from minidiff.sampling.dry_run import compile_for_sampling
-from minidiff.sampling.embeddings import with_embeddings
 from minidiff.sampling.guidance import Guidance, model_and_labels
-from minidiff.sampling.loras import merged_loras, open_loras
 from minidiff.sampling.opening import Kind, chosen_weights
 from minidiff.sampling.parameters import of_each, parameters
 from minidiff.sampling.preview import previewer
@@ -159,11 +157,9 @@ def sample_command(
         images, sheet = sample_points(pipeline, n, name, guidance, steps, rng)
     elif isinstance(pipeline, TextPipeline):
         n = n or 1
-        given = Prompts(texts, negative_prompt or "", guidance)
+        given = Prompts(texts, negative_prompt or "", guidance, lora or [], embedding or [])
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
-        pipeline = with_embeddings(pipeline, embedding or [])
-        with merged_loras(pipeline, open_loras(pipeline, lora or [])):
-            images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
+        images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
         sheet = partial(prompt_sheet, images, texts, each)
     else:
         n = n or 64
