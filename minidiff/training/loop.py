@@ -12,6 +12,7 @@ from minidiff.data.imaging import save_image, save_loss_plot
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.training.checkpoints import record_loss
+from minidiff.training.forecast.reference_curves import reference_curve
 from minidiff.training.log import TrainingLog, read_log, read_quarter_losses
 from minidiff.training.run import Run
 from minidiff.training.state import save as save_state
@@ -96,7 +97,8 @@ def _save_checkpoint(run: Run, log: TrainingLog, validation: Dataset, keep: int)
 def save_progress(run: Run, dataset: Dataset, validation: Dataset) -> None:
     """Write loss.png, and a sheet of samples with the averaged weights, always from the same noise."""
     log = run.folder / "metrics.csv"
-    save_loss_plot(*read_log(log), run.folder / "loss.png", "Training loss", read_quarter_losses(log))
+    quarters, reference = read_quarter_losses(log), reference_curve(run)
+    save_loss_plot(*read_log(log), run.folder / "loss.png", "Training loss", quarters, reference)
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
     with run.optimizer.averaged():
