@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from rich.progress import Progress
 
+from minidiff.cli.expectations import Expectations
 from minidiff.cli.tensorboard import EventFiles
 from minidiff.data import Dataset
 from minidiff.terminal import console, progress_bar, shell_command, stderr_console
@@ -45,7 +46,8 @@ def train_with_bar(
     with _reporting_lost_steps(run, resume_command):
         compile_for_training(run, dataset)
         with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop, ExitStack() as opened:
-            reports: list[_ProgressReport | EventFiles] = [_ProgressReport(run, bar)]
+            reports: list[_ProgressReport | Expectations | EventFiles]
+            reports = [_ProgressReport(run, bar), Expectations(run, bar.console.print)]
             if tensorboard:
                 reports.append(opened.enter_context(EventFiles(run.folder, run.step)))
 

@@ -1,68 +1,112 @@
-"""The law: a figure of trained networks as a sum of power functions of their size and of the images that they saw.
+"""The law: a figure of trained networks as a power function of their size N and of the images D that they saw.
 
-    L(N, D) = E + A N^-alpha + B D^-beta                      (Hoffmann et al. 2022, arXiv 2203.15556, eq. 2)
+    product   L(N, D) = E + B N^-alpha D^-beta
+    sum       L(N, D) = E + A N^-alpha + B D^-beta             (Hoffmann et al. 2022, arXiv 2203.15556, eq. 2)
 
-E is the irreducible part: no network and no training takes the figure below it. The second term is what a network of N
-parameters lacks when it has seen all there is to see, the third what is missing after D images. Such powers were found
-of the error by Hestness et al. (2017, arXiv 1712.00409), and of the loss by Kaplan et al. (2020, arXiv 2001.08361).
+E is the irreducible part: no network and no training takes the figure below it. In the sum, A N^-alpha is what a
+network of N parameters lacks when it has seen all there is to see, and B D^-beta what is missing after D images. In the
+product, which fits short trainings, a network of k times the parameters is ahead by a factor of k^(alpha / beta) in
+images. Such powers were found by Hestness et al. (2017, arXiv 1712.00409) of the error, and by Kaplan et al. (2020,
+arXiv 2001.08361) of the loss.
 """
 
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
 from itertools import combinations
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 N_UNIT, D_UNIT = 1e6, 1e4  # parameters and images in which A and B are counted
 FLATTEST, STEEPEST = 0.05, 2.0  # exponents that are tried
-GRID, ZOOMS = 16, 5  # exponents on a side of the grid; times that it is made finer around the best pair
+GRID, ZOOMS = 16, 8  # exponents on a side of the grid; times that it is made finer around the best pair
+KEPT = 3  # steps to each side of the best pair that the finer grid spans: the least error lies along a narrow valley
+
+Number = float | np.ndarray
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """The constants of L(N, D); A belongs to a million parameters, B to ten thousand images."""
+class ProductLaw:
+    """The constants of the product; B belongs to a million parameters and ten thousand images."""
+
+    FACTORS: ClassVar = ("E", "B")  # in which the law is linear
+
+    E: float
+    B: float
+    alpha: float
+    beta: float
+
+    @staticmethod
+    def terms(N: Number, D: Number, alpha: Number, beta: Number) -> list[Number]:
+        """What the factors multiply; N and D in units."""
+        return [1.0, N**-alpha * D**-beta]
+
+    def __call__(self, parameters: Number, images: Number) -> Any:
+        return _value(self, parameters, images)
+
+
+@dataclass(frozen=True)
+class SumLaw:
+    """The constants of the sum; A belongs to a million parameters, B to ten thousand images."""
+
+    FACTORS: ClassVar = ("E", "A", "B")
 
     E: float
     A: float
-    alpha: float
     B: float
+    alpha: float
     beta: float
 
-    def __call__(self, parameters: float | np.ndarray, images: float | np.ndarray) -> float | np.ndarray:
-        return self.E + self.A * (parameters / N_UNIT) ** -self.alpha + self.B * (images / D_UNIT) ** -self.beta
+    @staticmethod
+    def terms(N: Number, D: Number, alpha: Number, beta: Number) -> list[Number]:
+        """What the factors multiply; N and D in units."""
+        return [1.0, N**-alpha, D**-beta]
+
+    def __call__(self, parameters: Number, images: Number) -> Any:
+        return _value(self, parameters, images)
 
 
-def fit_power_law(parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> PowerLaw:
-    """The law with the least sum of squared relative errors at n >= 5 points; all arguments (n,), positive.
+PowerLaw = ProductLaw | SumLaw
+AnyLaw = TypeVar("AnyLaw", ProductLaw, SumLaw)
+Fitted = TypeVar("Fitted")
 
-    Given both exponents the law is linear in E, A and B >= 0. So only the exponents are searched for, on a grid that is
+
+def _value(law: PowerLaw, parameters: Number, images: Number) -> Any:
+    terms = law.terms(parameters / N_UNIT, images / D_UNIT, law.alpha, law.beta)
+    return sum(getattr(law, name) * term for name, term in zip(law.FACTORS, terms, strict=True))
+
+
+def fit_power_law(kind: type[AnyLaw], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> AnyLaw:
+    """The law of that kind with the least sum of squared relative errors at n points; arrays (n,), positive.
+
+    Given both exponents a law is linear in its factors >= 0. So only the exponents are searched for, on a grid that is
     made finer around the best pair: no start value is needed, and the same points always give the same law.
     Raises ValueError for fewer points than the law has constants.
     """
-    if len(figures) < 5:
-        raise ValueError(f"{len(figures)} points: the law has 5 constants")
+    if len(figures) < (constants := len(fields(kind))):
+        raise ValueError(f"{len(figures)} points: the law has {constants} constants")
     N, D, y = np.asarray(parameters) / N_UNIT, np.asarray(images) / D_UNIT, np.asarray(figures)
     alphas = betas = np.geomspace(FLATTEST, STEEPEST, GRID)
-    best = (np.inf, np.zeros(3), 0.0, 0.0)
+    best = (np.inf, np.zeros(len(kind.FACTORS)), 0.0, 0.0)
     for _ in range(ZOOMS + 1):
-        alpha, beta = (a.ravel() for a in np.meshgrid(alphas, betas))  # (GRID^2,)
-        terms = np.stack([N**0 + 0 * alpha[:, None], N ** -alpha[:, None], D ** -beta[:, None]], axis=2) / y[:, None]
-        errors, factors = _nonnegative_least_squares(terms)
+        alpha, beta = (a.reshape(-1, 1) for a in np.meshgrid(alphas, betas))  # (GRID^2, 1)
+        terms = np.broadcast_arrays(*(term / y for term in kind.terms(N, D, alpha, beta)), alpha * y)[:-1]
+        errors, factors = _nonnegative_least_squares(np.stack(terms, axis=2))
         i = int(errors.argmin())
         if errors[i] < best[0]:
-            best = (errors[i], factors[i], alpha[i], beta[i])
+            best = (errors[i], factors[i], alpha[i, 0], beta[i, 0])
         alphas, betas = (_around(value, values) for value, values in ((best[2], alphas), (best[3], betas)))
-    _, (E, A, B), alpha, beta = best
-    return PowerLaw(float(E), float(A), float(alpha), float(B), float(beta))
+    return kind(*map(float, (*best[1], *best[2:])))
 
 
 def _around(value: float, values: np.ndarray) -> np.ndarray:
-    """A finer grid: as many exponents, from one step of `values` below the best to one above."""
-    step = values[1] / values[0]
+    """A finer grid: as many exponents, from KEPT steps of `values` below the best to as many above."""
+    step = (values[1] / values[0]) ** KEPT
     return np.clip(np.geomspace(value / step, value * step, GRID), FLATTEST, STEEPEST)
 
 
 def _nonnegative_least_squares(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of G matrices (n, 3) the factors >= 0 with which its columns add up best to 1: errors (G,), (G, 3).
+    """For each of G matrices (n, k) the factors >= 0 with which its columns add up best to 1: errors (G,), (G, k).
 
     Some factors of the best combination are zero and the others are an ordinary least-squares solution, so every subset
     of the columns is tried.
@@ -80,16 +124,16 @@ def _nonnegative_least_squares(terms: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return errors, factors
 
 
-def left_out(parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> list[PowerLaw]:
-    """The laws of all points but one, for each point in turn (the jackknife)."""
-    laws = []
-    for i in range(len(figures)):
-        others = np.arange(len(figures)) != i
-        laws.append(fit_power_law(parameters[others], images[others], figures[others]))
-    return laws
+def left_out(
+    fit: Callable[..., Fitted], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray
+) -> list[Fitted]:
+    """The laws fit(parameters, images, figures) of all points but one, for each point in turn (the jackknife)."""
+    others = [np.arange(len(figures)) != i for i in range(len(figures))]
+    return [fit(parameters[some], images[some], figures[some]) for some in others]
 
 
-def standard_errors(laws: list[PowerLaw]) -> PowerLaw:
-    """The jackknife's standard errors of the constants, from the laws of `left_out`."""
-    constants = np.array([astuple(law) for law in laws])  # (n, 5)
-    return PowerLaw(*map(float, np.sqrt((len(laws) - 1) * constants.var(axis=0))))
+def jackknife_errors(laws: Sequence[Any]) -> dict[str, float]:
+    """The jackknife's standard errors of the constants of a law, from the n laws that lack a point each."""
+    constants = np.array([astuple(law) for law in laws])  # (n, constants)
+    errors = np.sqrt((len(laws) - 1) * constants.var(axis=0))
+    return {field.name: float(error) for field, error in zip(fields(laws[0]), errors, strict=True)}
