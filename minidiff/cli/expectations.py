@@ -48,9 +48,9 @@ def describe_time(times: list[float], left: int) -> str:
 def describe_forecast(expected: Forecast, steps: int) -> str:
     """The expected loss and distance, each with its error."""
     loss, error = expected.loss
-    text = f"expected at the end: loss {loss:.3f} ± {error:.3f}, the mean of the last {tenth(steps):,} steps"
+    text = f"expected at the end: loss {loss:.3f} ± {error:.3f} (mean of the last {tenth(steps):,} steps)"
     if expected.distance:
-        text += "; Fréchet distance {:.0f} ± {:.0f}, as the speedrun measures it".format(*expected.distance)
+        text += ", Fréchet distance {:.0f} ± {:.0f}".format(*expected.distance)
     return text
 
 

@@ -60,8 +60,8 @@ def test_nothing_is_told_of_the_time_that_is_over(shown):
 
 
 def test_the_result_is_told_once_after_a_tenth(shown):
-    expected = "step 50: expected at the end: loss 0.123 ± 0.005, the mean of the last 50 steps; "
-    assert shown(500)[1:] == [expected + "Fréchet distance 41 ± 7, as the speedrun measures it"]
+    expected = "step 50: expected at the end: loss 0.123 ± 0.005 (mean of the last 50 steps), Fréchet distance 41 ± 7"
+    assert shown(500)[1:] == [expected]
 
 
 def test_nothing_is_told_of_the_result_before_a_tenth_and_to_a_run_resumed_after_it(shown):
@@ -71,14 +71,14 @@ def test_nothing_is_told_of_the_result_before_a_tenth_and_to_a_run_resumed_after
 
 def test_without_a_distance_the_loss_alone_is_told():
     line = describe_forecast(Forecast(Estimate(0.08, 0.012), None), 600)
-    assert line == "expected at the end: loss 0.080 ± 0.012, the mean of the last 60 steps"
+    assert line == "expected at the end: loss 0.080 ± 0.012 (mean of the last 60 steps)"
 
 
 def test_minidiff_train_tells_both(done, data):
     """The forecast of images that are not CIFAR-10's is of the loss alone."""
     options = ("--steps", 120, "--batch-size", 4, "--warmup", 1, "--width", 8, *QUICK)
     out = done("train", data, "--out", "run", *options)
-    assert re.search(r"step 12: expected at the end: loss 0\.\d{3} ± 0\.\d{3}, the mean of the last 12 steps\n", out)
+    assert re.search(r"step 12: expected at the end: loss 0\.\d{3} ± 0\.\d{3} \(mean of the last 12 steps\)\n", out)
     assert re.search(r"step 20: \S+ s a step here; the other 100 take about \d+ s, without checkpoints\n", out)
     longer = done("train", "--out", "run", "--resume", "--steps", 150, *QUICK)
     assert "expected at the end" not in longer and "step 140: " in longer
