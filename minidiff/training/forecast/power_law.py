@@ -67,8 +67,8 @@ class SumLaw:
 
 
 PowerLaw = ProductLaw | SumLaw
-AnyLaw = TypeVar("AnyLaw", ProductLaw, SumLaw)
-Fitted = TypeVar("Fitted")
+K = TypeVar("K", ProductLaw, SumLaw)
+F = TypeVar("F")
 
 
 def _value(law: PowerLaw, parameters: Number, images: Number) -> Any:
@@ -76,7 +76,7 @@ def _value(law: PowerLaw, parameters: Number, images: Number) -> Any:
     return sum(getattr(law, name) * term for name, term in zip(law.FACTORS, terms, strict=True))
 
 
-def fit_power_law(kind: type[AnyLaw], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> AnyLaw:
+def fit_power_law(kind: type[K], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> K:
     """The law of that kind with the least sum of squared relative errors at n points; arrays (n,), positive.
 
     Given both exponents a law is linear in its factors >= 0. So only the exponents are searched for, on a grid that is
@@ -124,9 +124,7 @@ def _nonnegative_least_squares(terms: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return errors, factors
 
 
-def left_out(
-    fit: Callable[..., Fitted], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray
-) -> list[Fitted]:
+def left_out(fit: Callable[..., F], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> list[F]:
     """The laws fit(parameters, images, figures) of all points but one, for each point in turn (the jackknife)."""
     others = [np.arange(len(figures)) != i for i in range(len(figures))]
     return [fit(parameters[some], images[some], figures[some]) for some in others]
