@@ -166,13 +166,15 @@ MODEL_FILES = (
 
 
 def test_wheel_holds_every_module(tmp_path):
-    """And emoji and CLIP's merges with their licences, the exercises' model, a report's page, py.typed, and no more.
+    """And emoji and CLIP's merges with their licences, the exercises' model, a report's page, the forecast's data,
+    py.typed, and no more.
 
     `kernels` is no part of a path.
     """
     want = {str(path.relative_to(ROOT)) for path in sources("minidiff")}
     want |= {f"minidiff/learn/cats_dogs/{name}" for name in MODEL_FILES}
     want |= {f"minidiff/evaluation/run_report.{kind}" for kind in ("html", "css", "js")}
+    want |= {f"minidiff/training/forecast/{name}.json" for name in ("law", "small-cpu")}
     kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
     want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
     want |= {"minidiff/py.typed", "minidiff_kernels/py.typed", "minidiff/data/emoji.npz", "minidiff/data/emoji.LICENSE"}

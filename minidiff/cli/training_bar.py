@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from rich.progress import Progress
 
 from minidiff import faults, ranks
+from minidiff.cli.expectations import Expectations
 from minidiff.cli.tensorboard import EventFiles
 from minidiff.data import Dataset
 from minidiff.terminal import console, progress_bar, shell_command, stderr_console
@@ -50,7 +51,8 @@ def train_with_bar(
                 compile_for_training(run, dataset)
         ranks.gather(None)  # the other ranks find the compiled kernels in the cache
         with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop, ExitStack() as opened:
-            reports: list[_ProgressReport | EventFiles] = [_ProgressReport(run, bar)]
+            reports: list[_ProgressReport | Expectations | EventFiles]
+            reports = [_ProgressReport(run, bar), Expectations(run, bar.console.print)]
             if tensorboard and ranks.rank() == 0:
                 reports.append(opened.enter_context(EventFiles(run.folder, run.step)))
 

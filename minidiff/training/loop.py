@@ -14,6 +14,7 @@ from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
 from minidiff.faults import OtherRankError
 from minidiff.training.checkpoints import record_loss
+from minidiff.training.forecast.reference_curves import reference_curve
 from minidiff.training.log import TrainingLog, read_log, read_quarter_losses
 from minidiff.training.parallel.agreement import Pace
 from minidiff.training.run import Run
@@ -122,7 +123,8 @@ def save_progress(run: Run, dataset: Dataset, validation: Dataset) -> None:
     if ranks.rank() > 0:
         return
     log = run.folder / "metrics.csv"
-    save_loss_plot(*read_log(log), run.folder / "loss.png", "Training loss", read_quarter_losses(log))
+    quarters, reference = read_quarter_losses(log), reference_curve(run)
+    save_loss_plot(*read_log(log), run.folder / "loss.png", "Training loss", quarters, reference)
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
     with ranks.alone(), run.optimizer.averaged():
