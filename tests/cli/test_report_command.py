@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from small_commands import SMALL
 from small_runs import idx_set, new_run
-from small_text import bars
+from small_text import bars, new_text_run
 
 from minidiff.evaluation import run_facts
 from minidiff.formats.run_state import read_state, state_file
-from minidiff.training import loop, recipes
+from minidiff.training import loop, prior, recipes
 from minidiff.training.command import command_of
 from minidiff.training.state import open_run
 
@@ -62,14 +63,16 @@ def test_the_command_starts_the_same_run(name, done, tmp_path, monkeypatch, no_s
     assert start_of("second") == start_of("first")
 
 
-def captioned(folder):
+def captioned(folder, caption="{}"):
     """A folder of images with captions."""
     folder.mkdir()
     dataset = bars()
     for i, image in enumerate(dataset.take(range(len(dataset)))):
         Image.fromarray(image).save(folder / f"{i}.png")
     with open(folder / "captions.csv", "w") as file:
-        csv.writer(file).writerows([("file_name", "text"), *((f"{i}.png", c) for i, c in enumerate(dataset.captions))])
+        csv.writer(file).writerows(
+            [("file_name", "text"), *((f"{i}.png", caption.format(c)) for i, c in enumerate(dataset.captions))]
+        )
 
 
 def test_the_command_of_a_text_run_has_the_copies_of_its_frozen_parts(done, tmp_path, no_sheets):
@@ -80,6 +83,44 @@ def test_the_command_of_a_text_run_has_the_copies_of_its_frozen_parts(done, tmp_
     assert words[words.index("--latent") + 1] == "first"
     done(*words[1:])
     assert start_of("second") == start_of("first")
+
+
+TUNED = {
+    "dreambooth": "--method dreambooth",
+    "dreambooth with a prior": "--method dreambooth --prior-prompt red --prior-weight 0.5 --lr 0.002",
+    "lora": "--rank 2 --skip-bad",
+    "lora with a prior": "--prior-prompt red",
+    "lora without": "--prior-weight 0 --seed 3",
+    "word": "--method textual-inversion --word <bar> --initial-word red",
+    "word with a rate": "--method textual-inversion --word <bar> --initial-word red --lr 0.001",
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_the_command_of_a_run_that_tunes(name, done, tmp_path, monkeypatch, no_sheets):
+    """Of DreamBooth without a prior too, whose state is otherwise that of a run of train --text."""
+    monkeypatch.setattr(prior, "SAMPLES", 2)
+    monkeypatch.setattr(prior, "STEPS", 2)
+    new_text_run(tmp_path / "base")
+    captioned(tmp_path / "data", "a {} <bar>" if name.startswith("word") else "{}")
+    done("tune", "base", "data", *TUNED[name].split(), *QUICK, "--out", "first")
+    words = command_of(open_run(Path("first")), "second")
+    assert words[:3] == ["minidiff", "tune", str(tmp_path / "base")]
+    done(*words[1:])
+    assert start_of("second") == start_of("first")
+    if name.startswith("dreambooth"):
+        Path("base").rename("elsewhere")
+        assert command_of(open_run(Path("first"))) is None
+
+
+def test_the_state_of_an_older_run_does_not_say_what_it_began_from(done, tmp_path, no_sheets):
+    """It opens, as one that began from random weights."""
+    state = new_text_run(tmp_path / "run").folder / "training" / "state.safetensors"
+    tensors, metadata = load_file(state), dict(read_state(state).metadata)
+    config = json.loads(metadata["config"])
+    assert config.pop("begun_from") == ""
+    save_file(tensors, state, metadata | {"config": json.dumps(config)})
+    assert open_run(Path("run")).config.begun_from == ""
 
 
 def test_what_no_command_starts_has_none(trained, tmp_path):
