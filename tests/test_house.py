@@ -39,7 +39,7 @@ def test_imports_run_one_way():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("rival", ["cupy", "torch", "diffusers", "transformers", "matplotlib.pyplot"])
+@pytest.mark.parametrize("rival", ["cupy", "mpi4py", "torch", "diffusers", "transformers", "matplotlib.pyplot"])
 def test_importing_minidiff_does_not_import(rival):
     done = python("-c", f"import sys, minidiff, minidiff.cli.app; sys.exit({rival!r} in sys.modules)")
     assert done.returncode == 0, done.stderr
