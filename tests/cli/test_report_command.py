@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -13,8 +14,11 @@ from small_commands import SMALL
 from small_runs import idx_set, new_run
 from small_text import bars, new_text_run
 
-from minidiff.evaluation import run_facts
+from minidiff.data.imaging import sheet, to_uint8
+from minidiff.evaluation import run_facts, run_images
 from minidiff.formats.run_state import read_state, state_file
+from minidiff.sampling.prompts import escaped
+from minidiff.sampling.text_to_image import text_to_image
 from minidiff.training import loop, prior, recipes
 from minidiff.training.command import command_of
 from minidiff.training.state import open_run
@@ -143,7 +147,7 @@ def test_a_report_holds_what_the_files_of_the_runs_hold(done, trained):
         assert run["log"] == Path(run["name"], "metrics.csv").read_text()
         header, *lines = Path(run["name"], "checkpoints.csv").read_text().split()
         assert [f"{step},{loss}" for step, loss in run["checkpoints"]] == lines
-        assert len(run["trajectory"]["frames"]) == run_facts.FRAMES
+        assert len(run["trajectory"]["frames"]) == run_images.FRAMES
         assert run["command"].startswith("minidiff train")
     assert [step for step, _ in second["sheets"]] == [2, 4]
     settings = dict(second["settings"])
@@ -177,6 +181,40 @@ def test_a_report_of_every_kind_of_run(kind, done, tmp_path):
     done("report", "run", "--threads", 1)
     (run,) = facts("report.html")
     assert run["trajectory"] is None and run["sheets"] and run["command"]
+
+
+@pytest.mark.parametrize("shown", ["pixels", "decoded", "colours"])
+def test_the_trajectory_of_prompts(shown, done, tmp_path, monkeypatch, no_sheets):
+    """Captions of its dataset; at the end the images that text to image samples, until then latents as colours."""
+    monkeypatch.setattr(run_images, "DECODED", 63 if shown == "colours" else 64)
+    captioned(tmp_path / "data", "a ({}) <bar>")
+    new_text_run(tmp_path / "base", latent=shown != "pixels")
+    word = ("--method", "textual-inversion", "--word", "<bar>", "--initial-word", "red")
+    done("tune", "base", "data", *word, *QUICK, "--out", "run")
+    run = open_run(Path("run"))
+    monkeypatch.setattr(run_images, "data_uri", np.asarray)
+    found = run_images.trajectory(run)
+    captions, factor = bars().captions, 2 if shown == "colours" else 1
+    assert found["prompts"] == [f"a ({captions[i]}) <bar>" for i in (0, 3, 6, 9)]
+    with run.optimizer.averaged():
+        texts, rng = [escaped(prompt) for prompt in found["prompts"]], np.random.default_rng([0, 0])
+        images = to_uint8(text_to_image(run.pipeline, texts, guidance=4, steps=run_images.STEPS, rng=rng))
+    frames = [frame for _, frame in found["frames"]]
+    assert [t for t, _ in found["frames"]][-1] == -1 and len(frames) == run_images.FRAMES
+    assert {frame.shape for frame in frames[:-1]} == {(2 * 8 // factor + 3, 4 * 8 // factor + 5, 3)}
+    expected = np.asarray(sheet(np.concatenate([images, images]), columns=4, scale=1, gap=factor))
+    np.testing.assert_array_equal(frames[-1][: 8 + factor], expected[: 8 + factor])  # x_t
+    assert ("latents as colours" in found["note"]) == (shown == "colours")
+
+
+def test_a_text_run_whose_dataset_has_moved_is_not_sampled(done, tmp_path, no_sheets):
+    captioned(tmp_path / "data")
+    new_text_run(tmp_path / "base")
+    done("tune", "base", "data", "--method", "dreambooth", *QUICK, "--out", "run")
+    Path("data").rename("elsewhere")
+    done("report", "run", "--threads", 1)
+    (run,) = facts("report.html")
+    assert run["trajectory"]["frames"] == [] and f"{tmp_path / 'data'}: no such" in run["trajectory"]["note"]
 
 
 def test_a_run_that_is_being_written_is_reported_up_to_its_last_whole_line(done, trained):
