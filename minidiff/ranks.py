@@ -8,6 +8,8 @@ collectives (`gather`, `broadcast`, `concatenate`) in the same order. They wait 
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,12 +19,26 @@ from minidiff.errors import MinidiffError
 
 # The number of processes as the launchers of Open MPI, MPICH (Intel MPI, PBS) and Slurm tell it.
 LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+LAUNCHED_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 SPIN = 0.05  # seconds of waiting before the processor is given up
+
+while_waiting: list[Callable[[], object]] = []  # called again and again; one that raises ends the waiting (faults.py)
+waited: float = 0.0  # seconds in `wait_until` so far
+_alone = False
 
 
 def launched() -> int:
     """The number of processes that an MPI launcher started, by its environment variables; 1 without a launcher."""
-    return max([1, *(int(value) for name in LAUNCHED if (value := os.environ.get(name, "")).isdigit())])
+    return max([1, *_numbers(LAUNCHED)])
+
+
+def launched_rank() -> int:
+    """The rank of this process by the launcher's environment variables, for errors before MPI has started."""
+    return max([0, *_numbers(LAUNCHED_RANK)])
+
+
+def _numbers(names: tuple[str, ...]) -> list[int]:
+    return [int(value) for name in names if (value := os.environ.get(name, "")).isdigit()]
 
 
 @cache
@@ -51,12 +67,23 @@ def communicator() -> Any:
 
 def size() -> int:
     """The number of ranks, n."""
-    return 1 if communicator() is None else communicator().Get_size()
+    return 1 if _alone or communicator() is None else communicator().Get_size()
 
 
 def rank() -> int:
     """The rank of this process, 0 ... n - 1. Rank 0 alone writes files and prints."""
-    return 0 if communicator() is None else communicator().Get_rank()
+    return 0 if size() == 1 else communicator().Get_rank()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this block the process is rank 0 of 1: for work that one rank does and the others do not take part in."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def share(items: int) -> slice:
@@ -101,7 +128,16 @@ def _concatenate(data: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def wait(*requests: Any) -> None:
-    """Wait until mpi4py's requests are complete. Python's signal handlers run meanwhile."""
+    """Wait until mpi4py's requests are complete."""
+    wait_until(lambda: all([request.Test() for request in requests]))
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Wait until done() is true; MPI makes progress in the calls. Python's signal handlers run meanwhile."""
+    global waited
     start = time.monotonic()
-    while not all([request.Test() for request in requests]):
+    while not done():
+        for check in while_waiting:
+            check()
         time.sleep(0 if time.monotonic() - start < SPIN else 0.0005)
+    waited += time.monotonic() - start

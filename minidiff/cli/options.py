@@ -110,7 +110,15 @@ Depth = Annotated[int | None, typer.Option(help="Number of resolution levels.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per step.  [default: 32]")]
 Accumulate = Annotated[
     int | None,
-    typer.Option(help="Split each batch into N parts (gradient accumulation) to save memory.  [default: 1]"),
+    typer.Option(
+        help="Split each batch into N parts (gradient accumulation), to save memory or for N processes.  "
+        "[default: 1, of N processes N]"
+    ),
+]
+ReductionName = Literal["exact", "mpi"]
+Reduction = Annotated[
+    ReductionName | None,
+    typer.Option(help="Sum of gradients over processes: in a fixed order, or MPI's all-reduce.  [default: exact]"),
 ]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
 Warmup = Annotated[int | None, typer.Option(help="Steps of linear learning rate warmup.  [default: 50]")]

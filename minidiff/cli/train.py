@@ -60,6 +60,7 @@ def train(
     steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
+    reduction: options.Reduction = None,
     lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
@@ -99,7 +100,8 @@ def train(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
         objective=objective, min_snr=min_snr, learned_variance=learned_variance or None,
         importance_sampling=importance_sampling or None, width=width, depth=depth, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
+        accumulate=accumulate, reduction=reduction, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life),
+        backend=backend, seed=seed,
     )  # fmt: skip
     of_kind = given_options(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
@@ -130,6 +132,7 @@ def train_vae(
     steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
+    reduction: options.Reduction = None,
     lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
@@ -154,8 +157,8 @@ def train_vae(
     """
     given = given_options(
         size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,
-        depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
-        **_emas(ema_half_life), backend=backend, seed=seed,
+        depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, reduction=reduction, lr=lr,
+        warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     with lock_run(out):
         if resume:

@@ -1,0 +1,133 @@
+"""Faults among several ranks: an error, a stop or the death of one of them ends all, with one line on stderr.
+
+An error of another rank than 0 is sent to rank 0, which finds it while it waits. A rank that has died is found by those
+that wait for it on the same machine, by its process id; the MPI launcher, which sees it everywhere, then ends all.
+"""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import minidiff.ranks as ranks
+from minidiff.errors import MinidiffError
+
+EVERY = 0.1  # seconds between two looks at the other processes
+PATIENCE = 5.0  # seconds that a rank gives rank 0 to print its error
+
+
+@dataclass
+class _Watch:
+    """What a rank needs to notice the faults of the others.
+
+    errors  a communicator for the messages of errors alone
+    others  process ids of the other ranks on this machine
+    """
+
+    errors: Any
+    others: dict[int, int]
+    dead: list[int] = field(default_factory=list)
+    looked: float = 0.0
+
+
+_watch: _Watch | None = None
+
+
+def start_watching() -> None:
+    """From here on faults of other ranks are noticed whenever this one waits. Alone it does nothing."""
+    global _watch
+    if ranks.size() == 1:
+        return
+    here = socket.gethostname()
+    places = ranks.gather([here, os.getpid()])
+    others = {r: pid for r, (host, pid) in enumerate(places) if host == here and r != ranks.rank()}
+    _watch = _Watch(ranks.communicator().Dup(), others)
+    ranks.while_waiting.append(check)
+
+
+def finish() -> None:
+    """Wait until all ranks are here, and leave MPI: none is missed from here on."""
+    global _watch
+    if _watch is not None:
+        from mpi4py import MPI
+
+        ranks.while_waiting.remove(check)
+        _watch = None
+        ranks.gather(None)
+        MPI.Finalize()
+
+
+def check() -> None:
+    """Raises MinidiffError if another rank has died on this machine, and on rank 0 with the error of another rank."""
+    if _watch is None or time.monotonic() - _watch.looked < EVERY:
+        return
+    _watch.looked = time.monotonic()
+    _watch.dead = [r for r, pid in _watch.others.items() if not _is_there(pid)]
+    if _watch.dead:
+        names = " and ".join(f"rank {r} (process {_watch.others[r]})" for r in _watch.dead)
+        raise MinidiffError(f"{names} has died, and so all {ranks.size()} end")
+    if ranks.rank() == 0 and _watch.errors.Iprobe():
+        raise MinidiffError(_receive(_watch.errors))
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _receive(errors: Any) -> str:
+    """The error that another rank has sent, with its rank."""
+    from mpi4py import MPI
+
+    status = MPI.Status()
+    errors.Probe(status=status)
+    data = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+    errors.Recv(data, status.Get_source())
+    return f"rank {status.Get_source()}: {data.tobytes().decode()}"
+
+
+def report(message: str) -> None:
+    """Print an error's line on stderr: one of the ranks that have it does."""
+    line = f"minidiff: {message}"
+    if _watch is None:  # alone, or MPI did not start
+        prints = ranks.launched_rank() == 0
+    elif _watch.dead:
+        prints = ranks.rank() == min({ranks.rank(), *_watch.others} - set(_watch.dead))
+    else:
+        prints = ranks.rank() == 0
+        if not prints:
+            line = f"minidiff: rank {ranks.rank()}: {message}"
+            _watch.errors.Isend(np.frombuffer(message.encode(), np.uint8), 0)
+    if not prints and _watch is not None:
+        time.sleep(PATIENCE)  # the rank that prints ends this one meanwhile, or else it is too busy to
+        prints = True
+    if prints:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def ending_all() -> Iterator[None]:
+    """If an exception or an exit code other than 0 leaves this block on one rank, all ranks end with that code."""
+    try:
+        yield
+    except BaseException as end:
+        code = end.code if isinstance(end, SystemExit) else 1
+        if _watch is None or not code:
+            raise
+        if not isinstance(end, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        ranks.communicator().Abort(code if isinstance(code, int) else 1)
