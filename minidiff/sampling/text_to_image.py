@@ -66,9 +66,7 @@ def text_trajectory(
 ) -> Trajectory:
     """The sampling loop of `text_to_image`, as `sample`: (t, x_t, x0_hat) after each step, scaled latents."""
     rng = np.random.default_rng() if rng is None else rng
-    height, width = check_size(pipeline, size or pipeline.image_shape[:2])
-    factor, C = pipeline.vae.factor, pipeline.vae.config.latent_channels
-    shape = (len(prompts), height // factor, width // factor, C)
+    shape = latent_shape(pipeline, len(prompts), size or pipeline.image_shape[:2])
     model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
     return sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
 
@@ -164,6 +162,12 @@ def decode(pipeline: TextPipeline, latents: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [vae.decode_in_tiles(z[None]) if in_tiles else vae.decode(z[None]).numpy() for z in latents]
         )
+
+
+def latent_shape(pipeline: TextPipeline, n: int, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The shape (n, h, w, latent_channels) of the latents of n images of that height and width, which are checked."""
+    height, width = check_size(pipeline, size)
+    return n, height // pipeline.vae.factor, width // pipeline.vae.factor, pipeline.vae.config.latent_channels
 
 
 def check_size(pipeline: TextPipeline, size: tuple[int, ...]) -> tuple[int, int]:
