@@ -20,7 +20,13 @@ import minidiff.ranks as ranks
 from minidiff.errors import MinidiffError
 
 EVERY = 0.1  # seconds between two looks at the other processes
-PATIENCE = 5.0  # seconds that a rank gives rank 0 to print its error
+PATIENCE = 20.0  # seconds that a rank gives rank 0 to print its error and end it
+LAUNCHERS = 5.0  # seconds that the launcher has to end the others after a death
+FORWARDING = 0.5  # seconds that it has to pass our line on before MPI's own
+
+
+class OtherRankError(MinidiffError):
+    """An error of another rank, with all that the other has said about it."""
 
 
 @dataclass
@@ -47,7 +53,8 @@ def start_watching() -> None:
         return
     here = socket.gethostname()
     places = ranks.gather([here, os.getpid()])
-    others = {r: pid for r, (host, pid) in enumerate(places) if host == here and r != ranks.rank()}
+    found = os.name == "posix"  # elsewhere os.kill(pid, 0) does not ask whether a process is there, it ends it
+    others = {r: pid for r, (host, pid) in enumerate(places) if found and host == here and r != ranks.rank()}
     _watch = _Watch(ranks.communicator().Dup(), others)
     ranks.while_waiting.append(check)
 
@@ -72,9 +79,9 @@ def check() -> None:
     _watch.dead = [r for r, pid in _watch.others.items() if not _is_there(pid)]
     if _watch.dead:
         names = " and ".join(f"rank {r} (process {_watch.others[r]})" for r in _watch.dead)
-        raise MinidiffError(f"{names} has died, and so all {ranks.size()} end")
+        raise MinidiffError(f"{names} has died")
     if ranks.rank() == 0 and _watch.errors.Iprobe():
-        raise MinidiffError(_receive(_watch.errors))
+        raise OtherRankError(_receive(_watch.errors))
 
 
 def _is_there(pid: int) -> bool:
@@ -100,21 +107,18 @@ def _receive(errors: Any) -> str:
 
 def report(message: str) -> None:
     """Print an error's line on stderr: one of the ranks that have it does."""
-    line = f"minidiff: {message}"
+    line, patience = f"minidiff: {message}", 0.0
     if _watch is None:  # alone, or MPI did not start
-        prints = ranks.launched_rank() == 0
+        if ranks.launched_rank() > 0:
+            return
     elif _watch.dead:
-        prints = ranks.rank() == min({ranks.rank(), *_watch.others} - set(_watch.dead))
-    else:
-        prints = ranks.rank() == 0
-        if not prints:
-            line = f"minidiff: rank {ranks.rank()}: {message}"
-            _watch.errors.Isend(np.frombuffer(message.encode(), np.uint8), 0)
-    if not prints and _watch is not None:
-        time.sleep(PATIENCE)  # the rank that prints ends this one meanwhile, or else it is too busy to
-        prints = True
-    if prints:
-        print(line, file=sys.stderr, flush=True)
+        first = min({ranks.rank(), *_watch.others} - set(_watch.dead))
+        patience = 0.0 if ranks.rank() == first else LAUNCHERS
+    elif ranks.rank() > 0:
+        line, patience = f"minidiff: rank {ranks.rank()}: {message}", PATIENCE
+        _watch.errors.Isend(np.frombuffer(message.encode(), np.uint8), 0)
+    time.sleep(patience)  # the rank that prints ends this one meanwhile, unless it is too busy to
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -130,4 +134,6 @@ def ending_all() -> Iterator[None]:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+        # after a death the launcher ends this rank by itself, and says less than MPI would
+        time.sleep(LAUNCHERS if _watch.dead else FORWARDING)
         ranks.communicator().Abort(code if isinstance(code, int) else 1)

@@ -17,7 +17,8 @@ import numpy as np
 
 from minidiff.errors import MinidiffError
 
-# The number of processes as the launchers of Open MPI, MPICH (Intel MPI, PBS) and Slurm tell it.
+# The number of processes as the launchers of Open MPI, MPICH (Intel MPI, PBS) and Slurm tell it. The first that is set
+# counts: within a job of Slurm, mpiexec may start another number of processes than srun, with which it starts its own.
 LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 LAUNCHED_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 SPIN = 0.05  # seconds of waiting before the processor is given up
@@ -29,16 +30,17 @@ _alone = False
 
 def launched() -> int:
     """The number of processes that an MPI launcher started, by its environment variables; 1 without a launcher."""
-    return max([1, *_numbers(LAUNCHED)])
+    return max(1, _first_number(LAUNCHED))
 
 
 def launched_rank() -> int:
     """The rank of this process by the launcher's environment variables, for errors before MPI has started."""
-    return max([0, *_numbers(LAUNCHED_RANK)])
+    return _first_number(LAUNCHED_RANK)
 
 
-def _numbers(names: tuple[str, ...]) -> list[int]:
-    return [int(value) for name in names if (value := os.environ.get(name, "")).isdigit()]
+def _first_number(names: tuple[str, ...]) -> int:
+    """The first of these environment variables that is a number; 0 if none is."""
+    return next((int(value) for name in names if (value := os.environ.get(name, "")).isdigit()), 0)
 
 
 @cache

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import small_text
+import which_cupy  # noqa: F401  (the simulator, unless MINIDIFF_TEST_GPU is set)
 from small_runs import bars, network, new_points_run, pictures
 
 from minidiff import ranks
 from minidiff.data import open_dataset
 from minidiff.diffusion.schedule import cosine_schedule
+from minidiff.engine.backend import get_backend
+from minidiff.engine.functional import mul
+from minidiff.engine.nn import Parameter
+from minidiff.engine.optim import AdamW
+from minidiff.engine.tensor import Tensor
 from minidiff.formats.run_lock import lock_run
 from minidiff.models.config import ClassifierConfig, VAEConfig
 from minidiff.sampling.opening import open_pipeline
@@ -24,6 +30,7 @@ from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.textual_inversion_run import TextualInversionRun
 from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.kinds.vae_run import VAERun
+from minidiff.training.parallel.gradients import gradient_sum
 from minidiff.training.step import steps
 
 SETTINGS = dict(steps=3, batch_size=8, warmup=2, seed=5, backend="numpy", accumulate=4)
@@ -79,10 +86,23 @@ def results(folder):
     return found
 
 
+def sums_on_a_gpu():
+    """Whether gradients in a GPU's memory are summed in the order of parts; they pass through host memory."""
+    backend, parts = get_backend("cupy"), np.random.default_rng(0).standard_normal((4, 1000), dtype=np.float32)
+    p = Parameter(np.ones(1000, np.float32), backend)
+    optimizer = AdamW([p], 0.1)
+    gradients = gradient_sum(optimizer)
+    for k in gradients.parts(4):
+        mul(p, Tensor(parts[k], backend)).backward(np.ones(1000, np.float32), gradients.final)
+    return np.array_equal(backend.to_numpy(optimizer.g), ((parts[0] + parts[1]) + parts[2]) + parts[3])
+
+
 def main(folder):
     """Print the kinds whose bits are the same, those that are equal up to rounding, and others."""
+    on_a_gpu = all(ranks.gather(bool(sums_on_a_gpu())))
     together = results(folder / "together")
     if ranks.rank() == 0:
+        print("gpu", "same" if on_a_gpu else "other")
         with ranks.alone():
             alone = results(folder / "alone")
         for name, (stats, p) in together.items():

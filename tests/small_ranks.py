@@ -75,6 +75,7 @@ def main(folder, steps, checkpoint_every, parts, fault="", rank=-1, step=0) -> N
     with faults.ending_all():
         try:
             faults.start_watching()
+            print("process", os.getpid(), flush=True)
             train(Path(folder), int(steps), int(checkpoint_every), int(parts), fault, int(rank), int(step))
         except MinidiffError as error:
             faults.report(str(error))

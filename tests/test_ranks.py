@@ -25,6 +25,7 @@ print(f"{r} of {ranks.size()}")
 """
 
 
+@many_ranks.needed
 def test_three_ranks():
     code, out, err = many_ranks.run(3, "-c", PROGRAM)
     assert (code, sorted(out.splitlines())) == (0, ["0 of 3", "1 of 3", "2 of 3"]), err
@@ -53,6 +54,7 @@ def test_missing_mpi4py():
     assert "pip install 'minidiff[mpi]'" in done.stderr.splitlines()[-1]
 
 
+@many_ranks.needed
 def test_a_launcher_of_another_mpi():
     done = alone("from minidiff import ranks; ranks.size()", SLURM_STEP_NUM_TASKS="2")
     assert "the launcher started 2 processes, and Open MPI" in done.stderr.splitlines()[-1]
@@ -65,3 +67,9 @@ def test_launchers(monkeypatch, name):
     assert ranks.launched() == 1
     monkeypatch.setenv(name, "12")
     assert ranks.launched() == 12
+
+
+def test_mpiexec_within_a_job_of_slurm(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert ranks.launched() == 2

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minidiff import ranks
 from minidiff.cli import options
 from minidiff.cli.training_bar import CHECKPOINT_EVERY, KEEP, train_with_bar
 from minidiff.data import POINTS, Dataset
@@ -236,7 +237,8 @@ def train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int, t
     if run.step == run.config.steps:
         console.print(f"{run.folder}: all {run.step} steps are done already; to continue, give a larger --steps")
         return
-    resume_command = ["minidiff", "train", "--out", str(run.folder), "--resume"]
+    launcher = ["mpiexec", "-n", str(ranks.size())] if ranks.size() > 1 else []
+    resume_command = [*launcher, "minidiff", "train", "--out", str(run.folder), "--resume"]
     if checkpoint_every != CHECKPOINT_EVERY:
         resume_command += ["--checkpoint-every", str(checkpoint_every)]
     if keep != KEEP:

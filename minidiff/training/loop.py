@@ -12,6 +12,7 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image, save_loss_plot
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
+from minidiff.faults import OtherRankError
 from minidiff.training.checkpoints import record_loss
 from minidiff.training.log import TrainingLog, read_log, read_quarter_losses
 from minidiff.training.parallel.agreement import Pace
@@ -62,7 +63,14 @@ def fit(
                     on_checkpoint(saved, loss)
                     pace.restart()
     except (MinidiffError, OSError) as error:  # OSError: the log, on a full disk
-        raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
+        raise _with_checkpoint(error, saved, run) from None
+
+
+def _with_checkpoint(error: MinidiffError | OSError, saved: int, run: Run) -> MinidiffError:
+    """The error with the step of the last checkpoint, which that of another rank has already."""
+    if isinstance(error, OtherRankError):
+        return error
+    return MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}")
 
 
 def _open_log(run: Run) -> AbstractContextManager[TrainingLog | None]:
@@ -141,7 +149,7 @@ def stoppable(notice: Callable[[], object]) -> Iterator[Callable[[], bool]]:
     rank raises MinidiffError, which names it.
     """
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if ranks.size() > 1:
+    if ranks.size() > 1 and hasattr(signal, "SIGUSR1"):
         numbers.append(signal.SIGUSR1)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
         numbers.append(signal.SIGHUP)

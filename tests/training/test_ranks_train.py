@@ -4,12 +4,13 @@ import kinds_on_ranks
 import many_ranks
 import pytest
 import small_ranks
-from small_runs import read_safetensors, rows
+from small_runs import idx_set, read_safetensors, rows
 
 from minidiff.training import state
 from minidiff.training.parallel import agreement
 
 STEPS, EVERY, PARTS = 12, 4, 4
+pytestmark = many_ranks.needed
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,11 @@ def check_same(folder, alone):
     assert a == b and len(a) == 6
 
 
+def lines_of(err):
+    """Our lines on stderr; the launcher's own are around them, at times on the same line."""
+    return [line.strip() for line in err.splitlines() if line.strip().startswith("minidiff:")]
+
+
 def test_two_ranks_then_one_then_four(tmp_path, alone):
     """Stopped at steps 4 and 8, the steps of checkpoints."""
     run = tmp_path / "run"
@@ -53,7 +59,7 @@ def test_a_rank_that_is_killed(tmp_path, alone):
     run = tmp_path / "run"
     code, out, err = on_ranks(2, run, STEPS, "kill", 1, 6)
     assert code not in (0, 130) and "rank 1" in err
-    assert sum(line.startswith("minidiff:") for line in err.splitlines()) <= 1
+    assert len(lines_of(err)) <= 1
     assert read_safetensors(state.state_file(run))[1]["step"] == "4"
     small_ranks.main(run, STEPS, EVERY, PARTS)
     check_same(run, alone)
@@ -67,13 +73,14 @@ def test_a_rank_that_is_killed(tmp_path, alone):
 ])  # fmt: skip
 def test_an_error_is_one_line_and_ends_all(tmp_path, fault, step, message):
     code, _, err = on_ranks(2, tmp_path / "run", STEPS, fault, 1, step)
-    lines = [line for line in err.splitlines() if line.startswith("minidiff:")]
-    assert (code, len(lines)) == (2, 1) and message in lines[0], err
+    lines = lines_of(err)
+    assert (code, len(lines)) == (2, 1) and lines[0].startswith(message), err
+    assert lines[0].count("is kept in") <= 1
 
 
 def test_a_number_of_ranks_that_does_not_divide_the_parts(tmp_path):
     code, _, err = on_ranks(3, tmp_path / "run")
-    (line,) = [line for line in err.splitlines() if line.startswith("minidiff:")]
+    (line,) = lines_of(err)
     assert code == 2 and "3 processes cannot share a batch of 4 parts (--accumulate) equally: start 1, 2, 4" in line
 
 
@@ -105,9 +112,20 @@ def test_one_rank_stops_all(monkeypatch):
 
 
 def test_every_kind_of_run_has_the_bits_of_one_process(tmp_path):
-    """Of MPI's own reduction the weights are equal up to rounding: 1e-6 of their norm."""
+    """Of MPI's own reduction the weights are equal up to rounding: 1e-6 of their norm. The GPU is the simulator's."""
     code, out, err = many_ranks.run(2, kinds_on_ranks.__file__, tmp_path)
     assert code == 0, err
     found = dict(line.split() for line in out.splitlines())
     assert found.pop("mpi") in ("same", "close")
-    assert found == dict.fromkeys(("unet", "vae", "classifier", "points", "text", "lora", "word"), "same")
+    assert found == dict.fromkeys(("unet", "vae", "classifier", "points", "text", "lora", "word", "gpu"), "same")
+
+
+def test_the_command(tmp_path):
+    """Rank 0 alone prints; a command that runs as one process refuses several."""
+    train = f"train {idx_set(tmp_path / 'set')} --out {tmp_path / 'run'} --steps 2 --batch-size 4 --width 8 --depth 1"
+    code, out, err = many_ranks.run(2, "-m", "minidiff", *train.split(), "--threads", 1, "--backend", "numpy")
+    assert code == 0 and out.count("processes: 2") == out.count("Done: step 2") == 1, out + err
+    assert state.open_run(tmp_path / "run").config.accumulate == 2
+    code, out, err = many_ranks.run(2, "-m", "minidiff", "info")
+    message = "minidiff: minidiff info runs as one process: start it without mpiexec"
+    assert (code, lines_of(err)) == (2, [message]), err

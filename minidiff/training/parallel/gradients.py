@@ -9,8 +9,8 @@ gradient is cut into buckets, and each bucket into n shares. As soon as backward
 sends each of the others its share and adds up, part after part, what it receives of its own (a reduce-scatter). After
 the last part it sends its sums to all others (an all-gather). Backward continues meanwhile.
 
-With the reduction "mpi" a rank adds its own parts in place, and MPI's all-reduce adds those of the ranks, in an order
-of its own choice: less traffic, and equal up to rounding.
+With the reduction "mpi" a rank adds its own parts in place, and MPI's all-reduce adds the sums of the ranks, in an
+order of its own: equal up to rounding, and with more parts than ranks fewer bytes.
 
 MPI moves messages only while it is called, so `final` also looks after the exchanges that are under way.
 """
