@@ -60,14 +60,14 @@ def start_watching() -> None:
 
 
 def finish() -> None:
-    """Wait until all ranks are here, and leave MPI: none is missed from here on."""
+    """Wait until all ranks are here, without MPI's spinning, and leave MPI: none is missed from here on."""
     global _watch
     if _watch is not None:
         from mpi4py import MPI
 
+        ranks.gather(None)
         ranks.while_waiting.remove(check)
         _watch = None
-        ranks.gather(None)
         MPI.Finalize()
 
 

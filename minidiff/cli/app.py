@@ -82,6 +82,8 @@ def main() -> None:
             _start_ranks()
             with np.errstate(over="ignore", invalid="ignore"), reports_shown():  # non-finite values raise MinidiffError
                 code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
+            if code == 0:
+                faults.finish()
             if code == 130:  # typer's exit code for KeyboardInterrupt
                 print("minidiff: stopped", file=sys.stderr)
             sys.exit(code)
