@@ -89,8 +89,11 @@ def alone() -> Iterator[None]:
 
 
 def share(items: int) -> slice:
-    """The items of this rank, of so many: consecutive, in the order of ranks, as equal in number as possible."""
-    return slice(items * rank() // size(), items * (rank() + 1) // size())
+    """The items of this rank, of so many: consecutive, in the order of ranks, as equal in number as possible.
+
+    Rank 0 has the first item, however few there are.
+    """
+    return slice(-(-items * rank() // size()), -(-items * (rank() + 1) // size()))
 
 
 def gather(value: Any) -> list[Any]:

@@ -64,7 +64,8 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 
 
-MANY_RANKS = ("train", "train-vae", "train-classifier", "tune")  # the commands that run as several processes
+# The commands that run as several processes.
+MANY_RANKS = ("train", "train-vae", "train-classifier", "tune", "sample", "evaluate")
 
 
 @app.callback()

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import machine
+from minidiff import machine, ranks
 from minidiff.cli.options import EMA, PLACE, Backend, Embeddings, Guidance, LoRAs, Seed, SkipBad, Threads
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
@@ -46,7 +46,9 @@ def evaluate(
             help="Number of samples.  [default: 1000; of a text run, the test split's]", min=MIN_IMAGES, max=100_000
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="As for sample.  [default: the folder's own]")] = None,
     guidance: Guidance = 1.0,
     raw: Annotated[
@@ -73,6 +75,8 @@ def evaluate(
 
     For a text-conditional run: prompt agreement. --n captions of the training set are sampled, and --n of the test
     split; by default as many as the test split has. With --out: figures.json and two sheets.
+
+    Started by mpiexec, the processes share out the batches of samples and of real images.
     """
     threads = machine.use_threads(threads, backend)
     if out is not None:
@@ -122,7 +126,7 @@ def _evaluate_images(
     for line in facts(contents):
         console.print(line)
     console.print(table(contents))
-    if out is not None:
+    if out is not None and ranks.rank() == 0:
         with new_folder(out) as folder:
             report.write_report(folder, contents, images, real, sheet)
         console.print(f"Wrote {out}")
@@ -174,7 +178,7 @@ def _evaluate_prompts(
     counts = ", ".join(f"{count} {name}" for name, count in contents["samples"]["n"].items())
     console.print(f"{counts} of {data.against}, {sampler.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
     console.print(_agreement_table(contents["figures"]))
-    if out is not None:
+    if out is not None and ranks.rank() == 0:
         _write_prompt_report(out, contents, generated)
 
 

@@ -19,10 +19,10 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "distill", "projections", "reduction",
+    "initial_word", "distill", "projections", "reduction", "begun_from",
 }  # fmt: skip
 
-STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction")
+STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction", "begun_from")
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 
 
@@ -57,6 +57,7 @@ class TrainConfig:
     prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
     reduction     sum of the gradients of several ranks: "exact", or "mpi" (parallel/gradients.py)
     distill       that term is on the predictions of the model as it was, not on images of a prior
+    begun_from    the absolute path of the pipeline whose weights DreamBooth begins with; "" for random ones
     Raises MinidiffError that names the first value that is out of range.
     """
 
@@ -90,6 +91,7 @@ class TrainConfig:
     distill: bool = False
     word: str = ""
     initial_word: str = ""
+    begun_from: str = ""
     reduction: str = "exact"
 
     def __post_init__(self) -> None:

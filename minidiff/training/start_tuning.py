@@ -75,6 +75,7 @@ def start_dreambooth(
     """
     given = {"lr": DREAMBOOTH_RATE, **_with_weight(given, prior)}
     pipeline, config, dataset = _open(base, out, data, given, threads)
+    config = replace(config, begun_from=str(base.absolute()))
 
     def begin(run: TextRun) -> None:
         for (_, p), (_, own) in zip(run.named_parameters(), trained_parameters(pipeline, run.frozen), strict=True):

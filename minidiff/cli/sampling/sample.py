@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from minidiff import machine
+from minidiff import machine, ranks
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
 from minidiff.cli.sampling.like import POSITION, given_options
@@ -122,6 +122,8 @@ def sample_command(
 
     With --noise torch the noise is that of torch.Generator().manual_seed(SEED), and the images are those of the
     folder's own scheduler in diffusers 0.42.1, up to rounding, with the exceptions in docs/samplers.md.
+
+    Started by mpiexec, the processes share out the batches of 64 images, or with a prompt single images.
     """
     machine.use_threads(threads, backend := options.with_precision(backend, precision))
     out = Path("sheet.png") if out is None and folder is None else out
@@ -174,6 +176,8 @@ def sample_command(
     chosen = pipeline.sampler
     taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
     taken |= dict(guidance=guidance, seed=None if each else seed or 0, n=None if each else n)
+    if ranks.rank() > 0:
+        return
     size, whole_options = images.shape[1:3], given_options(ctx) | taken
     whole = parameters(whole_options, run, size, texts, negative_prompt or "")
     of_images = of_each(whole, len(images), classes)
@@ -228,14 +232,15 @@ def _sample_batches(
 ) -> np.ndarray:
     """The images (n, H, W, C) uint8 of all batches (shape, labels); rngs has the source of noise of each.
 
-    The trajectory of the first image is written to `gif`, if that is given, and previews of each batch to `preview`.
+    The trajectory of the first image is written to `gif`, if that is given, and previews of each batch to `preview`, of
+    several ranks by rank 0.
     """
     images, frames = [], []
     compile_for_sampling(pipeline, batches[0][0][0])
-    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
+    watch = previewer(pipeline, preview, steps) if preview and ranks.rank() == 0 else lambda x0_hat: None
 
     def sample_all(tick: Tick) -> None:
-        for (shape, cond), rng in zip(batches, rngs, strict=False):  # rngs may be endless
+        for shape, cond, rng in inputs.of_this_rank(batches, rngs, pipeline, steps):
             x_t = np.empty(shape)
             for _, x_t, x0_hat in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
                 if gif and not images:
@@ -244,7 +249,7 @@ def _sample_batches(
                 tick()
             images.append(outputs.finished(x_t))
 
-    with_progress_bar("sampling", steps * len(batches), sample_all)
-    if gif:
+    with_progress_bar("sampling", steps * inputs.num_of_this_rank(len(batches)), sample_all)
+    if gif and ranks.rank() == 0:
         imaging.save_gif(frames, gif)
-    return np.concatenate(images)
+    return inputs.of_all_ranks(images, pipeline.image_shape)
