@@ -403,8 +403,9 @@ def test_projections_of_several_dtypes_are_not_joined(tmp_path):
     arrays, name = arrays_of(path), "text_model.encoder.layers.1.self_attn.k_proj.bias"
     arrays[name] = ("F16", arrays[name][1], bytes(len(arrays[name][2]) // 2))
     write_raw(path, arrays)
-    refused(export_single_file, folder, tmp_path / "one", match="resblocks.1.attn.in_proj_bias is of several dtypes")
-    export_single_file(folder, tmp_path / "one.safetensors", half=True)
+    one = tmp_path / "one.safetensors"
+    refused(export_single_file, folder, one, match="resblocks.1.attn.in_proj_bias is of several dtypes")
+    export_single_file(folder, one, half=True)
 
 
 def test_a_file_of_other_sizes_needs_the_folder(first, tmp_path):

@@ -57,9 +57,9 @@ def export_single_file(folder: Path, path: Path, half: bool = False) -> bool:
     arrays: dict[str, list[Stored]] = {}
     for name, network in networks.items():
         arrays |= _arrays(folder, name, network)
+    check_file(path, *{stored.path for parts in arrays.values() for stored in parts})
     if path.suffix != ".safetensors":  # by which a file is taken for a single-file checkpoint
         raise MinidiffError(f"{path}: is to be a safetensors file; give a name that ends in .safetensors")
-    check_file(path, *{stored.path for parts in arrays.values() for stored in parts})
     prediction_type = schedule_of(scheduler).prediction_type
     copy_arrays(followed(path), arrays, {"format": "pt"} | prediction_metadata(prediction_type), half)
     return _is_inferred(path, networks, load_tokenizer(folder / "tokenizer"), scheduler)
