@@ -14,6 +14,7 @@ from minidiff import machine
 from minidiff.bench import cases, gpu, measure, memory, profile, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
+from minidiff.cli.distill import distill
 from minidiff.cli.evaluate import evaluate
 from minidiff.cli.learn import learn
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
@@ -124,6 +125,7 @@ app.command()(train)
 app.command("train-vae")(train_vae)
 app.command("train-classifier")(train_classifier)
 app.command()(tune)
+app.command()(distill)
 app.command("sample", cls=Repeating)(sample_command)
 for command in (explain, redraw, fill, invert, between, evaluate):
     app.command()(command)

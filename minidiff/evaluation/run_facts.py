@@ -49,7 +49,7 @@ def facts_of(folder: Path, name: str) -> dict[str, Any]:
         "log": "".join(read_lines(folder / "metrics.csv")),
         "checkpoints": [[step, repr(loss)] for step, loss in read_losses(folder).items()],
         "sheets": sheets(folder),
-        "trajectory": trajectory(run) if isinstance(run, UNetRun) else None,
+        "trajectory": trajectory(run) if isinstance(run, UNetRun) and not run.config.consistency else None,
         "evaluations": list(evaluations(folder)),
         "command": command and shell_command(command),
     }

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minidiff.diffusion.consistency.function import TIMESTEP_SCALING
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.engine.nn import Module
@@ -18,6 +19,7 @@ from minidiff.files import JSONFile, open_json, read_json, write_json
 from minidiff.formats.folders import Found, check_exists, find
 from minidiff.formats.schedulers import (
     WITHOUT_ZERO_SNR,
+    continuous_to_config,
     sampler_from_config,
     sampler_to_config,
     schedule_from_config,
@@ -210,9 +212,13 @@ def save_pipeline(
 
 def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None) -> str:
     """Write scheduler/; returns the name of its class in diffusers."""
-    scheduler = schedule_to_config(schedule)
-    if isinstance(schedule, Schedule):
-        scheduler |= sampler_to_config(sampler or Sampler())
+    sampler = sampler or Sampler()
+    if not isinstance(schedule, Schedule):
+        scheduler = continuous_to_config(schedule, sampler.name)
+    else:
+        scheduler = schedule_to_config(schedule) | sampler_to_config(sampler)
+        if sampler.name == "consistency":
+            scheduler["timestep_scaling"] = TIMESTEP_SCALING[schedule.prediction_type]
     write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     return scheduler["_class_name"]
 

@@ -77,6 +77,9 @@ SETTINGS = {
         "DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"} | SDE | V, "linear"),
     "dpm++ sde": ("DPMSolverSDEScheduler", {}, "stable diffusion"),
     "dpm++ sde, karras, v": ("DPMSolverSDEScheduler", {"use_karras_sigmas": True, "steps_offset": 1} | V, "linear"),
+    "lcm": ("LCMScheduler", {}, "stable diffusion"),
+    "lcm, clipping, v": ("LCMScheduler", {"clip_sample": True} | V, "linear"),
+    "lcm, sample": ("LCMScheduler", {"prediction_type": "sample", "timestep_scaling": 0.02}, "linear"),
     "unipc": ("UniPCMultistepScheduler", {}, "stable diffusion"),
     "unipc, karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, "stable diffusion"),
     "unipc, sigma_min, v": (
@@ -151,7 +154,7 @@ VARIANCE_PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 def their_trajectory(scheduler, steps, monkeypatch, noise=None, **extras):
     """x_t after every step, as a variance-preserving x_t whatever the scheduler's own scale. extras go to its step."""
     noise = noise or Noise()
-    for name in ("ddpm", "ddim", "euler_ancestral_discrete", "dpmsolver_multistep"):
+    for name in ("ddpm", "ddim", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm"):
         module = getattr(diffusers.schedulers, f"scheduling_{name}")
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(noise.standard_normal(shape)))
     scheduler.set_timesteps(steps)
