@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidiff.diffusion.consistency.function import TIMESTEP_SCALING
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.engine.nn import Module
@@ -18,7 +17,9 @@ from minidiff.errors import MinidiffError
 from minidiff.files import JSONFile, open_json, read_json, write_json
 from minidiff.formats.folders import Found, check_exists, find
 from minidiff.formats.schedulers import (
+    WITHOUT_DIFFUSERS,
     WITHOUT_ZERO_SNR,
+    consistency_keys,
     continuous_to_config,
     sampler_from_config,
     sampler_to_config,
@@ -194,13 +195,13 @@ def save_pipeline(
 ) -> None:
     """Write scheduler/ and model_index.json; with `unet/` beside them DDPMPipeline.from_pretrained opens the folder.
 
-    No index is written for a class-conditional U-Net, which gets classes.json, and for continuous-time schedules
-    (EDM, flow): DDPMPipeline samples from neither.
+    No index is written for a class-conditional U-Net, which gets classes.json, for continuous-time schedules (EDM,
+    flow), and for schedulers that diffusers lacks: DDPMPipeline samples from none of them.
     """
     scheduler = save_scheduler(folder, schedule, sampler)
     if classes:
         write_json(Path(folder) / "classes.json", list(classes))
-    if classes or not isinstance(schedule, Schedule):
+    if classes or not isinstance(schedule, Schedule) or scheduler in WITHOUT_DIFFUSERS:
         return
     index = {
         "_class_name": "DDPMPipeline",
@@ -218,7 +219,7 @@ def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler |
     else:
         scheduler = schedule_to_config(schedule) | sampler_to_config(sampler)
         if sampler.name == "consistency":
-            scheduler["timestep_scaling"] = TIMESTEP_SCALING[schedule.prediction_type]
+            scheduler |= consistency_keys(schedule)
     write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     return scheduler["_class_name"]
 

@@ -52,8 +52,10 @@ SCHEDULERS = {
         "use_flow_sigmas": False, "use_dynamic_shifting": False, "sigma_min": None, "sigma_max": None,
     }),
     "LCMScheduler": SchedulerClass("consistency", "leading", CLIP | {
-        "clip_sample": False, "original_inference_steps": CONSISTENCY_GRID, "thresholding": False,
+        "clip_sample": False, "original_inference_steps": CONSISTENCY_GRID, "timestep_scaling": TIMESTEP_SCALING,
+        "thresholding": False,
     }),
+    "X0ConsistencyScheduler": SchedulerClass("consistency", "trailing", CLIP),
     # or dpmpp_2m_sde, by algorithm_type
     "DPMSolverMultistepScheduler": SchedulerClass("dpmpp_2m", "linspace", KARRAS | {
         "final_sigmas_type": "zero", "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
@@ -63,17 +65,18 @@ SCHEDULERS = {
     # for the continuous schedules; their other keys are in CONTINUOUS_KEYS
     "EDMEulerScheduler": SchedulerClass("euler", "trailing", {}),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass("euler", "trailing", {}),
-    "EDMConsistencyScheduler": SchedulerClass("consistency", "trailing", {}),  # diffusers has none of this name
+    "EDMConsistencyScheduler": SchedulerClass("consistency", "trailing", {}),
     "FlowMatchLCMScheduler": SchedulerClass("consistency", "trailing", {}),
 }  # fmt: skip
 WITHOUT_CLASS = {"euler_maruyama": "EulerDiscreteScheduler"}  # its settings are read as those of this class
+WITHOUT_DIFFUSERS = ("X0ConsistencyScheduler", "EDMConsistencyScheduler")  # diffusers has no classes of these names
 WITHOUT_ZERO_SNR = ("pndm", "heun", "dpmpp_sde")  # their classes in diffusers ignore rescale_betas_zero_snr
 
 # Keys that select variants of a sampler. The only supported value is the default, and True of skip_prk_steps.
 VARIANTS = {
     "disable_corrector", "euler_at_final", "interpolation_type", "lambda_min_clipped", "lower_order_final",
     "original_inference_steps", "predict_x0", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_p",
-    "solver_type", "thresholding", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting",
+    "solver_type", "thresholding", "timestep_scaling", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting",
     "use_exponential_sigmas", "use_flow_sigmas", "use_lu_lambdas",
 }  # fmt: skip
 # algorithm_type of DPMSolverMultistepScheduler -> its sampler
@@ -147,8 +150,8 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
         config = OTHER_DEFAULTS.get(str(config["_class_name"]), DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
     check_prediction_type(prediction_type, PREDICTION_TYPES)
-    if config.get("_class_name") == "LCMScheduler":
-        _check_timestep_scaling(config, prediction_type)
+    if config.get("_class_name") == "LCMScheduler" and prediction_type == "sample":
+        raise MinidiffError("prediction_type 'sample' is not supported for LCMScheduler: use epsilon or v_prediction")
     rescale = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
@@ -159,6 +162,14 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     else:
         schedule = _named_schedule(config, prediction_type)
     return rescale_zero_terminal_snr(schedule) if rescale and knows_zero_snr else schedule
+
+
+def consistency_keys(schedule: Schedule) -> dict[str, Any]:
+    """The keys of a consistency model's scheduler_config.json beside those of schedule and sampler.
+
+    If the network predicts x0, diffusers has no class for it, as LCMScheduler has another c_skip and c_out.
+    """
+    return {"_class_name": "X0ConsistencyScheduler"} if schedule.prediction_type == "sample" else {}
 
 
 def continuous_to_config(schedule: EDM | Flow, sampler: str = "euler") -> dict[str, Any]:
@@ -244,14 +255,6 @@ def sampler_from_config(config: dict[str, Any], name: str | None = None) -> Samp
     except MinidiffError as error:
         field, _, rest = str(error).partition(" ")
         raise MinidiffError(f"{FIELD_KEYS.get(field, field)} {rest}") from None
-
-
-def _check_timestep_scaling(config: dict[str, Any], prediction_type: str) -> None:
-    scaling, supported = config.get("timestep_scaling", 10.0), TIMESTEP_SCALING[prediction_type]
-    if scaling != supported:
-        raise MinidiffError(
-            f"timestep_scaling = {scaling!r:.80} is not supported for {prediction_type}: use {supported}"
-        )
 
 
 def _check_is_object(config: Any) -> None:

@@ -79,7 +79,6 @@ SETTINGS = {
     "dpm++ sde, karras, v": ("DPMSolverSDEScheduler", {"use_karras_sigmas": True, "steps_offset": 1} | V, "linear"),
     "lcm": ("LCMScheduler", {}, "stable diffusion"),
     "lcm, clipping, v": ("LCMScheduler", {"clip_sample": True} | V, "linear"),
-    "lcm, sample": ("LCMScheduler", {"prediction_type": "sample", "timestep_scaling": 0.02}, "linear"),
     "unipc": ("UniPCMultistepScheduler", {}, "stable diffusion"),
     "unipc, karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, "stable diffusion"),
     "unipc, sigma_min, v": (
@@ -245,6 +244,7 @@ DOCUMENTED = {
     "ddpm": (1.2e-6, 1e-5), "ddim": (1.2e-6, 2.4e-5), "pndm": (3e-6, 3.2e-6), "euler": (9.2e-6, 2.4e-5),
     "euler_ancestral": (1.5e-6, 3e-6), "heun": (1e-5, 1.5e-5), "dpmpp_2m": (2.2e-6, 9.2e-6),
     "dpmpp_2m_sde": (3e-6, 2.6e-5), "dpmpp_sde": (2.4e-6, 1.1e-4), "unipc": (1.6e-6, 9.4e-6),
+    "consistency": (3e-6, 5.4e-6),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import minidiff as md
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import Sampler
 from minidiff.errors import MinidiffError
-from minidiff.files import read_json
+from minidiff.files import read_json, write_json
 from minidiff.formats.networks import load_sampler, load_schedule, save_pipeline, save_unet
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import sampling_settings
@@ -97,7 +97,7 @@ def test_a_text_run_resumes_too_with_a_frozen_encoder(tmp_path, latent):
     ("schedule", "class_name", "clip"),
     [
         (md.linear_schedule(60), "LCMScheduler", 1.0),
-        (md.cosine_schedule(60, "sample"), "LCMScheduler", 1.0),
+        (md.cosine_schedule(60, "sample"), "X0ConsistencyScheduler", 1.0),
         (md.cosine_schedule(60, "v_prediction"), "LCMScheduler", 1.0),
         (EDM(), "EDMConsistencyScheduler", None),
         (Flow(), "FlowMatchLCMScheduler", None),
@@ -120,11 +120,20 @@ def test_the_folder_says_that_it_is_a_consistency_model(tmp_path, base, schedule
         sampling_settings(few, spacing="leading")
 
 
-def test_a_scaling_of_another_prediction_type_is_refused(tmp_path):
-    save_pipeline(tmp_path, md.cosine_schedule(60, "sample"), Sampler("consistency"))
+@pytest.mark.parametrize(
+    ("prediction_type", "changes", "match"),
+    [
+        ("sample", {"_class_name": "LCMScheduler"}, "prediction_type 'sample' is not supported for LCMScheduler"),
+        ("epsilon", {"timestep_scaling": 5.0}, "timestep_scaling = 5.0 is not supported: use 10.0"),
+        ("epsilon", {"original_inference_steps": 40}, "original_inference_steps = 40 is not supported: use 50"),
+    ],
+)
+def test_other_settings_of_a_scheduler_are_refused(tmp_path, prediction_type, changes, match):
+    save_pipeline(tmp_path, md.cosine_schedule(60, prediction_type), Sampler("consistency"))
     path = tmp_path / "scheduler" / "scheduler_config.json"
-    path.write_text(path.read_text().replace('"timestep_scaling": 0.02', '"timestep_scaling": 10.0'))
-    with pytest.raises(MinidiffError, match=r"timestep_scaling = 10.0, for sample, is not supported: use 0.02"):
+    write_json(path, read_json(path, dict) | changes)
+    with pytest.raises(MinidiffError, match=match):
+        load_sampler(tmp_path)
         load_schedule(tmp_path)
 
 

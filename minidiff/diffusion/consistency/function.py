@@ -11,9 +11,9 @@ satisfies the condition whatever F is. In continuous time c_skip = 0 and c_out =
 Schedules over whole timesteps end at t = 0, whose x_t has a little noise; they take the c_skip and c_out of latent
 consistency models (Luo et al. 2023, arXiv 2310.04378), as diffusers' LCMScheduler does.
 
-Near the boundary f must be bound to x_t, or training drifts to a constant. F of eps and v has the coefficient
-sqrt(1 - alpha_bar) or more in x0_hat, so that it is bound over many timesteps. F of x0 has the coefficient 1, and only
-c_skip binds it: there c_skip falls more slowly.
+Near the boundary f must be bound to x_t, or training drifts to a constant. F of eps and v has a coefficient in x0_hat
+that tends to 0 with the noise, and so is bound over many timesteps. F of x0 has the coefficient 1, and only c_skip
+binds it: there c_skip falls more slowly, and c_out is 1 - c_skip, so that f is near x0_hat, where tuning starts.
 """
 
 from typing import Any
@@ -24,19 +24,23 @@ from minidiff.diffusion.continuous import SIGMA_DATA
 from minidiff.diffusion.forward import Time, x0_and_eps
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 
-# s of c_skip = 0.25 / ((s t)^2 + 0.25), by the prediction type: 0.0025 at t = 1, as Luo et al.; of x0 1/2 at t = 25
-TIMESTEP_SCALING = {"epsilon": 10.0, "v_prediction": 10.0, "sample": 0.02}
+TIMESTEP_SCALING = 10.0  # of latent consistency models: c_skip falls from 1 at t = 0 to 0.0025 at t = 1
+X0_SCALING = 0.02  # of x0: to 1/2 at t = 25
 
 
 def boundary(schedule: AnySchedule, t: Time) -> tuple[np.ndarray, np.ndarray]:
     """c_skip and c_out in t's shape, float64: 1 and 0 at t = 0 of whole timesteps; 0 and 1 in continuous time.
 
-    c_skip = 0.25 / ((s t)^2 + 0.25), c_out = s t / sqrt((s t)^2 + 0.25), s of TIMESTEP_SCALING.
+    c_skip = 0.25 / ((s t)^2 + 0.25), c_out = s t / sqrt((s t)^2 + 0.25) with s = 10; of x0 s = 0.02 and
+    c_out = 1 - c_skip.
     """
     t = np.asarray(t, np.float64)
     if not isinstance(schedule, Schedule):
         return np.zeros_like(t), np.ones_like(t)
-    scaled = TIMESTEP_SCALING[schedule.prediction_type] * t
+    if schedule.prediction_type == "sample":
+        c_skip = SIGMA_DATA**2 / ((X0_SCALING * t) ** 2 + SIGMA_DATA**2)
+        return c_skip, 1 - c_skip
+    scaled = TIMESTEP_SCALING * t
     return SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
 
 

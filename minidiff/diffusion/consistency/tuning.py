@@ -12,7 +12,7 @@ import numpy as np
 
 from minidiff.diffusion.consistency.function import coefficients, consistency
 from minidiff.diffusion.continuous import EDM
-from minidiff.diffusion.forward import q_sample
+from minidiff.diffusion.forward import q_sample, signal_and_noise
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 from minidiff.engine.losses import mse
@@ -58,9 +58,10 @@ def consistency_loss(
     x0 and eps are float (N, H, W, C), times t and r, (N,) each, with r < t; both x_t and x_r have this eps. model, cond
     and each as of `training_loss`. rng seeds dropout, with the same masks at t and at r.
 
-    w = 1 / ((t - r) sqrt(d^2 + c^2)), where t - r is in units of T if timesteps are whole, and d the root mean square
+    w = b / ((t - r) sqrt(d^2 + c^2)), where t - r is in units of T if timesteps are whole, and d the root mean square
     of f(x_t, t) - f(x_r, r) over the image: the gradient is that of the pseudo-Huber distance sqrt(d^2 + c^2) - c,
-    times 1 / (t - r). Raises MinidiffError for a t out of the schedule's range.
+    times b / (t - r). b = sqrt(1 - alpha_bar) / |B|, f = A x_t + B F, gives F, whatever it predicts, a gradient of the
+    size that v has, where b is 1. Raises MinidiffError for a t out of the schedule's range.
     """
     (t, r), (at_r, at_t) = times, _extras(cond, rng)
     x_r, x_t = (q_sample(schedule, x0, time, eps) for time in (r, t))
@@ -70,7 +71,8 @@ def consistency_loss(
     A, B = coefficients(schedule, t)  # f = A x_t + B prediction, so its error is B times that of the prediction
     wanted = ((target - A * x_t) / B).astype(x0.dtype)
     squared = np.square(B * (prediction.numpy() - wanted)).mean((1, 2, 3), keepdims=True)  # d^2, (N, 1, 1, 1)
-    weight = B**2 / (_gap(schedule, t, r) * np.sqrt(squared + HUBER**2))
+    _, noise = signal_and_noise(schedule, t, B)
+    weight = np.abs(B) * noise / (_gap(schedule, t, r) * np.sqrt(squared + HUBER**2))  # w B^2
     return mse(prediction, wanted, weight.astype(x0.dtype), each)
 
 
