@@ -17,9 +17,7 @@ from minidiff.errors import MinidiffError
 from minidiff.files import JSONFile, open_json, read_json, write_json
 from minidiff.formats.folders import Found, check_exists, find
 from minidiff.formats.schedulers import (
-    WITHOUT_DIFFUSERS,
     WITHOUT_ZERO_SNR,
-    consistency_keys,
     continuous_to_config,
     sampler_from_config,
     sampler_to_config,
@@ -195,13 +193,13 @@ def save_pipeline(
 ) -> None:
     """Write scheduler/ and model_index.json; with `unet/` beside them DDPMPipeline.from_pretrained opens the folder.
 
-    No index is written for a class-conditional U-Net, which gets classes.json, for continuous-time schedules (EDM,
-    flow), and for schedulers that diffusers lacks: DDPMPipeline samples from none of them.
+    No index is written for a class-conditional U-Net, which gets classes.json, and for continuous-time schedules
+    (EDM, flow): DDPMPipeline samples from neither.
     """
     scheduler = save_scheduler(folder, schedule, sampler)
     if classes:
         write_json(Path(folder) / "classes.json", list(classes))
-    if classes or not isinstance(schedule, Schedule) or scheduler in WITHOUT_DIFFUSERS:
+    if classes or not isinstance(schedule, Schedule):
         return
     index = {
         "_class_name": "DDPMPipeline",
@@ -218,8 +216,6 @@ def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler |
         scheduler = continuous_to_config(schedule, sampler.name)
     else:
         scheduler = schedule_to_config(schedule) | sampler_to_config(sampler)
-        if sampler.name == "consistency":
-            scheduler |= consistency_keys(schedule)
     write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     return scheduler["_class_name"]
 

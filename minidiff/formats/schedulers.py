@@ -55,7 +55,6 @@ SCHEDULERS = {
         "clip_sample": False, "original_inference_steps": CONSISTENCY_GRID, "timestep_scaling": TIMESTEP_SCALING,
         "thresholding": False,
     }),
-    "X0ConsistencyScheduler": SchedulerClass("consistency", "trailing", CLIP),
     # or dpmpp_2m_sde, by algorithm_type
     "DPMSolverMultistepScheduler": SchedulerClass("dpmpp_2m", "linspace", KARRAS | {
         "final_sigmas_type": "zero", "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
@@ -65,11 +64,10 @@ SCHEDULERS = {
     # for the continuous schedules; their other keys are in CONTINUOUS_KEYS
     "EDMEulerScheduler": SchedulerClass("euler", "trailing", {}),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass("euler", "trailing", {}),
-    "EDMConsistencyScheduler": SchedulerClass("consistency", "trailing", {}),
+    "EDMConsistencyScheduler": SchedulerClass("consistency", "trailing", {}),  # diffusers has none of this name
     "FlowMatchLCMScheduler": SchedulerClass("consistency", "trailing", {}),
 }  # fmt: skip
 WITHOUT_CLASS = {"euler_maruyama": "EulerDiscreteScheduler"}  # its settings are read as those of this class
-WITHOUT_DIFFUSERS = ("X0ConsistencyScheduler", "EDMConsistencyScheduler")  # diffusers has no classes of these names
 WITHOUT_ZERO_SNR = ("pndm", "heun", "dpmpp_sde")  # their classes in diffusers ignore rescale_betas_zero_snr
 
 # Keys that select variants of a sampler. The only supported value is the default, and True of skip_prk_steps.
@@ -150,8 +148,6 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
         config = OTHER_DEFAULTS.get(str(config["_class_name"]), DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
     check_prediction_type(prediction_type, PREDICTION_TYPES)
-    if config.get("_class_name") == "LCMScheduler" and prediction_type == "sample":
-        raise MinidiffError("prediction_type 'sample' is not supported for LCMScheduler: use epsilon or v_prediction")
     rescale = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescale, bool):
         raise MinidiffError(f"rescale_betas_zero_snr must be true or false, not {rescale!r:.80}")
@@ -162,14 +158,6 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     else:
         schedule = _named_schedule(config, prediction_type)
     return rescale_zero_terminal_snr(schedule) if rescale and knows_zero_snr else schedule
-
-
-def consistency_keys(schedule: Schedule) -> dict[str, Any]:
-    """The keys of a consistency model's scheduler_config.json beside those of schedule and sampler.
-
-    If the network predicts x0, diffusers has no class for it, as LCMScheduler has another c_skip and c_out.
-    """
-    return {"_class_name": "X0ConsistencyScheduler"} if schedule.prediction_type == "sample" else {}
 
 
 def continuous_to_config(schedule: EDM | Flow, sampler: str = "euler") -> dict[str, Any]:

@@ -39,8 +39,8 @@ COMPARED = 256  # images
 INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embeddings' standard deviation
 DREAMBOOTH_RATE = 1e-4
 
-STAGES = 8  # of consistency tuning: the gap of the last is 1/256 of t
-DISTILLING: dict[str, Any] = dict(steps=2000, lr=5e-4, warmup=50, consistency=STAGES)
+STAGES = 4  # of consistency tuning: the gap of the last is 1/16 of t
+DISTILLING: dict[str, Any] = dict(steps=2000, lr=1e-4, warmup=50, consistency=STAGES)
 KEPT = ("size", "skip_bad", "pad_crop", "flip", "batch_size", "label_dropout")  # fields of the diffusion model's run
 
 Prior = str | Sequence[str]  # the dataset of captioned images, or prompts to sample them; () is none
@@ -108,6 +108,8 @@ def start_distillation(
     pipeline = open_pipeline(base, given.get("backend", TrainConfig.backend), kind=("unet", "text"))
     if pipeline.learned_variance:
         raise MinidiffError(f"{base}: predicts its variance too, and consistency models have none; give another run")
+    if pipeline.schedule.prediction_type == "sample":
+        raise MinidiffError(f"{base}: predicts x0, by which tuning drifts; train with another --objective")
     if pipeline.sampler.name == "consistency":
         raise MinidiffError(f"{base}: is a consistency model already; give the run that it was made of")
     before = found.state.config if found.state else {}

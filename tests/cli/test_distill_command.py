@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
-from small_commands import QUICK, bytes_of, stop_after
+from PIL import Image
+from small_commands import QUICK, SMALL, bytes_of, stop_after
 from small_runs import rows
+from small_text import new_text_run
 
 from minidiff.cli import training_bar
 
@@ -36,6 +38,20 @@ def test_ctrl_c_and_resume(done, run, trained, monkeypatch):
     assert bytes_of("few/unet/diffusion_pytorch_model.safetensors") == bytes_of(
         "whole/unet/diffusion_pytorch_model.safetensors"
     )
+
+
+def test_with_prompts_guidance_is_disabled_by_default(done, tmp_path):
+    new_text_run(tmp_path / "base")
+    (tmp_path / "data").mkdir()
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "data" / f"{i}.png")
+    (tmp_path / "data" / "captions.csv").write_text("file_name,text\n0.png,red\n1.png,green\n2.png,blue bar\n")
+    done("distill", "base", "data", "--out", "few", "--steps", 1, *SMALL)
+    for name, options in {"default": (), "one": ("--guidance", 1), "four": ("--guidance", 4)}.items():
+        done("sample", "few", "--prompt", "red bar", "--npz", f"{name}.npz", *options, *QUICK)
+    default, one, four = (np.load(f"{name}.npz")["arr_0"] for name in ("default", "one", "four"))
+    np.testing.assert_array_equal(default, one)
+    assert (one != four).any()
 
 
 def test_mistakes_are_one_line(refused, trained, done):

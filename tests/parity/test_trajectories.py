@@ -78,6 +78,7 @@ SETTINGS = {
     "dpm++ sde": ("DPMSolverSDEScheduler", {}, "stable diffusion"),
     "dpm++ sde, karras, v": ("DPMSolverSDEScheduler", {"use_karras_sigmas": True, "steps_offset": 1} | V, "linear"),
     "lcm": ("LCMScheduler", {}, "stable diffusion"),
+    "lcm, sample": ("LCMScheduler", {"prediction_type": "sample"}, "linear"),
     "lcm, clipping, v": ("LCMScheduler", {"clip_sample": True} | V, "linear"),
     "unipc": ("UniPCMultistepScheduler", {}, "stable diffusion"),
     "unipc, karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, "stable diffusion"),

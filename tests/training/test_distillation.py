@@ -13,7 +13,7 @@ from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.sampler import Sampler
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json, write_json
-from minidiff.formats.networks import load_sampler, load_schedule, save_pipeline, save_unet
+from minidiff.formats.networks import load_sampler, save_pipeline, save_unet
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import sampling_settings
 from minidiff.training import state
@@ -97,7 +97,6 @@ def test_a_text_run_resumes_too_with_a_frozen_encoder(tmp_path, latent):
     ("schedule", "class_name", "clip"),
     [
         (md.linear_schedule(60), "LCMScheduler", 1.0),
-        (md.cosine_schedule(60, "sample"), "X0ConsistencyScheduler", 1.0),
         (md.cosine_schedule(60, "v_prediction"), "LCMScheduler", 1.0),
         (EDM(), "EDMConsistencyScheduler", None),
         (Flow(), "FlowMatchLCMScheduler", None),
@@ -121,20 +120,18 @@ def test_the_folder_says_that_it_is_a_consistency_model(tmp_path, base, schedule
 
 
 @pytest.mark.parametrize(
-    ("prediction_type", "changes", "match"),
+    ("changes", "match"),
     [
-        ("sample", {"_class_name": "LCMScheduler"}, "prediction_type 'sample' is not supported for LCMScheduler"),
-        ("epsilon", {"timestep_scaling": 5.0}, "timestep_scaling = 5.0 is not supported: use 10.0"),
-        ("epsilon", {"original_inference_steps": 40}, "original_inference_steps = 40 is not supported: use 50"),
+        ({"timestep_scaling": 5.0}, "timestep_scaling = 5.0 is not supported: use 10.0"),
+        ({"original_inference_steps": 40}, "original_inference_steps = 40 is not supported: use 50"),
     ],
 )
-def test_other_settings_of_a_scheduler_are_refused(tmp_path, prediction_type, changes, match):
-    save_pipeline(tmp_path, md.cosine_schedule(60, prediction_type), Sampler("consistency"))
+def test_other_settings_of_a_scheduler_are_refused(tmp_path, changes, match):
+    save_pipeline(tmp_path, md.cosine_schedule(60), Sampler("consistency"))
     path = tmp_path / "scheduler" / "scheduler_config.json"
     write_json(path, read_json(path, dict) | changes)
     with pytest.raises(MinidiffError, match=match):
         load_sampler(tmp_path)
-        load_schedule(tmp_path)
 
 
 def vae_run(tmp_path):
@@ -146,14 +143,21 @@ def learned_variance(tmp_path):
     return new_run(tmp_path / "other", out_channels=2)
 
 
+def predicts_x0(tmp_path):
+    save_unet(unet_of(network()), tmp_path / "other" / "unet")
+    save_pipeline(tmp_path / "other", md.cosine_schedule(60, "sample"))
+    return replace(new_run(tmp_path / "unused"), folder=tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
         (vae_run, "an autoencoder, which does not sample; give a run of minidiff train on images"),
         (lambda tmp_path: new_points_run(tmp_path / "other"), "an MLP on points"),
+        (predicts_x0, "predicts x0, by which tuning drifts; train with another --objective"),
         (learned_variance, "predicts its variance too, and consistency models have none; give another run"),
     ],
-    ids=["autoencoder", "points", "learned variance"],
+    ids=["autoencoder", "points", "x0", "learned variance"],
 )
 def test_other_runs_are_refused_and_nothing_is_written(tmp_path, make, match):
     idx_set(tmp_path / "data")

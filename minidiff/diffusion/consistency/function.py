@@ -11,9 +11,8 @@ satisfies the condition whatever F is. In continuous time c_skip = 0 and c_out =
 Schedules over whole timesteps end at t = 0, whose x_t has a little noise; they take the c_skip and c_out of latent
 consistency models (Luo et al. 2023, arXiv 2310.04378), as diffusers' LCMScheduler does.
 
-Near the boundary f must be bound to x_t, or training drifts to a constant. F of eps and v has a coefficient in x0_hat
-that tends to 0 with the noise, and so is bound over many timesteps. F of x0 has the coefficient 1, and only c_skip
-binds it: there c_skip falls more slowly, and c_out is 1 - c_skip, so that f is near x0_hat, where tuning starts.
+If F is eps or v, its coefficient in x0_hat tends to 0 with the noise, which binds f to x_t over many timesteps. F of x0
+has the coefficient 1, and only c_skip binds it: tuning such a network drifts, and `minidiff distill` refuses it.
 """
 
 from typing import Any
@@ -25,21 +24,16 @@ from minidiff.diffusion.forward import Time, x0_and_eps
 from minidiff.diffusion.schedule import AnySchedule, Schedule
 
 TIMESTEP_SCALING = 10.0  # of latent consistency models: c_skip falls from 1 at t = 0 to 0.0025 at t = 1
-X0_SCALING = 0.02  # of x0: to 1/2 at t = 25
 
 
 def boundary(schedule: AnySchedule, t: Time) -> tuple[np.ndarray, np.ndarray]:
     """c_skip and c_out in t's shape, float64: 1 and 0 at t = 0 of whole timesteps; 0 and 1 in continuous time.
 
-    c_skip = 0.25 / ((s t)^2 + 0.25), c_out = s t / sqrt((s t)^2 + 0.25) with s = 10; of x0 s = 0.02 and
-    c_out = 1 - c_skip.
+    c_skip = 0.25 / ((10 t)^2 + 0.25), c_out = 10 t / sqrt((10 t)^2 + 0.25).
     """
     t = np.asarray(t, np.float64)
     if not isinstance(schedule, Schedule):
         return np.zeros_like(t), np.ones_like(t)
-    if schedule.prediction_type == "sample":
-        c_skip = SIGMA_DATA**2 / ((X0_SCALING * t) ** 2 + SIGMA_DATA**2)
-        return c_skip, 1 - c_skip
     scaled = TIMESTEP_SCALING * t
     return SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
 

@@ -19,28 +19,36 @@ from minidiff.engine.losses import mse
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Tensor, no_grad
 
+LOW_SIGMA = 0.16  # tan of a tenth of pi / 2, so that EDM has about the limit of the cosine schedule
 HUBER = 0.03  # c of the pseudo-Huber weights, for a difference's root mean square (Song & Dhariwal 2023, section 3.3)
 
 
 def sample_t(schedule: AnySchedule, rng: Rng, n: int) -> np.ndarray:
     """Times t (n,) of a step, above the boundary: uniform over whole timesteps 1 ... T - 1, and over flow's (0, 1].
 
-    EDM's ln sigma is normal with mean -1.1 and standard deviation 2 (Geng et al., table 5), sigma at most sigma_max.
+    EDM's ln sigma is normal with mean -1.1 and standard deviation 2 (Geng et al., table 5), sigma from 2 sigma_min to
+    sigma_max.
     """
     if isinstance(schedule, Schedule):
         return rng.integers(1, len(schedule), n)
     if isinstance(schedule, EDM):
-        return np.minimum(np.exp(2 * rng.standard_normal((n,), dtype=np.float64) - 1.1), schedule.sigma_max)
+        sigma = np.exp(2 * rng.standard_normal((n,), dtype=np.float64) - 1.1)
+        return sigma.clip(2 * schedule.sigma_min, schedule.sigma_max)
     return 1 - rng.random(n)
 
 
 def earlier_time(schedule: AnySchedule, t: np.ndarray, stage: int) -> np.ndarray:
     """r = (1 - 2^-stage) t, (N,): the gap t - r halves from stage to stage (Geng et al. section 3.2, with q = 2).
 
-    Whole timesteps are rounded down, and so r < t: the gap is at least one of them.
+    Whole timesteps are rounded down, and so r < t: the gap is at least one of them. For t in the lowest tenth, or EDM's
+    sigma up to 0.16, r is the smallest time, where f(x_r, r) is x_r: so f stays bound to the images.
     """
     r = (1 - 0.5**stage) * np.asarray(t)
-    return np.minimum(np.floor(r).astype(np.int64), t - 1) if isinstance(schedule, Schedule) else r
+    if isinstance(schedule, Schedule):
+        return np.where(10 * t <= len(schedule), 0, np.minimum(np.floor(r).astype(np.int64), t - 1))
+    if isinstance(schedule, EDM):
+        return np.where(t <= LOW_SIGMA, schedule.sigma_min, r)
+    return np.where(t <= 0.1, 0, r)
 
 
 def consistency_loss(
