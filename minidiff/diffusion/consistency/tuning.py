@@ -95,6 +95,6 @@ def _extras(cond: Any, rng: Rng | None) -> tuple[dict[str, Any], dict[str, Any]]
     extras = {} if cond is None else {"cond": cond}
     if rng is None:
         return extras, extras
-    seed = int(rng.integers(0, 2**63 - 1))
+    seed = int(rng.integers(0, 2**63 - 1, 1)[0])
     at_r, at_t = (extras | {"rng": np.random.default_rng(seed)} for _ in "rt")
     return at_r, at_t
