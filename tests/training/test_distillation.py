@@ -19,6 +19,7 @@ from minidiff.sampling.settings import sampling_settings
 from minidiff.training import state
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.consistency import stage_of
+from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.kinds.vae_run import VAERun, default_vae
 from minidiff.training.start_tuning import STAGES, start_distillation
 
@@ -80,6 +81,7 @@ def test_a_text_run_resumes_too_with_a_frozen_encoder(tmp_path, latent):
     (folder / "captions.csv").write_text("file_name,text\n0.png,red\n1.png,green\n2.png,blue bar\n")
     base = new_text_run(tmp_path / "base", latent=latent).folder
     whole, dataset = distilled(tmp_path, base, "whole", batch_size=2)
+    assert isinstance(whole, TextRun)
     encoder = [p.numpy().copy() for p in whole.pipeline.text_encoder.parameters()]
     go_on(whole, dataset=dataset)
     for before, p in zip(encoder, whole.pipeline.text_encoder.parameters(), strict=True):
