@@ -79,8 +79,8 @@ def consistency_loss(
     A, B = coefficients(schedule, t)  # f = A x_t + B prediction, so its error is B times that of the prediction
     wanted = ((target - A * x_t) / B).astype(x0.dtype)
     squared = np.square(B * (prediction.numpy() - wanted)).mean((1, 2, 3), keepdims=True)  # d^2, (N, 1, 1, 1)
-    _, noise = signal_and_noise(schedule, t, B)
-    weight = np.abs(B) * noise / (_gap(schedule, t, r) * np.sqrt(squared + HUBER**2))  # w B^2
+    signal, noise = signal_and_noise(schedule, t, B)
+    weight = np.abs(B) * signal * noise / (_gap(schedule, t, r) * np.sqrt(squared + HUBER**2))  # w B^2
     return mse(prediction, wanted, weight.astype(x0.dtype), each)
 
 
