@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICK := tests/data tests/diffusion tests/engine tests/models tests/test_files.py tests/test_house.py tests/test_numpy_alone.py tests/test_terminal.py tests/test_words.py
 
-.PHONY: demo test quick test-pages test-gpu soak docs bench ladder endurance clean
+.PHONY: demo test quick test-pages test-gpu soak docs bench ladder scaling endurance clean
 
 demo: .venv/installed
 	$(BIN)/minidiff demo
@@ -47,6 +47,9 @@ bench: .venv/installed-test
 
 ladder: .venv/installed-test
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python benchmarks/ladder/climb.py $(ARGS)
+
+scaling: .venv/installed-test
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python benchmarks/scaling/measure_scaling.py $(ARGS)
 
 endurance: .venv/installed-test
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python benchmarks/endurance/endure.py $(ARGS)

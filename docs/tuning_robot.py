@@ -61,7 +61,7 @@ def robots(word: str):
 
 def write_images(folder: Path, word: str) -> None:
     dataset = robots(word)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_each(dataset.take(np.arange(4)), folder)
     save_captions(folder, [f"{i:05d}.png" for i in range(4)], dataset.captions)
 

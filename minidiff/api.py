@@ -33,8 +33,8 @@ from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.models.config import UNetConfig
 from minidiff.models.default_configs import default_config
 from minidiff.models.unet import UNet
+from minidiff.sampling.adapted import merged_loras
 from minidiff.sampling.embeddings import with_embeddings
-from minidiff.sampling.loras import merged_loras
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_image
 from minidiff.training.step import train, train_step

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +14,7 @@ import threadpoolctl
 from minidiff_kernels.cpu import jit, simd
 from numba.np.ufunc.parallel import threading_layer
 
+import minidiff.ranks as ranks
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 
@@ -23,7 +25,7 @@ def cores() -> int:
 
 
 def use_threads(threads: int | None, backend: str) -> int:
-    """Set the number of threads of the kernels, None: one per core; returns it.
+    """Set the number of threads of the kernels, None: one per core, of which ranks have equal shares; returns it.
 
     BLAS gets as many with the backend "numpy", and one with all others: its threads spin after each small product and
     would take cores from the kernels'. Raises MinidiffError if there are fewer cores, if the backend is unknown, or if
@@ -31,7 +33,7 @@ def use_threads(threads: int | None, backend: str) -> int:
     """
     get_backend(backend)
     most = min(cores(), jit.config.NUMBA_NUM_THREADS)
-    threads = most if threads is None else threads
+    threads = max(1, most // _sharing()) if threads is None else threads
     if not 1 <= threads <= most:
         raise MinidiffError(f"{threads} threads: this machine has 1 to {most}; choose a number in that range")
     try:
@@ -40,6 +42,12 @@ def use_threads(threads: int | None, backend: str) -> int:
         raise MinidiffError(f"{' '.join(str(error).split())} Or unset NUMBA_THREADING_LAYER.") from None
     threadpoolctl.threadpool_limits(threads if backend == "numpy" else 1)
     return threads
+
+
+def _sharing() -> int:
+    """How many ranks may use the same cores of the same machine as this one; 1 if the launcher binds them to others."""
+    own = [socket.gethostname(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []]
+    return ranks.gather(own).count(own)
 
 
 def versions() -> dict[str, str]:

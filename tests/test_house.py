@@ -39,7 +39,7 @@ def test_imports_run_one_way():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("rival", ["cupy", "torch", "diffusers", "transformers", "matplotlib.pyplot"])
+@pytest.mark.parametrize("rival", ["cupy", "mpi4py", "torch", "diffusers", "transformers", "matplotlib.pyplot"])
 def test_importing_minidiff_does_not_import(rival):
     done = python("-c", f"import sys, minidiff, minidiff.cli.app; sys.exit({rival!r} in sys.modules)")
     assert done.returncode == 0, done.stderr
@@ -166,13 +166,15 @@ MODEL_FILES = (
 
 
 def test_wheel_holds_every_module(tmp_path):
-    """And emoji and CLIP's merges with their licences, the exercises' model, a report's page, py.typed, and no more.
+    """And emoji and CLIP's merges with their licences, the exercises' model, a report's page, the forecast's data,
+    py.typed, and no more.
 
     `kernels` is no part of a path.
     """
     want = {str(path.relative_to(ROOT)) for path in sources("minidiff")}
     want |= {f"minidiff/learn/cats_dogs/{name}" for name in MODEL_FILES}
     want |= {f"minidiff/evaluation/run_report.{kind}" for kind in ("html", "css", "js")}
+    want |= {f"minidiff/training/forecast/{name}.json" for name in ("law", "small-cpu")}
     kernels = [*sources("kernels"), *(ROOT / "kernels").rglob("*.cu")]
     want |= {str(path.relative_to(ROOT / "kernels")) for path in kernels}
     want |= {"minidiff/py.typed", "minidiff_kernels/py.typed", "minidiff/data/emoji.npz", "minidiff/data/emoji.LICENSE"}

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import machine
+from minidiff import faults, machine, ranks
 from minidiff.bench import cases, gpu, measure, memory, profile, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
@@ -44,6 +44,7 @@ from minidiff.terminal import (
 )
 from minidiff.training import state
 from minidiff.training.kinds.lora_run import LoRARun
+from minidiff.training.parallel.agreement import check_programs
 from minidiff.training.recipes import SCHEDULE
 
 app = typer.Typer(
@@ -64,27 +65,44 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 
 
+# The commands that run as several processes.
+MANY_RANKS = ("train", "train-vae", "train-classifier", "tune", "distill", "sample", "evaluate")
+
+
 @app.callback()
-def _options(version: Version = False) -> None:  # --version itself is handled by its callback
-    pass
+def _options(context: typer.Context, version: Version = False) -> None:  # --version itself is handled by its callback
+    if ranks.size() > 1 and context.invoked_subcommand not in MANY_RANKS:
+        raise MinidiffError(f"minidiff {context.invoked_subcommand} runs as one process: start it without mpiexec")
 
 
 def main() -> None:
     """Run the command line. An error of usage, data or system is one line on stderr, with exit code 2."""
     sys.stdout, sys.stderr = ignore_closed(sys.stdout), ignore_closed(sys.stderr)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"), reports_shown():  # non-finite values raise MinidiffError
-            code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
-        if code == 130:  # typer's exit code for KeyboardInterrupt
-            print("minidiff: stopped", file=sys.stderr)
-        sys.exit(code)
-    except Exception as error:
-        usage_error = hasattr(error, "format_message")  # its class is private in typer
-        if not usage_error and not isinstance(error, MinidiffError | OSError | MemoryError):
-            raise
-        message = _usage_message(error) if usage_error else _system_message(error)
-        print(f"minidiff: {printable(message)}", file=sys.stderr)
-        sys.exit(2)
+    with faults.ending_all():
+        try:
+            _start_ranks()
+            with np.errstate(over="ignore", invalid="ignore"), reports_shown():  # non-finite values raise MinidiffError
+                code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
+            if code == 0:
+                faults.finish()
+            if code == 130:  # typer's exit code for KeyboardInterrupt
+                print("minidiff: stopped", file=sys.stderr)
+            sys.exit(code)
+        except Exception as error:
+            usage_error = hasattr(error, "format_message")  # its class is private in typer
+            if not usage_error and not isinstance(error, MinidiffError | OSError | MemoryError):
+                raise
+            message = _usage_message(error) if usage_error else _system_message(error)
+            faults.report(printable(message))
+            sys.exit(2)
+
+
+def _start_ranks() -> None:
+    """Of several ranks only the first prints; all watch each other, and are the same program."""
+    faults.start_watching()
+    if ranks.rank() > 0:
+        console.quiet = stderr_console.quiet = True
+    check_programs()
 
 
 def _usage_message(error: Any) -> str:

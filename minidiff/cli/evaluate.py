@@ -9,8 +9,8 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from minidiff import machine
-from minidiff.cli.options import EMA, PLACE, Backend, Guidance, Seed, SkipBad, Threads
+from minidiff import machine, ranks
+from minidiff.cli.options import EMA, PLACE, Backend, Embeddings, Guidance, LoRAs, Seed, SkipBad, Threads
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image
@@ -19,6 +19,7 @@ from minidiff.evaluation import feature_classifier, prompt_agreement, report, sa
 from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
 from minidiff.formats.pipeline import TextPipeline
+from minidiff.sampling.adapted import adapted
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import accuracy_warning, sampling_settings
@@ -54,6 +55,8 @@ def evaluate(
         bool, typer.Option("--raw", help="Use the weights of the last step, not their moving average (EMA).")
     ] = False,
     ema: EMA = None,
+    lora: LoRAs = None,
+    embedding: Embeddings = None,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
     classifier: Annotated[
@@ -72,6 +75,8 @@ def evaluate(
 
     For a text-conditional run: prompt agreement. --n captions of the training set are sampled, and --n of the test
     split; by default as many as the test split has. With --out: figures.json and two sheets.
+
+    Started by mpiexec, the processes share out the batches of samples and of real images.
     """
     threads = machine.use_threads(threads, backend)
     if out is not None:
@@ -79,16 +84,19 @@ def evaluate(
     data = _Data(against, classifier, skip_bad)
     if what.is_file():
         images = samples.from_archive(what)
-        if (n, steps, sampler, guidance, raw, ema) != (None, None, None, 1, False, None):
+        if (n, steps, sampler, guidance, raw, ema, lora, embedding) != (None, None, None, 1, False, *[None] * 3):
             raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
-        kind = ("unet", "text")
+        added = lora or [], embedding or []
+        kind = "text" if any(added) else ("unet", "text")
         pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler, kind=kind, ema=ema)
         if isinstance(pipeline, TextPipeline):
             if raw:
                 reason = "is text-conditional, evaluated by the averaged weights only"
                 raise MinidiffError(f"{what}: {reason}; leave --raw out")
-            _evaluate_prompts(pipeline, data, n, steps, guidance, samples.weights_of(raw, ema), seed, out)
+            weights = " + ".join([samples.weights_of(raw, ema), *added[0], *map(str, added[1])])
+            with adapted(pipeline, *added) as pipeline:
+                _evaluate_prompts(pipeline, data, n, steps, guidance, weights, seed, out)
             return
         compile_for_sampling(pipeline)
         images = samples.sampled(pipeline, n or 1000, steps, guidance, samples.weights_of(raw, ema), seed)
@@ -118,7 +126,7 @@ def _evaluate_images(
     for line in facts(contents):
         console.print(line)
     console.print(table(contents))
-    if out is not None:
+    if out is not None and ranks.rank() == 0:
         with new_folder(out) as folder:
             report.write_report(folder, contents, images, real, sheet)
         console.print(f"Wrote {out}")
@@ -170,7 +178,7 @@ def _evaluate_prompts(
     counts = ", ".join(f"{count} {name}" for name, count in contents["samples"]["n"].items())
     console.print(f"{counts} of {data.against}, {sampler.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
     console.print(_agreement_table(contents["figures"]))
-    if out is not None:
+    if out is not None and ranks.rank() == 0:
         _write_prompt_report(out, contents, generated)
 
 

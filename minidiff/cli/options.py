@@ -87,7 +87,7 @@ LoRAs = Annotated[
     ),
 ]
 Embeddings = Annotated[
-    list[Path] | None, typer.Option(help="A word of textual inversion: its folder or file; may be repeated.")
+    list[Path] | None, typer.Option(help="A word of textual inversion: its folder or file; may be repeated.", **PLACE)
 ]
 Steps = Annotated[int, typer.Option(help="Number of sampling steps.", min=1)]
 NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=1024)]
@@ -110,7 +110,12 @@ Depth = Annotated[int | None, typer.Option(help="Number of resolution levels.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per step.  [default: 32]")]
 Accumulate = Annotated[
     int | None,
-    typer.Option(help="Split each batch into N parts (gradient accumulation) to save memory.  [default: 1]"),
+    typer.Option(help="Parts of each batch, to save memory or for N processes.  [default: 1, or processes]"),
+]
+ReductionName = Literal["exact", "mpi"]
+Reduction = Annotated[
+    ReductionName | None,
+    typer.Option(help="Sum of gradients over processes: in fixed order, or by MPI.  [default: exact]"),
 ]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
 Warmup = Annotated[int | None, typer.Option(help="Steps of linear learning rate warmup.  [default: 50]")]

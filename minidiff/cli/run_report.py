@@ -21,7 +21,7 @@ def report_command(
     """Report of one run or several, as one page that a browser opens.
 
     It has settings, with the differences between the runs marked; loss curves with zoom and logarithmic axes; the loss
-    by noise level; the sheets of samples of all checkpoints and the denoising of eight samples, over sliders; the
+    by noise level; the sheets of samples of all checkpoints and the denoising of a few samples, over sliders; the
     evaluations that lie in folders of the run (minidiff evaluate RUN --out RUN/evaluation); versions and processor;
     and the command that repeats the run.
     """

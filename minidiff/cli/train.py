@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from minidiff import ranks
 from minidiff.cli import options
 from minidiff.cli.training_bar import CHECKPOINT_EVERY, KEEP, train_with_bar
 from minidiff.data import POINTS, Dataset
@@ -60,6 +61,7 @@ def train(
     steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
+    reduction: options.Reduction = None,
     lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
@@ -99,7 +101,8 @@ def train(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
         objective=objective, min_snr=min_snr, learned_variance=learned_variance or None,
         importance_sampling=importance_sampling or None, width=width, depth=depth, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
+        accumulate=accumulate, reduction=reduction, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life),
+        backend=backend, seed=seed,
     )  # fmt: skip
     of_kind = given_options(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:
@@ -130,6 +133,7 @@ def train_vae(
     steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
+    reduction: options.Reduction = None,
     lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
@@ -154,8 +158,8 @@ def train_vae(
     """
     given = given_options(
         size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None, kl=kl, width=width,
-        depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup, decay=decay,
-        **_emas(ema_half_life), backend=backend, seed=seed,
+        depth=depth, steps=steps, batch_size=batch_size, accumulate=accumulate, reduction=reduction, lr=lr,
+        warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     with lock_run(out):
         if resume:
@@ -233,7 +237,8 @@ def train_to_end(run: Run, dataset: Dataset, checkpoint_every: int, keep: int, t
     if run.step == run.config.steps:
         console.print(f"{run.folder}: all {run.step} steps are done already; to continue, give a larger --steps")
         return
-    resume_command = ["minidiff", "train", "--out", str(run.folder), "--resume"]
+    launcher = ["mpiexec", "-n", str(ranks.size())] if ranks.size() > 1 else []
+    resume_command = [*launcher, "minidiff", "train", "--out", str(run.folder), "--resume"]
     if checkpoint_every != CHECKPOINT_EVERY:
         resume_command += ["--checkpoint-every", str(checkpoint_every)]
     if keep != KEEP:

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from rich.progress import Progress
 
+from minidiff import faults, ranks
+from minidiff.cli.expectations import Expectations
 from minidiff.cli.tensorboard import EventFiles
 from minidiff.data import Dataset
 from minidiff.terminal import console, progress_bar, shell_command, stderr_console
@@ -37,16 +39,21 @@ def train_with_bar(
     name = run.NAME[0].upper() + run.NAME[1:]
     n = run.optimizer.p.size
     size = f"{n / 1e6:.1f} million" if n >= 100_000 else f"{n:,}"
-    console.print(f"{name}: {size} parameters; threads: {run.config.threads}")
+    processes = f"; processes: {ranks.size()}" if ranks.size() > 1 else ""
+    console.print(f"{name}: {size} parameters; threads: {run.config.threads}{processes}")
     needed = state.check_disk_space(run, min(keep, run.config.steps // checkpoint_every + 2))
     if needed > LARGE:
         console.print(f"Checkpoints take up to {needed / 1e9:.1f} GB of disk.")
     notice = "Stopping after this step; press Ctrl-C again to stop at once without saving."
     with _reporting_lost_steps(run, resume_command):
-        compile_for_training(run, dataset)
+        if ranks.rank() == 0:
+            with ranks.alone():
+                compile_for_training(run, dataset)
+        ranks.gather(None)  # the other ranks find the compiled kernels in the cache
         with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop, ExitStack() as opened:
-            reports: list[_ProgressReport | EventFiles] = [_ProgressReport(run, bar)]
-            if tensorboard:
+            reports: list[_ProgressReport | Expectations | EventFiles]
+            reports = [_ProgressReport(run, bar), Expectations(run, bar.console.print)]
+            if tensorboard and ranks.rank() == 0:
                 reports.append(opened.enter_context(EventFiles(run.folder, run.step)))
 
             def on_step(stats: StepStats) -> None:
@@ -60,6 +67,7 @@ def train_with_bar(
             fit(run, dataset, checkpoint_every, on_step, on_checkpoint, stop, keep, validation)
     if run.step < run.config.steps:
         console.print(f"Saved at step {run.step}. To resume: {shell_command(resume_command)}")
+        faults.finish()
         sys.exit(130)
 
 

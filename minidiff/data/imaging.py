@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,15 +20,8 @@ from minidiff.files import check_file, write_output
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # the formats that are read; decoders of some others, such as EPS, run programs
+# The formats that are read; decoders of some others, such as EPS, run programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PARAMETERS = "parameters"  # the keyword of the PNG text chunk with the settings that an image was sampled with
 SHOWN = 96  # pixels to which the longer side of a small image is enlarged
 PAPER = (248, 246, 241)  # behind sheets and strips
@@ -36,6 +29,14 @@ INK = (70, 66, 74)  # captions
 QUARTERS = (  # of the noise levels, in plots of the loss
     ("least noise", "#9cc3c0"), ("2nd quarter", "#6f9fb5"), ("3rd quarter", "#55719e"), ("most noise", "#453a68"),
 )  # fmt: skip
+
+
+class ReferenceCurve(NamedTuple):
+    """The smoothed losses (n,) of another run after that many steps (n,)."""
+
+    name: str
+    steps: Sequence[int]
+    losses: Sequence[float]
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -236,11 +237,13 @@ def save_loss_plot(
     path: str | Path,
     title: str,
     quarters: Sequence[Sequence[float]] = (),
+    reference: ReferenceCurve | None = None,
 ) -> None:
     """Plot training losses on a logarithmic axis: each one faint, a moving average over n / 25 steps bold.
 
     steps, losses: (n,), n >= 1; steps whose loss is not positive and finite are left out. quarters: (n,) each, the
     losses of the four quarters of the noise levels, from the least noise to the most; their averages are thin lines.
+    reference: the curve of another run, which is drawn whole, and the last average is marked "you are here".
     Raises MinidiffError as `save_image` does, and if matplotlib refuses MPLBACKEND.
     """
     figure = new_figure(7, 4)
@@ -253,6 +256,8 @@ def save_loss_plot(
         shown, finite = _finite(steps, some)
         if finite:
             axes.plot(*_moving_average(shown, finite), color=color, linewidth=1, label=name)
+    if reference is not None and len(mean):
+        _plot_reference(axes, reference, (mean_steps[-1], mean[-1]))
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.set_title(title, parse_math=False)
     axes.yaxis.set_major_formatter("{x:g}")  # 0.2, where the default says 2 x 10^-1
@@ -261,6 +266,16 @@ def save_loss_plot(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     save_image(rendered(figure), path)
+
+
+def _plot_reference(axes: Any, reference: ReferenceCurve, here: tuple[float, float]) -> None:
+    """A reference curve, dashed, and the mark "you are here" at a point (step, loss)."""
+    name, steps, losses = reference
+    axes.plot(steps, losses, color="#57534e", linewidth=1.2, linestyle="--", label=name, zorder=4)
+    axes.plot(*here, "o", color="#b5482f", markeredgecolor="white", markersize=8, zorder=5)
+    side, offset = ("right", -8) if here[0] > steps[-1] / 2 else ("left", 8)  # towards the middle of the plot
+    style = {"textcoords": "offset points", "color": "#b5482f", "weight": "bold", "ha": side, "zorder": 5}
+    axes.annotate("you are here", here, (offset, 10), **style)
 
 
 def new_figure(width: float, height: float) -> Any:

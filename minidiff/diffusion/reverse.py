@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minidiff.diffusion.forward import eps_from_x0, x0_and_eps
-from minidiff.diffusion.model import Model, evaluate, evaluate_with_variance
+from minidiff.diffusion.model import Model, evaluate, evaluate_with_variance, with_variance
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
@@ -72,6 +72,17 @@ def sample(
 
     start = np.float32(levels.start) * fresh_noise() if x_T is None else x_T
     return SAMPLING_LOOPS[sampler.name](predict, estimate, fresh_noise, levels, sampler, start)
+
+
+def skip(schedule: AnySchedule, shape: tuple[int, int, int, int], rng: Rng, steps: int, sampler: Sampler) -> None:
+    """Draw from rng what `sample` draws for that shape, without evaluating a model: what follows has its own noise."""
+    for _ in sample(no_model, schedule, shape, rng, steps, sampler):
+        pass
+
+
+def no_model(x_t: np.ndarray, t: np.ndarray, cond: Any = None) -> np.ndarray:
+    """In the place of a model, where only noise is to be drawn: predicts 0, a variance too."""
+    return np.zeros(with_variance(x_t.shape), np.float32)
 
 
 def last_x_t(trajectory: Trajectory, tick: Tick = lambda: None, watch: Watch = lambda x0_hat: None) -> np.ndarray:

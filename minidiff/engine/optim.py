@@ -58,6 +58,7 @@ class AdamW:
         self.v: Any = xp.zeros_like(self.p)
         self.emas: list[Any] = [self.p.copy() for _ in self.ema_decays]
         self.ema: Any = self.emas[0] if self.emas else None
+        self.params: list[Parameter] = list(params)
         self.shapes: list[tuple[int, ...]] = [p.shape for p in params]
         for p, data, grad in zip(params, self.split(self.p), self.split(self.g), strict=True):
             p.data, p.grad = data, grad

@@ -6,6 +6,8 @@ to its output, nor to the tensors in between: an array that no backward needs is
 are no reference cycles, so reference counting alone frees the tape.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from heapq import heappop, heappush
 from itertools import count
@@ -65,8 +67,10 @@ class Tensor:
     def __repr__(self) -> str:
         return f"Tensor({self.shape}, {self.backend.name})"
 
-    def backward(self, dy: Any = None) -> None:
+    def backward(self, dy: Any = None, final: "Callable[[Tensor], object] | None" = None) -> None:
         """Add the gradient of sum(self * dy) to `grad` of every leaf that requires it.
+
+        final(leaf) is called for each of them as soon as its gradient is complete: the last layer's come first.
 
         Nodes are visited in reverse order of creation, so the gradient of each is complete when it is visited. This
         consumes the tape: each node drops its saved arrays after its backward. dy has self's shape; None is 1, for
@@ -80,6 +84,7 @@ class Tensor:
         dy = self.backend.xp.ones_like(self.data) if dy is None else self.backend.asarray(dy)
         if dy.shape != self.shape:
             raise ValueError(f"backward: dy has shape {dy.shape}, the tensor has {self.shape}")
+        uses = _uses_of_leaves(self.node) if final else None
         self.node.dy = dy
         heap = [(-self.node.order, self.node)]
         while heap:
@@ -87,7 +92,29 @@ class Tensor:
             for source, dx in zip(node.inputs, node.backward(node.dy), strict=True):
                 if source is not None and source.requires_grad:
                     _accumulate(source, dx, heap)
+            if final and uses:
+                for leaf in _leaves(node):
+                    uses[leaf] -= 1
+                    if not uses[leaf]:
+                        final(leaf)
             node.release()
+
+
+def _leaves(node: "Function") -> list[Tensor]:
+    """The inputs of a node that are leaves and require a gradient, each as often as it is one."""
+    return [source for source in node.inputs if isinstance(source, Tensor) and source.requires_grad]
+
+
+def _uses_of_leaves(root: "Function") -> "Counter[Any]":
+    """How many inputs of the tape's nodes, from its last one on, each leaf that requires a gradient is."""
+    uses, found, pending = Counter(), {root}, [root]
+    while pending:
+        node = pending.pop()
+        uses.update(_leaves(node))
+        sources = {a for a in node.inputs if isinstance(a, Function) and a not in found}
+        found |= sources
+        pending += sources
+    return uses
 
 
 def _accumulate(source: "Tensor | Function", dx: Any, heap: list[Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from minidiff_kernels.cpu.jit import user_cache_dir
 
+import minidiff.ranks as ranks
 from minidiff.compilation import compile_ahead
 from minidiff.data.batches import batch, prefetch
 from minidiff.data.dataset import Dataset, blocks, slices, update_digest
@@ -30,6 +31,7 @@ from minidiff.progress import progress
 
 BATCH_SIZE, LR, SEED = 64, 2e-3, 0
 MIN_STEPS, EPOCHS, MAX_STEPS = 500, 16, 5000  # training steps: EPOCHS epochs, within these limits
+TOGETHER = 256  # images that are classified at once
 MIN_SAMPLES = 100  # for fewer samples, whose metrics are poor anyway, no classifier is trained
 OLD_PREFIX, PREFIX = "halvings.", "downsamplers."  # of weights in caches from before the attribute was renamed
 log = logging.getLogger(__name__)
@@ -52,14 +54,19 @@ class FeatureClassifier:
         }  # fmt: skip
 
     def classify(self, images: np.ndarray) -> "Classified":
-        """Images (N, H, W, C) uint8 with their features and predicted classes."""
-        features, predictions = [], []
+        """Images (N, H, W, C) uint8 with their features and predicted classes.
+
+        Ranks share out whole parts of TOGETHER images.
+        """
+        parts = list(slices(len(images), TOGETHER))
+        own, features, predictions = parts[ranks.share(len(parts))], [], []
         with no_grad():
-            for part in slices(len(images), 256):
+            for part in own or parts[:1]:  # a rank without a part needs the shapes
                 f, logits = self.classifier.features_and_logits(to_float(images[part]))
                 features.append(f.numpy())
                 predictions.append(logits.numpy().argmax(1))
-        return Classified(images, np.concatenate(features), np.concatenate(predictions))
+        of_this_rank = (np.concatenate(arrays)[: None if own else 0] for arrays in (features, predictions))
+        return Classified(images, *map(ranks.concatenate, of_this_rank))
 
 
 class Classified(NamedTuple):
@@ -73,7 +80,7 @@ class Classified(NamedTuple):
 def open_classifier(
     train: Dataset, test: Dataset, backend: str, samples: int | None = None
 ) -> FeatureClassifier | None:
-    """The classifier of a dataset: the cached one, or a new one, which takes minutes to train.
+    """The classifier of a dataset: the cached one, or a new one, which takes minutes to train; by rank 0 for all.
 
     None if none is cached and there are fewer than MIN_SAMPLES `samples` to evaluate. Raises MinidiffError for a
     dataset of a single class, for a damaged file in the cache, and, before training, for a cache folder that cannot be
@@ -89,12 +96,26 @@ def open_classifier(
         return None
     with progress("reading", -(-len(train) // 1024) - (-len(test) // 1024)) as tick:
         path = cache_path(train, test, tick)
-    if path.is_file():
-        return _cached(path, train, test, backend)
-    if few:
+    if few and not ranks.broadcast(path.is_file()):
         return None
-    check_cache(path.parent)
-    return _train_and_cache(path, train, test, backend)
+    if ranks.rank() > 0:
+        unknown = Classifier(train.shape[2], len(train.classes), None, backend)
+        return _as_of_rank_0(FeatureClassifier(unknown, train, 0.0, len(test)))
+    with ranks.alone():
+        if path.is_file():
+            found = _cached(path, train, test, backend)
+        else:
+            check_cache(path.parent)
+            found = _train_and_cache(path, train, test, backend)
+    return _as_of_rank_0(found)
+
+
+def _as_of_rank_0(own: FeatureClassifier) -> FeatureClassifier:
+    """The classifier with the weights and the accuracy of rank 0's."""
+    if ranks.size() > 1:
+        weights = {name: a[: None if ranks.rank() == 0 else 0] for name, a in own.classifier.state_dict().items()}
+        own.classifier.load_state_dict({name: ranks.concatenate(a) for name, a in weights.items()})
+    return replace(own, accuracy=ranks.broadcast(own.accuracy))
 
 
 def _train_and_cache(path: Path, train: Dataset, test: Dataset, backend: str) -> FeatureClassifier:

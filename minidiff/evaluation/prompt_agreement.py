@@ -6,6 +6,7 @@ retrieved, so the two are measured apart; "both" is the fraction of images where
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,10 @@ from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import FeatureClassifier
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
 from minidiff.formats.pipeline import TextPipeline
+from minidiff.sampling.inputs import num_of_this_rank, of_all_ranks, of_this_rank
 from minidiff.sampling.outputs import finished
 from minidiff.sampling.prompts import escaped
-from minidiff.sampling.text_to_image import text_to_image
+from minidiff.sampling.text_to_image import latent_shape, text_to_image
 
 PROMPT_BATCH_SIZE = 32  # prompts that are sampled together
 
@@ -34,17 +36,18 @@ class PromptSamples(NamedTuple):
 def sample_prompts(
     pipeline: TextPipeline, prompts: Sequence[str], guidance: float, steps: int, seed: int, tick: Tick
 ) -> PromptSamples:
-    """An image of each prompt; tick() is called `num_sampling_steps(prompts, steps)` times."""
-    rng, images = np.random.default_rng(seed), []
-    for part in slices(len(prompts), PROMPT_BATCH_SIZE):
-        batch = [escaped(prompt) for prompt in prompts[part]]
-        images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng, tick=tick)))
-    return PromptSamples(prompts, np.concatenate(images))
+    """An image of each prompt, by all ranks; tick() is called `num_sampling_steps(prompts, steps)` times."""
+    rng, images, size = np.random.default_rng(seed), [], pipeline.image_shape[:2]
+    texts = [list(map(escaped, prompts[part])) for part in slices(len(prompts), PROMPT_BATCH_SIZE)]
+    batches = [(latent_shape(pipeline, len(batch), size), batch) for batch in texts]
+    for _, batch, rng_here in of_this_rank(batches, repeat(rng), pipeline, steps):
+        images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng_here, tick=tick)))
+    return PromptSamples(prompts, of_all_ranks(images, pipeline.image_shape))
 
 
 def num_sampling_steps(prompts: Sequence[str], steps: int) -> int:
-    """The number of sampling steps, over all batches, that `sample_prompts` takes."""
-    return -(-len(prompts) // PROMPT_BATCH_SIZE) * steps
+    """The number of sampling steps, over all batches of this rank, that `sample_prompts` takes."""
+    return num_of_this_rank(-(-len(prompts) // PROMPT_BATCH_SIZE)) * steps
 
 
 def figures(

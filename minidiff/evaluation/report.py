@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from minidiff import machine
+from minidiff import machine, ranks
 from minidiff.data import check_images, is_image_folder, open_dataset
 from minidiff.data.dataset import Dataset, blocks, slices, subset
 from minidiff.data.imaging import save_each, save_image, sheet, to_float
 from minidiff.diffusion.bound import bits_per_dim
+from minidiff.diffusion.reverse import no_model
 from minidiff.errors import MinidiffError, NoSplit
 from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import Classified, FeatureClassifier, open_classifier
@@ -196,25 +197,32 @@ def nearest_training_images(images: np.ndarray, train: Dataset) -> tuple[np.ndar
 
 
 def bits_per_dimension(subject: EvaluatedImages, dataset: Dataset, seed: int) -> dict[str, float]:
-    """Bits per dimension of the first BOUND_IMAGES images under the subject's model: mean, standard error, n."""
+    """Bits per dimension of the first BOUND_IMAGES images under the subject's model: mean, standard error, n.
+
+    Each rank computes whole batches; the noise of those of other ranks before is drawn.
+    """
     model, schedule = subject.model, subject.schedule
     assert model is not None and schedule is not None
     n, rng = min(BOUND_IMAGES, len(dataset)), np.random.default_rng(seed)
 
     parts = [np.arange(n)[part] for part in slices(n, BATCH_SIZE)]
-    with progress("bits per dimension", len(parts) * (BOUND_TIMESTEPS + 1)) as tick:
+    own = ranks.share(len(parts))
+    with progress("bits per dimension", (own.stop - own.start) * (BOUND_TIMESTEPS + 1)) as tick:
 
         def counted(x_t: np.ndarray, t: np.ndarray, **extras: Any) -> Any:
             tick()
             return model(x_t, t, **extras)
 
-        bounds = [
-            bits_per_dim(
-                counted, schedule, to_float(dataset.take(part)), rng,
-                None if subject.labels is None else dataset.labels[part], BOUND_TIMESTEPS, sampler=subject.bound,
-            ) for part in parts
-        ]  # fmt: skip
-    total = np.concatenate([bound.total for bound in bounds])  # (n,)
+        totals = [np.empty(0)]
+        for i, part in enumerate(parts[: own.stop]):
+            labels = None if subject.labels is None else dataset.labels[part]
+            bound = bits_per_dim(
+                counted if i >= own.start else no_model, schedule, to_float(dataset.take(part)), rng, labels,
+                BOUND_TIMESTEPS, sampler=subject.bound,
+            )  # fmt: skip
+            if i >= own.start:
+                totals.append(bound.total)
+    total = ranks.concatenate(np.concatenate(totals))  # (n,)
     return {"mean": float(total.mean()), "error": float(total.std(ddof=1) / n**0.5), "n": n}
 
 

@@ -1,38 +1,26 @@
 """What a report shows of a run: settings, log, checkpoints, sheets, evaluations, and the trajectories of samples."""
 
-import base64
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from minidiff.data.batches import evenly_spaced
-from minidiff.data.imaging import load_image, sheet, to_uint8
-from minidiff.diffusion.reverse import sample
 from minidiff.engine.optim import half_life_of
 from minidiff.errors import MinidiffError
+from minidiff.evaluation.run_images import sheets, trajectory
 from minidiff.files import open_json
 from minidiff.formats.folders import check_run
 from minidiff.formats.run_state import KINDS, RunState, read_newest
-from minidiff.progress import progress
 from minidiff.terminal import shell_command
 from minidiff.training.checkpoints import read_losses
 from minidiff.training.command import command_of
-from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.log import read_lines
 from minidiff.training.run import Run
 from minidiff.training.state import build_run
 
 # fields of the configuration that one kind of run uses
 ONLY_OF = {"kl": "vae", "rank": "lora", "projections": "lora", "distill": "lora"}
-SHEETS = 16  # at most; of more checkpoints, evenly spaced ones
-SHEET_SIDE = 720  # pixels of a sheet; a larger one is downsampled
-IMAGES, STEPS, FRAMES = 8, 24, 13  # of the trajectories: samples, DDIM steps, and the steps that are shown
 
 
 def facts_of(folder: Path, name: str) -> dict[str, Any]:
@@ -49,7 +37,7 @@ def facts_of(folder: Path, name: str) -> dict[str, Any]:
         "log": "".join(read_lines(folder / "metrics.csv")),
         "checkpoints": [[step, repr(loss)] for step, loss in read_losses(folder).items()],
         "sheets": sheets(folder),
-        "trajectory": trajectory(run) if isinstance(run, UNetRun) and not run.config.consistency else None,
+        "trajectory": trajectory(run),
         "evaluations": list(evaluations(folder)),
         "command": command and shell_command(command),
     }
@@ -90,38 +78,6 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def sheets(folder: Path) -> list[tuple[int, str]]:
-    """Step and data URI of the sheets of samples at the checkpoints; unreadable files are left out."""
-    paths = sorted((folder / "samples").glob("step-*.png"))
-    found = []
-    for i in evenly_spaced(len(paths), SHEETS):
-        try:
-            step, image = int(paths[i].stem.removeprefix("step-")), Image.fromarray(load_image(paths[i]))
-        except (ValueError, MinidiffError):
-            continue
-        image.thumbnail((SHEET_SIDE, SHEET_SIDE))
-        found.append((step, data_uri(image)))
-    return found
-
-
-def trajectory(run: UNetRun) -> dict[str, Any]:
-    """DDIM from noise to samples, by the averaged weights: x_t above x0_hat after FRAMES of its steps."""
-    shape, classes = (IMAGES, *run.shape), run.config.classes
-    labels = np.arange(IMAGES) * len(classes) // IMAGES if classes else None
-    rng = np.random.default_rng([run.config.seed, 0])
-    with run.optimizer.averaged(), progress("sampling", STEPS) as tick:
-        states = []
-        for state in sample(run.model, run.schedule, shape, rng, STEPS, cond=labels):
-            states.append(state)
-            tick()
-    frames = []
-    for i in evenly_spaced(STEPS, FRAMES):
-        t, x_t, x0_hat = states[i]
-        image = sheet(to_uint8(np.concatenate([x_t, x0_hat])), columns=IMAGES, scale=1, gap=1)  # the page enlarges it
-        frames.append((int(t), data_uri(image)))
-    return {"frames": frames, "labels": [classes[k] for k in labels] if labels is not None else []}
-
-
 def evaluations(folder: Path) -> Iterator[dict[str, Any]]:
     """The figures of the evaluations in folders of the run, each a row of texts, a column for each set of images."""
     for path in sorted(folder.glob("*/figures.json")):
@@ -144,13 +100,3 @@ def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]
             yield before + name, " ".join(f"{number:.5g}" for number in value)
         elif isinstance(value, int | float):
             yield before + name, f"{value:.5g}"
-
-
-def data_uri(image: Image.Image) -> str:
-    """The image as a data URI: lossless, or with a loss that is hardly seen where that is smaller."""
-    encoded = []
-    for options in ({"lossless": True}, {"quality": 85}):
-        file = io.BytesIO()
-        image.save(file, "WEBP", **options)
-        encoded.append(file.getvalue())
-    return "data:image/webp;base64," + base64.b64encode(min(encoded, key=len)).decode()

@@ -286,9 +286,11 @@ section("Gradient norm and learning rate",
 section("Samples of the checkpoints", ...perRun((run) => run.sheets.length > 0 &&
   slider(`Checkpoint of ${run.name}`, run.sheets, (step) => `step ${step}`)));
 section("Denoising", ...perRun((run) => run.trajectory && [
-  make("p", { class: "note" }, "Above x_t, below x0_hat, by DDIM and the averaged weights" +
-    (run.trajectory.labels.length ? `: ${[...new Set(run.trajectory.labels)].join(", ")}.` : ".")),
-  slider(`Timestep of ${run.name}`, run.trajectory.frames, (t) => (t < 0 ? "the samples" : `t = ${t}`), 8)]));
+  make("p", { class: "note" }, run.trajectory.note),
+  ...(run.trajectory.frames.length
+    ? [slider(`Timestep of ${run.name}`, run.trajectory.frames, (t) => (t < 0 ? "the samples" : `t = ${t}`), 8)]
+    : []),
+  make("div", { class: "prompts" }, ...run.trajectory.prompts.map((text) => make("span", {}, text)))]));
 section("Evaluations", ...perRun((run) => run.evaluations.length
   ? run.evaluations.flatMap((one) => [make("p", { class: "note" }, one.name),
       tableOf(["", ...one.columns], one.rows.map(([name, ...cells]) => make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((text) => make("td", {}, text)))))])

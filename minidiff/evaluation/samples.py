@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class EvaluatedImages:
 
     shape     (H, W, C)
     facts     where they come from, as figures.json holds it; "n" is their number
-    generate  generate(tick) returns the images (n, H, W, C) uint8 and calls tick() `ticks` times
+    generate  generate(tick) returns the images (n, H, W, C) uint8, shared out over the ranks, and calls tick() `ticks`
+              times
     classes   the class names of a class-conditional network, and the label of each image, (n,)
     model     the unguided model that samples them, with its schedule; None for images of an archive
     bound     the variance of the model's bound on bits per dimension
@@ -80,8 +82,8 @@ def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, weig
     return EvaluatedImages(
         shape=pipeline.image_shape,
         facts=facts,
-        generate=partial(_generate, model, schedule, batches, steps, sampler, seed),
-        ticks=steps * len(batches),
+        generate=partial(_generate, pipeline, model, batches, steps, seed),
+        ticks=steps * inputs.num_of_this_rank(len(batches)),
         classes=pipeline.classes,
         labels=labels,
         model=as_model(pipeline.unet, schedule),
@@ -91,15 +93,16 @@ def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, weig
     )
 
 
-def _generate(
-    model: Model, schedule: AnySchedule, batches: list, steps: int, sampler: Sampler, seed: int, tick: Tick
-) -> np.ndarray:
-    """Images (n, H, W, C) uint8 of all batches (shape, labels), from the noise of the seed; tick() after every step."""
-    rng, images = np.random.default_rng(seed), []
-    for shape, cond in batches:
-        trajectory = sample(model, schedule, shape, rng, steps, sampler, cond)
+def _generate(pipeline: Pipeline, model: Model, batches: list, steps: int, seed: int, tick: Tick) -> np.ndarray:
+    """Images (n, H, W, C) uint8 of all batches (shape, labels), from the noise of the seed, by all ranks.
+
+    tick() is called after every step of this one.
+    """
+    images = []
+    for shape, cond, rng in inputs.of_this_rank(batches, repeat(np.random.default_rng(seed)), pipeline, steps):
+        trajectory = sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond)
         images.append(outputs.finished(last_x_t(trajectory, tick)))
-    return np.concatenate(images)
+    return inputs.of_all_ranks(images, pipeline.image_shape)
 
 
 def weights_of(raw: bool, ema: float | None) -> str:

@@ -116,7 +116,9 @@ def _by_layer(path: Path, stored: dict[str, Stored], pipeline: TextPipeline) -> 
             raise MinidiffError(f"{path}: has {key} by another name too; keep one")
         else:
             arrays[KEYS[match[2]]] = array
-    if unknown or not found:
+    if not stored:
+        raise MinidiffError(f"{path}: holds no arrays; copy it again, or give a LoRA for this model")
+    if unknown:
         raise MinidiffError(
             f"{path}: {len(unknown)} of {len(stored)} keys are of no layer of {pipeline.folder}: {first_few(unknown)}; "
             "give a LoRA for this model"

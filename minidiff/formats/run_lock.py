@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import minidiff.ranks as ranks
 from minidiff.errors import MinidiffError
 
 
@@ -12,8 +13,11 @@ def lock_run(folder: Path) -> Iterator[None]:
     """Lock a run's folder within this block, so that no second process trains in it; the folder is created if missing.
 
     Raises MinidiffError if another process holds the lock, or if the folder cannot be written. If the block fails,
-    folders that were created for it and are still empty are removed.
+    folders that were created for it and are still empty are removed. Of several ranks, rank 0 holds the lock.
     """
+    if ranks.rank() > 0:
+        yield
+        return
     lock = folder / ".lock"
     try:
         made = [path for path in (lock, folder, *folder.parents) if not path.exists()]

@@ -19,6 +19,7 @@ from minidiff.learn.chapters import (
     two_dimensions,
     unet,
 )
+from minidiff.learn.chapters.kernels import fusion, gpu, matrix_product, roofline, winograd
 from minidiff.learn.exercise import Exercise
 
 
@@ -45,6 +46,11 @@ CHAPTERS = {  # by number
     11: Chapter("Conditioning and guidance", "11_guidance", guidance.EXERCISES),
     12: Chapter("Stable Diffusion assembled", "12_stable_diffusion", stable_diffusion.EXERCISES),
     13: Chapter("Parameterisations and evaluation", "13_parameterisations", parameterisations.EXERCISES),
+    14: Chapter("Roofline", "14_roofline", roofline.EXERCISES),
+    15: Chapter("A fast matrix product", "15_matrix_product", matrix_product.EXERCISES),
+    16: Chapter("Convolution: from im2col to Winograd", "16_winograd", winograd.EXERCISES),
+    17: Chapter("Fusion", "17_fusion", fusion.EXERCISES),
+    18: Chapter("On a GPU", "18_gpu", gpu.EXERCISES),
 }
 EXERCISES = dict(enumerate((e for chapter in CHAPTERS.values() for e in chapter.exercises), start=1))  # by number
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+import minidiff.ranks as ranks
 from minidiff.compilation import compile_ahead
 from minidiff.engine.nn import Module, Parameter
 from minidiff.engine.tensor import no_grad
@@ -18,9 +19,12 @@ def compile_for_sampling(pipeline: Pipeline, n: int = 1, size: tuple[int, int] |
     """Compile the kernels that sampling n images at once launches, of that height and width or the pipeline's own.
 
     The encoder of an autoencoder and a classifier for guidance are not included: their kernels compile at first use.
+    Of several ranks rank 0 compiles, and the others wait: they find the kernels in the cache.
     """
     size = size or pipeline.image_shape[:2]
-    compile_ahead(pipeline.unet.backend.name, lambda: _evaluate(_without_weights(pipeline), n, size))
+    if ranks.rank() == 0:
+        compile_ahead(pipeline.unet.backend.name, lambda: _evaluate(_without_weights(pipeline), n, size))
+    ranks.gather(None)
 
 
 def _without_weights(pipeline: Pipeline) -> Pipeline:

@@ -1,14 +1,16 @@
 """Inputs of sampling: images and masks as network input, class labels, batches, seeds, the source of noise."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import minidiff.ranks as ranks
 from minidiff.data.dataset import slices
 from minidiff.data.imaging import load_image, to_float
+from minidiff.diffusion.reverse import skip
 from minidiff.engine.torch_generator import torch_generator
 from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import Pipeline
@@ -138,3 +140,32 @@ def batches(
         ((part.stop - part.start, *image_shape), None if labels is None else labels[part])
         for part in slices(n, BATCH_SIZE)
     ]
+
+
+def of_this_rank(
+    batches: list[tuple[tuple[int, int, int, int], Any]], rngs: Iterable[Any], pipeline: Pipeline, steps: int
+) -> Iterator[tuple[tuple[int, int, int, int], Any, Any]]:
+    """Shape and labels of the batches that this rank samples, each with its source of noise.
+
+    rngs    the source of noise of every batch, which may be the same one
+    steps   of sampling, by the pipeline's sampler
+    Whole batches are shared out, so that every image has the bits that one process gives it: those of a kernel depend
+    on the batch's size. What other ranks draw for the batches before is skipped.
+    """
+    own = ranks.share(len(batches))
+    for i, ((shape, cond), rng) in enumerate(zip(batches[: own.stop], rngs, strict=False)):  # rngs may be endless
+        if i < own.start:
+            skip(pipeline.schedule, shape, rng, steps, pipeline.sampler)
+        else:
+            yield shape, cond, rng
+
+
+def num_of_this_rank(batches: int) -> int:
+    """How many of so many batches this rank samples."""
+    own = ranks.share(batches)
+    return own.stop - own.start
+
+
+def of_all_ranks(images: list[np.ndarray], image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The images (N, H, W, C) uint8 of all batches of all ranks, on every rank; of this one possibly none."""
+    return ranks.concatenate(np.concatenate([np.empty((0, *image_shape), np.uint8), *images]))

@@ -22,6 +22,13 @@ FILES = {
     "Embedding": "embedding",
     "Classifier": "classifier",
 }  # recorded by name alone; no path is taken from an image
+# AUTOMATIC1111's names of samplers -> ours of the same algorithm.
+OF_OTHERS = {
+    "Euler": "euler", "Euler a": "euler_ancestral", "Heun": "heun", "DDIM": "ddim", "PLMS": "pndm", "UniPC": "unipc",
+    "DPM++ 2M": "dpmpp_2m", "DPM++ 2M SDE": "dpmpp_2m_sde", "DPM++ SDE": "dpmpp_sde",
+}  # fmt: skip
+SCHEDULE = "Schedule type"  # their noise levels; older versions have them at the end of the sampler's name
+EVEN = ("Automatic", "Uniform")  # evenly spaced timesteps
 POSITION = "Batch pos"  # of a single image among those of its settings, from 0
 SIZE = "Size"  # width x height
 ORDER = ("Steps", "Sampler", "CFG scale", "Seed", SIZE, "Model", *KEYS, *FILES, POSITION, "Version")
@@ -94,6 +101,7 @@ def options_of(given: Parameters) -> tuple[dict[str, Any], int | None]:
     """
     settings = given.settings
     options: dict[str, Any] = {option: settings[key] for key, option in KEYS.items() if key in settings}
+    options |= _sampler_options(settings)
     if "seeds" in options:
         options.pop("seed", None)  # the image's own
     if given.prompts:
@@ -112,6 +120,16 @@ def options_of(given: Parameters) -> tuple[dict[str, Any], int | None]:
 def files_of(given: Parameters) -> dict[str, str]:
     """The option of each file that an image was sampled with -> the file's name, without its folder."""
     return {option: given.settings[key] for key, option in FILES.items() if key in given.settings}
+
+
+def _sampler_options(settings: dict[str, str]) -> dict[str, str]:
+    """The options of a sampler, whose name may be another program's; one that is unknown stays as it is."""
+    schedule = settings.get(SCHEDULE, EVEN[0])
+    whole = settings.get("Sampler", "") + ("" if schedule in EVEN else f" {schedule}")
+    name = whole.removesuffix(" Karras")
+    if name in OF_OTHERS:
+        return {"sampler": OF_OTHERS[name]} | ({"karras": "True"} if name != whole else {})
+    return {"sampler": whole} if whole else {}
 
 
 def _size(text: str) -> tuple[str, str]:

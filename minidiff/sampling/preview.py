@@ -30,7 +30,7 @@ def previewer(pipeline: Pipeline, path: Path, steps: int) -> Callable[[np.ndarra
         nonlocal taken
         taken += 1
         if taken % steps % EVERY == 0:
-            x = x0_hat if latent_map is None else _with_one(x0_hat) @ latent_map  # (N, H, W, 1 or 3)
+            x = x0_hat if latent_map is None else colours_of(x0_hat, latent_map)  # (N, H, W, 1 or 3)
             scale = max(factor, round(imaging.SHOWN / max(x.shape[1:3])))
             gap = 4 if len(x) > 1 else 0
             imaging.save_image(imaging.sheet(imaging.to_uint8(np.nan_to_num(x)), scale=scale, gap=gap), path)
@@ -54,6 +54,11 @@ def rgb_map(pipeline: TextPipeline) -> np.ndarray:
     means = images.reshape(FITTED, SIDE, factor, SIDE, factor, -1).mean((2, 4))  # (N, h, w, 3)
     fitted, *_ = np.linalg.lstsq(_with_one(z).reshape(-1, C + 1), means.reshape(-1, means.shape[-1]))
     return fitted
+
+
+def colours_of(z: np.ndarray, latent_map: np.ndarray) -> np.ndarray:
+    """z W + b of latents (N, h, w, C), by the map of `rgb_map`: (N, h, w, 3)."""
+    return _with_one(z) @ latent_map
 
 
 def _with_one(z: np.ndarray) -> np.ndarray:

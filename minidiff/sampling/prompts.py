@@ -22,14 +22,17 @@ EMPHASIS = {"(": 1.1, "[": 1 / 1.1}  # weights of brackets
 LARGEST = 100  # weight, in absolute value
 CLOSES = {")": "(", "]": "["}
 PART = re.compile(r"\\[\\()\[\]]|[()\[\]]|[^\\()\[\]]+|\\")  # an escaped character, a bracket, or text
+LORA = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")  # the web UI's way to name files in a prompt
 NUMBER = re.compile(r":\s*([^\s:_]+)\s*$")  # before a closing parenthesis
 
 
 def weighted(prompt: str) -> list[tuple[str, float]]:
     """The texts of a prompt, each with its weight; texts in a row have different weights.
 
-    Raises MinidiffError for a bracket without its other one, and for a weight beyond LARGEST.
+    Raises MinidiffError for a bracket without its other one, for a weight beyond LARGEST, and for the web UI's LoRAs.
     """
+    if lora := LORA.search(prompt):
+        raise _error(prompt, f"has {lora[0]:.80}, which is no text; give --lora PATH:WEIGHT in its place")
     texts: list[tuple[str, float]] = []
     opened: list[tuple[str, int]] = []  # brackets, and the number of texts before them
     for part in PART.findall(prompt):

@@ -14,6 +14,7 @@ from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.reverse import Tick, Watch, last_x_t, sample
 from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.solvers.loop import Trajectory
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
@@ -49,13 +50,25 @@ def text_to_image(
     prompts.
     """
     pipeline = with_prompts(pipeline)
-    rng = np.random.default_rng() if rng is None else rng
-    height, width = check_size(pipeline, size or pipeline.image_shape[:2])
-    factor, C = pipeline.vae.factor, pipeline.vae.config.latent_channels
-    shape = (len(prompts), height // factor, width // factor, C)
-    model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
-    trajectory = sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
+    trajectory = text_trajectory(pipeline, prompts, negative_prompt, guidance, steps, rng, size, sampler)
     return decode(pipeline, last_x_t(trajectory, tick, watch))
+
+
+def text_trajectory(
+    pipeline: TextPipeline,
+    prompts: list[str],
+    negative_prompt: str = "",
+    guidance: float = 7.5,
+    steps: int = 50,
+    rng: Rng | None = None,
+    size: tuple[int, int] | None = None,
+    sampler: Sampler | None = None,
+) -> Trajectory:
+    """The sampling loop of `text_to_image`, as `sample`: (t, x_t, x0_hat) after each step, scaled latents."""
+    rng = np.random.default_rng() if rng is None else rng
+    shape = latent_shape(pipeline, len(prompts), size or pipeline.image_shape[:2])
+    model, cond = _guided_model(pipeline, prompts, negative_prompt, guidance)
+    return sample(model, pipeline.schedule, shape, rng, steps, sampler or pipeline.sampler, cond)
 
 
 def image_to_image(
@@ -149,6 +162,12 @@ def decode(pipeline: TextPipeline, latents: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [vae.decode_in_tiles(z[None]) if in_tiles else vae.decode(z[None]).numpy() for z in latents]
         )
+
+
+def latent_shape(pipeline: TextPipeline, n: int, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """The shape (n, h, w, latent_channels) of the latents of n images of that height and width, which are checked."""
+    height, width = check_size(pipeline, size)
+    return n, height // pipeline.vae.factor, width // pipeline.vae.factor, pipeline.vae.config.latent_channels
 
 
 def check_size(pipeline: TextPipeline, size: tuple[int, ...]) -> tuple[int, int]:

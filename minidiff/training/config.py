@@ -8,6 +8,7 @@ from minidiff.engine.optim import half_life_of, learning_rate
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import RANGE, in_range, same_half_life
 from minidiff.models.lora import PROJECTIONS
+from minidiff.training.parallel.gradients import REDUCTIONS
 
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
 INTEGER_RANGES = {
@@ -19,10 +20,10 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "distill", "projections", "consistency",
+    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency",
 }  # fmt: skip
 
-STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections")
+STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction", "begun_from")
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 
 
@@ -33,7 +34,8 @@ class TrainConfig:
     data          a built-in dataset's name, or the absolute path of a dataset
     size          images are resized to size x size pixels, where that is given
     steps         number of steps in total
-    batch_size    images a step, split into `accumulate` equal parts that pass through the network one after the other
+    batch_size    images a step, split into `accumulate` equal parts that pass through the network one after the other,
+                  or on several ranks at once
     lr            peak learning rate, after a linear warm-up of `warmup` steps; `decay` "cosine": along half a cosine
                   over the second half of the steps; "none": constant
     beta2         AdamW's decay of the second moments
@@ -54,8 +56,10 @@ class TrainConfig:
     word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
     projections   of a LoRA: "attention" or "text", the layers with updates (models/lora.py)
     prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
-    consistency   stages of consistency tuning (diffusion/consistency/tuning.py); None: the run trains a diffusion model
     distill       that term is on the predictions of the model as it was, not on images of a prior
+    begun_from    the absolute path of the pipeline whose weights DreamBooth begins with; "" for random ones
+    consistency   stages of consistency tuning (diffusion/consistency/tuning.py); None: the run trains a diffusion model
+    reduction     sum of the gradients of several ranks: "exact", or "mpi" (parallel/gradients.py)
     Raises MinidiffError that names the first value that is out of range.
     """
 
@@ -89,6 +93,8 @@ class TrainConfig:
     distill: bool = False
     word: str = ""
     initial_word: str = ""
+    begun_from: str = ""
+    reduction: str = "exact"
     consistency: int | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +112,8 @@ class TrainConfig:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
         if self.decay not in DECAY_START:
             raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
+        if self.reduction not in REDUCTIONS:
+            raise MinidiffError(f"reduction = {self.reduction!r}: choose {' or '.join(REDUCTIONS)}")
         if self.projections not in PROJECTIONS:
             raise MinidiffError(f"projections = {self.projections!r}: choose {' or '.join(PROJECTIONS)}")
         for name in ("skip_bad", "learned_variance", "importance_sampling", "distill"):

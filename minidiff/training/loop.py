@@ -2,17 +2,21 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 import numpy as np
 
+import minidiff.ranks as ranks
 from minidiff.data.batches import evenly_spaced, prefetch
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image, save_loss_plot
 from minidiff.engine.tensor import no_grad
 from minidiff.errors import MinidiffError
+from minidiff.faults import OtherRankError
 from minidiff.training.checkpoints import record_loss
+from minidiff.training.forecast.reference_curves import reference_curve
 from minidiff.training.log import TrainingLog, read_log, read_quarter_losses
+from minidiff.training.parallel.agreement import Pace
 from minidiff.training.run import Run
 from minidiff.training.state import save as save_state
 from minidiff.training.step import StepStats, check_skipped, steps
@@ -35,17 +39,19 @@ def fit(
 
     on_step(stats) is called for every step, on_checkpoint(step, loss) for every checkpoint with its `validation_loss`
     on `validation`, or else on the training set. The last `keep` checkpoints are kept, each with a sheet of samples.
+    Of several ranks all stop if one does; rank 0 alone writes, and computes validation losses and samples.
     Raises MinidiffError if too many gradients in a row are not finite; the last checkpoint stays as it is.
     """
-    config, saved = run.config, run.step
+    config, saved, pace = run.config, run.step, Pace()
     validation = dataset if validation is None else validation
     batches = prefetch(run.batches(dataset), range(run.step + 1, config.steps + 1))
     try:
-        with closing(TrainingLog(run.folder / "metrics.csv")) as log, closing(batches):
+        with _open_log(run) as log, closing(batches):
             reports = _DelayedReports(log, on_step)
             for stats in steps(run.train_batch, run.optimizer, batches, config):
                 reports.add(stats, run.optimizer.lr)
-                stopping, due = stop(), stats.step % checkpoint_every == 0 or stats.step == config.steps
+                stopping = pace.agree(stop())
+                due = stats.step % checkpoint_every == 0 or stats.step == config.steps
                 if stopping or due:
                     reports.flush()
                     check_skipped(run.step, run.optimizer.skipped, run.optimizer.lr)  # before it is saved
@@ -56,14 +62,27 @@ def fit(
                     saved = stats.step
                     save_progress(run, dataset, validation)
                     on_checkpoint(saved, loss)
+                    pace.restart()
     except (MinidiffError, OSError) as error:  # OSError: the log, on a full disk
-        raise MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}") from None
+        raise _with_checkpoint(error, saved, run) from None
+
+
+def _with_checkpoint(error: MinidiffError | OSError, saved: int, run: Run) -> MinidiffError:
+    """The error with the step of the last checkpoint, which that of another rank has already."""
+    if isinstance(error, OtherRankError):
+        return error
+    return MinidiffError(f"{error}; the checkpoint of step {saved} is kept in {run.folder}")
+
+
+def _open_log(run: Run) -> AbstractContextManager[TrainingLog | None]:
+    """The log of a run, closed at the end of a block; None on other ranks than 0."""
+    return closing(TrainingLog(run.folder / "metrics.csv")) if ranks.rank() == 0 else nullcontext()
 
 
 class _DelayedReports:
     """Logs every step and calls on_step, one step late, so that a GPU already runs the next when it is waited for."""
 
-    def __init__(self, log: TrainingLog, on_step: Callable[[StepStats], object]):
+    def __init__(self, log: TrainingLog | None, on_step: Callable[[StepStats], object]):
         self.log = log
         self.on_step = on_step
         self.last: tuple[StepStats, float] | None = None
@@ -75,31 +94,40 @@ class _DelayedReports:
     def flush(self) -> None:
         """Report the last step, and wait until the log is on the disk."""
         self._report()
-        self.log.flush()
+        if self.log is not None:
+            self.log.flush()
 
     def _report(self) -> None:
         if self.last is not None:
-            self.log.write(*self.last)
+            if self.log is not None:
+                self.log.write(*self.last)
             self.on_step(self.last[0])
             self.last = None
 
 
-def _save_checkpoint(run: Run, log: TrainingLog, validation: Dataset, keep: int) -> float:
+def _save_checkpoint(run: Run, log: TrainingLog | None, validation: Dataset, keep: int) -> float:
     """Save the state; returns its validation loss, which is recorded before."""
-    loss = validation_loss(run, validation)
-    log.check()  # again: the validation took a while
-    record_loss(run.folder, run.step, loss)
+    loss = None
+    if log is not None:
+        with ranks.alone():
+            loss = validation_loss(run, validation)
+        log.check()  # again: the validation took a while
+        record_loss(run.folder, run.step, loss)
+    loss = ranks.broadcast(loss)
     save_state(run, keep)
     return loss
 
 
 def save_progress(run: Run, dataset: Dataset, validation: Dataset) -> None:
-    """Write loss.png, and a sheet of samples with the averaged weights, always from the same noise."""
+    """Write loss.png, and a sheet of samples with the averaged weights, always from the same noise; rank 0 does."""
+    if ranks.rank() > 0:
+        return
     log = run.folder / "metrics.csv"
-    save_loss_plot(*read_log(log), run.folder / "loss.png", "Training loss", read_quarter_losses(log))
+    quarters, reference = read_quarter_losses(log), reference_curve(run)
+    save_loss_plot(*read_log(log), run.folder / "loss.png", "Training loss", quarters, reference)
     samples = run.folder / "samples"
     samples.mkdir(exist_ok=True)
-    with run.optimizer.averaged():
+    with ranks.alone(), run.optimizer.averaged():
         save_image(run.sheet(dataset, validation), samples / f"step-{run.step:06d}.png")
 
 
@@ -119,15 +147,20 @@ def stoppable(notice: Callable[[], object]) -> Iterator[Callable[[], bool]]:
     """Within this block Ctrl-C, SIGTERM and SIGHUP request a stop: yields a function that returns whether one did.
 
     The first signal calls `notice`; a second one raises KeyboardInterrupt. A SIGHUP that is ignored, as by nohup,
-    stays ignored.
+    stays ignored. Of several ranks SIGUSR1 does too: launchers pass it on. A SIGTERM of theirs after the death of a
+    rank raises MinidiffError, which names it.
     """
     numbers = [signal.SIGINT, signal.SIGTERM]
+    if ranks.size() > 1 and hasattr(signal, "SIGUSR1"):
+        numbers.append(signal.SIGUSR1)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
         numbers.append(signal.SIGHUP)
     requested = False
 
     def request_stop(number, frame):
         nonlocal requested
+        for check in ranks.while_waiting:
+            check()
         if requested:
             raise KeyboardInterrupt
         requested = True

@@ -14,6 +14,7 @@ from minidiff.training import recipes, state
 from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.kinds.unet_run import UNetRun
+from minidiff.training.parallel.agreement import check_inputs
 from minidiff.training.run import Run
 from minidiff.training.start import absolute_path, data_fingerprint, open_data
 from minidiff.training.start_text import check_captions, open_autoencoder, open_text_encoder
@@ -43,6 +44,7 @@ def resume(
         raise MinidiffError(f"{out}: is at step {run.step} already, beyond --steps {config.steps}; give more")
     dataset, fingerprint = _open_run_data(run, data, config)
     run = replace(run, config=replace(config, fingerprint=fingerprint))
+    check_inputs(run.config)
     state.roll_back(run)
     return run, dataset
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minidiff import machine
+from minidiff import machine, ranks
 from minidiff.data import BUILT_IN, POINTS, Dataset, check_images, is_image_folder, open_dataset
 from minidiff.data.dataset import fingerprint
 from minidiff.diffusion.continuous import EDM, SIGMA_DATA, Flow
@@ -23,6 +23,7 @@ from minidiff.training.kinds.points_run import CHOICES, PointsRun
 from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.kinds.vae_run import VAERun, default_vae
 from minidiff.training.loop import IMAGES
+from minidiff.training.parallel.agreement import check_inputs
 from minidiff.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -119,9 +120,10 @@ def sizes_of(given: dict[str, Any]) -> dict[str, int]:
 def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
     """The configuration of a new run and its dataset, whose path in it is absolute.
 
-    Raises MinidiffError if the run's folder is inside its dataset's.
+    Batches have as many parts as there are ranks, if that is not given. Raises MinidiffError if the run's folder is
+    inside its dataset's.
     """
-    config = TrainConfig(absolute_path(data), **given)
+    config = TrainConfig(absolute_path(data), **{"accumulate": ranks.size(), **given})
     if is_image_folder(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise MinidiffError(f"{out}: lies among the images of {data}; choose another --out")
     threads = machine.use_threads(threads, config.backend)
@@ -130,7 +132,9 @@ def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None)
         raise MinidiffError(f"--pad-crop {config.pad_crop}: give less than the {side} pixels of the images")
     _test_split(config, dataset)  # a damaged one is found before there is a run
     flip = config.flip and dataset.mirrors
-    return replace(config, flip=flip, threads=threads, fingerprint=data_fingerprint(data, dataset)), dataset
+    config = replace(config, flip=flip, threads=threads, fingerprint=data_fingerprint(data, dataset))
+    check_inputs(config)
+    return config, dataset
 
 
 def absolute_path(data: str) -> str:

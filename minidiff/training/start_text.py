@@ -72,7 +72,7 @@ def start_text(
 def check_captions(data: str, dataset: Dataset) -> None:
     """Raises MinidiffError for a dataset without captions."""
     if not dataset.captions:
-        raise MinidiffError(f"{data}: its images have no captions; leave --text out, or add a captions.csv")
+        raise MinidiffError(f"{data}: its images have no captions; add a captions.csv, or give other images")
 
 
 def _new_text_encoder(captions: tuple[str, ...]) -> tuple[Tokenizer, TextEncoderConfig]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import minidiff.ranks as ranks
 from minidiff.data import Dataset, check_images, is_image_folder
 from minidiff.data.batches import evenly_spaced
 from minidiff.engine.nn import Parameter
@@ -84,6 +85,7 @@ def start_dreambooth(
     """
     given = {"lr": DREAMBOOTH_RATE, **_with_weight(given, prior)}
     pipeline, config, dataset = _open(base, out, data, given, threads)
+    config = replace(config, begun_from=str(base.absolute()))
 
     def begin(run: TextRun) -> None:
         _set_weights(run, [p for _, p in trained_parameters(pipeline, run.frozen)])
@@ -194,8 +196,14 @@ def _lora_prior(given: dict[str, Any], prior: Prior) -> dict[str, Any]:
 
 
 def _write_prior(prior: Prior, run: TextRun) -> None:
-    """Write the images of a prior into the folder of a new run: given, or sampled by its pipeline as it is."""
+    """Write the images of a prior into the folder of a new run: given, or sampled by its pipeline as it is.
+
+    Of several ranks, rank 0 does.
+    """
+    if ranks.rank() > 0:
+        return
     if isinstance(prior, str):
         save_prior(run.folder, given_prior(prior, run.shape))
     elif prior:
-        save_prior(run.folder, sample_prior(run.pipeline, prior, run.config.seed, run.config.batch_size))
+        with ranks.alone():
+            save_prior(run.folder, sample_prior(run.pipeline, prior, run.config.seed, run.config.batch_size))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from minidiff import machine
+from minidiff import machine, ranks
 from minidiff.errors import MinidiffError
 from minidiff.formats.averages import buffer_name
 from minidiff.formats.embedding_files import LEARNED_EMBEDS
@@ -47,6 +47,7 @@ from minidiff.training.kinds.textual_inversion_run import TextualInversionRun
 from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.kinds.vae_run import VAERun
 from minidiff.training.log import truncate_log
+from minidiff.training.parallel.agreement import check_identical
 from minidiff.training.run import Run
 
 KINDS: dict[str, type[Run]] = {
@@ -68,18 +69,26 @@ def new_run(
     begin: called with the run before anything is written, to set other weights than those drawn, say
     Raises MinidiffError if that would overwrite a run or a pipeline, or if the disk has no room for its checkpoints.
     """
+    if ranks.rank() == 0:
+        _check_new(folder)
+    run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
+    check_disk_space(run, keep=1)
+    begin(run)
+    if ranks.rank() == 0:
+        run.prepare()
+    save(run)
+    ranks.gather(None)  # the other ranks read what rank 0 has written
+    return run
+
+
+def _check_new(folder: Path) -> None:
+    """Raises MinidiffError if a new run there would overwrite a run or a pipeline."""
     there = any(os.path.lexists(path) for path in (state_file(folder), best_file(folder)))
     if there or any(kept_states(folder)):  # a state of step 0 alone: new_run did not finish
         raise MinidiffError(f"{folder}: holds a run already; continue it with --resume, or choose another folder")
     for name in WRITTEN:
         if os.path.lexists(folder / name):
             raise MinidiffError(f"{folder}: holds a {name} that is not of a run; choose another folder")
-    run = kind.build(folder, config, *parts, rng=np.random.default_rng(config.seed))
-    check_disk_space(run, keep=1)
-    begin(run)
-    run.prepare()
-    save(run)
-    return run
 
 
 def open_run(folder: Path, kind: type[R] = Run) -> R:
@@ -136,22 +145,29 @@ def _name_of(kind: type[Run]) -> str:
 def roll_back(run: Run) -> None:
     """Cut log and checkpoints back to the run's step, and write its export again.
 
-    Raises MinidiffError if the log does not reach that step.
+    Of several ranks, rank 0 does that once all have read the same state. Raises MinidiffError if the log does not reach
+    that step.
     """
-    truncate_log(run.folder / "metrics.csv", run.step)
-    if run.restored_from:
-        checkpoints.link(run.restored_from, state_file(run.folder))
-    checkpoints.drop_later_states(run.folder, run.step)
-    export(run)
+    _check_identical(run)
+    if ranks.rank() == 0:
+        truncate_log(run.folder / "metrics.csv", run.step)
+        if run.restored_from:
+            checkpoints.link(run.restored_from, state_file(run.folder))
+        checkpoints.drop_later_states(run.folder, run.step)
+        export(run)
 
 
 def save(run: Run, keep: int = 2) -> None:
-    """Save the run's state, then export the averaged weights.
+    """Save the run's state, then export the averaged weights; of several ranks, rank 0 does.
 
-    keep: number of checkpoints to keep, this one included. Raises MinidiffError if a weight is not finite.
+    keep: number of checkpoints to keep, this one included. Raises MinidiffError if a weight is not finite, or if the
+    states of the ranks differ.
     """
+    _check_identical(run)
     if not math.isfinite(float(run.optimizer.backend.grad_norm(run.optimizer.p))):
         raise MinidiffError(f"step {run.step}: the weights are not finite; start a new run with a smaller --lr")
+    if ranks.rank() > 0:
+        return
     to_numpy = run.optimizer.backend.to_numpy
     metadata = {
         "kind": _name_of(type(run)),
@@ -165,6 +181,11 @@ def save(run: Run, keep: int = 2) -> None:
     write_safetensors(step_file(run.folder, run.step), buffers, metadata)
     checkpoints.make_newest(run.folder, run.step, keep)
     export(run)
+
+
+def _check_identical(run: Run) -> None:
+    to_numpy = run.optimizer.backend.to_numpy
+    check_identical(run.step, (*map(to_numpy, _buffers(run).values()), *run.arrays().values()))
 
 
 def check_disk_space(run: Run, keep: int) -> int:

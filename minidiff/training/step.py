@@ -26,6 +26,8 @@ from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.errors import MinidiffError
 from minidiff.training.config import TrainConfig
+from minidiff.training.parallel.gradients import gradient_sum, of_all_parts, set_reduction
+from minidiff.training.parallel.timeline import timed
 
 Teacher = Callable[[np.ndarray, np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
 
@@ -36,7 +38,9 @@ MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or th
 def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
     """AdamW of every run: the configuration's lr, beta2 and EMAs, no weight decay, gradients clipped to norm 1."""
     emas = (config.ema, *map(half_life, config.further_emas))
-    return AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=emas)
+    optimizer = AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=emas)
+    set_reduction(optimizer, config.reduction)
+    return optimizer
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,17 @@ def train_step(
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
-    x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout.
+    x0 float32 (N, H, W, C) in [-1, 1]; cond as the model takes it. rng draws t, then eps, then dropout; of a batch in
+    parts, a seed for the dropout of each.
     With min_snr, the loss is weighted with that gamma (`min_snr_weight`).
     accumulate  number of equal parts that the batch is split into (gradient accumulation): memory for one suffices.
                 The mean of their gradients is the whole batch's, up to rounding; dropout masks differ, for they are
-                drawn part by part
+                drawn part by part. Several ranks share the parts (parallel/gradients.py)
     history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own, and
                 so waits for a GPU; it does not go with min_snr
     image_weights  (N,) multiplies each image's loss
     teach       teach(x0, t, eps, cond) returns the x0 and eps of the loss in the place of those drawn
-    Raises ValueError if the batch cannot be split into equal parts.
+    Raises ValueError if the batch cannot be split into equal parts, MinidiffError if the ranks cannot share them.
     """
     if history is None:
         t = schedule.sample_t(rng, len(x0))  # (N,)
@@ -113,35 +118,49 @@ def train_step(
         x0, eps = teach(x0, t, eps, cond)
     quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
     errors: list[Callable[[], Any]] = []
+    rng_of = dropout_rngs(rng, accumulate)
 
     def loss_of(part: slice) -> Tensor:
         labels, weights = (None if a is None else a[part] for a in (cond, weight))
-        return training_loss(model, schedule, x0[part], t[part], eps[part], labels, rng, weights, record)
+        dropout = rng_of[part.start * accumulate // len(x0)]
+        return training_loss(model, schedule, x0[part], t[part], eps[part], labels, dropout, weights, record)
 
     def record(error: Any) -> None:
         errors.append(optimizer.backend.later(error))
 
     stats = gradient_step(optimizer, len(x0), accumulate, loss_of)
+    all_errors = of_all_parts(errors)
     if history is not None:
-        record_losses(history, t, np.concatenate([error() for error in errors]))
-    return replace(stats, errors=errors, quarters=quarters)
+        record_losses(history, t, np.concatenate([error() for error in all_errors]))
+    return replace(stats, errors=all_errors, quarters=quarters)
+
+
+def dropout_rngs(rng: Rng, accumulate: int) -> list[Rng]:
+    """The generator of each part's dropout; of several parts each has its own, whichever rank computes it."""
+    if accumulate == 1:
+        return [rng]
+    return [np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63 - 1, accumulate)]
 
 
 def gradient_step(optimizer: AdamW, n: int, accumulate: int, loss_of: Callable[[slice], Tensor]) -> StepStats:
     """One optimiser step on the mean of loss_of(part) over `accumulate` equal parts, slices of a batch of n.
 
-    Raises ValueError if the batch cannot be split into that many.
+    Several ranks share the parts; all of them take the same step. Raises ValueError if the batch cannot be split into
+    that many, MinidiffError if the ranks cannot share them.
     """
     if n % accumulate:
         raise ValueError(f"a batch of {n} cannot be split into {accumulate} equal parts")
-    optimizer.zero_grad()
-    losses = []
-    for part in slices(n, n // accumulate):
-        loss = loss_of(part)
-        loss.backward(np.float32(1 / accumulate))
+    parts, losses = list(slices(n, n // accumulate)), []
+    gradients = gradient_sum(optimizer)
+    for k in gradients.parts(accumulate):
+        with timed("forward", k):
+            loss = loss_of(parts[k])
+        with timed("backward", k):
+            loss.backward(np.float32(1 / accumulate), gradients.final)
         losses.append(loss.backend.later(loss.data))
-    norm = optimizer.step()
-    return StepStats(optimizer.step_count, losses, optimizer.backend.later(norm))
+    with timed("update"):
+        norm = optimizer.step()
+    return StepStats(optimizer.step_count, of_all_parts(losses), optimizer.backend.later(norm))
 
 
 def train(

@@ -130,6 +130,18 @@ def test_the_command_line_wins(done, trained):
     assert chosen("--like", sheet, "--seed", 5) == own | {"Seed": "5", "Batch size": "64"}
 
 
+def test_an_image_of_another_program(done, trained):
+    """Its sampler is ours of the same algorithm; another sampler leaves out what belongs to the image's."""
+    text = "\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 1.0, Seed: 7, Model hash: 1f, Clip skip: 2"
+    save_image(Image.new("RGB", (4, 4)), "a.png", text)
+    done("sample", "run", "--like", "a.png", "--n", 2, *QUICK)
+    settings = read_parameters(Path("sheet.png")).settings
+    assert {"Sampler": "dpmpp_2m", "Karras": "True", "Steps": "3", "Seed": "7"}.items() <= settings.items()
+    done("sample", "run", "--like", "a.png", "--n", 2, "--sampler", "ddim", *QUICK)
+    settings = read_parameters(Path("sheet.png")).settings
+    assert settings["Sampler"] == "ddim" and "Karras" not in settings
+
+
 def test_no_path_is_taken_from_an_image(run, done, text_model):
     text = "a cat\nNegative prompt: \nSteps: 2, LoRA: mine:0.5, Classifier: /etc, Out: x.png, npz: y.npz, Size: 32x32"
     save_image(Image.new("RGB", (4, 4)), "a.png", text)
@@ -145,7 +157,10 @@ def test_no_path_is_taken_from_an_image(run, done, text_model):
     "setting, match",
     [
         ("Steps: 0", "steps must be"), ("Steps: nan", "a.png: .*'--steps'"),
-        ("Sampler: Euler a", "a.png: .*'--sampler'"), ("Sampler: " + "e" * 60_000, "a.png: .*'--sampler'"),
+        ("Sampler: DPM2 a", "a.png: .*'DPM2 a'"),
+        ("Sampler: DPM++ 2M, Schedule type: Exponential", "a.png: .*'--sampler': 'DPM\\+\\+ 2M Exponential'"),
+        ("Sampler: Euler a Karras", "karras is for .*, not for euler_ancestral"),
+        ("Sampler: " + "e" * 60_000, "a.png: .*'--sampler'"),
         ("CFG scale: nan", "guidance|--guidance"), ("Seed: -1", "a.png: .*'--seed'"),
         ("Seed: 1e999", "a.png: .*'--seed'"),
         ("Seeds: 3-1", "--seeds '3-1'"), ('Seeds: "0-99999999"', "more than 100000 seeds"),

@@ -6,15 +6,20 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from small_commands import SMALL
 from small_runs import idx_set, new_run
-from small_text import bars
+from small_text import bars, new_text_run
 
-from minidiff.evaluation import run_facts
+from minidiff.data.imaging import sheet, to_uint8
+from minidiff.evaluation import run_facts, run_images
 from minidiff.formats.run_state import read_state, state_file
-from minidiff.training import loop, recipes
+from minidiff.sampling.prompts import escaped
+from minidiff.sampling.text_to_image import text_to_image
+from minidiff.training import loop, prior, recipes
 from minidiff.training.command import command_of
 from minidiff.training.state import open_run
 
@@ -62,14 +67,16 @@ def test_the_command_starts_the_same_run(name, done, tmp_path, monkeypatch, no_s
     assert start_of("second") == start_of("first")
 
 
-def captioned(folder):
+def captioned(folder, caption="{}"):
     """A folder of images with captions."""
     folder.mkdir()
     dataset = bars()
     for i, image in enumerate(dataset.take(range(len(dataset)))):
         Image.fromarray(image).save(folder / f"{i}.png")
     with open(folder / "captions.csv", "w") as file:
-        csv.writer(file).writerows([("file_name", "text"), *((f"{i}.png", c) for i, c in enumerate(dataset.captions))])
+        csv.writer(file).writerows(
+            [("file_name", "text"), *((f"{i}.png", caption.format(c)) for i, c in enumerate(dataset.captions))]
+        )
 
 
 def test_the_command_of_a_text_run_has_the_copies_of_its_frozen_parts(done, tmp_path, no_sheets):
@@ -80,6 +87,44 @@ def test_the_command_of_a_text_run_has_the_copies_of_its_frozen_parts(done, tmp_
     assert words[words.index("--latent") + 1] == "first"
     done(*words[1:])
     assert start_of("second") == start_of("first")
+
+
+TUNED = {
+    "dreambooth": "--method dreambooth",
+    "dreambooth with a prior": "--method dreambooth --prior-prompt red --prior-weight 0.5 --lr 0.002",
+    "lora": "--rank 2 --skip-bad",
+    "lora with a prior": "--prior-prompt red",
+    "lora without": "--prior-weight 0 --seed 3",
+    "word": "--method textual-inversion --word <bar> --initial-word red",
+    "word with a rate": "--method textual-inversion --word <bar> --initial-word red --lr 0.001",
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_the_command_of_a_run_that_tunes(name, done, tmp_path, monkeypatch, no_sheets):
+    """Of DreamBooth without a prior too, whose state is otherwise that of a run of train --text."""
+    monkeypatch.setattr(prior, "SAMPLES", 2)
+    monkeypatch.setattr(prior, "STEPS", 2)
+    new_text_run(tmp_path / "base")
+    captioned(tmp_path / "data", "a {} <bar>" if name.startswith("word") else "{}")
+    done("tune", "base", "data", *TUNED[name].split(), *QUICK, "--out", "first")
+    words = command_of(open_run(Path("first")), "second")
+    assert words[:3] == ["minidiff", "tune", str(tmp_path / "base")]
+    done(*words[1:])
+    assert start_of("second") == start_of("first")
+    if name.startswith("dreambooth"):
+        Path("base").rename("elsewhere")
+        assert command_of(open_run(Path("first"))) is None
+
+
+def test_the_state_of_an_older_run_does_not_say_what_it_began_from(done, tmp_path, no_sheets):
+    """It opens, as one that began from random weights."""
+    state = new_text_run(tmp_path / "run").folder / "training" / "state.safetensors"
+    tensors, metadata = load_file(state), dict(read_state(state).metadata)
+    config = json.loads(metadata["config"])
+    assert config.pop("begun_from") == ""
+    save_file(tensors, state, metadata | {"config": json.dumps(config)})
+    assert open_run(Path("run")).config.begun_from == ""
 
 
 def test_what_no_command_starts_has_none(trained, tmp_path):
@@ -102,7 +147,7 @@ def test_a_report_holds_what_the_files_of_the_runs_hold(done, trained):
         assert run["log"] == Path(run["name"], "metrics.csv").read_text()
         header, *lines = Path(run["name"], "checkpoints.csv").read_text().split()
         assert [f"{step},{loss}" for step, loss in run["checkpoints"]] == lines
-        assert len(run["trajectory"]["frames"]) == run_facts.FRAMES
+        assert len(run["trajectory"]["frames"]) == run_images.FRAMES
         assert run["command"].startswith("minidiff train")
     assert [step for step, _ in second["sheets"]] == [2, 4]
     settings = dict(second["settings"])
@@ -136,6 +181,40 @@ def test_a_report_of_every_kind_of_run(kind, done, tmp_path):
     done("report", "run", "--threads", 1)
     (run,) = facts("report.html")
     assert run["trajectory"] is None and run["sheets"] and run["command"]
+
+
+@pytest.mark.parametrize("shown", ["pixels", "decoded", "colours"])
+def test_the_trajectory_of_prompts(shown, done, tmp_path, monkeypatch, no_sheets):
+    """Captions of its dataset; at the end the images that text to image samples, until then latents as colours."""
+    monkeypatch.setattr(run_images, "DECODED", 63 if shown == "colours" else 64)
+    captioned(tmp_path / "data", "a ({}) <bar>")
+    new_text_run(tmp_path / "base", latent=shown != "pixels")
+    word = ("--method", "textual-inversion", "--word", "<bar>", "--initial-word", "red")
+    done("tune", "base", "data", *word, *QUICK, "--out", "run")
+    run = open_run(Path("run"))
+    monkeypatch.setattr(run_images, "data_uri", np.asarray)
+    found = run_images.trajectory(run)
+    captions, factor = bars().captions, 2 if shown == "colours" else 1
+    assert found["prompts"] == [f"a ({captions[i]}) <bar>" for i in (0, 3, 6, 9)]
+    with run.optimizer.averaged():
+        texts, rng = [escaped(prompt) for prompt in found["prompts"]], np.random.default_rng([0, 0])
+        images = to_uint8(text_to_image(run.pipeline, texts, guidance=4, steps=run_images.STEPS, rng=rng))
+    frames = [frame for _, frame in found["frames"]]
+    assert [t for t, _ in found["frames"]][-1] == -1 and len(frames) == run_images.FRAMES
+    assert {frame.shape for frame in frames[:-1]} == {(2 * 8 // factor + 3, 4 * 8 // factor + 5, 3)}
+    expected = np.asarray(sheet(np.concatenate([images, images]), columns=4, scale=1, gap=factor))
+    np.testing.assert_array_equal(frames[-1][: 8 + factor], expected[: 8 + factor])  # x_t
+    assert ("latents as colours" in found["note"]) == (shown == "colours")
+
+
+def test_a_text_run_whose_dataset_has_moved_is_not_sampled(done, tmp_path, no_sheets):
+    captioned(tmp_path / "data")
+    new_text_run(tmp_path / "base")
+    done("tune", "base", "data", "--method", "dreambooth", *QUICK, "--out", "run")
+    Path("data").rename("elsewhere")
+    done("report", "run", "--threads", 1)
+    (run,) = facts("report.html")
+    assert run["trajectory"]["frames"] == [] and f"{tmp_path / 'data'}: no such" in run["trajectory"]["note"]
 
 
 def test_a_run_that_is_being_written_is_reported_up_to_its_last_whole_line(done, trained):

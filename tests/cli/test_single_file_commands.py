@@ -95,7 +95,9 @@ def test_what_is_refused(refused, made):
     refused("import", "1.safetensors", "--out", "out", "--config", "none", match="none/unet/config.json: No such file")
     refused("export", "folder1", "out", "--single-file", "--best", match="--single-file writes what the folder holds")
     refused("export", "none", "out", "--single-file", match="none: no such folder")
-    refused("export", "folder1", "1.safetensors/out", "--single-file", match="cannot write 1.safetensors/out")
+    refused("export", "folder1", "1.safetensors/out.safetensors", "--single-file", match="cannot write 1.safetensors/o")
+    for name in ("model.ckpt", "out"):
+        refused("export", "folder1", name, "--single-file", match=f"{name}: is to be a safetensors file; give a name")
     new_text_run(made / "run")
     refused("export", "run", "out", "--single-file", match="run: its U-Net works on pixels")
     refused(

@@ -213,7 +213,9 @@ def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):
     refused("tune", "base", "--out", "lora", "--resume", match="--resume continues with the RUN and DATA of lora")
     refused("tune", "--out", "lora", "--resume", "--rank", 3, match="was started with --rank 2, not 3")
     refused("tune", "base", "data", "--out", "lora", match="lora: holds a run already")
-    refused("tune", "base", "bare", "--out", "new", *QUICK, match="bare: its images have no captions")
+    refused(
+        "tune", "base", "bare", "--out", "new", *QUICK, match="bare: its images have no captions; add a captions.csv"
+    )
     refused("tune", "base", "cats_dogs", "--out", "new", *QUICK, match="cats_dogs: its images have no captions")
     refused("tune", "lora", "data", "--out", "new", match="lora: is the run of a LoRA, which samples with its model")
     refused("sample", "lora", "--prompt", "a", match="lora: is the run of a LoRA, which samples with its model")
@@ -222,6 +224,9 @@ def test_what_is_wrong_with_the_call(refused, tuned, tmp_path):
     for weight in ("nan", "inf"):
         refused("sample", "base", "--prompt", "a", "--lora", f"lora:{weight}", *SAMPLE, match="must be finite")
     refused("sample", "base", "--prompt", "a", "--lora", "none:0.5", *SAMPLE, match="none: no such file")
+    for path in ("", ":0.5"):
+        refused("sample", "base", "--prompt", "a", "--lora", path, *SAMPLE, match=f"--lora '{path}': has no path")
+    refused("sample", "base", "--prompt", "a", "--embedding", "", *SAMPLE, match="'--embedding': it is empty")
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth", "textual-inversion"])

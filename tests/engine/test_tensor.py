@@ -263,3 +263,16 @@ def test_a_chain_of_20000_does_not_recurse(backend):
 def test_numpy_returns_the_values(backend):
     assert leaf(backend, [[1, 2]]).numpy().tolist() == [[1, 2]]
     assert repr(leaf(backend, [[1, 2]])) == f"Tensor((1, 2), {backend.name})"
+
+
+def test_final_is_called_once_the_gradient_of_a_leaf_is_complete(backend):
+    """Of a leaf with several uses after the last of them; the leaf of the last operation comes first."""
+    first, last, unused = leaf(backend, [1, 2]), leaf(backend, [3, 4]), leaf(backend, [5, 6])
+    constant = Tensor(np.ones(2, np.float32), backend)
+    x = F.add(F.mul(first, first), constant)
+    y = F.mul(F.add(x, first), last)
+    found = []
+    y.backward([1, 1], lambda leaf: found.append((leaf, grad(leaf))))
+    assert [a is b for (a, _), b in zip(found, (last, first), strict=True)] == [True, True]
+    assert [g for _, g in found] == [grad(last), grad(first)] == [[3, 7], [9, 20]]
+    assert unused.grad is None

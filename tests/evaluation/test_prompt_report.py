@@ -14,6 +14,9 @@ from minidiff.data import open_dataset
 from minidiff.data.dataset import subset
 from minidiff.data.imaging import save_image, to_uint8
 from minidiff.evaluation import feature_classifier, prompt_agreement, report
+from minidiff.formats.embedding_files import save_embedding
+from minidiff.formats.lora_files import pipeline_layers, save_lora
+from minidiff.models.lora import Update
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import text_to_image
 
@@ -53,6 +56,30 @@ def test_both_splits_and_real_images(run, tmp_path):
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "figures.json", "training_captions.png", "test_captions.png",
     }  # fmt: skip
+
+
+def test_a_lora_and_a_word(run, tmp_path):
+    """They change the samples, and stand beside the weights in figures.json."""
+    opened, rng = open_pipeline("run", "numpy"), np.random.default_rng(0)
+    name, layer = next((n, layer) for n, layer in pipeline_layers(opened).items() if n.endswith("attn2.to_v"))
+    (O, I), sheets = layer.weight.shape, {}
+    A, B = rng.standard_normal((2, I)), rng.standard_normal((O, 2))
+    save_lora(tmp_path / "lora.safetensors", {name: Update(A.astype(np.float32), B.astype(np.float32), 2.0)})
+    save_embedding(tmp_path / "word.safetensors", "bar", 5 * rng.standard_normal((1, 8)).astype(np.float32))
+    for out, options in {
+        "a": (),
+        "b": ("--lora", "lora.safetensors:3"),
+        "c": ("--embedding", "word.safetensors"),
+    }.items():
+        code, _, err = run(
+            "evaluate", "run", "--against", "bars", "--n", 16, "--steps", 2, "--guidance", 9, "--out", out, *options,
+            "--backend", "numpy", "--threads", 1,
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        weights = json.loads((tmp_path / out / "figures.json").read_text())["samples"]["weights"]
+        assert weights == " + ".join(["moving average", *options[1:]])
+        sheets[out] = (tmp_path / out / "test_captions.png").read_bytes()
+    assert len(set(sheets.values())) == 3
 
 
 def test_few_samples_train_no_classifier_for_prompts(run, monkeypatch):

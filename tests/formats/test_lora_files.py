@@ -159,3 +159,8 @@ def test_metadata_of_diffusers(lora, pipeline, changed):
     for damaged in ("{", "3", '{"unet.lora_alpha": []}', '{"unet.lora_alpha": NaN}'):
         changed(metadata={"lora_adapter_metadata": damaged})
         refused(load_lora, path, pipeline, match="lora_adapter_metadata is damaged")
+
+
+def test_a_file_without_arrays(pipeline, tmp_path):
+    save_file({}, tmp_path / LORA_WEIGHTS)
+    refused(load_lora, tmp_path, pipeline, match="holds no arrays; copy it again, or give a LoRA for this model")

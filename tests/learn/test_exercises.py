@@ -16,7 +16,7 @@ every = pytest.mark.parametrize("number", EXERCISES, ids=lambda number: f"{numbe
 
 
 def test_catalogue():
-    assert len(EXERCISES) == 30
+    assert len(EXERCISES) == 40
     assert len({exercise.title for exercise in EXERCISES.values()}) == len(EXERCISES)
     for number, chapter in CHAPTERS.items():
         assert {exercise.chapter for exercise in chapter.exercises} == {number}

@@ -8,7 +8,8 @@ from PIL import Image
 from small_runs import go_on, new_points_run
 
 from minidiff.evaluation import run_report
-from minidiff.evaluation.run_facts import SHEETS, data_uri, facts_of
+from minidiff.evaluation.run_facts import facts_of
+from minidiff.evaluation.run_images import SHEETS, data_uri
 from minidiff.training.log import HEADER
 
 STEPS = 10_000

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
+from minidiff.diffusion.sampler import Sampler
+from minidiff.formats.png_parameters import parse
 from minidiff.sampling import inputs
 from minidiff.sampling.parameters import files_of, of_each, options_of, parameters
 
@@ -61,3 +65,31 @@ def test_options_and_back():
 def test_seeds_as_text():
     for seeds, text in (([3], "3"), ([0, 1, 2], "0-2"), ([7, 3, 4, 9], "7,3-4,9"), ([2, 1], "2,1")):
         assert inputs.seeds_text(seeds) == text and inputs.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("Euler", "euler"), ("Euler a", "euler_ancestral"), ("Heun", "heun"), ("DDIM", "ddim"), ("PLMS", "pndm"),
+        ("UniPC", "unipc"), ("DPM++ 2M", "dpmpp_2m"), ("DPM++ 2M SDE", "dpmpp_2m_sde"), ("DPM++ SDE", "dpmpp_sde"),
+    ],
+)  # fmt: skip
+def test_samplers_of_other_programs(theirs, ours):
+    """With the noise levels in the name, or beside it."""
+
+    def read(settings):
+        options, _ = options_of(parse(f"a\nNegative prompt: b\nSteps: 20, {settings}, CFG scale: 7"))
+        return options["sampler"], options.get("karras")
+
+    assert Sampler(ours).name == ours
+    for plain in ("", ", Schedule type: Automatic", ", Schedule type: Uniform"):
+        assert read(f"Sampler: {theirs}{plain}") == (ours, None)
+    assert read(f"Sampler: {theirs} Karras") == read(f"Sampler: {theirs}, Schedule type: Karras") == (ours, "True")
+
+
+@pytest.mark.parametrize("name", ["DPM2 a", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "LCM", "euler a", "DPM fast", "ddim"])
+def test_samplers_that_stay_as_they_are(name):
+    assert options_of(parse(f"Steps: 3, Sampler: {name}"))[0]["sampler"] == name
+    options, _ = options_of(parse(f"Steps: 3, Sampler: {name}, Schedule type: Exponential"))
+    assert options["sampler"] == f"{name} Exponential"
+    assert "sampler" not in options_of(parse("Steps: 3"))[0]

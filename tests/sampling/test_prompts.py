@@ -64,6 +64,11 @@ def test_brackets_that_are_refused():
         refused(weighted, prompt, match="has a weight beyond 100, or none that is a number")
 
 
+def test_files_that_a_prompt_names_are_refused():
+    refused(weighted, "a cat <lora:Mine v2:0.8>", match="has <lora:Mine v2:0.8>, which is no text; give --lora PATH")
+    assert weighted("<lora> <lora:") == [("<lora> <lora:", 1.0)]
+
+
 @settings(deadline=None)
 @given(st.text(r"ab:1.2()[]\ ", max_size=20))
 def test_escaped_texts_are_themselves(text):

@@ -1,5 +1,7 @@
 """The commands that edit images: image-to-image, inpainting, inversion and interpolation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +11,10 @@ import typer
 from minidiff import machine
 from minidiff.cli import options
 from minidiff.cli.sampling.prompts import (
-    PROMPT_GUIDANCE,
     Prompts,
     check_prompt_options,
     check_prompts,
+    one_prompt,
     open_for,
     sample_one_by_one,
 )
@@ -25,6 +27,7 @@ from minidiff.diffusion.sampler import Sampler
 from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.adapted import adapted
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.settings import guided_model
@@ -41,6 +44,8 @@ def redraw(
     n: options.NumImages = 8,
     prompt: options.Prompt = None,
     negative_prompt: options.NegativePrompt = None,
+    lora: options.LoRAs = None,
+    embedding: options.Embeddings = None,
     name: options.ClassName = None,
     guidance: options.GuidanceScale = None,
     steps: options.Steps = 50,
@@ -59,18 +64,18 @@ def redraw(
     taken = editing.steps_taken(strength, steps)
     rng = np.random.default_rng(seed)
     if prompt is not None:
-        given = _prompts(prompt, negative_prompt, guidance, name)
-        pipeline, x0 = _open_for_prompt(run, image, given, backend, threads)
+        given = one_prompt(prompt, negative_prompt, guidance, name, lora, embedding)
+        with _opened_for_prompt(run, image, given, backend, threads) as (pipeline, x0):
 
-        def sample_one(prompt: str, tick: Tick) -> np.ndarray:
-            return text_to_image.image_to_image(
-                pipeline, [prompt], x0, strength, given.negative, given.guidance, steps, rng, tick=tick
-            )
+            def sample_one(prompt: str, tick: Tick) -> np.ndarray:
+                return text_to_image.image_to_image(
+                    pipeline, [prompt], x0, strength, given.negative, given.guidance, steps, rng, tick=tick
+                )
 
-        images = sample_one_by_one([prompt] * n, max(taken, 1), sample_one)
+            images = sample_one_by_one([prompt] * n, max(taken, 1), sample_one)
         _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    check_prompt_options(run, {"negative-prompt": negative_prompt})
+    check_prompt_options(run, {"negative-prompt": negative_prompt, "lora": lora, "embedding": embedding})
     machine.use_threads(threads, backend)
     pipeline = open_for("unet", run, backend, sampler="ddim")
     model, labels = _class_model(pipeline, n, name, guidance)
@@ -88,6 +93,8 @@ def fill(
     n: options.NumImages = 8,
     prompt: options.Prompt = None,
     negative_prompt: options.NegativePrompt = None,
+    lora: options.LoRAs = None,
+    embedding: options.Embeddings = None,
     name: options.ClassName = None,
     guidance: options.GuidanceScale = None,
     steps: options.Steps = 50,
@@ -108,19 +115,19 @@ def fill(
     backend = options.with_precision(backend, precision)
     rng = np.random.default_rng(seed)
     if prompt is not None:
-        given = _prompts(prompt, negative_prompt, guidance, name)
-        pipeline, x0 = _open_for_prompt(run, image, given, backend, threads)
-        masked = inputs.load_mask(mask, x0.shape[1:3], pipeline.vae.factor)
+        given = one_prompt(prompt, negative_prompt, guidance, name, lora, embedding)
+        with _opened_for_prompt(run, image, given, backend, threads) as (pipeline, x0):
+            masked = inputs.load_mask(mask, x0.shape[1:3], pipeline.vae.factor)
 
-        def sample_one(prompt: str, tick: Tick) -> np.ndarray:
-            return text_to_image.inpaint(
-                pipeline, [prompt], x0, masked, given.negative, given.guidance, steps, rng, tick=tick
-            )
+            def sample_one(prompt: str, tick: Tick) -> np.ndarray:
+                return text_to_image.inpaint(
+                    pipeline, [prompt], x0, masked, given.negative, given.guidance, steps, rng, tick=tick
+                )
 
-        images = sample_one_by_one([prompt] * n, steps, sample_one)
+            images = sample_one_by_one([prompt] * n, steps, sample_one)
         _write_sheet(out, np.concatenate([imaging.to_uint8(x0), images]))
         return
-    check_prompt_options(run, {"negative-prompt": negative_prompt})
+    check_prompt_options(run, {"negative-prompt": negative_prompt, "lora": lora, "embedding": embedding})
     machine.use_threads(threads, backend)
     pipeline = open_for("unet", run, backend, sampler="ddim")
     model, labels = _class_model(pipeline, n, name, guidance)
@@ -239,22 +246,17 @@ def _class_model(
     return guided_model(pipeline, 1.0 if guidance is None else guidance), labels
 
 
-def _prompts(prompt: str, negative_prompt: str | None, guidance: float | None, name: str | None) -> Prompts:
-    """The prompt and what goes with it. Raises MinidiffError if a class is given too."""
-    if name is not None:
-        raise MinidiffError("--class does not go with a prompt: leave it out")
-    return Prompts([prompt], negative_prompt or "", PROMPT_GUIDANCE if guidance is None else guidance)
-
-
-def _open_for_prompt(
+@contextmanager
+def _opened_for_prompt(
     run: Path, image: Path, prompts: Prompts, backend: str, threads: int | None
-) -> tuple[TextPipeline, np.ndarray]:
+) -> Iterator[tuple[TextPipeline, np.ndarray]]:
     """A pipeline with prompts, its sampler DDIM, and the image (1, H, W, C) at the size that it was trained on."""
     machine.use_threads(threads, backend)
     pipeline = text_to_image.with_prompts(open_for("text", run, backend, sampler="ddim"))
     x0 = inputs.load_network_input(image, pipeline.image_shape)
-    check_prompts(pipeline, prompts)
-    return pipeline, x0
+    with adapted(pipeline, prompts.loras, prompts.embeddings) as pipeline:
+        check_prompts(pipeline, prompts)
+        yield pipeline, x0
 
 
 def _one_label(pipeline: Pipeline, name: str | None) -> np.ndarray | None:

@@ -16,6 +16,7 @@ from minidiff.terminal import print_warning
 POSITION = "position"  # in the meta of a context: that of the image to repeat among those of its options
 # Options that, given on the command line, leave out those of the image.
 INSTEAD_OF = {"seeds": ("seed", "n"), "seed": ("seeds",), "n": ("seeds",), "prompts": ("prompt",)}
+INSTEAD_OF["sampler"] = ("karras", "eta", "churn")  # which not every sampler has
 INSTEAD_OF |= {weights: ("raw", "best", "step", "ema") for weights in ("raw", "best", "step", "ema")}
 
 
@@ -60,6 +61,7 @@ def naming(image: Path) -> Iterator[None]:
         if not isinstance(error, MinidiffError) and not hasattr(error, "format_message"):  # typer's, a private class
             raise
         message = getattr(error, "format_message", error.__str__)().replace("\n", " ")
+        message = message.replace(": Value error, ", ": ").rstrip(".")  # as of options on the command line
         raise MinidiffError(f"{image}: {message:.400}; give the option, or another image") from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minidiff import ranks
 from minidiff.cli.sampling.points import check_no_image_options
 from minidiff.data import imaging
 from minidiff.data.captioned_sheet import captioned_sheet, labelled_grid
@@ -16,7 +17,8 @@ from minidiff.errors import MinidiffError
 from minidiff.formats.folders import FOUND, describe, find
 from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
-from minidiff.sampling import outputs, text_to_image
+from minidiff.sampling import inputs, outputs, text_to_image
+from minidiff.sampling.adapted import adapted
 from minidiff.sampling.dry_run import compile_for_sampling
 from minidiff.sampling.opening import Kind, Weights, open_pipeline
 from minidiff.sampling.preview import previewer
@@ -28,11 +30,34 @@ PROMPT_GUIDANCE = 7.5  # default guidance scale with a prompt, Stable Diffusion'
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts, the negative prompt of all of them ("" for none), and the guidance scale."""
+    """Prompts, and what goes with all of them.
+
+    negative    "" for none
+    guidance    guidance scale
+    loras       each "PATH" or "PATH:WEIGHT"
+    embeddings  files of textual inversion
+    """
 
     texts: list[str]
     negative: str
     guidance: float
+    loras: list[str]
+    embeddings: list[Path]
+
+
+def one_prompt(
+    prompt: str,
+    negative_prompt: str | None,
+    guidance: float | None,
+    name: str | None,
+    loras: list[str] | None,
+    embeddings: list[Path] | None,
+) -> Prompts:
+    """The options of a prompt. Raises MinidiffError if a class is given too."""
+    if name is not None:
+        raise MinidiffError("--class does not go with a prompt: leave it out")
+    guidance = PROMPT_GUIDANCE if guidance is None else guidance
+    return Prompts([prompt], negative_prompt or "", guidance, loras or [], embeddings or [])
 
 
 def open_for(
@@ -68,16 +93,24 @@ def sample_prompts(
     """
     height, width = (own if given is None else given for given, own in zip(size, pipeline.image_shape[:2], strict=True))
     text_to_image.check_size(pipeline, (height, width))
-    check_prompts(pipeline, prompts)
-    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
+    shape = text_to_image.latent_shape(pipeline, 1, (height, width))
     settings = (prompts.negative, prompts.guidance, steps)
+    batches = [(shape, prompt) for prompt in prompts.texts for _ in range(n)]
+    with adapted(pipeline, prompts.loras, prompts.embeddings) as pipeline:
+        check_prompts(pipeline, prompts)
+        watch = previewer(pipeline, preview, steps) if preview and ranks.rank() == 0 else lambda x0_hat: None
 
-    def sample_one(prompt: str, tick: Tick) -> np.ndarray:
-        return text_to_image.text_to_image(
-            pipeline, [prompt], *settings, next(rngs), (height, width), tick=tick, watch=watch
-        )
+        def sample_one(prompt: str, rng: Any, tick: Tick) -> np.ndarray:
+            return text_to_image.text_to_image(
+                pipeline, [prompt], *settings, rng, (height, width), tick=tick, watch=watch
+            )
 
-    return sample_one_by_one([prompt for prompt in prompts.texts for _ in range(n)], steps, sample_one)
+        def sample_all(tick: Tick) -> list[np.ndarray]:
+            own = inputs.of_this_rank(batches, rngs, pipeline, steps)
+            return [outputs.finished(sample_one(prompt, rng, tick)) for _, prompt, rng in own]
+
+        images = with_progress_bar("sampling", steps * inputs.num_of_this_rank(len(batches)), sample_all)
+    return inputs.of_all_ranks(images, (height, width, pipeline.image_shape[2]))
 
 
 def prompt_sheet(images: np.ndarray, prompts: list[str], seeds: list[int] | None = None) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from minidiff import machine
+from minidiff import machine, ranks
 from minidiff.cli import options
 from minidiff.cli.options import PLACE
 from minidiff.cli.sampling.like import POSITION, given_options
@@ -33,9 +33,7 @@ from minidiff.formats.pipeline import Pipeline, PointsPipeline, TextPipeline
 from minidiff.formats.run_state import WrongKind
 from minidiff.sampling import inputs, outputs
 from minidiff.sampling.dry_run import compile_for_sampling
-from minidiff.sampling.embeddings import with_embeddings
 from minidiff.sampling.guidance import Guidance, model_and_labels
-from minidiff.sampling.loras import merged_loras, open_loras
 from minidiff.sampling.opening import Kind, chosen_weights
 from minidiff.sampling.parameters import of_each, parameters
 from minidiff.sampling.preview import previewer
@@ -127,6 +125,8 @@ def sample_command(
 
     With --noise torch the noise is that of torch.Generator().manual_seed(SEED), and the images are those of the
     folder's own scheduler in diffusers 0.42.1, up to rounding, with the exceptions in docs/samplers.md.
+
+    Started by mpiexec, the processes share out the batches of 64 images, or with a prompt single images.
     """
     machine.use_threads(threads, backend := options.with_precision(backend, precision))
     out = Path("sheet.png") if out is None and folder is None else out
@@ -163,11 +163,9 @@ def sample_command(
         images, sheet = sample_points(pipeline, n, name, guidance, steps, rng)
     elif isinstance(pipeline, TextPipeline):
         n = n or 1
-        given = Prompts(texts, negative_prompt or "", guidance)
+        given = Prompts(texts, negative_prompt or "", guidance, lora or [], embedding or [])
         rngs = (inputs.noise_source(noise, each_seed) for _ in texts for each_seed in each) if each else repeat(rng)
-        pipeline = with_embeddings(pipeline, embedding or [])
-        with merged_loras(pipeline, open_loras(pipeline, lora or [])):
-            images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
+        images = sample_prompts(pipeline, n, given, (height, width), steps, rngs, preview)
         sheet = partial(prompt_sheet, images, texts, each)
     else:
         n = n or 64
@@ -182,6 +180,8 @@ def sample_command(
     chosen = pipeline.sampler
     taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
     taken |= dict(guidance=guidance, seed=None if each else seed or 0, n=None if each else n)
+    if ranks.rank() > 0:
+        return
     size, whole_options = images.shape[1:3], given_options(ctx) | taken
     whole = parameters(whole_options, run, size, texts, negative_prompt or "")
     of_images = of_each(whole, len(images), classes)
@@ -236,14 +236,15 @@ def _sample_batches(
 ) -> np.ndarray:
     """The images (n, H, W, C) uint8 of all batches (shape, labels); rngs has the source of noise of each.
 
-    The trajectory of the first image is written to `gif`, if that is given, and previews of each batch to `preview`.
+    The trajectory of the first image is written to `gif`, if that is given, and previews of each batch to `preview`, of
+    several ranks by rank 0.
     """
     images, frames = [], []
     compile_for_sampling(pipeline, batches[0][0][0])
-    watch = previewer(pipeline, preview, steps) if preview else lambda x0_hat: None
+    watch = previewer(pipeline, preview, steps) if preview and ranks.rank() == 0 else lambda x0_hat: None
 
     def sample_all(tick: Tick) -> None:
-        for (shape, cond), rng in zip(batches, rngs, strict=False):  # rngs may be endless
+        for shape, cond, rng in inputs.of_this_rank(batches, rngs, pipeline, steps):
             x_t = np.empty(shape)
             for _, x_t, x0_hat in sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond):
                 if gif and not images:
@@ -252,7 +253,7 @@ def _sample_batches(
                 tick()
             images.append(outputs.finished(x_t))
 
-    with_progress_bar("sampling", steps * len(batches), sample_all)
-    if gif:
+    with_progress_bar("sampling", steps * inputs.num_of_this_rank(len(batches)), sample_all)
+    if gif and ranks.rank() == 0:
         imaging.save_gif(frames, gif)
-    return np.concatenate(images)
+    return inputs.of_all_ranks(images, pipeline.image_shape)

@@ -45,7 +45,8 @@ def export_single_file(folder: Path, path: Path, half: bool = False) -> bool:
     """Write the networks of a Stable Diffusion folder as one file; half: in float16.
 
     Returns whether `open_single_file` infers the folder's configurations, tokenizer and schedule from it, without
-    `config`. Raises MinidiffError for a folder of another kind, and if the file cannot be written.
+    `config`. Raises MinidiffError for a folder of another kind, for a file whose name says another format, and if
+    it cannot be written.
     """
     if folder.is_file():
         raise MinidiffError(f"{folder}: is a file already; give a Stable Diffusion folder")
@@ -56,6 +57,8 @@ def export_single_file(folder: Path, path: Path, half: bool = False) -> bool:
     arrays: dict[str, list[Stored]] = {}
     for name, network in networks.items():
         arrays |= _arrays(folder, name, network)
+    if path.suffix != ".safetensors":  # by which a file is taken for a single-file checkpoint
+        raise MinidiffError(f"{path}: is to be a safetensors file; give a name that ends in .safetensors")
     check_file(path, *{stored.path for parts in arrays.values() for stored in parts})
     prediction_type = schedule_of(scheduler).prediction_type
     copy_arrays(followed(path), arrays, {"format": "pt"} | prediction_metadata(prediction_type), half)

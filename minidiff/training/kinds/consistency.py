@@ -14,7 +14,8 @@ from minidiff.engine.optim import AdamW
 from minidiff.engine.rng import Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.training.config import TrainConfig
-from minidiff.training.step import QUARTERS, StepStats, gradient_step
+from minidiff.training.parallel.gradients import of_all_parts
+from minidiff.training.step import QUARTERS, StepStats, dropout_rngs, gradient_step
 
 
 def stage_of(step: int, config: TrainConfig) -> int:
@@ -35,16 +36,18 @@ def consistency_step(
     eps = rng.standard_normal(x0.shape, dtype=np.float32)  # (N, H, W, C)
     quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
     errors: list[Callable[[], Any]] = []
+    rng_of = dropout_rngs(rng, config.accumulate)
 
     def loss_of(part: slice) -> Tensor:
-        labels = None if cond is None else cond[part]
-        return consistency_loss(model, schedule, x0[part], (t[part], r[part]), eps[part], labels, rng, record)
+        labels, times = None if cond is None else cond[part], (t[part], r[part])
+        dropout = rng_of[part.start * config.accumulate // len(x0)]
+        return consistency_loss(model, schedule, x0[part], times, eps[part], labels, dropout, record)
 
     def record(error: Any) -> None:
         errors.append(optimizer.backend.later(error))
 
     stats = gradient_step(optimizer, len(x0), config.accumulate, loss_of)
-    return replace(stats, errors=errors, quarters=quarters)
+    return replace(stats, errors=of_all_parts(errors), quarters=quarters)
 
 
 def consistency_error(

@@ -12,7 +12,7 @@ from minidiff.data.imaging import to_float
 from minidiff.diffusion.forward import q_sample, target
 from minidiff.formats.lora_files import LORA_WEIGHTS, load_lora
 from minidiff.models.vae import Pixels
-from minidiff.sampling.loras import merged_loras
+from minidiff.sampling.adapted import merged_loras
 from minidiff.sampling.opening import open_pipeline
 from minidiff.sampling.text_to_image import encode, text_to_image, with_prompts
 from minidiff.training import state

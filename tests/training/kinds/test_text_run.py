@@ -295,7 +295,7 @@ def test_what_does_not_go_is_refused(run, small, tmp_path):
     new_run(tmp_path / "unet")
     new_text_run(tmp_path / "texts")
     for arguments, match in (
-        (("data", "--text"), "data: its images have no captions; leave --text out"),
+        (("data", "--text"), "data: its images have no captions; add a captions.csv"),
         (("bars", "--text", "--by-class"), "--by-class does not go with --text"),
         (("bars", "--text", "--recipe", "ddpm"), "--recipe does not go with --text"),
         (("bars", "--text", "--objective", "flow"), "--objective flow: with --text choose epsilon, sample or v_pred"),
