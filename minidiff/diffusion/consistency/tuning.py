@@ -68,8 +68,9 @@ def consistency_loss(
 
     w = b / ((t - r) sqrt(d^2 + c^2)), where t - r is in units of T if timesteps are whole, and d the root mean square
     of f(x_t, t) - f(x_r, r) over the image: the gradient is that of the pseudo-Huber distance sqrt(d^2 + c^2) - c,
-    times b / (t - r). b = sqrt(1 - alpha_bar) / |B|, f = A x_t + B F, gives F, whatever it predicts, a gradient of the
-    size that v has, where b is 1. Raises MinidiffError for a t out of the schedule's range.
+    times b / (t - r). In b = sqrt(alpha_bar) sqrt(1 - alpha_bar) / |B|, where f = A x_t + B F, the second factor gives
+    F, whatever it predicts, a gradient of the size that v has. The first takes weight from the highest noise levels,
+    whose differences are mostly noise. Raises MinidiffError for a t out of the schedule's range.
     """
     (t, r), (at_r, at_t) = times, _extras(cond, rng)
     x_r, x_t = (q_sample(schedule, x0, time, eps) for time in (r, t))
