@@ -14,6 +14,7 @@ from minidiff import faults, machine, ranks
 from minidiff.bench import cases, gpu, measure, memory, profile, report, rivals
 from minidiff.cli import demo_pages
 from minidiff.cli.demo import demo
+from minidiff.cli.distill import distill
 from minidiff.cli.evaluate import evaluate
 from minidiff.cli.learn import learn
 from minidiff.cli.options import Best, Out, Raw, Seed, Threads, not_empty
@@ -65,7 +66,7 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 
 
 # The commands that run as several processes.
-MANY_RANKS = ("train", "train-vae", "train-classifier", "tune", "sample", "evaluate")
+MANY_RANKS = ("train", "train-vae", "train-classifier", "tune", "distill", "sample", "evaluate")
 
 
 @app.callback()
@@ -142,6 +143,7 @@ app.command()(train)
 app.command("train-vae")(train_vae)
 app.command("train-classifier")(train_classifier)
 app.command()(tune)
+app.command()(distill)
 app.command("sample", cls=Repeating)(sample_command)
 for command in (explain, redraw, fill, invert, between, evaluate):
     app.command()(command)

@@ -46,7 +46,9 @@ def evaluate(
             help="Number of samples.  [default: 1000; of a text run, the test split's]", min=MIN_IMAGES, max=100_000
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all; with consistency, 2]")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="As for sample.  [default: the folder's own]")] = None,
     guidance: Guidance = 1.0,
     raw: Annotated[

@@ -48,7 +48,7 @@ BackendName = Literal["numba", "numpy", "cupy", "cupy-tf32"]
 PrecisionName = Literal["float32", "bf16"]  # bf16 is the backend numba-bf16
 SamplerName = Literal[
     "ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
-    "euler_maruyama",
+    "euler_maruyama", "consistency",
 ]  # fmt: skip
 SpacingName = Literal["trailing", "leading", "linspace"]
 NoiseSource = Literal["numpy", "torch"]

@@ -16,6 +16,7 @@ from minidiff.errors import MinidiffError
 MAX_STEPS = 1000  # sampling steps of a continuous schedule
 DPM_SOLVERS = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # whose timesteps diffusers spaces and rounds by another rule
 NEEDS_FINITE_SIGMA = (*DPM_SOLVERS, "dpmpp_sde", "euler_maruyama")
+CONSISTENCY_GRID = 50  # evenly spaced timesteps of which consistency takes some, as diffusers' LCMScheduler
 MIN_ALPHA_BAR = 2.0**-24  # replaces alphas_cumprod = 0, where sigma would be infinite, as in diffusers
 
 
@@ -108,6 +109,9 @@ def noise_levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> NoiseLe
 
 def _discrete_levels(schedule: Schedule, steps: int, sampler: Sampler) -> NoiseLevels:
     T = len(schedule)
+    if sampler.name == "consistency":
+        ts = consistency_timesteps(T, steps)
+        return NoiseLevels(ts, respace(schedule, ts), 1.0, schedule)
     end = 1.0 if sampler.clean_end else float(schedule.alphas_cumprod[0])
     if sampler.name in ("ddpm", "ddim", "pndm"):
         ts = _spaced(T, steps, sampler).round().astype(np.int64)
@@ -134,14 +138,14 @@ def _discrete_levels(schedule: Schedule, steps: int, sampler: Sampler) -> NoiseL
 
 
 def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> NoiseLevels:
-    """The sampling times of EDM or rectified flow, the same for every sampler."""
+    """The sampling times of EDM or rectified flow, the same for every sampler but consistency."""
     if not isinstance(steps, Integral) or not 1 <= steps <= MAX_STEPS:
         raise MinidiffError(f"steps must be an integer from 1 to {MAX_STEPS}, not {steps!r:.80}")
     if sampler.karras:
         raise MinidiffError(
             f"karras is for schedules over whole timesteps: {schedule.prediction_type} has noise levels of its own"
         )
-    ts = schedule.sampling_times(steps)
+    ts = consistency_times(schedule, steps) if sampler.name == "consistency" else schedule.sampling_times(steps)
     alpha_bar = schedule.alpha_bar(ts)
     if sampler.name in NEEDS_FINITE_SIGMA:
         alpha_bar = np.maximum(alpha_bar, MIN_ALPHA_BAR)
@@ -169,11 +173,36 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     return _spaced(T, steps, Sampler(spacing=spacing, offset=offset)).round().astype(np.int64)
 
 
+def consistency_timesteps(T: int, steps: int) -> np.ndarray:
+    """(steps,) falling integer timesteps of T for consistency sampling, as diffusers' LCMScheduler spaces them.
+
+    They are evenly spaced among CONSISTENCY_GRID timesteps, or all if T is less, which are spaced evenly themselves:
+    999, 499 for two steps of 1000. Raises MinidiffError for more steps than that.
+    """
+    grid = min(CONSISTENCY_GRID, T)
+    if not isinstance(steps, Integral) or not 1 <= steps <= grid:
+        raise MinidiffError(f"steps must be an integer from 1 to {grid} for consistency, not {steps!r:.80}")
+    chosen = np.floor(np.linspace(0, grid, steps, endpoint=False)).astype(np.int64)
+    return (grid - chosen) * (T // grid) - 1
+
+
+def consistency_times(schedule: EDM | Flow, steps: int) -> np.ndarray:
+    """(steps,) falling times of consistency sampling: the largest, then evenly spaced in t of flow, in the angle
+    arctan(sigma) of EDM (Lu & Song 2024, arXiv 2410.11081); so both go from noise to sigma = 1 in two steps.
+    """
+    evenly = 1 - np.arange(steps) / steps
+    if isinstance(schedule, Flow):
+        return evenly
+    return np.append(schedule.sigma_max, np.tan(evenly[1:] * np.pi / 2))
+
+
 def max_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     """The largest number of sampling steps."""
     if not isinstance(schedule, Schedule):
         return MAX_STEPS
     T = len(schedule)
+    if sampler.name == "consistency":
+        return min(CONSISTENCY_GRID, T)
     if sampler.spacing == "trailing":
         return T
     return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name in DPM_SOLVERS)

@@ -11,6 +11,7 @@ from minidiff.diffusion.model import Model, evaluate, evaluate_with_variance, wi
 from minidiff.diffusion.noise_levels import noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule
+from minidiff.diffusion.solvers.consistency import consistency
 from minidiff.diffusion.solvers.ddim import ddim, euler_ancestral
 from minidiff.diffusion.solvers.ddpm import ddpm
 from minidiff.diffusion.solvers.dpm_solver import dpmpp_2m, dpmpp_sde
@@ -106,6 +107,7 @@ SAMPLING_LOOPS = {
     "dpmpp_sde": dpmpp_sde,
     "unipc": unipc,
     "euler_maruyama": euler_maruyama,
+    "consistency": consistency,
 }
 
 

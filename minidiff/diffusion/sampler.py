@@ -8,7 +8,7 @@ from minidiff.errors import MinidiffError
 
 SAMPLERS = (
     "ddpm", "ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc",
-    "euler_maruyama",
+    "euler_maruyama", "consistency",
 )  # fmt: skip
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
@@ -20,8 +20,8 @@ CHURN_SAMPLERS = ("euler", "heun")
 class Sampler:
     """A sampler and its settings.
 
-    name       one of SAMPLERS, the sampling loops in solvers/
-    spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`
+    name       one of SAMPLERS, the sampling loops in solvers/; "consistency" is for consistency models alone
+    spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`; consistency ignores it
     offset     added to every timestep of "leading"
     eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 gives beta tilde (eq. 16)
     variance   of ddpm's fresh noise: "fixed_small" (beta tilde) or "fixed_large" (beta), both DDPM section 3.2, or

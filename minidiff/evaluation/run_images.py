@@ -50,8 +50,11 @@ def sheets(folder: Path) -> list[tuple[int, str]]:
 def trajectory(run: Run) -> dict[str, Any] | None:
     """What a report shows of the sampling loop: a note, frames and, of a text-conditional run, the prompts.
 
-    The weights are the averaged ones, and the noise depends on the run's seed alone. None for runs of other kinds.
+    The weights are the averaged ones, and the noise depends on the run's seed alone. None for runs of other kinds, and
+    for consistency models, which take no small steps.
     """
+    if run.config.consistency:
+        return None
     if isinstance(run, UNetRun):
         return _of_classes(run)
     return _of_captions(run) if isinstance(run, TextRun) else None

@@ -18,6 +18,7 @@ from minidiff.files import JSONFile, open_json, read_json, write_json
 from minidiff.formats.folders import Found, check_exists, find
 from minidiff.formats.schedulers import (
     WITHOUT_ZERO_SNR,
+    continuous_to_config,
     sampler_from_config,
     sampler_to_config,
     schedule_from_config,
@@ -210,9 +211,11 @@ def save_pipeline(
 
 def save_scheduler(folder: str | Path, schedule: AnySchedule, sampler: Sampler | None = None) -> str:
     """Write scheduler/; returns the name of its class in diffusers."""
-    scheduler = schedule_to_config(schedule)
-    if isinstance(schedule, Schedule):
-        scheduler |= sampler_to_config(sampler or Sampler())
+    sampler = sampler or Sampler()
+    if not isinstance(schedule, Schedule):
+        scheduler = continuous_to_config(schedule, sampler.name)
+    else:
+        scheduler = schedule_to_config(schedule) | sampler_to_config(sampler)
     write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     return scheduler["_class_name"]
 

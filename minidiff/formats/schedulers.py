@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minidiff.diffusion.consistency.function import TIMESTEP_SCALING
 from minidiff.diffusion.continuous import EDM, RHO, SIGMA_DATA, Flow
+from minidiff.diffusion.noise_levels import CONSISTENCY_GRID
 from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import (
     PREDICTION_TYPES,
@@ -49,15 +51,21 @@ SCHEDULERS = {
         "lower_order_final": True, "disable_corrector": [], "solver_p": None, "thresholding": False,
         "use_flow_sigmas": False, "use_dynamic_shifting": False, "sigma_min": None, "sigma_max": None,
     }),
+    "LCMScheduler": SchedulerClass("consistency", "leading", CLIP | {
+        "clip_sample": False, "original_inference_steps": CONSISTENCY_GRID, "timestep_scaling": TIMESTEP_SCALING,
+        "thresholding": False,
+    }),
     # or dpmpp_2m_sde, by algorithm_type
     "DPMSolverMultistepScheduler": SchedulerClass("dpmpp_2m", "linspace", KARRAS | {
         "final_sigmas_type": "zero", "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "lambda_min_clipped": -math.inf, "thresholding": False,
         "use_lu_lambdas": False, "use_flow_sigmas": False, "use_dynamic_shifting": False,
     }),
-    # Euler's method for the continuous schedules; their other keys are in CONTINUOUS_KEYS
+    # for the continuous schedules; their other keys are in CONTINUOUS_KEYS
     "EDMEulerScheduler": SchedulerClass("euler", "trailing", {}),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass("euler", "trailing", {}),
+    "EDMConsistencyScheduler": SchedulerClass("consistency", "trailing", {}),  # diffusers has none of this name
+    "FlowMatchLCMScheduler": SchedulerClass("consistency", "trailing", {}),
 }  # fmt: skip
 WITHOUT_CLASS = {"euler_maruyama": "EulerDiscreteScheduler"}  # its settings are read as those of this class
 WITHOUT_ZERO_SNR = ("pndm", "heun", "dpmpp_sde")  # their classes in diffusers ignore rescale_betas_zero_snr
@@ -65,9 +73,9 @@ WITHOUT_ZERO_SNR = ("pndm", "heun", "dpmpp_sde")  # their classes in diffusers i
 # Keys that select variants of a sampler. The only supported value is the default, and True of skip_prk_steps.
 VARIANTS = {
     "disable_corrector", "euler_at_final", "interpolation_type", "lambda_min_clipped", "lower_order_final",
-    "predict_x0", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "thresholding",
-    "timestep_type", "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas",
-    "use_lu_lambdas",
+    "original_inference_steps", "predict_x0", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_p",
+    "solver_type", "thresholding", "timestep_scaling", "timestep_type", "use_beta_sigmas", "use_dynamic_shifting",
+    "use_exponential_sigmas", "use_flow_sigmas", "use_lu_lambdas",
 }  # fmt: skip
 # algorithm_type of DPMSolverMultistepScheduler -> its sampler
 ALGORITHMS = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
@@ -87,11 +95,19 @@ FLOW_KEYS = {
     "shift_terminal": None, "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }  # fmt: skip
-CONTINUOUS_KEYS = {"EDMEulerScheduler": EDM_KEYS, "FlowMatchEulerDiscreteScheduler": FLOW_KEYS}
+LCM_KEYS = {key: value for key, value in FLOW_KEYS.items() if key != "stochastic_sampling"}
+CONTINUOUS_KEYS = {
+    "EDMEulerScheduler": EDM_KEYS, "FlowMatchEulerDiscreteScheduler": FLOW_KEYS,
+    "EDMConsistencyScheduler": EDM_KEYS, "FlowMatchLCMScheduler": LCM_KEYS,
+}  # fmt: skip
 
 # diffusers' defaults for keys that are absent.
 DEFAULTS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 LATENT_DEFAULTS = DEFAULTS | {"beta_start": 0.00085, "beta_end": 0.012}
+OTHER_DEFAULTS = {
+    "HeunDiscreteScheduler": LATENT_DEFAULTS, "DPMSolverSDEScheduler": LATENT_DEFAULTS,
+    "LCMScheduler": LATENT_DEFAULTS | {"beta_schedule": "scaled_linear"},
+}  # fmt: skip
 
 BETA_SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear_schedule,
@@ -129,8 +145,7 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     if config.get("_class_name") in tuple(CONTINUOUS_KEYS):
         return continuous_from_config(config)
     if "_class_name" in config:  # a file of diffusers may lack keys that have their default
-        latent = config["_class_name"] in ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
-        config = (LATENT_DEFAULTS if latent else DEFAULTS) | config
+        config = OTHER_DEFAULTS.get(str(config["_class_name"]), DEFAULTS) | config
     prediction_type = config.get("prediction_type", "epsilon")
     check_prediction_type(prediction_type, PREDICTION_TYPES)
     rescale = config.get("rescale_betas_zero_snr", False)
@@ -145,12 +160,16 @@ def schedule_from_config(config: dict[str, Any], knows_zero_snr: bool = True) ->
     return rescale_zero_terminal_snr(schedule) if rescale and knows_zero_snr else schedule
 
 
-def continuous_to_config(schedule: EDM | Flow) -> dict[str, Any]:
-    """A continuous schedule as a scheduler_config.json, of the class that samples it by Euler's method."""
+def continuous_to_config(schedule: EDM | Flow, sampler: str = "euler") -> dict[str, Any]:
+    """A continuous schedule as a scheduler_config.json, of the class that samples it by Euler's method, or by
+    consistency: for EDM diffusers has none then.
+    """
+    few = sampler == "consistency"
     if isinstance(schedule, Flow):
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **FLOW_KEYS}
-    sigmas = {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
-    return {"_class_name": "EDMEulerScheduler", **EDM_KEYS, **sigmas}
+        name = "FlowMatchLCMScheduler" if few else "FlowMatchEulerDiscreteScheduler"
+        return {"_class_name": name, **CONTINUOUS_KEYS[name]}
+    name = "EDMConsistencyScheduler" if few else "EDMEulerScheduler"
+    return {"_class_name": name, **EDM_KEYS, "sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
 
 
 def continuous_from_config(config: dict[str, Any]) -> EDM | Flow:
@@ -158,7 +177,7 @@ def continuous_from_config(config: dict[str, Any]) -> EDM | Flow:
     for key, value in CONTINUOUS_KEYS[config["_class_name"]].items():
         if config.get(key, value) != value:
             raise MinidiffError(f"{key} = {config[key]!r:.80} is not supported: use {value!r}")
-    if config["_class_name"] == "FlowMatchEulerDiscreteScheduler":
+    if CONTINUOUS_KEYS[config["_class_name"]] is not EDM_KEYS:
         return Flow()
     return EDM(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0))
 

@@ -31,6 +31,8 @@ def sampling_settings(
     A spacing of None, and karras False, leave a setting as the folder has it.
     Raises MinidiffError for settings that contradict each other.
     """
+    if spacing is not None and pipeline.sampler.name == "consistency":
+        raise MinidiffError(f"--spacing {spacing}: consistency has timesteps of its own; leave it out")
     sampler = replace(pipeline.sampler, eta=eta, churn=churn)
     sampler = replace(sampler, spacing=sampler.spacing if spacing is None else spacing, karras=karras or sampler.karras)
     steps = default_steps(pipeline.schedule, sampler) if steps is None else steps
@@ -52,8 +54,10 @@ def accuracy_warning(pipeline: Pipeline, steps: int) -> str:
 
 
 def default_steps(schedule: AnySchedule, sampler: Sampler) -> int:
-    """The number of sampling steps by default: all for ddpm, else 50, or as many as the schedule has if fewer."""
+    """The number of sampling steps by default: all for ddpm, 2 for consistency, else 50; at most the schedule's."""
     longest = max_steps(schedule, sampler)
+    if sampler.name == "consistency":
+        return min(2, longest)
     return longest if sampler.name == "ddpm" else min(50, longest)
 
 

@@ -14,12 +14,13 @@ DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which 
 INTEGER_RANGES = {
     "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
     "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096), "rank": (1, 65536),
+    "consistency": (1, 20),
 }  # fmt: skip
 # Fields that state files of older runs lack; the defaults are what those runs did.
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "distill", "projections", "reduction", "begun_from",
+    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency",
 }  # fmt: skip
 
 STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction", "begun_from")
@@ -55,9 +56,10 @@ class TrainConfig:
     word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
     projections   of a LoRA: "attention" or "text", the layers with updates (models/lora.py)
     prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
-    reduction     sum of the gradients of several ranks: "exact", or "mpi" (parallel/gradients.py)
     distill       that term is on the predictions of the model as it was, not on images of a prior
     begun_from    the absolute path of the pipeline whose weights DreamBooth begins with; "" for random ones
+    consistency   stages of consistency tuning (diffusion/consistency/tuning.py); None: the run trains a diffusion model
+    reduction     sum of the gradients of several ranks: "exact", or "mpi" (parallel/gradients.py)
     Raises MinidiffError that names the first value that is out of range.
     """
 
@@ -93,11 +95,12 @@ class TrainConfig:
     initial_word: str = ""
     begun_from: str = ""
     reduction: str = "exact"
+    consistency: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
             value = getattr(self, name)
-            if name == "size" and value is None:
+            if name in ("size", "consistency") and value is None:
                 continue
             if type(value) is not int or not low <= value <= high:
                 raise MinidiffError(f"{name} = {value!r}: give a whole number from {low} to {high}")

@@ -1,4 +1,7 @@
-"""New runs that tune a text-conditional pipeline: the configuration (start.py), the pipeline, the prior (prior.py)."""
+"""New runs that start from the weights of a pipeline: the configuration (start.py), the pipeline, the prior (prior.py).
+
+They teach a text-conditional pipeline new images, or make a consistency model of any that samples images.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +14,10 @@ import numpy as np
 import minidiff.ranks as ranks
 from minidiff.data import Dataset, check_images, is_image_folder
 from minidiff.data.batches import evenly_spaced
+from minidiff.engine.nn import Parameter
 from minidiff.errors import MinidiffError
 from minidiff.formats.folders import find
-from minidiff.formats.pipeline import TextPipeline
+from minidiff.formats.pipeline import Pipeline, TextPipeline
 from minidiff.formats.run_networks import trained_parameters
 from minidiff.models.tokenizer import normalize
 from minidiff.sampling.opening import open_pipeline
@@ -23,7 +27,9 @@ from minidiff.training.config import TrainConfig
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.kinds.text_run import TextRun
 from minidiff.training.kinds.textual_inversion_run import TextualInversionRun
+from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.prior import given_prior, sample_prior, save_prior
+from minidiff.training.run import Run
 from minidiff.training.start import new_config
 from minidiff.training.start_text import check_captions
 
@@ -33,6 +39,10 @@ DISTILLATION = 10.0  # weight of prior preservation without images
 COMPARED = 256  # images
 INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embeddings' standard deviation
 DREAMBOOTH_RATE = 1e-4
+
+STAGES = 4  # of consistency tuning: the gap of the last is 1/16 of t
+DISTILLING: dict[str, Any] = dict(steps=2000, lr=1e-4, warmup=50, consistency=STAGES)
+KEPT = ("size", "skip_bad", "pad_crop", "flip", "batch_size", "label_dropout")  # fields of the diffusion model's run
 
 Prior = str | Sequence[str]  # the dataset of captioned images, or prompts to sample them; () is none
 
@@ -78,14 +88,67 @@ def start_dreambooth(
     config = replace(config, begun_from=str(base.absolute()))
 
     def begin(run: TextRun) -> None:
-        for (_, p), (_, own) in zip(run.named_parameters(), trained_parameters(pipeline, run.frozen), strict=True):
-            p.data[...] = p.backend.asarray(own.numpy().astype(np.float32))
-        for ema in run.optimizer.emas:
-            ema[...] = run.optimizer.p
+        _set_weights(run, [p for _, p in trained_parameters(pipeline, run.frozen)])
         _write_prior(prior, run)
 
     parts = (pipeline.unet.config, pipeline.schedule, pipeline.tokenizer, pipeline.vae, pipeline.text_encoder.config)
     return state.new_run(TextRun, out, config, *parts, begin=begin), dataset
+
+
+def start_distillation(
+    base: Path, out: Path, data: str | None, given: dict[str, Any], threads: int | None
+) -> tuple[Run, Dataset]:
+    """A new run that makes a consistency model of a diffusion model by consistency tuning (diffusion/consistency/).
+
+    base  a run, whose averaged weights it starts from, or a folder of diffusers; with prompts or without
+    data  None: the training set of the run
+
+    A text encoder stays as it is. Raises MinidiffError for a folder without such a model, for a model with a learned
+    variance, for a consistency model, and for images of another shape or with other classes.
+    """
+    found = find(base, "unet", "text")
+    pipeline = open_pipeline(base, given.get("backend", TrainConfig.backend), kind=("unet", "text"))
+    if pipeline.learned_variance:
+        raise MinidiffError(f"{base}: predicts its variance too, and consistency models have none; give another run")
+    if pipeline.schedule.prediction_type == "sample":
+        raise MinidiffError(f"{base}: predicts x0, by which tuning drifts; train with another --objective")
+    if pipeline.sampler.name == "consistency":
+        raise MinidiffError(f"{base}: is a consistency model already; give the run that it was made of")
+    before = found.state.config if found.state else {}
+    data = data or before.get("data")
+    if data is None:
+        raise MinidiffError(f"{base}: is no run, so DATA is missing: give the images that it was trained on")
+    check_images(data)
+    kept = {name: before[name] for name in KEPT if name in before}
+    config, dataset = new_config(out, data, kept | DISTILLING | given, threads)
+    config = replace(config, classes=pipeline.classes)
+    _check_same_images(base, pipeline, data, dataset)
+    kind, parts = UNetRun, (pipeline.unet.config, pipeline.schedule)
+    if isinstance(pipeline, TextPipeline):
+        kind, parts = TextRun, (*parts, pipeline.tokenizer, pipeline.vae, pipeline.text_encoder)
+    weights = pipeline.unet.parameters()
+    return state.new_run(kind, out, config, *parts, begin=lambda run: _set_weights(run, weights)), dataset
+
+
+def _check_same_images(base: Path, pipeline: Pipeline, data: str, dataset: Dataset) -> None:
+    """Raises MinidiffError for a dataset whose images, classes or captions are not those that a pipeline samples."""
+    if dataset.shape != pipeline.image_shape:
+        raise MinidiffError(
+            f"{data}: its images have the shape {dataset.shape}, and {base} samples {pipeline.image_shape}; give such"
+        )
+    if isinstance(pipeline, TextPipeline):
+        check_captions(data, dataset)
+    elif pipeline.num_class_embeds is not None and dataset.classes != pipeline.classes:
+        of_base = ", ".join(pipeline.classes) or "not named in its classes.json"
+        raise MinidiffError(f"{data}: its classes are not those of {base}, {of_base}; give the images of those")
+
+
+def _set_weights(run: Run, weights: list[Parameter]) -> None:
+    """Set a run's weights, and all their averages, to others, in the order of its optimiser."""
+    for (_, p), own in zip(run.named_parameters(), weights, strict=True):
+        p.data[...] = p.backend.asarray(own.numpy().astype(np.float32))
+    for ema in run.optimizer.emas:
+        ema[...] = run.optimizer.p
 
 
 def _open(
@@ -102,11 +165,7 @@ def _open(
     height, width, _ = pipeline.image_shape
     size = {"size": height} if is_image_folder(data) and height == width else {}
     config, dataset = new_config(out, data, CHOICES | size | given, threads)
-    check_captions(data, dataset)
-    if dataset.shape != pipeline.image_shape:
-        raise MinidiffError(
-            f"{data}: its images have the shape {dataset.shape}, and {base} samples {pipeline.image_shape}; give such"
-        )
+    _check_same_images(base, pipeline, data, dataset)
     images = dataset.take(evenly_spaced(len(dataset), COMPARED))
     if len(images) > 1 and (images == images[:1]).all():
         raise MinidiffError(f"{data}: its {len(dataset)} images are all the same; give different ones, or one alone")

@@ -118,7 +118,7 @@ def train_step(
         x0, eps = teach(x0, t, eps, cond)
     quarters = np.minimum((QUARTERS * schedule.quantile(t)).astype(int), QUARTERS - 1)
     errors: list[Callable[[], Any]] = []
-    rng_of = _dropout_rngs(rng, accumulate)
+    rng_of = dropout_rngs(rng, accumulate)
 
     def loss_of(part: slice) -> Tensor:
         labels, weights = (None if a is None else a[part] for a in (cond, weight))
@@ -135,7 +135,7 @@ def train_step(
     return replace(stats, errors=all_errors, quarters=quarters)
 
 
-def _dropout_rngs(rng: Rng, accumulate: int) -> list[Rng]:
+def dropout_rngs(rng: Rng, accumulate: int) -> list[Rng]:
     """The generator of each part's dropout; of several parts each has its own, whichever rank computes it."""
     if accumulate == 1:
         return [rng]

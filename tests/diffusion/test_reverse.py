@@ -48,8 +48,8 @@ def at_real_times(schedule, sampler):
     return continuous_time(schedule) if sampler == "dpmpp_sde" else schedule
 
 
-# without pndm, which combines an oracle's predictions at several timesteps
-EXACT_WITH_AN_ORACLE = [*((name, 0.0) for name in SAMPLERS if name != "pndm"), ("ddim", 1.0)]
+# without pndm, which combines an oracle's predictions at several timesteps, and consistency, for other models
+EXACT_WITH_AN_ORACLE = [*((name, 0.0) for name in SAMPLERS if name not in ("pndm", "consistency")), ("ddim", 1.0)]
 
 
 def last_sample(trajectory):

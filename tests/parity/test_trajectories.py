@@ -77,6 +77,9 @@ SETTINGS = {
         "DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"} | SDE | V, "linear"),
     "dpm++ sde": ("DPMSolverSDEScheduler", {}, "stable diffusion"),
     "dpm++ sde, karras, v": ("DPMSolverSDEScheduler", {"use_karras_sigmas": True, "steps_offset": 1} | V, "linear"),
+    "lcm": ("LCMScheduler", {}, "stable diffusion"),
+    "lcm, sample": ("LCMScheduler", {"prediction_type": "sample"}, "linear"),
+    "lcm, clipping, v": ("LCMScheduler", {"clip_sample": True} | V, "linear"),
     "unipc": ("UniPCMultistepScheduler", {}, "stable diffusion"),
     "unipc, karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, "stable diffusion"),
     "unipc, sigma_min, v": (
@@ -151,7 +154,7 @@ VARIANCE_PRESERVING = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 def their_trajectory(scheduler, steps, monkeypatch, noise=None, **extras):
     """x_t after every step, as a variance-preserving x_t whatever the scheduler's own scale. extras go to its step."""
     noise = noise or Noise()
-    for name in ("ddpm", "ddim", "euler_ancestral_discrete", "dpmsolver_multistep"):
+    for name in ("ddpm", "ddim", "euler_ancestral_discrete", "dpmsolver_multistep", "lcm"):
         module = getattr(diffusers.schedulers, f"scheduling_{name}")
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: torch.from_numpy(noise.standard_normal(shape)))
     scheduler.set_timesteps(steps)
@@ -242,6 +245,7 @@ DOCUMENTED = {
     "ddpm": (1.2e-6, 1e-5), "ddim": (1.2e-6, 2.4e-5), "pndm": (3e-6, 3.2e-6), "euler": (9.2e-6, 2.4e-5),
     "euler_ancestral": (1.5e-6, 3e-6), "heun": (1e-5, 1.5e-5), "dpmpp_2m": (2.2e-6, 9.2e-6),
     "dpmpp_2m_sde": (3e-6, 2.6e-5), "dpmpp_sde": (2.4e-6, 1.1e-4), "unipc": (1.6e-6, 9.4e-6),
+    "consistency": (3e-6, 5.4e-6),
 }  # fmt: skip
 
 

@@ -84,7 +84,9 @@ def sample_command(
         float,
         typer.Option(help="How far guidance's effect on the standard deviation is undone, 0 to 1."),
     ] = 0.0,
-    steps: Annotated[int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all; with consistency, 2]")
+    ] = None,
     sampler: Annotated[options.SamplerName | None, typer.Option(help="Sampler.  [default: the folder's]")] = None,
     eta: Annotated[float, typer.Option(help="DDIM's eta, from 0 (deterministic) to 1.")] = 0.0,
     spacing: Annotated[
@@ -117,8 +119,9 @@ def sample_command(
     """Sample images (reverse diffusion) and write them as one grid.
 
     Takes unconditional and class-conditional networks; with --prompt or --prompts, a run of train --text or a Stable
-    Diffusion folder, where the guidance scale is 7.5 by default, and 1 without a prompt. The output of a run on points
-    is a figure of the samples beside the data, trajectories and the score field; --npz has the points, float32.
+    Diffusion folder, where the guidance scale is 7.5 by default, and 1 without a prompt or of a consistency model. The
+    output of a run on points is a figure of the samples beside the data, trajectories and the score field; --npz has
+    the points, float32.
 
     With --noise torch the noise is that of torch.Generator().manual_seed(SEED), and the images are those of the
     folder's own scheduler in diffusers 0.42.1, up to rounding, with the exceptions in docs/samplers.md.
@@ -140,7 +143,6 @@ def sample_command(
     each = _checked_seeds(seeds, seed, n)
     n = len(each) if each else n
     rng = inputs.noise_source(noise, seed or 0)
-    guidance = (PROMPT_GUIDANCE if texts else 1.0) if guidance is None else guidance
     kind: Kind | tuple[Kind, ...] = "text" if texts else ("unet", "points")
     try:
         pipeline = open_for(kind, run, backend, weights, sampler, as_diffusers=noise == "torch", ema=ema)
@@ -149,6 +151,8 @@ def sample_command(
             check_no_image_options(run, {"prompt": prompt, "prompts": prompts})
         raise
     pipeline, steps = sampling_settings(pipeline, steps, eta, spacing, karras, churn)
+    unguided = not texts or pipeline.sampler.name == "consistency"  # whose tuning had no guidance
+    guidance = (1.0 if unguided else PROMPT_GUIDANCE) if guidance is None else guidance
     print_warning(accuracy_warning(pipeline, steps))
     classes, position = None, ctx.meta[POSITION]
     if isinstance(pipeline, PointsPipeline):

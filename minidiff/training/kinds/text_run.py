@@ -10,7 +10,7 @@ the first step and read from there when the run is opened.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,7 +31,8 @@ from minidiff.formats.stable_diffusion import save_parts
 from minidiff.sampling.prompts import escaped
 from minidiff.sampling.text_to_image import encode, text_to_image
 from minidiff.training.config import TrainConfig
-from minidiff.training.kinds.unet_run import noise_loss
+from minidiff.training.kinds.consistency import consistency_error, consistency_step
+from minidiff.training.kinds.unet_run import FEW_STEPS, noise_loss
 from minidiff.training.prior import Batch, image_weights, open_prior, with_prior
 from minidiff.training.run import Run, Weights
 from minidiff.training.step import StepStats, Teacher, make_optimizer, train_step
@@ -61,6 +62,8 @@ class TextRun(Run):
         _, _, tokenizer, vae, text_encoder = parts
         frozen = digests(tokenizer, vae, text_encoder)
         pipeline = build_pipeline(*parts, rng=rng, backend=config.backend)
+        if config.consistency:
+            pipeline = replace(pipeline, sampler=replace(pipeline.sampler, name="consistency"))
         optimizer = make_optimizer([p for _, p in trained_parameters(pipeline, frozen)], config)
         return cls(folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen=frozen)
 
@@ -118,6 +121,8 @@ class TextRun(Run):
         """One optimiser step on a batch; teach as of `train_step`."""
         (x0, ids), config, schedule = batch, self.config, self.pipeline.schedule
         latents = self._latents(x0, rng)
+        if config.consistency:
+            return consistency_step(self.model, schedule, self.optimizer, latents, rng, ids, config)
         weights = None if config.prior_weight is None else image_weights(len(x0), config.prior_weight)
         return train_step(
             self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate,
@@ -125,10 +130,11 @@ class TextRun(Run):
         )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
-        """The training loss (`noise_loss`), each image with its caption."""
+        """The training loss (`noise_loss`), each image with its caption; of consistency tuning its last stage's."""
         ids = self.pipeline.tokenizer([dataset.captions[i] for i in index])
         latents = self._latents(to_float(dataset.take(index)), rng)
-        return noise_loss(self.model, self.pipeline.schedule, latents, ids, rng, self.config)
+        loss = consistency_error if self.config.consistency else noise_loss
+        return loss(self.model, self.pipeline.schedule, latents, ids, rng, self.config)
 
     def _latents(self, x0: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Scaled latents of images x0 (N, H, W, C), drawn from the encoder's distribution; encoded part by part."""
@@ -148,9 +154,8 @@ class TextRun(Run):
     def samples_of(self, prompts: list[str]) -> Image:
         """A sample for each prompt, with the prompts; the noise depends on the run's seed alone."""
         rng = np.random.default_rng([self.config.seed, 0])
-        images = text_to_image(
-            self.pipeline, list(map(escaped, prompts)), guidance=SHEET_GUIDANCE, steps=SHEET_STEPS, rng=rng
-        )
+        guidance, steps = (1.0, FEW_STEPS) if self.config.consistency else (SHEET_GUIDANCE, SHEET_STEPS)
+        images = text_to_image(self.pipeline, list(map(escaped, prompts)), guidance=guidance, steps=steps, rng=rng)
         return captioned_sheet(to_uint8(images), prompts)
 
     def prepare(self) -> None:

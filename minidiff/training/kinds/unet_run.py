@@ -31,10 +31,12 @@ from minidiff.models.config import UNetConfig
 from minidiff.models.mlp import MLP
 from minidiff.models.unet import UNet
 from minidiff.training.config import TrainConfig
+from minidiff.training.kinds.consistency import consistency_error, consistency_step
 from minidiff.training.run import Run, Weights
 from minidiff.training.step import StepStats, make_optimizer, train_step
 
 SHEET_IMAGES, SHEET_STEPS = 36, 25  # of a sheet of samples: images, DDIM steps
+FEW_STEPS = 2  # of one of a consistency model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,26 +129,40 @@ class UNetRun(DenoiserRun):
 
     def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
         (x0, cond), config = batch, self.config
+        if config.consistency:
+            return consistency_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config)
         return train_step(
             self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate, self.losses
         )
+
+    def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
+        """The training loss (`noise_loss`); of consistency tuning that of its last stage."""
+        if not self.config.consistency:
+            return super().validation_loss(dataset, index, rng)
+        x0, labels = to_float(dataset.take(index)), dataset.labels[index] if self.config.classes else None
+        return consistency_error(self.model, self.schedule, x0, labels, rng, self.config)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {} if self.losses is None else {"losses": self.losses}
 
     def sheet(self, train_set: Dataset, held_out: Dataset) -> Image:
-        return sheet(self.sample_images(SHEET_IMAGES, SHEET_STEPS))
+        return sheet(self.sample_images(SHEET_IMAGES, FEW_STEPS if self.config.consistency else SHEET_STEPS))
 
     def sample_images(self, n: int, steps: int) -> np.ndarray:
-        """n samples (n, H, W, C) uint8 by DDIM, class after class; the noise depends on the run's seed alone."""
+        """n samples (n, H, W, C) uint8, class after class; the noise depends on the run's seed alone.
+
+        By DDIM, or of a consistency model by its sampler.
+        """
         rng = np.random.default_rng([self.config.seed, 0])
         labels = np.arange(n) * len(self.config.classes) // n if self.config.classes else None
         shape = (n, *self.unet.image_shape)
-        return to_uint8(last_x_t(sample(self.model, self.schedule, shape, rng, steps, cond=labels)))
+        sampler = "consistency" if self.config.consistency else "ddim"
+        return to_uint8(last_x_t(sample(self.model, self.schedule, shape, rng, steps, sampler, labels)))
 
     def export(self, folder: Path, weights: Weights) -> None:
         save_unet(self.unet, folder / "unet", dict(weights))
         sampler = Sampler("ddpm", variance="learned_range") if self.config.learned_variance else None
+        sampler = Sampler("consistency") if self.config.consistency else sampler
         save_pipeline(folder, self.schedule, sampler, self.config.classes)
 
 
