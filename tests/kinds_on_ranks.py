@@ -58,6 +58,8 @@ def runs(folder):
     base = folder.parent / "base"
     schedule = cosine_schedule(30)
     yield "unet", state.new_run(UNetRun, folder / "unet", config(), network(dropout=0.3), schedule), pictures()
+    few, of_v = config(consistency=2), cosine_schedule(30, "v_prediction")
+    yield "consistency", state.new_run(UNetRun, folder / "consistency", few, network(dropout=0.3), of_v), pictures()
     by_mpi = config(reduction="mpi")
     yield "mpi", state.new_run(UNetRun, folder / "mpi", by_mpi, network(), schedule), pictures()
     yield "vae", state.new_run(VAERun, folder / "vae", config(), AUTOENCODER), pictures()

@@ -117,7 +117,9 @@ def test_every_kind_of_run_has_the_bits_of_one_process(tmp_path):
     assert code == 0, err
     found = dict(line.split() for line in out.splitlines())
     assert found.pop("mpi") in ("same", "close")
-    assert found == dict.fromkeys(("unet", "vae", "classifier", "points", "text", "lora", "word", "gpu"), "same")
+    assert found == dict.fromkeys(
+        ("unet", "consistency", "vae", "classifier", "points", "text", "lora", "word", "gpu"), "same"
+    )
 
 
 def test_the_command(tmp_path):
