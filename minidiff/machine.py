@@ -27,6 +27,7 @@ def cores() -> int:
 def use_threads(threads: int | None, backend: str) -> int:
     """Set the number of threads of the kernels, None: one per core, of which ranks have equal shares; returns it.
 
+    Without a number all ranks call it together, to learn who shares their cores.
     BLAS gets as many with the backend "numpy", and one with all others: its threads spin after each small product and
     would take cores from the kernels'. Raises MinidiffError if there are fewer cores, if the backend is unknown, or if
     Numba cannot load the threading layer.

@@ -116,7 +116,7 @@ def measure(
         asks = {side: stack.enter_context(started(side, backend)) for side in chosen}
         found: dict[str, Any] = {"sides": [side._asdict() for side in chosen], "steps": []}
         for name, config in networks.items():
-            for batch in (n for n in batches if n >= cores):
+            for batch in (n for n in batches if n % cores == 0):
                 seconds = _in_turn(asks, config, batch, rounds)
                 found["steps"].append({"network": name, "batch": batch, "seconds": list(seconds.values())})
                 if name == next(iter(networks)) and batch == batches[-1]:

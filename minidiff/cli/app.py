@@ -85,7 +85,7 @@ def main() -> None:
                 code = app(sys.argv[1:] or ["--help"], prog_name="minidiff", standalone_mode=False) or 0
             if code == 0:
                 faults.finish()
-            if code == 130:  # typer's exit code for KeyboardInterrupt
+            if code == 130 and ranks.rank() == 0:  # typer's exit code for KeyboardInterrupt
                 print("minidiff: stopped", file=sys.stderr)
             sys.exit(code)
         except Exception as error:

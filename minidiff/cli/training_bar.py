@@ -52,7 +52,9 @@ def train_with_bar(
         ranks.gather(None)  # the other ranks find the compiled kernels in the cache
         with progress_bar() as bar, stoppable(lambda: bar.console.print(notice)) as stop, ExitStack() as opened:
             reports: list[_ProgressReport | Expectations | EventFiles]
-            reports = [_ProgressReport(run, bar), Expectations(run, bar.console.print)]
+            reports = [_ProgressReport(run, bar)]
+            if ranks.rank() == 0:
+                reports.append(Expectations(run, bar.console.print))
             if tensorboard and ranks.rank() == 0:
                 reports.append(opened.enter_context(EventFiles(run.folder, run.step)))
 

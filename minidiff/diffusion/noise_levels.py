@@ -189,7 +189,11 @@ def consistency_timesteps(T: int, steps: int) -> np.ndarray:
 def consistency_times(schedule: EDM | Flow, steps: int) -> np.ndarray:
     """(steps,) falling times of consistency sampling: the largest, then evenly spaced in t of flow, in the angle
     arctan(sigma) of EDM (Lu & Song 2024, arXiv 2410.11081); so both go from noise to sigma = 1 in two steps.
+
+    Raises MinidiffError for more than CONSISTENCY_GRID steps.
     """
+    if not isinstance(steps, Integral) or not 1 <= steps <= CONSISTENCY_GRID:
+        raise MinidiffError(f"steps must be an integer from 1 to {CONSISTENCY_GRID} for consistency, not {steps!r:.80}")
     evenly = 1 - np.arange(steps) / steps
     if isinstance(schedule, Flow):
         return evenly
@@ -199,7 +203,7 @@ def consistency_times(schedule: EDM | Flow, steps: int) -> np.ndarray:
 def max_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     """The largest number of sampling steps."""
     if not isinstance(schedule, Schedule):
-        return MAX_STEPS
+        return CONSISTENCY_GRID if sampler.name == "consistency" else MAX_STEPS
     T = len(schedule)
     if sampler.name == "consistency":
         return min(CONSISTENCY_GRID, T)

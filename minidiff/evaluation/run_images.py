@@ -99,9 +99,11 @@ def _of_captions(run: TextRun) -> dict[str, Any]:
 
 
 def _captions(config: TrainConfig) -> list[str]:
-    """PROMPTS captions of a run's dataset, or all of fewer. Raises MinidiffError if it cannot be opened."""
+    """PROMPTS captions of a run's dataset, or all of fewer. Raises MinidiffError if it cannot be opened or has none."""
     skip = (lambda error: None) if config.skip_bad else None
     captions = open_dataset(config.data, config.size, skip=skip).captions
+    if not captions:
+        raise MinidiffError(f"{config.data}: has no captions any more")
     return [captions[i] for i in evenly_spaced(len(captions), PROMPTS)]
 
 

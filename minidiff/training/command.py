@@ -63,7 +63,7 @@ def command_of(run: Run, out: str = "RUN") -> list[str] | None:
     """The command that starts a run as this one was started, into the folder `out`.
 
     The folders of --latent, --text-encoder and --prior are the run's own copies. None if no command starts such a run:
-    of a network or settings that a program chose, or from a pipeline that is no longer there.
+    of a network or settings that a program chose, from a pipeline that is no longer there, or by `minidiff distill`.
     """
     for start in _starts(run):
         default = TrainConfig(run.config.data, **start.choices)

@@ -36,7 +36,8 @@ def resume(
     run = state.open_run(out, kind)
     _check_given(run, given)
     data = _data_path(run, data)
-    threads = min(run.config.threads, machine.cores()) if threads is None else threads
+    own = machine.use_threads(threads, run.config.backend)
+    threads = min(run.config.threads, own) if threads is None else threads
     threads = machine.use_threads(threads, run.config.backend)
     changes = {name: given[name] for name in MAY_CHANGE if name in given}
     config = replace(run.config, data=absolute_path(data), threads=threads, **changes)

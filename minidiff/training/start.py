@@ -120,10 +120,17 @@ def sizes_of(given: dict[str, Any]) -> dict[str, int]:
 def new_config(out: Path, data: str, given: dict[str, Any], threads: int | None) -> tuple[TrainConfig, Dataset]:
     """The configuration of a new run and its dataset, whose path in it is absolute.
 
-    Batches have as many parts as there are ranks, if that is not given. Raises MinidiffError if the run's folder is
-    inside its dataset's.
+    Batches have as many parts as there are ranks, if that is not given. Raises MinidiffError if they cannot share
+    its images equally, and if the run's folder is inside its dataset's.
     """
-    config = TrainConfig(absolute_path(data), **{"accumulate": ranks.size(), **given})
+    config, n = TrainConfig(absolute_path(data), **given), ranks.size()
+    if "accumulate" not in given:
+        if config.batch_size % n:
+            raise MinidiffError(
+                f"{n} processes cannot share batches of {config.batch_size} equally: "
+                f"give a --batch-size that is a multiple of {n}, or start another number of processes"
+            )
+        config = replace(config, accumulate=n)
     if is_image_folder(data) and out.resolve().is_relative_to(Path(data).resolve()):
         raise MinidiffError(f"{out}: lies among the images of {data}; choose another --out")
     threads = machine.use_threads(threads, config.backend)

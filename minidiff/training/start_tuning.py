@@ -101,7 +101,7 @@ def start_distillation(
     """A new run that makes a consistency model of a diffusion model by consistency tuning (diffusion/consistency/).
 
     base  a run, whose averaged weights it starts from, or a folder of diffusers; with prompts or without
-    data  None: the training set of the run
+    data  None: the training set of the run; an image folder's images are resized to the size of the model's
 
     A text encoder stays as it is. Raises MinidiffError for a folder without such a model, for a model with a learned
     variance, for a consistency model, and for images of another shape or with other classes.
@@ -120,7 +120,7 @@ def start_distillation(
         raise MinidiffError(f"{base}: is no run, so DATA is missing: give the images that it was trained on")
     check_images(data)
     kept = {name: before[name] for name in KEPT if name in before}
-    config, dataset = new_config(out, data, kept | DISTILLING | given, threads)
+    config, dataset = new_config(out, data, kept | _size(pipeline, data) | DISTILLING | given, threads)
     config = replace(config, classes=pipeline.classes)
     _check_same_images(base, pipeline, data, dataset)
     kind, parts = UNetRun, (pipeline.unet.config, pipeline.schedule)
@@ -162,14 +162,18 @@ def _open(
     check_images(data)
     find(base, "text")  # raises for another kind
     pipeline = with_prompts(open_pipeline(base, given.get("backend", TrainConfig.backend), kind="text"))
-    height, width, _ = pipeline.image_shape
-    size = {"size": height} if is_image_folder(data) and height == width else {}
-    config, dataset = new_config(out, data, CHOICES | size | given, threads)
+    config, dataset = new_config(out, data, CHOICES | _size(pipeline, data) | given, threads)
     _check_same_images(base, pipeline, data, dataset)
     images = dataset.take(evenly_spaced(len(dataset), COMPARED))
     if len(images) > 1 and (images == images[:1]).all():
         raise MinidiffError(f"{data}: its {len(dataset)} images are all the same; give different ones, or one alone")
     return pipeline, config, dataset
+
+
+def _size(pipeline: Pipeline, data: str) -> dict[str, int]:
+    """The size to which an image folder's images are resized: the pipeline's, where that is square."""
+    height, width, _ = pipeline.image_shape
+    return {"size": height} if is_image_folder(data) and height == width else {}
 
 
 def embedding_std(pipeline: TextPipeline) -> float:

@@ -24,6 +24,11 @@ def test_from_a_run_to_samples_in_two_evaluations(done, trained):
     two, again, one = (np.load(f"{name}.npz")["arr_0"] for name in ("two", "again", "one"))
     np.testing.assert_array_equal(two, again)
     assert (two != one).any()
+    done("sample", "few", "--n", 3, "--out", "few.png", *QUICK)
+    done("sample", "few", "--like", "few.png", "--npz", "like.npz", *QUICK)
+    np.testing.assert_array_equal(np.load("like.npz")["arr_0"], two)
+    done("sample", "run", "--n", 3, "--steps", 2, "--out", "ddim.png", *QUICK)
+    done("sample", "few", "--like", "ddim.png", "--sampler", "consistency", "--npz", "instead.npz", *QUICK)
     done("report", "few", "--out", "few.html")
 
 

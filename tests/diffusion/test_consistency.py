@@ -186,6 +186,9 @@ def test_times_of_continuous_schedules():
 def test_steps_out_of_range_are_refused():
     sampler = Sampler("consistency")
     assert (max_steps(SCHEDULES["sample"], sampler), max_steps(cosine_schedule(20), sampler)) == (50, 20)
+    assert max_steps(SCHEDULES["edm"], sampler) == 50
+    with pytest.raises(MinidiffError, match="from 1 to 50 for consistency, not 51"):
+        consistency_times(SCHEDULES["edm"], 51)
     for steps in (0, 51, 1.5):
         with pytest.raises(MinidiffError, match="steps must be an integer from 1 to 50 for consistency"):
             noise_levels(SCHEDULES["sample"], steps, sampler)

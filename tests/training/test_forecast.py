@@ -138,6 +138,7 @@ def test_the_law_of_the_package():
     [
         {"decay": "none"}, {"min_snr": 5}, {"schedule": linear_schedule(1000, 1e-4, 0.02)}, {"steps": 10},
         {"schedule": replace(SCHEDULE, prediction_type="epsilon")}, {"steps": 10**6}, {"batch_size": 65536},
+        {"consistency": 4},
     ],
 )  # fmt: skip
 def test_runs_of_other_settings_have_no_forecast(settings):

@@ -16,7 +16,7 @@ from minidiff.terminal import print_warning
 POSITION = "position"  # in the meta of a context: that of the image to repeat among those of its options
 # Options that, given on the command line, leave out those of the image.
 INSTEAD_OF = {"seeds": ("seed", "n"), "seed": ("seeds",), "n": ("seeds",), "prompts": ("prompt",)}
-INSTEAD_OF["sampler"] = ("karras", "eta", "churn")  # which not every sampler has
+INSTEAD_OF["sampler"] = ("karras", "eta", "churn", "spacing")  # which not every sampler has
 INSTEAD_OF |= {weights: ("raw", "best", "step", "ema") for weights in ("raw", "best", "step", "ema")}
 
 

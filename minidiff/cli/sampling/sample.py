@@ -178,7 +178,9 @@ def sample_command(
         images = _sample_batches(pipeline, model, batches, steps, rngs, gif, preview)
         sheet = partial(imaging.sheet, images, **outputs.rows_by_class(None if each else labels))
     chosen = pipeline.sampler
-    taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, spacing=chosen.spacing, karras=chosen.karras)
+    taken: dict[str, Any] = dict(steps=steps, sampler=chosen.name, karras=chosen.karras)
+    if chosen.name != "consistency":  # whose timesteps are its own
+        taken["spacing"] = chosen.spacing
     taken |= dict(guidance=guidance, seed=None if each else seed or 0, n=None if each else n)
     if ranks.rank() > 0:
         return

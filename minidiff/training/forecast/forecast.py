@@ -97,7 +97,7 @@ def tenth(steps: int) -> int:
 def windows(steps: int, warmup: int) -> list[tuple[int, int]]:
     """The first and the last step of each window: the later three quarters of the first tenth, after the warm-up.
 
-    None if the run is too short for one.
+    Empty if the run is too short for one.
     """
     last = tenth(steps)
     first = max(last / 4, AFTER_WARMUP * warmup)
@@ -111,13 +111,14 @@ def windows(steps: int, warmup: int) -> list[tuple[int, int]]:
 def forecast(run: Run, losses: list[float]) -> Forecast | None:
     """The forecast for a run, whose losses (n,) are at least those of its first tenth; None without ground for one.
 
-    There is ground for a U-Net with the default schedule, prediction type and decay of the learning rate, of a size
-    and length within BEYOND times the law's range. On another dataset than CIFAR-10 its warm-up must be over, too.
+    There is ground for the U-Net of a diffusion model with the default schedule, prediction type and decay of the
+    learning rate, of a size and length within BEYOND times the law's range. On another dataset than CIFAR-10 its
+    warm-up must be over, too.
     """
     law, config = fitted_law(), run.config
     if not isinstance(run, UNetRun) or schedule_to_config(run.schedule) != schedule_to_config(SCHEDULE):
         return None
-    if config.decay != "cosine" or config.min_snr is not None or config.learned_variance:
+    if config.consistency or config.decay != "cosine" or config.min_snr is not None or config.learned_variance:
         return None
     parameters, images = run.optimizer.p.size, config.steps * config.batch_size
     for name, value in (("parameters", parameters), ("images", images)):
