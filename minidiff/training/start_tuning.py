@@ -132,13 +132,13 @@ def start_distillation(
 
 def _check_same_images(base: Path, pipeline: Pipeline, data: str, dataset: Dataset) -> None:
     """Raises MinidiffError for a dataset whose images, classes or captions are not those that a pipeline samples."""
+    if isinstance(pipeline, TextPipeline):
+        check_captions(data, dataset)
     if dataset.shape != pipeline.image_shape:
         raise MinidiffError(
             f"{data}: its images have the shape {dataset.shape}, and {base} samples {pipeline.image_shape}; give such"
         )
-    if isinstance(pipeline, TextPipeline):
-        check_captions(data, dataset)
-    elif pipeline.num_class_embeds is not None and dataset.classes != pipeline.classes:
+    if pipeline.num_class_embeds is not None and dataset.classes != pipeline.classes:
         of_base = ", ".join(pipeline.classes) or "not named in its classes.json"
         raise MinidiffError(f"{data}: its classes are not those of {base}, {of_base}; give the images of those")
 
