@@ -176,6 +176,12 @@ def subjects(found: dict[str, Any]) -> dict[str, tuple[Costs, int]]:
     }
 
 
+def _by_bandwidth(head: str, align: str, rows: list[str]) -> str:
+    """A table of these first columns and alignments, and a column of each bandwidth."""
+    head = f"| {head} | " + " | ".join(f"{bandwidth} Gbit/s" for bandwidth in BANDWIDTHS) + " |"
+    return "\n".join([head, align + "--:|" * len(BANDWIDTHS), *rows])
+
+
 def strong_table(found: dict[str, Any]) -> str:
     """CIFAR-10 at a fixed batch: milliseconds of a step, and the speedup."""
     costs, rows = alone(found, CIFAR, cores(found)), []
@@ -183,8 +189,7 @@ def strong_table(found: dict[str, Any]) -> str:
         times = (between(costs, bandwidth) for bandwidth in BANDWIDTHS)
         cells = [f"{ms(c.step(n, CIFAR_BATCH))} ({c.speedup(n, CIFAR_BATCH):.1f})" for c in times]
         rows.append(f"| {n} | {CIFAR_BATCH // n} | {' | '.join(cells)} |")
-    head = "| machines | images each | " + " | ".join(f"{bandwidth} Gbit/s" for bandwidth in BANDWIDTHS) + " |"
-    return "\n".join([head, "|--:|--:|" + "--:|" * len(BANDWIDTHS), *rows])
+    return _by_bandwidth("machines | images each", "|--:|--:|", rows)
 
 
 def weak_table(found: dict[str, Any]) -> str:
@@ -195,8 +200,7 @@ def weak_table(found: dict[str, Any]) -> str:
             each = [between(costs, bandwidth) for bandwidth in BANDWIDTHS]
             cells = [f"{c.step(n, n * images):.3g} ({100 * c.efficiency(n, n * images):.3g}%)" for c in each]
             rows.append(f"| {name} | {n} | {n * images} | {' | '.join(cells)} |")
-    head = "| network | machines | batch | " + " | ".join(f"{bandwidth} Gbit/s" for bandwidth in BANDWIDTHS) + " |"
-    return "\n".join([head, "|---|--:|--:|" + "--:|" * len(BANDWIDTHS), *rows])
+    return _by_bandwidth("network | machines | batch", "|---|--:|--:|", rows)
 
 
 def hiding_table(found: dict[str, Any]) -> str:
@@ -205,8 +209,7 @@ def hiding_table(found: dict[str, Any]) -> str:
     for name, (costs, _) in subjects(found).items():
         cells = [f"{between(costs, bandwidth).hiding_batch(64):,.1f}" for bandwidth in BANDWIDTHS]
         rows.append(f"| {name} | {costs.G / 1e6:,.0f} MB | {ms(costs.b)} ms | {' | '.join(cells)} |")
-    head = "| network | G | b, an image | " + " | ".join(f"{bandwidth} Gbit/s" for bandwidth in BANDWIDTHS) + " |"
-    return "\n".join([head, "|---|--:|--:|" + "--:|" * len(BANDWIDTHS), *rows])
+    return _by_bandwidth("network | G | b, an image", "|---|--:|--:|", rows)
 
 
 def efficiency_figure(found: dict[str, Any]):
