@@ -71,7 +71,7 @@ def runs(folder):
     yield "points", new_points_run(folder / "points", accumulate=4), open_dataset("line")
     text = small_text.bars()
     yield "text", small_text.new_text_run(folder / "text", accumulate=4, label_dropout=0.3), text
-    lora = dict(rank=2, flip=False, projections="text", prior_weight=4.0, distill=True)
+    lora = dict(rank=2, flip=False, projections="text", prior_weight=4.0, own_prior=True)
     yield "lora", state.new_run(LoRARun, folder / "lora", config(**lora), pipeline(base)), text
     word = dict(flip=False, word="<zib>", initial_word="red bar")
     yield "word", state.new_run(TextualInversionRun, folder / "word", config(**word), pipeline(base)), text

@@ -20,7 +20,7 @@ from minidiff.training.run import Run
 from minidiff.training.state import build_run
 
 # fields of the configuration that one kind of run uses
-ONLY_OF = {"kl": "vae", "rank": "lora", "projections": "lora", "distill": "lora"}
+ONLY_OF = {"kl": "vae", "rank": "lora", "projections": "lora", "own_prior": "lora"}
 
 
 def facts_of(folder: Path, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The command that starts a run anew: the inverse of start.py, start_text.py and start_tuning.py, for reports."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from minidiff.training.recipes import RECIPES, SCHEDULE, Recipe
 from minidiff.training.run import Run
 from minidiff.training.start import schedule_for
 from minidiff.training.start_tuning import CHOICES as TUNING
-from minidiff.training.start_tuning import DISTILLATION, DREAMBOOTH_RATE, LORA
+from minidiff.training.start_tuning import CONSISTENCY, DREAMBOOTH_RATE, LORA, OWN_PRIOR
 
 # Fields of TrainConfig that are options: with a value, and without.
 VALUES = (
@@ -40,6 +40,7 @@ OF_TUNING = (
     "rank", "word", "initial_word", "steps", "batch_size", "accumulate", "lr", "backend", "threads", "seed", "skip_bad",
     "fingerprint",
 )  # fmt: skip
+OF_DISTILL = ("steps", "accumulate", "lr", "backend", "threads", "seed")  # the options of minidiff distill
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def command_of(run: Run, out: str = "RUN") -> list[str] | None:
     """The command that starts a run as this one was started, into the folder `out`.
 
     The folders of --latent, --text-encoder and --prior are the run's own copies. None if no command starts such a run:
-    of a network or settings that a program chose, from a pipeline that is no longer there, or by `minidiff distill`.
+    of a network or settings that a program chose, or from a pipeline that is no longer there.
     """
     for start in _starts(run):
         default = TrainConfig(run.config.data, **start.choices)
@@ -76,7 +77,9 @@ def command_of(run: Run, out: str = "RUN") -> list[str] | None:
 
 def _starts(run: Run) -> Iterator[Start]:
     """What commands can start of the run's kind, for its data, with its network's width and depth."""
-    if isinstance(run, UNetRun):
+    if run.config.consistency:
+        yield from _distill_starts(run.config)
+    elif isinstance(run, UNetRun):
         yield from filter(None, (_unet_start(run, name) for name in (None, *RECIPES)))
     elif isinstance(run, PointsRun):
         classes = len(run.config.classes) + 1 if run.config.classes else None
@@ -112,9 +115,9 @@ def _tuning_starts(run: TextRun) -> Iterator[Start]:
     options = ["--prior", str(run.folder / FOLDER)] if given else []
     choices = TUNING | {"size": config.size, "flip": config.flip}  # of the pipeline's images, and of the dataset
     if isinstance(run, LoRARun):
-        choices |= LORA | {"prior_weight": 1.0 if given else DISTILLATION, "distill": not given}
+        choices |= LORA | {"prior_weight": 1.0 if given else OWN_PRIOR, "own_prior": not given}
         if config.prior_weight is None:
-            choices |= {"prior_weight": None, "distill": False}
+            choices |= {"prior_weight": None, "own_prior": False}
             options += ["--prior-weight", "0"]
     elif isinstance(run, TextualInversionRun):
         choices |= {"lr": config.lr}  # by default from the embeddings' scale
@@ -124,6 +127,18 @@ def _tuning_starts(run: TextRun) -> Iterator[Start]:
         options += ["--method", "dreambooth"]
     fields = (*OF_TUNING, "prior_weight") if choices.get("prior_weight") else OF_TUNING
     yield Start(options, None, None, choices, ("tune", str(base)), fields)
+
+
+def _distill_starts(config: TrainConfig) -> Iterator[Start]:
+    """What `minidiff distill` starts from the run's model; nothing if that is no longer there.
+
+    Settings without an option are those of that model, and so is --batch-size by default: it is given always.
+    """
+    if config.begun_from and Path(config.begun_from).exists():
+        chosen = {"data", *OF_DISTILL}
+        kept = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in chosen}
+        options = ["--batch-size", str(config.batch_size)]
+        yield Start(options, None, None, kept | CONSISTENCY, ("distill", config.begun_from), OF_DISTILL)
 
 
 def _same(start: Start, run: Any) -> bool:

@@ -20,11 +20,11 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency",
+    "initial_word", "own_prior", "projections", "reduction", "begun_from", "consistency",
 }  # fmt: skip
 
 STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction", "begun_from")
-FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
+FORMER_NAMES = {"pictures": "fingerprint", "distill": "own_prior"}  # of fields, in state files of older runs
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class TrainConfig:
     word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
     projections   of a LoRA: "attention" or "text", the layers with updates (models/lora.py)
     prior_weight  weight of prior preservation's term in the loss (training/prior.py); None: there is no such term
-    distill       that term is on the predictions of the model as it was, not on images of a prior
-    begun_from    the absolute path of the pipeline whose weights DreamBooth begins with; "" for random ones
+    own_prior     that term is on the predictions of the model as it was, not on images of a prior
+    begun_from    the absolute path of the model whose weights DreamBooth or consistency tuning begins with, or ""
     consistency   stages of consistency tuning (diffusion/consistency/tuning.py); None: the run trains a diffusion model
     reduction     sum of the gradients of several ranks: "exact", or "mpi" (parallel/gradients.py)
     Raises MinidiffError that names the first value that is out of range.
@@ -90,7 +90,7 @@ class TrainConfig:
     rank: int = 4
     projections: str = "attention"
     prior_weight: float | None = None
-    distill: bool = False
+    own_prior: bool = False
     word: str = ""
     initial_word: str = ""
     begun_from: str = ""
@@ -116,7 +116,7 @@ class TrainConfig:
             raise MinidiffError(f"reduction = {self.reduction!r}: choose {' or '.join(REDUCTIONS)}")
         if self.projections not in PROJECTIONS:
             raise MinidiffError(f"projections = {self.projections!r}: choose {' or '.join(PROJECTIONS)}")
-        for name in ("skip_bad", "learned_variance", "importance_sampling", "distill"):
+        for name in ("skip_bad", "learned_variance", "importance_sampling", "own_prior"):
             if type(getattr(self, name)) is not bool:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")
         for name, such in (("min_snr", 5), ("prior_weight", 1)):

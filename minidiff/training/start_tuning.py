@@ -35,13 +35,13 @@ from minidiff.training.start_text import check_captions
 
 CHOICES: dict[str, Any] = dict(steps=400, batch_size=4, warmup=20)  # in place of TrainConfig's defaults
 LORA: dict[str, Any] = dict(projections="text", lr=2e-3, flip=False)  # likewise; a caption may say left or right
-DISTILLATION = 10.0  # weight of prior preservation without images
+OWN_PRIOR = 10.0  # weight of prior preservation without images
 COMPARED = 256  # images
 INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embeddings' standard deviation
 DREAMBOOTH_RATE = 1e-4
 
 STAGES = 4  # of consistency tuning: the gap of the last is 1/16 of t
-DISTILLING: dict[str, Any] = dict(steps=2000, lr=1e-4, warmup=50, consistency=STAGES)
+CONSISTENCY: dict[str, Any] = dict(steps=2000, lr=1e-4, warmup=50, consistency=STAGES)
 KEPT = ("size", "skip_bad", "pad_crop", "flip", "batch_size", "label_dropout")  # fields of the diffusion model's run
 
 Prior = str | Sequence[str]  # the dataset of captioned images, or prompts to sample them; () is none
@@ -120,8 +120,8 @@ def start_distillation(
         raise MinidiffError(f"{base}: is no run, so DATA is missing: give the images that it was trained on")
     check_images(data)
     kept = {name: before[name] for name in KEPT if name in before}
-    config, dataset = new_config(out, data, kept | _size(pipeline, data) | DISTILLING | given, threads)
-    config = replace(config, classes=pipeline.classes)
+    config, dataset = new_config(out, data, kept | _size(pipeline, data) | CONSISTENCY | given, threads)
+    config = replace(config, classes=pipeline.classes, begun_from=str(base.absolute()))
     _check_same_images(base, pipeline, data, dataset)
     kind, parts = UNetRun, (pipeline.unet.config, pipeline.schedule)
     if isinstance(pipeline, TextPipeline):
@@ -193,10 +193,10 @@ def _with_weight(given: dict[str, Any], prior: Prior) -> dict[str, Any]:
 
 def _lora_prior(given: dict[str, Any], prior: Prior) -> dict[str, Any]:
     """The options, with what prior preservation of a LoRA takes; a prior_weight of 0 disables it."""
-    weight = given.get("prior_weight", 1.0 if prior else DISTILLATION)
+    weight = given.get("prior_weight", 1.0 if prior else OWN_PRIOR)
     if prior and weight == 0:
         raise MinidiffError("--prior-weight 0 disables prior preservation: leave --prior and --prior-prompt out")
-    return given | {"prior_weight": weight or None, "distill": not prior and weight != 0}
+    return given | {"prior_weight": weight or None, "own_prior": not prior and weight != 0}
 
 
 def _write_prior(prior: Prior, run: TextRun) -> None:

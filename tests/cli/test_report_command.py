@@ -117,6 +117,20 @@ def test_the_command_of_a_run_that_tunes(name, done, tmp_path, monkeypatch, no_s
         assert command_of(open_run(Path("first"))) is None
 
 
+@pytest.mark.parametrize("options", ["--seed 3", "--lr 0.002 --accumulate 2"])
+def test_the_command_of_consistency_tuning(options, done, tmp_path, no_sheets):
+    """Its batch size is that of the base by default, here another one than the command's."""
+    idx_set(tmp_path / "data", n=12, height=8, width=8)
+    done("train", "data", "--width", 8, "--batch-size", 4, *QUICK[:-2], "--out", "base")
+    done("distill", "base", *options.split(), *QUICK, "--out", "first")
+    words = command_of(open_run(Path("first")), "second")
+    assert words[:3] == ["minidiff", "distill", str(tmp_path / "base")]
+    done(*words[1:])
+    assert start_of("second") == start_of("first")
+    Path("base").rename("elsewhere")
+    assert command_of(open_run(Path("first"))) is None
+
+
 def test_the_state_of_an_older_run_does_not_say_what_it_began_from(done, tmp_path, no_sheets):
     """It opens, as one that began from random weights."""
     state = new_text_run(tmp_path / "run").folder / "training" / "state.safetensors"

@@ -31,7 +31,7 @@ WORDS = 7  # last word of the generator's seed of random texts; data/batches.py 
 class LoRARun(FrozenPipelineRun):
     """Updates of attention projections of a pipeline's U-Net and text encoder in training.
 
-    With config.distill, prior preservation needs no images (`batches`, `teacher`).
+    With config.own_prior, prior preservation needs no images (`batches`, `teacher`).
 
 
     layers  the layers with updates, by name
@@ -60,12 +60,12 @@ class LoRARun(FrozenPipelineRun):
         return _parameters(self.layers)
 
     def batches(self, dataset: Dataset) -> Callable[[int], Batch]:
-        """With config.distill: the images with their captions, then the same images with texts of random words.
+        """With config.own_prior: the images with their captions, then the same images with texts of random words.
 
         Captions are not replaced by the empty text then, so that the unconditional prediction stays as it was: some of
         the random texts are empty.
         """
-        if not self.config.distill:
+        if not self.config.own_prior:
             return super().batches(dataset)
         config, tokenizer = self.config, self.pipeline.tokenizer
         ids, words = tokenizer(list(dataset.captions)), words_of(tokenizer)
@@ -80,7 +80,7 @@ class LoRARun(FrozenPipelineRun):
         return make_batch
 
     def train_batch(self, batch: Batch, rng: np.random.Generator, teach: Teacher | None = None) -> StepStats:
-        return super().train_batch(batch, rng, self.teacher if self.config.distill else teach)
+        return super().train_batch(batch, rng, self.teacher if self.config.own_prior else teach)
 
     def teacher(self, x0: np.ndarray, t: np.ndarray, eps: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x0 and eps (2 B, h, w, C), the second half replaced by the estimates of the model without updates.

@@ -21,7 +21,7 @@ from minidiff.training.kinds import frozen_pipeline_run
 from minidiff.training.kinds.lora_run import LoRARun
 from minidiff.training.loop import validation_loss
 
-DISTILLED = dict(projections="text", prior_weight=4.0, distill=True)
+OWN_PRIOR = dict(projections="text", prior_weight=4.0, own_prior=True)
 
 
 @pytest.fixture(params=[False, True], ids=["pixels", "latents"])
@@ -37,7 +37,7 @@ def new_lora_run(folder, base, backend="numpy", **changes):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("changes", [{}, DISTILLED], ids=["plain", "distilled"])
+@pytest.mark.parametrize("changes", [{}, OWN_PRIOR], ids=["plain", "distilled"])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, base, backend, changes):
     before = tree(base)
     for name, stop_at in (("whole", 0), ("run", 5)):
@@ -52,15 +52,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, base, backend, changes):
 def test_settings_of_older_states():
     """Runs from before these settings update all projections, without prior preservation."""
     stored = dataclasses.asdict(TrainConfig("bars", rank=2))
-    for name in ("projections", "prior_weight", "distill"):
+    for name in ("projections", "prior_weight", "own_prior"):
         del stored[name]
     config = config_from_dict(stored)
-    assert (config.projections, config.prior_weight, config.distill) == ("attention", None, False)
+    assert (config.projections, config.prior_weight, config.own_prior) == ("attention", None, False)
+    assert config_from_dict({**stored, "distill": True}).own_prior  # as it was called for a while
     refused(lambda: dataclasses.replace(config, projections="all"), match="projections = 'all': choose attention or")
 
 
 def test_images_with_captions_and_with_random_words(tmp_path, base):
-    run = new_lora_run(tmp_path / "run", base, **DISTILLED)
+    run = new_lora_run(tmp_path / "run", base, **OWN_PRIOR)
     (images, _), (x0, ids) = new_lora_run(tmp_path / "plain", base).batches(bars())(2), run.batches(bars())(2)
     np.testing.assert_array_equal(x0, np.concatenate([images, images]))
     known = {row.tobytes() for row in run.pipeline.tokenizer(list(bars().captions))}
@@ -70,7 +71,7 @@ def test_images_with_captions_and_with_random_words(tmp_path, base):
 
 def test_the_target_is_the_prediction_of_the_model_as_it_was(tmp_path, base):
     """Of the second half of a batch, at the same x_t; the first half stays."""
-    run, rng = new_lora_run(tmp_path / "run", base, **DISTILLED), np.random.default_rng(0)
+    run, rng = new_lora_run(tmp_path / "run", base, **OWN_PRIOR), np.random.default_rng(0)
     schedule, side = run.pipeline.schedule, run.pipeline.unet.config.sample_size
     x0, eps = rng.standard_normal((2, 4, side, side, 3), np.float32)
     t, ids = np.array([1, 2, 10, 25]), run.pipeline.tokenizer(["red bar", "green", "bar", ""])
@@ -90,7 +91,7 @@ def test_the_target_is_the_prediction_of_the_model_as_it_was(tmp_path, base):
 def test_it_forgets_less(tmp_path, base):
     """Known words' predictions change by at most a tenth of what they change without prior preservation."""
     changes = []
-    for name, settings in (("keeps", DISTILLED), ("forgets", {})):
+    for name, settings in (("keeps", OWN_PRIOR), ("forgets", {})):
         run, rng = new_lora_run(tmp_path / name, base, steps=60, lr=0.02, **settings), np.random.default_rng(0)
         x0 = encode(run.pipeline, to_float(bars().take(np.arange(8))), rng)
         t, eps = np.arange(8) * 3, rng.standard_normal(x0.shape, np.float32)
