@@ -50,6 +50,17 @@ main()
 """
 
 
+# Compiles what another program has put into the cache in the meantime; prints the exit codes of failed processes.
+CACHED_MEANWHILE = """
+with jit.dry_run() as launches:
+    work()
+for launch in launches:
+    launch.kernel.compile(launch.types)
+assert not ahead.missing(launches)
+print(ahead.compile_ahead(launches, 2, lambda: None))
+"""
+
+
 @pytest.fixture(scope="module")
 def bits(tmp_path_factory):
     """The results of kernels that compile at their first call."""
@@ -63,6 +74,11 @@ def test_all_is_compiled_ahead_to_the_same_bits(tmp_path, bits):
     for ticks in ("4", "0"):  # the second time all is cached
         output, errors = own_process.run(PROGRAM + "main()", NUMBA_CACHE_DIR=str(tmp_path))
         assert (output.split(), errors) == (["4", "[]", ticks, "0", bits], "")
+
+
+def test_another_program_that_fills_the_cache_at_the_same_time_does_no_harm(tmp_path):
+    output, errors = own_process.run(PROGRAM + CACHED_MEANWHILE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert (output.strip(), errors) == ("[]", "")
 
 
 def test_a_killed_process_is_reported_and_this_one_takes_its_place(tmp_path, bits):

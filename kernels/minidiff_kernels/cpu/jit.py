@@ -91,7 +91,7 @@ def writable() -> bool:
     return True
 
 
-class _ChecksummedFiles(IndexDataCacheFile):
+class ChecksummedFiles(IndexDataCacheFile):
     """Numba's cache without its index file: the name of a data file is a hash of function and argument types.
 
     With an index, two processes that write at once can exchange each other's file names and run the wrong code, and a
@@ -143,7 +143,7 @@ def kernel(function: Callable) -> Callable[..., Any]:
         with _cache_directory_set():
             compiled.enable_caching()
         files = compiled._cache
-        files._cache_file = _ChecksummedFiles(
+        files._cache_file = ChecksummedFiles(
             files.cache_path, files._impl.filename_base, files._impl.locator.get_source_stamp()
         )
     if ENABLED:
