@@ -8,6 +8,7 @@ import numba
 import numpy as np
 from minidiff_kernels import ahead
 from minidiff_kernels.cpu import jit
+from minidiff_kernels.cpu.memory import pool
 
 from minidiff.errors import MinidiffError
 from minidiff.progress import progress
@@ -28,6 +29,7 @@ def compile_ahead(backend: str, dry_run: Callable[[], object]) -> None:
     with jit.dry_run() as launches, np.errstate(all="ignore"):  # arbitrary numbers may overflow
         with suppress(MinidiffError, MemoryError):  # the work itself fails too, and says where
             dry_run()
+    pool.clear()  # the dry run's arrays may be of other sizes than the work's
     if needed := ahead.missing(launches):
         with progress("compiling kernels", len(needed)) as tick:
             failed = ahead.compile_ahead(needed, min(numba.get_num_threads(), MOST_PROCESSES), tick)

@@ -44,7 +44,10 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
         again = dy.copy()  # becomes y
         gradients = backend.group_norm_backward(again, x, weight, bias, mean, rstd, silu, again)
         names = "y again", "dx again", "dweight again", "dbias again"
-        return results | dict(zip(names, (again, *gradients), strict=True))
+        results |= dict(zip(names, (again, *gradients), strict=True))
+        mean, rstd = backend.group_statistics(x, groups, eps)
+        y = backend.normalise(x, weight, bias, mean, rstd, silu)
+        return results | {"y of statistics": y, "mean alone": mean, "rstd alone": rstd}
 
     def theirs(dy, x, weight, bias):
         leaves = [a.requires_grad_() for a in (x, weight, bias)]
@@ -52,7 +55,8 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
         z, mean, rstd = torch.native_group_norm(x_nchw, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
         y = nhwc(F.silu(z) if silu else z)
         results = {"y": y} | dict(zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True))
-        return results | {f"{name} again": a for name, a in results.items()} | {"mean": mean, "rstd": rstd}
+        results |= {f"{name} again": a for name, a in results.items()} | {"mean": mean, "rstd": rstd}
+        return results | {"y of statistics": y, "mean alone": mean, "rstd alone": rstd}
 
     label = f"x{x} G{groups}{' silu' if silu else ''} eps{eps} {offset}+{scale}".replace(", ", ",")
     return Case(label, inputs, ours, theirs)

@@ -22,7 +22,7 @@ FAMILIES = {
     "memory": ("empty", "asarray", "to_numpy", "later"),
     "half": ("widen", "pack"),
     "conv": ("conv2d", "conv2d_backward"),
-    "norm": ("group_norm", "group_norm_backward"),
+    "norm": ("group_norm", "group_statistics", "normalise", "group_norm_backward"),
     "attention": ("attention", "attention_backward"),
     "elementwise": (
         "silu", "silu_backward", "gelu", "gelu_backward", "geglu", "geglu_backward",
@@ -94,6 +94,12 @@ class Backend:
         self, x: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool = False
     ) -> tuple[Array, Array, Array]:
         """Group normalisation of x (N, ..., C), then SiLU if `silu` -> y, mean, rstd."""
+
+    def group_statistics(self, x: Array, groups: int, eps: float) -> tuple[Array, Array]:
+        """mean and rstd (N, groups) of `group_norm` alone."""
+
+    def normalise(self, x: Array, weight: Array, bias: Array, mean: Array, rstd: Array, silu: bool = False) -> Array:
+        """y of `group_norm` from its statistics, of some rows of each image, or of all."""
 
     def group_norm_backward(
         self, dy: Array, x: Array, weight: Array, bias: Array, mean: Array, rstd: Array, silu: bool = False,

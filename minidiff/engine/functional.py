@@ -132,9 +132,7 @@ def conv2d(
 
 def check_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, pad: tuple[int, ...], add: Tensor | None):
     """Raises ValueError if the shapes of a convolution's arguments do not match."""
-    N, H, W, C = x.shape
-    O, KH, KW, I = w.shape
-    top, bottom, left, right = pad
+    (N, H, W, C), (O, KH, KW, I), (top, bottom, left, right) = x.shape, w.shape, pad
     if C != I:
         raise ValueError(f"conv2d: the input has {C} channels, the weight expects {I}")
     if H + top + bottom < KH or W + left + right < KW:
@@ -288,12 +286,14 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Embedding(Function):
+    half = (0,)
+
     def __init__(self, index):
         self.index = index
 
     def forward(self, table):
-        self.rows = len(table)
-        return self.backend.embedding(table, self.index)
+        self.rows, embedding = len(table), self.backend.embedding
+        return self.float32(table[self.index]) if table.dtype == np.float16 else embedding(table, self.index)
 
     def backward(self, dy):
         return (self.backend.embedding_backward(dy, self.index, self.rows),)

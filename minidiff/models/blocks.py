@@ -14,6 +14,7 @@ from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
 from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
+from minidiff.engine.upsample_conv import upsample_conv
 
 
 class BlockConfig(NamedTuple):
@@ -90,7 +91,7 @@ class ResnetBlock(Module):
         if scale is not None and shift is not None:
             h = F.silu(F.add(F.mul(self.norm2(h), F.affine(scale, 1, 1)), shift))  # silu(norm2(h) (1 + scale) + shift)
         elif rng is None or not self.dropout:
-            return norm_conv(self.norm2, self.conv2, h, add=shortcut)
+            return norm_conv(self.norm2, self.conv2, h, add=shortcut, overwrite=shortcut is not x)
         else:
             h = self.norm2(h, silu=True)
         return self.conv2(F.dropout(h, self.dropout, rng), add=shortcut)
@@ -117,7 +118,7 @@ class Upsample(Module):
         self.conv: Conv2d = Conv2d(channels, channels, 3, rng, pad=1)
 
     def __call__(self, x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
-        return self.conv(F.upsample_nearest(x, size))  # (N, 2H, 2W, C) or (N, H', W', C)
+        return upsample_conv(self.conv, x, size)  # (N, 2H, 2W, C) or (N, H', W', C)
 
 
 def attend(attention: Any, h: Tensor, text: Tensor | None) -> Tensor:

@@ -5,6 +5,8 @@ from which the latents are sampled. Built from the U-Net's blocks, without time 
 Attributes are named as in diffusers' AutoencoderKL.
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,10 +38,9 @@ class Level(Module):
         self.downsamplers: list[Downsample] = [Downsample(widths[-1], 0, rng)] if downsample else []
         self.upsamplers: list[Upsample] = [Upsample(widths[-1], rng)] if upsample else []
 
-    def __call__(self, h: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
-            h = layer(h)
-        return h
+    def __iter__(self) -> Iterator[Any]:
+        """The layers, in the order in which they are applied."""
+        yield from (*self.resnets, *self.downsamplers, *self.upsamplers)
 
 
 def resnet(inputs: int, outputs: int, cfg: VAEConfig, rng: InitRng) -> ResnetBlock:
@@ -72,8 +73,8 @@ class Encoder(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
-        for down in self.down_blocks:
-            h = down(h)
+        for layer in chain.from_iterable(self.down_blocks):
+            h = layer(h)
         h = self.mid_block(h)
         return norm_conv(self.conv_norm_out, self.conv_out, h)
 
@@ -96,8 +97,8 @@ class Decoder(Module):
 
     def __call__(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
-        for up in self.up_blocks:
-            h = up(h)
+        for layer in chain.from_iterable(self.up_blocks):  # no caller of a layer holds the last level's input
+            h = layer(h)
         return norm_conv(self.conv_norm_out, self.conv_out, h)
 
 

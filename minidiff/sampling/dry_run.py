@@ -29,21 +29,24 @@ def compile_for_sampling(pipeline: Pipeline, n: int = 1, size: tuple[int, int] |
 
 def _without_weights(pipeline: Pipeline) -> Pipeline:
     """A pipeline of the same networks, but with weights of zero."""
-    return replace(pipeline, **{name: _zeros_like(part) for name, part in vars(pipeline).items()})
+    networks = [part for part in vars(pipeline).values() if isinstance(part, Module)]
+    largest = max((p.data.nbytes for network in networks for p in network.parameters()), default=0)
+    zeros = np.zeros(largest, np.uint8)  # of all weights: many small arrays would be filled, and stay in the heap
+    return replace(pipeline, **{name: _zeros_like(part, zeros) for name, part in vars(pipeline).items()})
 
 
-def _zeros_like(part: Any) -> Any:
+def _zeros_like(part: Any, zeros: np.ndarray) -> Any:
     """A copy of a network whose weights are zero, which takes no memory until they are read; others unchanged.
 
     So whatever an operation may keep of its weights, such as packed ones, is not of the network's own.
     """
     if isinstance(part, list):
-        return [_zeros_like(value) for value in part]
+        return [_zeros_like(value, zeros) for value in part]
     copied = copy.copy(part)
     if isinstance(part, Parameter):
-        copied.data = part.backend.xp.zeros(part.shape, part.data.dtype)
+        copied.data = zeros[: part.data.nbytes].view(part.data.dtype).reshape(part.shape)
     elif isinstance(part, Module):
-        vars(copied).update({name: _zeros_like(value) for name, value in vars(part).items()})
+        vars(copied).update({name: _zeros_like(value, zeros) for name, value in vars(part).items()})
     return copied
 
 

@@ -1,5 +1,6 @@
 """Every differentiable operation against torch: output and all gradients, through the tape."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,10 +13,11 @@ from minidiff.engine import functional as F
 from minidiff.engine import losses
 from minidiff.engine.gaussian import kl_divergence, reparameterised_sample
 from minidiff.engine.losses import cross_entropy, mse, squared_errors, weighted_mean
-from minidiff.engine.nn import Conv2d, GroupNorm
+from minidiff.engine.nn import Conv2d, GroupNorm, Parameter
 from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Tensor
+from minidiff.engine.upsample_conv import upsample_conv
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
 TARGET, WEIGHT, INDEX = draw(2, 6, 5, 3, seed=7), draw(2, 1, 1, 1, seed=8) ** 2, np.array([4, 0, 4, 2])
@@ -44,6 +46,16 @@ def norm_then_conv(x, gain, shift, w, bias, add):
 
 def convolved_norm(x, gain, shift, w, bias, add):
     return conv(norm(x, gain, shift, 3, True), w, bias, add, pad=SAME)
+
+
+def upsample_then_conv(x, w, bias, size=None):
+    conv = Conv2d(3, 8, 3, None, pad=1)
+    conv.weight, conv.bias = w, bias
+    return upsample_conv(conv, x, size)
+
+
+def convolved_upsample(x, w, bias, size=(12, 10)):
+    return conv(upsample(x)[:, : size[0], : size[1]], w, bias, pad=SAME)
 
 
 def attention(q, k, v, causal=False):
@@ -123,6 +135,9 @@ LINES = [
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
     ("upsample_nearest", F.upsample_nearest, upsample, {"x": X}),
     ("upsample_nearest, cropped", partial(F.upsample_nearest, size=(11, 10)), lambda x: upsample(x)[:, :11], {"x": X}),
+    ("upsample_conv", upsample_then_conv, convolved_upsample, {"x": X, "w": W, "bias": BIAS}),
+    ("upsample_conv, cropped", partial(upsample_then_conv, size=(11, 9)), partial(convolved_upsample, size=(11, 9)),
+     {"x": X, "w": W, "bias": BIAS}),
     ("avg_pool", avg_pool, lambda x: nhwc(T.avg_pool2d(nchw(x), 2)), {"x": draw(2, 6, 4, 3)}),
     ("mean_pixel", global_avg_pool, lambda x: x.mean((1, 2)), {"x": X}),
     ("split", weighted_halves, lambda x: 2 * x[..., :4] + x[..., 4:], {"x": RESIDUAL}),
@@ -163,6 +178,16 @@ def test_every_function_has_a_case():
     assert public - {str(case).partition(",")[0] for case in CASES} == {
         "reshape", "dropout", "check_conv2d",
     }  # fmt: skip
+
+
+def test_embedding_widens_the_rows_alone(backend):
+    table = draw(5, 8).astype(np.float16)
+    widened = []
+    recording = replace(backend, kernels=backend.kernels | {"widen": lambda a: widened.append(a.shape) or widen(a)})
+    widen = backend.widen
+    y = F.embedding(Parameter(backend.xp.asarray(table), recording), INDEX)
+    np.testing.assert_array_equal(y.numpy(), table[INDEX].astype(np.float32))
+    assert widened == [(len(INDEX), 8)]
 
 
 def test_reshape(backend):
@@ -208,6 +233,7 @@ WRONG = {
     "norm_conv: the input has 5 channels": lambda t: norm_then_conv(
         t(2, 4, 4, 5), t(6), t(6), t(8, 3, 3, 5), t(8), None
     ),
+    "upsample_conv: the input has 5 channels": lambda t: upsample_then_conv(t(2, 4, 4, 5), t(8, 3, 3, 3), t(8)),
     "attention: q": lambda t: F.attention(t(2, 5, 2, 3), t(2, 4, 2, 3), t(2, 5, 2, 3)),
     "attention: q .*": lambda t: F.attention(t(2, 5, 2, 3), t(1, 4, 2, 3), t(1, 4, 2, 3)),
     "mse: prediction": lambda t: mse(t(2, 3), draw(1, 3)),

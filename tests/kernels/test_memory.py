@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from which_cupy import ON_A_GPU
 
 from minidiff.engine.backend import get_backend
 
+STATUS = Path("/proc/self/status")
 CASES = [memory(1), memory(2, 5, 7, 3), memory(3, 200, 201)]
 
 
@@ -76,6 +78,40 @@ def test_of_blocks_of_one_size_the_one_released_last_is_reused(size):
     for i in (2, 0, 1):
         pool.release(blocks[i])
     assert pool.acquire(size).address == blocks[1].address
+
+
+def test_a_block_is_not_reused_for_an_array_much_smaller():
+    """By a factor, and by bytes."""
+    pool = Pool()
+    for block, size, reused in ((1 << 20, 1 << 18, True), (1 << 20, 1 << 17, False), (1 << 27, 1 << 26, False)):
+        released = pool.acquire(block)
+        pool.release(released)
+        again = pool.acquire(size)
+        assert (again is released) == reused
+        pool.release(again)
+        pool.clear()
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs /proc, of Linux")
+def test_cleared_blocks_go_back_to_the_system():
+    """All but less than a block, although a later block is in use."""
+    pool, size, rows = Pool(), 3 << 20, 20
+    before = anonymous_bytes()
+    blocks = [pool.acquire(size) for _ in range(rows)]
+    for block in blocks:
+        block.memory[:] = 1
+    kept = pool.acquire(size)
+    kept.memory[:] = 1
+    assert anonymous_bytes() - before > rows * size
+    for block in blocks:
+        pool.release(block)
+    del blocks, block
+    pool.clear()
+    assert anonymous_bytes() - before < 3 * size
+
+
+def anonymous_bytes() -> int:
+    return next(1024 * int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
 
 
 @pytest.mark.skipif(ON_A_GPU, reason="needs the simulator, whose copies end on request")

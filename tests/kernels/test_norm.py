@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from against_torch import check, check_nan, run_ours
+from against_torch import check, check_nan, draw, run_ours
 from kernel_cases import norm
 from minidiff_kernels.cpu import norm as cpu_norm
 
@@ -64,3 +64,15 @@ def test_several_tasks_an_image_give_the_same_bits(case, monkeypatch):
     monkeypatch.setattr(cpu_norm, "TASK_FLOATS", 1)
     for name, a in run_ours(backend, case, case.inputs).items():
         np.testing.assert_array_equal(a, whole[name], f"{case}: {name}")
+
+
+@pytest.mark.parametrize("shape, groups, silu", [((2, 40, 24, 96), 8, True), ((3, 7, 5, 33), 11, False)])
+def test_parts_of_an_image_have_its_bits(shape, groups, silu):
+    """Rows are normalised from the statistics of the image."""
+    backend = get_backend("numba")
+    x, weight, bias = draw(*shape), draw(shape[-1], offset=1), draw(shape[-1], seed=2)
+    y, mean, rstd = backend.group_norm(x, weight, bias, groups, 1e-5, silu)
+    alone = backend.group_statistics(x, groups, 1e-5)
+    parts = [backend.normalise(x[1:2, a:b], weight, bias, mean[1:2], rstd[1:2], silu) for a, b in ((0, 3), (3, None))]
+    for got, want in ((np.concatenate(parts, 1), y[1:2]), (alone[0], mean), (alone[1], rstd)):
+        np.testing.assert_array_equal(got, want)

@@ -70,7 +70,7 @@ class Stack(Module):
         return x
 
 
-def silu_conv(norm, conv, x, add=None):
+def silu_conv(norm, conv, x, add=None, overwrite=False):
     """norm_conv without the norm, which would connect all positions."""
     return conv(F.silu(x), add)
 

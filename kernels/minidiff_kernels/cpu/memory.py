@@ -4,6 +4,7 @@ New memory costs a page fault for every 4 KiB: filling 67 MB takes 1.4 ms in a r
 An array from `empty` lies in a block; when the last view of it is deleted, the block returns to the pool.
 """
 
+import mmap
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from math import prod
@@ -13,9 +14,10 @@ import numpy as np
 from numba import get_num_threads
 
 MIN_POOLED = 1 << 16  # bytes; below that NumPy's own allocator is as fast
-HUGE_PAGE = 1 << 21  # bytes; NumPy requests huge pages (madvise) from 4 MiB on: fewer TLB misses
+HUGE_PAGE = 1 << 21  # bytes: fewer TLB misses
 MOST = 1.1  # times the peak use; the tenth is for blocks that are larger than their arrays, and blocks between two uses
 LARGEST_REUSED = 4  # times the size of the array
+MOST_WASTED = 1 << 25  # bytes of a block beyond its array
 CACHE_LINE = 64  # bytes; a vector across two lines takes two accesses to load or store
 
 
@@ -30,14 +32,25 @@ class Block(NamedTuple):
 def _aligned(size: int) -> Block:
     """`size` bytes of new memory, aligned to a cache line, or to a huge page from 1 MiB on."""
     alignment = CACHE_LINE if size < HUGE_PAGE // 2 else HUGE_PAGE
-    memory = np.empty(max(size + alignment, 2 * HUGE_PAGE if alignment == HUGE_PAGE else 0), np.uint8)
+    memory = np.empty(size + alignment, np.uint8) if alignment == CACHE_LINE else _mapped(size + alignment)
     return Block(memory, -(-memory.ctypes.data // alignment) * alignment, size)
+
+
+def _mapped(size: int) -> np.ndarray:
+    """Memory of a mapping of its own, in huge pages: what is freed goes back to the system, as the heap's may not."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
+        return np.empty(size, np.uint8)
+    mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapping, np.uint8)
 
 
 class Pool:
     """Free blocks by size. Blocks in use and free blocks together stay below MOST times the peak use.
 
-    A block may be reused for an array of a quarter of its size: fewer blocks then serve arrays of many sizes.
+    A block may be reused for an array of a quarter of its size: fewer blocks then serve arrays of many sizes. But not
+    one that is larger by more than MOST_WASTED: the few arrays of an autoencoder's last level count.
     """
 
     def __init__(self):
@@ -48,7 +61,7 @@ class Pool:
     def acquire(self, size: int) -> Block:
         """A block of at least `size` bytes, free or new."""
         i = bisect_left(self.sizes, size)  # the smallest free block that is large enough
-        if i < len(self.sizes) and self.sizes[i] <= LARGEST_REUSED * size:
+        if i < len(self.sizes) and self.sizes[i] <= min(LARGEST_REUSED * size, size + MOST_WASTED):
             block = self._take(bisect_right(self.sizes, self.sizes[i]) - 1)  # of its size, the one released last
         else:
             self._make_room(size)

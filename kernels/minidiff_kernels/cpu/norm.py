@@ -22,6 +22,7 @@ from .simd import LANES, load_like, prefetch_read, store_value, zeros
 from .streaming import exceed_caches, store_result
 
 CHUNK = 32  # positions summed in float32
+ROWS = 256  # positions in a task, where the statistics are known
 TASK_FLOATS = 32 * 1024  # x of a task: 128 KB of L2; backward holds x, dy and dz, and prefetches the next x and dy
 zero = np.float32(0)
 
@@ -36,6 +37,21 @@ def group_norm(x, weight, bias, groups, eps, silu=False):
     settings = np.float64(eps), silu, _tasks(x.shape[1], C, groups), exceed_caches(x, y) and C % LANES == 0
     _forward(x, weight, bias, settings, y_, mean, rstd)
     return y, mean, rstd
+
+
+def group_statistics(x, groups, eps):
+    """mean and rstd (N, groups) alone, with the bits of `group_norm`'s."""
+    N, C = len(x), x.shape[-1]
+    mean, rstd, x = empty((N, groups)), empty((N, groups)), x.reshape(N, -1, C)
+    _statistics(x, np.float64(eps), _tasks(x.shape[1], C, groups), mean, rstd)
+    return mean, rstd
+
+
+def normalise(x, weight, bias, mean, rstd, silu=False):
+    """y from statistics that are known, with the bits of `group_norm`'s."""
+    y, shape = empty(x.shape), (len(x), -1, x.shape[-1])
+    _normalise_rows(x.reshape(shape), weight, bias, mean, rstd, silu, y.reshape(shape))
+    return y
 
 
 def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
@@ -167,6 +183,27 @@ def _forward(x, weight, bias, settings, y, mean, rstd):
         shift, whole = bias[c0:c1], (c1 - c0) // LANES * LANES
         _normalise(x, y, at, C, S, 0, whole, LANES, ahead, centre, scale, shift, silu, past_caches, zeros())
         _normalise(x, y, at, C, S, whole, c1 - c0, 1, ahead, centre, scale, shift, silu, False, zero)
+
+
+@kernel
+def _statistics(x, eps, tasks, mean, rstd):
+    (N, S, C), x = x.shape, x.ravel()
+    for task in prange(N * tasks):
+        n, c0, c1, g0, g1, at, _ = _place(np.int64(task), tasks, S, C, mean.shape[1])
+        means, variances = _moments(x, at, C, S, c1 - c0)
+        _by_group(means, variances, eps, mean[n, g0:g1], rstd[n, g0:g1])
+
+
+@kernel
+def _normalise_rows(x, weight, bias, mean, rstd, silu, y):
+    (N, S, C), x, y = x.shape, x.ravel(), y.ravel()
+    tasks, whole = (S + ROWS - 1) // ROWS, C // LANES * LANES
+    for task in prange(N * tasks):
+        n, part = divmod(np.int64(task), tasks)
+        at, rows = (n * S + part * ROWS) * C, min(ROWS, S - part * ROWS)
+        centre, scale = _by_channel(mean[n], rstd[n], weight)
+        _normalise(x, y, at, C, rows, 0, whole, LANES, 0, centre, scale, bias, silu, False, zeros())
+        _normalise(x, y, at, C, rows, whole, C, 1, 0, centre, scale, bias, silu, False, zero)
 
 
 @helper

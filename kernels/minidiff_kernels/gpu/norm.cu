@@ -31,8 +31,8 @@ __device__ __forceinline__ void sum_by_channel(const double* partials, double* s
   __syncthreads();
 }
 
-// y = z or z sigmoid(z), z = (x - mean) rstd weight + bias; mean and rstd (N, G). The sums are of x minus the group's
-// first element, since E[x^2] - E[x]^2 cancels when the mean is far from zero.
+// y, unless null, = z or z sigmoid(z), z = (x - mean) rstd weight + bias; mean and rstd (N, G). The sums are of x minus
+// the group's first element, since E[x^2] - E[x]^2 cancels when the mean is far from zero.
 extern "C" __global__ void __launch_bounds__(THREADS)
     group_norm(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, float* y,
                float* mean, float* rstd, int S, int C, int G, int width, float eps, int silu) {
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   __syncthreads();
 
   // Normalise: y = z or z sigmoid(z).
-  if (slice.first == slice.stride) return;
+  if (!y || slice.first == slice.stride) return;
   for (int c = slice.channel; c < width; c += slice.channels) {
     const float group_mean = means[c / group_width], scale = rstds[c / group_width] * weight[c0 + c];
     const float shift = bias[c0 + c];
@@ -84,6 +84,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       y[i] = silu ? z * sigmoid(z) : z;
     }
   }
+}
+
+// y = z or z sigmoid(z), z = (x - mean) rstd weight + bias, from mean and rstd (N, G); a thread computes one of `size`
+// elements, an image has `image`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    normalise(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+              const float* __restrict__ mean, const float* __restrict__ rstd, float* y, int size, int image, int C,
+              int G, int silu) {
+  const long long i = (long long)(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= size) return;
+  const int c = i % C, g = i / image * G + c / (C / G);
+  const float z = (x[i] - mean[g]) * (rstd[g] * weight[c]) + bias[c];
+  y[i] = silu ? z * sigmoid(z) : z;
 }
 
 // The gradient of z in y = silu(z) or y = z, z = xhat weight + bias.

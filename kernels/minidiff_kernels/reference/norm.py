@@ -31,12 +31,22 @@ def mean_of_groups(xg):
 
 def group_norm(x, weight, bias, groups, eps, silu=False):
     """y, mean, rstd: the output, and the statistics that the backward pass needs."""
+    mean, rstd = group_statistics(x, groups, eps)
+    return normalise(x, weight, bias, mean, rstd, silu), mean, rstd
+
+
+def group_statistics(x, groups, eps):
+    """mean and rstd alone."""
     xg = grouped(x, groups)
     mean = mean_of_groups(xg)  # (N, G)
     var = mean_of_groups((xg - mean[:, None, :, None]) ** 2)
-    rstd = 1 / np.sqrt(var + np.asarray(eps, x.dtype))
+    return mean, 1 / np.sqrt(var + np.asarray(eps, x.dtype))
+
+
+def normalise(x, weight, bias, mean, rstd, silu=False):
+    """y from statistics that are known; x may be some rows of the image that they are of."""
     z = normalised(x, mean, rstd) * weight + bias
-    return (silu_forward(z) if silu else z), mean, rstd
+    return silu_forward(z) if silu else z
 
 
 def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
