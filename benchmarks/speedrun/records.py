@@ -1,10 +1,11 @@
-"""The ledger of the speedrun, a JSON object a line, and its tables for docs/speedrun.md."""
+"""The ledger of the speedrun and the paces, a JSON object a line, and their tables for docs/speedrun.md."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 LEDGER = Path(__file__).with_name("ledger.jsonl")
+PACES = Path(__file__).with_name("paces.jsonl")
 FIGURES = ("frechet", "kid", "precision", "recall", "agreement", "nearest")
 HEADER = ("distance", "KID", "precision", "recall", "agreement", "nearest")
 
@@ -12,6 +13,12 @@ HEADER = ("distance", "KID", "precision", "recall", "agreement", "nearest")
 def read_ledger(path: Path = LEDGER) -> list[dict[str, Any]]:
     """The rows of the ledger, the oldest first."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a ledger."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def records(minutes: float, path: Path = LEDGER) -> str:
