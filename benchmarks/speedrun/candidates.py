@@ -134,8 +134,14 @@ SAMPLINGS = {
 }
 
 
-def find_sampling(name: str) -> Sampling:
-    """The way to sample of that name. Raises MinidiffError if there is none."""
+def find_sampling(name: str, schedule: AnySchedule) -> Sampling:
+    """The way to sample of that name.
+
+    Raises MinidiffError if there is none, or if it has more than MOST_EVALUATIONS with this schedule.
+    """
     if name not in SAMPLINGS:
         raise MinidiffError(f"--sampling {name}: choose from {', '.join(SAMPLINGS)}")
+    count = SAMPLINGS[name].evaluations(schedule)
+    if count > MOST_EVALUATIONS:
+        raise MinidiffError(f"--sampling {name}: evaluates the model {count} times, at most {MOST_EVALUATIONS} count")
     return SAMPLINGS[name]

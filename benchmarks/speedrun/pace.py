@@ -40,11 +40,11 @@ def main(
             compile_for_training(run, dataset)
             clock = open_clock(run, THREADS)
             train(run, dataset, clock, minutes)
-        rates = spread(clock.rates)
+        each, rates = clock.minutes / run.step, spread(clock.rates)
         row = {
             "recipe": name,
-            "minutes": round(clock.minutes / run.step, 6),
-            "ms": round(clock.minutes / run.step * 60_000 * REFERENCE_RATE / 1e9 / rates[1], 1),
+            "minutes": round(each, 6),
+            "ms": round(each * 60_000 * REFERENCE_RATE / 1e9 / rates[1], 1),
             "gflops": rates,
             "steps": run.step,
             "threads": THREADS,
