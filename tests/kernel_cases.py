@@ -47,7 +47,8 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
         results |= dict(zip(names, (again, *gradients), strict=True))
         mean, rstd = backend.group_statistics(x, groups, eps)
         y = backend.normalise(x, weight, bias, mean, rstd, silu)
-        return results | {"y of statistics": y, "mean alone": mean, "rstd alone": rstd}
+        results |= {"y of statistics": y, "mean alone": mean, "rstd alone": rstd}
+        return results | {"dx + x": backend.group_norm_backward(dy, x, weight, bias, mean, rstd, silu, None, x)[0]}
 
     def theirs(dy, x, weight, bias):
         leaves = [a.requires_grad_() for a in (x, weight, bias)]
@@ -55,7 +56,8 @@ def norm(x, groups, silu=False, eps=1e-5, offset=0.0, scale=1.0):
         z, mean, rstd = torch.native_group_norm(x_nchw, weight, bias, len(x), C, x[0].numel() // C, groups, eps)
         y = nhwc(F.silu(z) if silu else z)
         results = {"y": y} | dict(zip(("dx", "dweight", "dbias"), torch.autograd.grad(y, leaves, dy), strict=True))
-        results |= {f"{name} again": a for name, a in results.items()} | {"mean": mean, "rstd": rstd}
+        again = {f"{name} again": a for name, a in results.items()}
+        results |= again | {"mean": mean, "rstd": rstd, "dx + x": results["dx"] + x.detach()}
         return results | {"y of statistics": y, "mean alone": mean, "rstd alone": rstd}
 
     label = f"x{x} G{groups}{' silu' if silu else ''} eps{eps} {offset}+{scale}".replace(", ", ",")
@@ -111,14 +113,19 @@ def geglu(*shape, scale=1.0):
     """shape of x, whose last axis is h, then gate."""
 
     def ours(backend, dy, x):
-        return {"y": backend.geglu(x), "dx": backend.geglu_backward(dy, x)}
+        again = dy.copy()  # becomes y
+        dx_again = backend.geglu_backward(again, x, again)
+        dx = backend.geglu_backward(dy, x)
+        return {"y": backend.geglu(x), "dx": dx, "y again": again, "dx again": dx_again}
 
-    def theirs(x):
-        h, gate = x.chunk(2, -1)
-        return h * F.gelu(gate)
+    def theirs(dy, x):
+        h, gate = x.requires_grad_().chunk(2, -1)
+        y = h * F.gelu(gate)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        return {"y": y, "dx": dx, "y again": y, "dx again": dx}
 
     inputs = {"dy": draw(*shape[:-1], shape[-1] // 2, seed=1), "x": draw(*shape, scale=scale)}
-    return Case(f"geglu {shape} x{scale}", inputs, ours, autograd(theirs))
+    return Case(f"geglu {shape} x{scale}", inputs, ours, theirs)
 
 
 def add(*shape):

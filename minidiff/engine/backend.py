@@ -103,9 +103,9 @@ class Backend:
 
     def group_norm_backward(
         self, dy: Array, x: Array, weight: Array, bias: Array, mean: Array, rstd: Array, silu: bool = False,
-        y: Array | None = None,
+        y: Array | None = None, add: Array | None = None,
     ) -> tuple[Array, Array, Array]:  # fmt: skip
-        """dx, dweight, dbias; y, which may be dy, becomes the output once more."""
+        """dx + add, dweight, dbias; y, which may be dy, becomes the output once more."""
 
     def attention(self, q: Array, k: Array, v: Array, causal: bool = False) -> tuple[Array, Array]:
         """softmax(q k^T / sqrt(D)) v of each head, q (N, T, heads, D) -> o, and the log-sum-exp of the scores, lse."""
@@ -130,8 +130,8 @@ class Backend:
     def geglu(self, x: Array) -> Array:
         """h gelu(gate), the halves of x (..., 2 C) -> (..., C)."""
 
-    def geglu_backward(self, dy: Array, x: Array) -> Array:
-        """dx."""
+    def geglu_backward(self, dy: Array, x: Array, y: Array | None = None) -> Array:
+        """dx; y, which may be dy, becomes the output once more."""
 
     def add(self, a: Array, b: Array) -> Array:
         """a + b, of the same shape."""

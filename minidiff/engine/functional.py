@@ -1,7 +1,8 @@
 """Differentiable operations, forward beside backward. Images are NHWC, convolution weights OHWI.
 
-The classes implement each operation on raw arrays; the functions below them are the interface. `gaussian.py`,
-`losses.py` and `pooling.py` hold further operations. `minidiff_kernels/reference/` documents what the kernels compute.
+The classes implement each operation on raw arrays; the functions below them are the interface. Further ones are
+in `normalisation.py`, `gaussian.py`, `losses.py` and `pooling.py`. `minidiff_kernels/reference/` documents what the
+kernels compute.
 """
 
 import numpy as np
@@ -24,12 +25,13 @@ def add(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Mul(Function):
+    keeps = (0, 1)
+
     def forward(self, a, b):
-        self.a, self.b = a, b
         return a * b
 
     def backward(self, dy):
-        return dy * self.b, dy * self.a
+        return dy * self.input(1), dy * self.input(0)
 
 
 def mul(a: Tensor, b: Tensor) -> Tensor:
@@ -71,15 +73,16 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class Pointwise(Function):
+    keeps = (0,)
+
     def __init__(self, op):
         self.op = op
 
     def forward(self, x):
-        self.x = x
         return getattr(self.backend, self.op)(x)
 
     def backward(self, dy):
-        return (getattr(self.backend, f"{self.op}_backward")(dy, self.x),)
+        return (getattr(self.backend, f"{self.op}_backward")(dy, self.input(0)),)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -92,24 +95,20 @@ def gelu(x: Tensor) -> Tensor:
     return Pointwise("gelu")(x)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """h gelu(gate), h and gate the first and second half of the channels: (..., 2 C) -> (..., C) (Shazeer 2020)."""
-    return Pointwise("geglu")(x)
-
-
 class Conv2d(Function):
     half = (1,)
+    keeps = (0, 1)
 
     def __init__(self, stride, pad):
         self.stride, self.pad = stride, pad
 
     def forward(self, x, w, bias, add):
-        self.x, self.w = x, w
         return self.backend.conv2d(x, w, bias, self.stride, self.pad, add)
 
     def backward(self, dy):
         needed = self.needs(0), self.needs(1) or self.needs(2)
-        dx, dw, dbias = self.backend.conv2d_backward(dy, self.x, self.float32(self.w), self.stride, self.pad, *needed)
+        x = self.input(0) if needed[1] else self.blank(0, dy.dtype)
+        dx, dw, dbias = self.backend.conv2d_backward(dy, x, self.input(1), self.stride, self.pad, *needed)
         return dx, dw, dbias, dy
 
 
@@ -147,19 +146,30 @@ def check_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, pad: tu
 
 class Linear(Function):
     half = (1,)
+    keeps = (0, 1)
 
     def forward(self, x, w, bias, add):
-        (O, I), self.x_shape = w.shape, x.shape
-        self.x = x.reshape(1, 1, -1, I)  # (1, 1, M, I): one image of M pixels in a single row
-        self.w = w.reshape(O, 1, 1, I)
-        add = add if add is None else add.reshape(1, 1, -1, O)
-        return self.backend.conv2d(self.x, self.w, bias, 1, (0, 0, 0, 0), add).reshape(*x.shape[:-1], O)
+        y = self.backend.conv2d(_row(x), _taps(w), bias, 1, (0, 0, 0, 0), None if add is None else _row(add))
+        return y.reshape(*x.shape[:-1], len(w))
 
     def backward(self, dy):
         needed = self.needs(0), self.needs(1) or self.needs(2)
-        rows = dy.reshape(1, 1, -1, dy.shape[-1])  # (1, 1, M, O)
-        dx, dw, dbias = self.backend.conv2d_backward(rows, self.x, self.float32(self.w), 1, (0, 0, 0, 0), *needed)
-        return None if dx is None else dx.reshape(self.x_shape), None if dw is None else dw[:, 0, 0], dbias, dy
+        x = self.input(0) if needed[1] else self.blank(0, dy.dtype)
+        return *self.gradients(dy, x, self.input(1), *needed), dy
+
+    def gradients(self, dy, x, w, need_dx, need_dw):
+        dx, dw, dbias = self.backend.conv2d_backward(_row(dy), _row(x), _taps(w), 1, (0, 0, 0, 0), need_dx, need_dw)
+        return None if dx is None else dx.reshape(x.shape), None if dw is None else dw[:, 0, 0], dbias
+
+
+def _row(x):
+    """(..., C) as one image of M pixels in a single row, (1, 1, M, C)."""
+    return x.reshape(1, 1, -1, x.shape[-1])
+
+
+def _taps(w):
+    """(O, I) as the weight of a 1x1 convolution."""
+    return w.reshape(len(w), 1, 1, -1)
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
@@ -167,7 +177,13 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
 
     x (..., I)   w (O, I)   bias (O,)   add, y (..., O). Raises ValueError if the shapes do not match.
     """
-    *lead, C = x.shape
+    check_linear(x.shape, w, bias, add)
+    return Linear()(x, w, bias, add)
+
+
+def check_linear(x_shape: tuple[int, ...], w: Tensor, bias: Tensor | None, add: Tensor | None) -> None:
+    """Raises ValueError if the shapes of a linear layer's arguments do not match."""
+    *lead, C = x_shape
     O, I = w.shape
     if C != I:
         raise ValueError(f"linear: the input has {C} channels, the weight expects {I}")
@@ -175,52 +191,22 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, add: Tensor | None 
         raise ValueError(f"linear: the bias has shape {bias.shape}, the weight has {O} outputs")
     if add is not None and add.shape != (*lead, O):
         raise ValueError(f"linear: cannot add {add.shape} to an output of {(*lead, O)}")
-    return Linear()(x, w, bias, add)
-
-
-class GroupNorm(Function):
-    def __init__(self, groups, eps, silu):
-        self.groups, self.eps, self.silu = groups, eps, silu
-
-    def forward(self, x, weight, bias):
-        y, mean, rstd = self.backend.group_norm(x, weight, bias, self.groups, self.eps, self.silu)
-        self.saved = x, weight, bias, mean, rstd
-        return y
-
-    def backward(self, dy):
-        return self.backend.group_norm_backward(dy, *self.saved, self.silu)
-
-
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = False) -> Tensor:
-    """Group normalisation (Wu & He 2018) of x (N, ..., C): over all positions and the C / groups channels of a group.
-
-    weight, bias (C,). silu: SiLU of the result, in the same pass. Raises ValueError if the shapes do not match.
-    """
-    C = x.shape[-1]
-    if C % groups:
-        raise ValueError(f"group_norm: {C} channels are not divisible into {groups} groups")
-    if weight.shape != (C,) or bias.shape != (C,):
-        raise ValueError(f"group_norm: weight {weight.shape} and bias {bias.shape} for {C} channels")
-    return GroupNorm(groups, eps, silu)(x, weight, bias)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer normalisation (Ba et al. 2016) over the last axis of x (..., C): group norm of one position, one group."""
-    rows = reshape(x, (-1, 1, x.shape[-1]))
-    return reshape(group_norm(rows, weight, bias, 1, eps), x.shape)
 
 
 class Attention(Function):
+    keeps = (0, 1, 2)
+
     def __init__(self, causal):
         self.causal = causal
 
     def forward(self, q, k, v):
         o, lse = self.backend.attention(q, k, v, self.causal)
-        self.saved = q, k, v, o, lse
+        self.results = o, lse
         return o
 
     def backward(self, dy):
-        return self.backend.attention_backward(dy, *self.saved, self.causal)
+        (q, k, v), (o, lse) = map(self.input, self.keeps), self.results
+        return self.backend.attention_backward(dy, q, k, v, o, lse, self.causal)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
@@ -236,6 +222,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
 
 class UpsampleNearest(Function):
+    keeps = (0,)
+    recomputes = True
+
     def forward(self, x):
         return self.backend.upsample_nearest(x)
 
@@ -250,6 +239,9 @@ def upsample_nearest(x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
 
 
 class Concat(Function):
+    keeps = (0, 1)
+    recomputes = True
+
     def forward(self, a, b):
         self.channels = a.shape[-1]
         return self.backend.concat(a, b)

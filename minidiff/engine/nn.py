@@ -14,6 +14,7 @@ import numpy as np
 
 from minidiff.engine import functional as F
 from minidiff.engine.backend import Backend, get_backend
+from minidiff.engine.normalisation import group_norm, layer_norm
 from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor
 
@@ -198,7 +199,7 @@ class GroupNorm(Module):
         self.eps: float = eps
 
     def __call__(self, x: Tensor, silu: bool = False) -> Tensor:
-        return F.group_norm(x, self.weight, self.bias, self.groups, self.eps, silu)
+        return group_norm(x, self.weight, self.bias, self.groups, self.eps, silu)
 
 
 class LayerNorm(Module):
@@ -210,7 +211,7 @@ class LayerNorm(Module):
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Embedding(Module):

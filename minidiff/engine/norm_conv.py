@@ -21,6 +21,8 @@ class NormConv(Function):
     """One use of `norm_conv`."""
 
     half = (3,)
+    keeps = (0, 1, 2, 3)
+    totals = (0,)
 
     def __init__(self, groups, eps, stride, pad, overwrite):
         self.groups, self.eps = groups, eps
@@ -29,7 +31,7 @@ class NormConv(Function):
     def forward(self, x, gain, shift, w, bias, add):
         convolve = self._in_bands if self.stride == 1 and exceeds_a_band(x.shape) else self._at_once
         y, mean, rstd = convolve(x, gain, shift, w, bias, add)
-        self.of_norm, self.w = (x, gain, shift, mean, rstd), w
+        self.statistics = mean, rstd
         return y
 
     def _at_once(self, x, gain, shift, w, bias, add):
@@ -48,10 +50,12 @@ class NormConv(Function):
         return y, mean, rstd
 
     def backward(self, dy):
-        conv2d_backward, x = self.backend.conv2d_backward, self.of_norm[0]
-        w = self.float32(self.w)
+        conv2d_backward, (mean, rstd) = self.backend.conv2d_backward, self.statistics
+        x, gain, shift, w = map(self.input, self.keeps)
         dh, _, _ = conv2d_backward(dy, x, w, self.stride, self.pad, need_dw=False)  # x has the shape of h
-        dx, dgain, dshift = self.backend.group_norm_backward(dh, *self.of_norm, True, dh)  # dh becomes h
+        dx, dgain, dshift = self.backend.group_norm_backward(
+            dh, x, gain, shift, mean, rstd, True, dh, self.so_far(0)
+        )  # dh becomes h
         need_dw = self.needs(3) or self.needs(4)
         _, dw, dbias = conv2d_backward(dy, dh, w, self.stride, self.pad, False, need_dw)
         return dx, dgain, dshift, dw, dbias, dy

@@ -89,15 +89,20 @@ class Tensor:
         heap = [(-self.node.order, self.node)]
         while heap:
             node = heappop(heap)[1]
-            for source, dx in zip(node.inputs, node.backward(node.dy), strict=True):
+            for i, (source, dx) in enumerate(zip(node.inputs, node.backward(node.dy), strict=True)):
                 if source is not None and source.requires_grad:
-                    _accumulate(source, dx, heap)
+                    _accumulate(source, dx, heap, i in node.totals)
             if final and uses:
                 for leaf in _leaves(node):
                     uses[leaf] -= 1
                     if not uses[leaf]:
                         final(leaf)
             node.release()
+
+
+def _is_lost(source: "Tensor | Function | None") -> bool:
+    """Whether an input's array is found nowhere after the forward pass: not in a leaf, nor computed once more."""
+    return isinstance(source, Function) and not source.recomputes
 
 
 def _leaves(node: "Function") -> list[Tensor]:
@@ -117,10 +122,13 @@ def _uses_of_leaves(root: "Function") -> "Counter[Any]":
     return uses
 
 
-def _accumulate(source: "Tensor | Function", dx: Any, heap: list[Any]) -> None:
-    """Add dx to the gradient of an input: to `grad` of a leaf, or to `dy` of the node that produced it."""
-    if isinstance(source, Function) and source.order is None:
-        raise RuntimeError("backward: part of this tape was consumed by an earlier backward")
+def _accumulate(source: "Tensor | Function", dx: Any, heap: list[Any], is_total: bool) -> None:
+    """Add dx to the gradient of an input: to `grad` of a leaf, or to `dy` of the node that produced it.
+
+    is_total: dx contains `dy` of the node already.
+    """
+    if isinstance(source, Function):
+        source.check_unconsumed()
     if dx.shape != source.shape:
         dx = source.backend.sum_to(dx, source.shape)  # the one place where broadcasting is undone
     if isinstance(source, Tensor):
@@ -132,7 +140,7 @@ def _accumulate(source: "Tensor | Function", dx: Any, heap: list[Any]) -> None:
         source.dy = dx
         heappush(heap, (-source.order, source))
     else:
-        source.dy = source.backend.add(source.dy, dx)
+        source.dy = dx if is_total else source.backend.add(source.dy, dx)
 
 
 class Function:
@@ -142,15 +150,23 @@ class Function:
     needs; `backward(dy)` returns one gradient array (or None) for every input. Parameters that are not
     differentiated go to the constructor. An input may be None.
 
-    half: the inputs that `forward` takes in float16, too; others are widened before.
+    half        the inputs that `forward` takes in float16, too; others are widened before
+    keeps       the inputs that `backward` asks for by `input`
+    recomputes  the output is cheap to compute from the inputs, all of which `keeps` has: nobody saves it
+    totals      the inputs whose gradients `backward` returns with `so_far` added
     """
 
     half: tuple[int, ...] = ()
+    keeps: tuple[int, ...] = ()
+    recomputes = False
+    totals: tuple[int, ...] = ()
     order: Any = None  # position in the order of recording, an int; None: not recorded, or consumed
     inputs: "tuple[Tensor | Function | None, ...]" = ()  # the nodes that produced them, or leaves
     requires_grad = True  # of the output; otherwise it is not recorded
     shape: tuple[int, ...]  # of the output
+    kept: "dict[int, Any]"
     dy: Any = None
+    recomputed: Any = None  # the output, between the first backward pass that asks for it and its own
     backend: Backend
 
     def forward(self, *arrays: Any) -> Any:
@@ -167,14 +183,46 @@ class Function:
                 raise TypeError(f"{type(self).__name__}: inputs on {self.backend.name} and {a.backend.name}")
         needs_grad = _recording and any(a.requires_grad for a in tensors)
         data = (a if a is None else a.data for a in inputs)
-        arrays = (a if a is None or i in self.half else self.float32(a) for i, a in enumerate(data))
+        arrays = [a if a is None or i in self.half else self.float32(a) for i, a in enumerate(data)]
         out = Tensor(self.forward(*arrays), self.backend, needs_grad)
         if needs_grad:
             self.order = next(_order)
             self.inputs = tuple(a if a is None else a.node or a for a in inputs)
+            self.kept = {i: arrays[i] for i in self.keeps if _is_lost(self.inputs[i])}
             self.shape = out.shape
             out.node = self
         return out
+
+    def input(self, i: int) -> Any:
+        """The array of input i in float32, one of `keeps`: saved, a leaf's, or computed once more."""
+        if i in self.kept:
+            return self.kept[i]
+        source = self.inputs[i]
+        if isinstance(source, Tensor):
+            return self.float32(source.data)
+        return source if source is None else source.output()
+
+    def blank(self, i: int, dtype: Any) -> Any:
+        """An array of the shape of input i with any values, for kernels that need the shape alone."""
+        source = self.inputs[i]
+        return source if source is None else self.backend.xp.empty(source.shape, dtype)
+
+    def output(self) -> Any:
+        """The output once more, for the nodes that took it and did not save it."""
+        self.check_unconsumed()
+        if self.recomputed is None:
+            self.recomputed = self.forward(*map(self.input, range(len(self.inputs))))
+        return self.recomputed
+
+    def so_far(self, i: int) -> Any:
+        """The gradient that other nodes have given to input i; None if there is none, or if it is a leaf."""
+        source = self.inputs[i]
+        return source.dy if isinstance(source, Function) else None
+
+    def check_unconsumed(self) -> None:
+        """Raises RuntimeError if a backward pass has visited the node."""
+        if self.order is None:
+            raise RuntimeError("backward: part of this tape was consumed by an earlier backward")
 
     def float32(self, a: Any) -> Any:
         """`a`, widened if it is float16."""

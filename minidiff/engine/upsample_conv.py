@@ -4,6 +4,8 @@ The convolution's weight gradient needs the upsampled image, four times as large
 the backward pass; in the forward pass large images are upsampled in bands (bands.py).
 """
 
+from functools import partial
+
 from minidiff.engine.bands import conv2d_in_bands, exceeds_a_band
 from minidiff.engine.nn import Conv2d
 from minidiff.engine.tensor import Function, Tensor
@@ -13,22 +15,21 @@ class UpsampleConv(Function):
     """One use of `upsample_conv`; size (H', W') of the upsampled image, which may be cropped."""
 
     half = (1,)
+    keeps = (0, 1)
 
     def __init__(self, size, pad):
         self.size, self.pad = size, pad
 
     def forward(self, x, w, bias):
-        self.x, self.w = x, w
         (N, _, _, C), backend = x.shape, self.backend
         shape = N, *self.size, C
         if exceeds_a_band(shape):
-            return conv2d_in_bands(backend, self._rows, shape, w, bias, self.pad, None)
+            return conv2d_in_bands(backend, partial(self._rows, x), shape, w, bias, self.pad, None)
         return backend.conv2d(self._upsampled(x, 0, self.size[0]), w, bias, 1, self.pad)
 
     def backward(self, dy):
-        x, need_dw = self.x, self.needs(1) or self.needs(2)
+        (x, w), need_dw = map(self.input, self.keeps), self.needs(1) or self.needs(2)
         h = self._upsampled(x, 0, self.size[0])  # (N, H', W', C)
-        w = self.float32(self.w)
         dh, dw, dbias = self.backend.conv2d_backward(dy, h, w, 1, self.pad, self.needs(0), need_dw)
         return self._gradient(dh, x.shape) if self.needs(0) else None, dw, dbias
 
@@ -41,9 +42,9 @@ class UpsampleConv(Function):
             dh = whole
         return self.backend.upsample_nearest_backward(dh)
 
-    def _rows(self, n, first, last):
+    def _rows(self, x, n, first, last):
         """Rows first ... last - 1 of image n, upsampled: (1, last - first, W', C)."""
-        return self._upsampled(self.x[n : n + 1, first // 2 : -(-last // 2)], first % 2, last - first)
+        return self._upsampled(x[n : n + 1, first // 2 : -(-last // 2)], first % 2, last - first)
 
     def _upsampled(self, x, first, rows):
         """Of x, upsampled and cropped to width W', `rows` rows from `first` on."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minidiff.engine import functional as F
+from minidiff.engine.geglu_linear import geglu_linear
 from minidiff.engine.nn import Conv2d, GroupNorm, LayerNorm, Linear, Module
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
@@ -36,13 +37,13 @@ class Attention(Module):
 
 
 class GEGLU(Module):
-    """h gelu(gate), h and gate the halves of a linear layer's output (Shazeer 2020, arXiv:2002.05202)."""
+    """A linear layer to h and gate, side by side: the input of h gelu(gate) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, inputs: int, outputs: int, rng: InitRng):
         self.proj: Linear = Linear(inputs, 2 * outputs, rng)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.geglu(self.proj(x))  # (N, T, outputs)
+        return self.proj(x)  # (N, T, 2 outputs)
 
 
 class FeedForward(Module):
@@ -54,7 +55,7 @@ class FeedForward(Module):
         self.net: list[Any] = [geglu, None, linear]  # diffusers has a dropout at index 1
 
     def __call__(self, x: Tensor, add: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x), add=add)
+        return geglu_linear(self.net[0](x), self.net[2].weight, self.net[2].bias, add)
 
 
 class TransformerBlock(Module):

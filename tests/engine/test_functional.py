@@ -10,11 +10,13 @@ import torch.nn.functional as T
 from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, nhwc
 
 from minidiff.engine import functional as F
-from minidiff.engine import losses
+from minidiff.engine import losses, normalisation
 from minidiff.engine.gaussian import kl_divergence, reparameterised_sample
+from minidiff.engine.geglu_linear import geglu_linear
 from minidiff.engine.losses import cross_entropy, mse, squared_errors, weighted_mean
 from minidiff.engine.nn import Conv2d, GroupNorm, Parameter
 from minidiff.engine.norm_conv import norm_conv
+from minidiff.engine.normalisation import group_norm
 from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Tensor
 from minidiff.engine.upsample_conv import upsample_conv
@@ -103,7 +105,7 @@ X, W, BIAS, TEMB, RESIDUAL = draw(2, 6, 5, 3), draw(8, 3, 3, 3), draw(8), draw(2
 ROWS, LINEAR, ROWS_OUT = draw(2, 4, 3), draw(8, 3), draw(2, 4, 8)
 Z, GAIN, SHIFT = draw(2, 4, 5, 6), draw(6, offset=1), draw(6, seed=1)
 Q, K, V = draw(2, 9, 2, 8), draw(2, 7, 2, 8), draw(2, 7, 2, 8, seed=1)
-groups3, groups2 = partial(F.group_norm, groups=3, eps=1e-5), partial(F.group_norm, groups=2, eps=1e-5, silu=True)
+groups3, groups2 = partial(group_norm, groups=3, eps=1e-5), partial(group_norm, groups=2, eps=1e-5, silu=True)
 
 LOG_VARIANCE, BEYOND, EPS = draw(2, 4, 3, seed=2), draw(2, 4, 3, scale=30, offset=-10), draw(2, 4, 3, seed=3)
 
@@ -128,10 +130,11 @@ LINES = [
     ("group_norm, silu", groups2, partial(norm, groups=2, silu=True), {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("norm_conv", norm_then_conv, convolved_norm,
      {"x": Z, "gain": GAIN, "shift": SHIFT, "w": draw(8, 3, 3, 6), "bias": BIAS, "add": draw(2, 4, 5, 8)}),
-    ("layer_norm", partial(F.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
+    ("layer_norm", partial(normalisation.layer_norm, eps=1e-5), layer_norm, {"x": Z, "weight": GAIN, "bias": SHIFT}),
     ("attention", F.attention, attention, {"q": Q, "k": K, "v": V}),
     ("attention, causal", partial(F.attention, causal=True), partial(attention, causal=True), {"q": Q, "k": Q, "v": Q}),
-    ("geglu", F.geglu, lambda x: x[..., :4] * T.gelu(x[..., 4:]), {"x": RESIDUAL}),
+    ("geglu_linear", geglu_linear, lambda x, w, bias, add: T.linear(x[..., :4] * T.gelu(x[..., 4:]), w, bias) + add,
+     {"x": RESIDUAL, "w": draw(8, 4), "bias": draw(8, seed=1), "add": draw(*RESIDUAL.shape, seed=2)}),
     ("gelu", F.gelu, lambda x: T.gelu(x), {"x": X}),
     ("upsample_nearest", F.upsample_nearest, upsample, {"x": X}),
     ("upsample_nearest, cropped", partial(F.upsample_nearest, size=(11, 10)), lambda x: upsample(x)[:, :11], {"x": X}),
@@ -171,12 +174,12 @@ def test_every_function_has_a_case():
     """Except reshape and dropout, which have their own tests below, and what checks shapes alone."""
     public = {
         name
-        for module in (F, losses)
+        for module in (F, losses, normalisation)
         for name, f in vars(module).items()
         if getattr(f, "__module__", "") == module.__name__ and name[0].islower()
     }
     assert public - {str(case).partition(",")[0] for case in CASES} == {
-        "reshape", "dropout", "check_conv2d",
+        "reshape", "dropout", "check_conv2d", "check_linear",
     }  # fmt: skip
 
 
@@ -228,8 +231,9 @@ WRONG = {
     "conv2d: the 3x3 kernel is larger": lambda t: F.conv2d(t(1, 2, 5, 3), t(8, 3, 3, 3)),
     "conv2d: the bias has shape": lambda t: F.conv2d(t(1, 5, 5, 3), t(8, 3, 3, 3), t(1)),
     "conv2d: cannot add": lambda t: F.conv2d(t(2, 5, 5, 3), t(8, 3, 3, 3), add=t(1, 3, 3, 8)),
-    "group_norm: 6 channels": lambda t: F.group_norm(t(2, 3, 6), t(6), t(6), 4, 1e-5),
-    "group_norm: weight": lambda t: F.group_norm(t(2, 3, 6), t(1), t(6), 3, 1e-5),
+    "group_norm: 6 channels": lambda t: group_norm(t(2, 3, 6), t(6), t(6), 4, 1e-5),
+    "group_norm: weight": lambda t: group_norm(t(2, 3, 6), t(1), t(6), 3, 1e-5),
+    "layer_norm: weight": lambda t: normalisation.layer_norm(t(2, 3, 6), t(1), t(6), 1e-5),
     "norm_conv: the input has 5 channels": lambda t: norm_then_conv(
         t(2, 4, 4, 5), t(6), t(6), t(8, 3, 3, 5), t(8), None
     ),

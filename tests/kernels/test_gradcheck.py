@@ -11,7 +11,9 @@ from against_torch import draw
 
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
+from minidiff.engine.geglu_linear import geglu_linear
 from minidiff.engine.losses import cross_entropy, mse
+from minidiff.engine.normalisation import group_norm, layer_norm
 from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Function, Tensor, no_grad
 from minidiff.models import unet
@@ -60,13 +62,13 @@ OPS = {
     "conv2d, stride 2": (lambda x, w: F.conv2d(x, w, stride=2, pad=(0, 1, 0, 1)), [IMAGE, KERNEL]),
     "conv2d, residual": (lambda x, w, a: F.conv2d(x, w, add=a), [IMAGE, (3, 1, 1, 6), (2, 5, 4, 3)]),
     "linear": (F.linear, [(2, 3, 4), (5, 4), (5,), (2, 3, 5)]),
-    "group_norm": (lambda x, w, b: F.group_norm(x, w, b, 3, 1e-5), [IMAGE, (6,), (6,)]),
-    "group_norm, silu": (lambda x, w, b: F.group_norm(x, w, b, 2, 1e-5, silu=True), [IMAGE, (6,), (6,)]),
-    "layer_norm": (lambda x, w, b: F.layer_norm(x, w, b, 1e-5), [(2, 3, 7), (7,), (7,)]),
+    "group_norm": (lambda x, w, b: group_norm(x, w, b, 3, 1e-5), [IMAGE, (6,), (6,)]),
+    "group_norm, silu": (lambda x, w, b: group_norm(x, w, b, 2, 1e-5, silu=True), [IMAGE, (6,), (6,)]),
+    "layer_norm": (lambda x, w, b: layer_norm(x, w, b, 1e-5), [(2, 3, 7), (7,), (7,)]),
     "attention": (F.attention, [HEADS, (2, 4, 2, 3), (2, 4, 2, 3)]),
     "attention, causal": (lambda q, k, v: F.attention(q, k, v, causal=True), [HEADS, HEADS, HEADS]),
     "gelu": (F.gelu, [(3, 7)]),
-    "geglu": (F.geglu, [(3, 8)]),
+    "geglu_linear": (geglu_linear, [(3, 8), (2, 4)]),
     "upsample_nearest": (F.upsample_nearest, [IMAGE]),
     "upsample_nearest, cut": (lambda x: F.upsample_nearest(x, (9, 7)), [IMAGE]),
     "avg_pool": (avg_pool, [(2, 6, 4, 3)]),

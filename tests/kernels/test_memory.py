@@ -2,13 +2,14 @@
 
 import gc
 import importlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from against_torch import check
 from kernel_cases import memory
-from minidiff_kernels.cpu.memory import Pool
+from minidiff_kernels.cpu.memory import PAGE, SEGMENT, Pool
 from which_cupy import ON_A_GPU
 
 from minidiff.engine.backend import get_backend
@@ -72,42 +73,76 @@ def test_numba_reuses_a_block_at_once():
 
 @pytest.mark.parametrize("size", [1 << 20, 1 << 19])
 def test_of_blocks_of_one_size_the_one_released_last_is_reused(size):
-    """Also when the blocks are larger than what is asked for."""
+    """Also when the blocks are larger than what is asked for. Those in between are in use."""
     pool = Pool()
-    blocks = [pool.acquire(1 << 20) for _ in range(3)]
-    for i in (2, 0, 1):
+    blocks = [pool.acquire(1 << 20) for _ in range(6)]
+    for i in (4, 0, 2):
         pool.release(blocks[i])
-    assert pool.acquire(size).address == blocks[1].address
+    assert pool.acquire(size).address == blocks[2].address
 
 
-def test_a_block_is_not_reused_for_an_array_much_smaller():
-    """By a factor, and by bytes."""
+def test_free_neighbours_become_one_block():
     pool = Pool()
-    for block, size, reused in ((1 << 20, 1 << 18, True), (1 << 20, 1 << 17, False), (1 << 27, 1 << 26, False)):
-        released = pool.acquire(block)
-        pool.release(released)
-        again = pool.acquire(size)
-        assert (again is released) == reused
-        pool.release(again)
-        pool.clear()
+    blocks = [pool.acquire(SEGMENT // 4) for _ in range(4)]
+    for i in (1, 3, 2):
+        pool.release(blocks[i])
+    assert pool.acquire(3 * SEGMENT // 4).address == blocks[1].address
+    pool.release(blocks[0])
+    assert pool.acquire(SEGMENT // 4).address == blocks[0].address
+    assert pool.held == pool.live == SEGMENT
+
+
+def test_blocks_in_use_never_overlap():
+    """In a random order of sizes, requests and releases; whatever is released is found again."""
+    rng, pool, live = np.random.default_rng(0), Pool(), {}
+    for _ in range(3000):
+        if live and rng.random() < 0.5:
+            pool.release(live.pop(list(live)[rng.integers(len(live))]))
+        else:
+            block = pool.acquire(PAGE * int(2 ** rng.uniform(4, 13)))
+            live[block.address] = block
+        ranges = sorted((block.address, block.end) for block in live.values())
+        assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
+        assert all(
+            b.segment.address <= b.address and b.end <= b.segment.address + b.segment.size for b in live.values()
+        )
+    for block in live.values():
+        pool.release(block)
+    pool.clear()
+    assert (pool.live, pool.held, pool.free, pool.starts, pool.ends) == (0, 0, [], {}, {})
+
+
+def test_free_segments_make_room_for_a_large_block():
+    """So that what is held stays below MOST times the peak use."""
+    pool = Pool()
+    for size in (SEGMENT, 2 * SEGMENT, 3 * SEGMENT):
+        pool.release(pool.acquire(size))
+        assert pool.held == size
+    small = pool.acquire(PAGE)
+    large = pool.acquire(3 * SEGMENT)
+    assert pool.held == 6 * SEGMENT  # the small one is in the way
+    pool.release(small)
+    pool.release(large)
+    pool.clear()
+    assert pool.held == 0
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="needs /proc, of Linux")
-def test_cleared_blocks_go_back_to_the_system():
-    """All but less than a block, although a later block is in use."""
-    pool, size, rows = Pool(), 3 << 20, 20
+def test_cleared_segments_go_back_to_the_system():
+    """All but less than a segment, although a later one is in use."""
+    pool, rows = Pool(), 3
     before = anonymous_bytes()
-    blocks = [pool.acquire(size) for _ in range(rows)]
+    blocks = [pool.acquire(SEGMENT) for _ in range(rows + 1)]
     for block in blocks:
-        block.memory[:] = 1
-    kept = pool.acquire(size)
-    kept.memory[:] = 1
-    assert anonymous_bytes() - before > rows * size
+        block.segment.memory[:] = 1
+    kept = blocks.pop()
+    assert anonymous_bytes() - before > rows * SEGMENT
     for block in blocks:
         pool.release(block)
     del blocks, block
     pool.clear()
-    assert anonymous_bytes() - before < 3 * size
+    assert anonymous_bytes() - before < 2 * SEGMENT
+    assert pool.held == kept.size
 
 
 def anonymous_bytes() -> int:

@@ -98,8 +98,8 @@ def without_last_row(op):
 def without_silu(op):
     """What the backward pass stores as y is the input of SiLU."""
 
-    def wrapped(dy, x, weight, bias, mean, rstd, silu, y=None):
-        gradients = op(dy, x, weight, bias, mean, rstd, silu)
+    def wrapped(dy, x, weight, bias, mean, rstd, silu, y=None, add=None):
+        gradients = op(dy, x, weight, bias, mean, rstd, silu, None, add)
         if y is not None:
             op(y, x, weight, bias, mean, rstd, False, y)
         return gradients
@@ -169,6 +169,8 @@ MISTAKES = {
     "norm: no SiLU": (NORM_SILU, "group_norm", inputs(lambda x, w, b, G, eps, s: (x, w, b, G, eps, False))),
     "norm: no SiLU backward": (NORM_SILU, "group_norm_backward", inputs(lambda *args: (*args[:6], False, *args[7:]))),
     "norm: y of the backward pass without SiLU": (NORM_SILU, "group_norm_backward", without_silu),
+    "norm: what dx includes ignored": (NORM, "group_norm_backward", inputs(lambda *args: args[:8])),
+    "layer norm: what dx includes ignored": (LAYER, "group_norm_backward", inputs(lambda *args: args[:8])),
     "norm: dx does not sum to zero": (NORM, "group_norm_backward", output(lambda dx: dx + np.float32(1e-3), 0)),
     "norm: dbias a mean over images": (NORM, "group_norm_backward", output(lambda g: g / np.float32(2), 2)),
     "layer norm: dweight without the last row": (LAYER, "group_norm_backward", without_last_row),
@@ -184,6 +186,7 @@ MISTAKES = {
     "gelu: by tanh": (GELU, "gelu", lambda op: lambda x: x / (1 + np.exp(-1.5957691 * (x + 0.044715 * x**3)))),
     "gelu: no derivative of Phi": (GELU, "gelu_backward", lambda op: lambda dy, x: dy * normal_cdf(x)),
     "geglu: the wrong half": (GEGLU, "geglu", lambda op: lambda x: op(np.roll(x, x.shape[-1] // 2, -1))),
+    "geglu: y of the backward pass not stored": (GEGLU, "geglu_backward", inputs(lambda dy, x, y=None: (dy, x))),
     "geglu: gradients exchanged": (GEGLU, "geglu_backward", output(lambda dx: np.roll(dx, dx.shape[-1] // 2, -1))),
     "silu: relative error of 1e-6": (SILU, "silu", output(lambda y: y * np.float32(1 + 1e-6))),
     "silu: no derivative of the sigmoid": (SILU, "silu_backward", lambda op: lambda dy, x: dy / (1 + np.exp(-x))),

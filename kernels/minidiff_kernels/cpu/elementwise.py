@@ -9,7 +9,7 @@ from .exponential import exp, normal_cdf, sigmoid
 from .exponential import silu as silu_of
 from .jit import helper, kernel
 from .memory import empty
-from .simd import LANES, load_like, zeros
+from .simd import LANES, load_like, store_value, zeros
 from .streaming import exceed_caches, store_result
 
 HALF = np.float32(0.5)
@@ -51,14 +51,15 @@ def geglu(x):
     """y = h gelu(gate), h and gate the halves of x's last axis: (..., 2C) -> (..., C)."""
     C = x.shape[-1] // 2
     y = empty((*x.shape[:-1], C))
-    _geglu(x.reshape(-1, 2 * C), y.reshape(-1, C))
+    _geglu(x.ravel(), y.reshape(-1, C), exceed_caches(x, y) and C % LANES == 0)
     return y
 
 
-def geglu_backward(dy, x):
-    """dx (..., 2C): dy gelu(gate), then dy h (Phi(gate) + gate phi(gate))."""
-    dx = empty(x.shape)
-    _geglu_backward(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]), dx.reshape(-1, x.shape[-1]))
+def geglu_backward(dy, x, y=None):
+    """dx (..., 2C): dy gelu(gate), then dy h (Phi(gate) + gate phi(gate)); in y, which may be dy, the output."""
+    dx, C = empty(x.shape), dy.shape[-1]
+    flags = y is not None, exceed_caches(dy, x, dx) and C % LANES == 0
+    _geglu_backward(dy.reshape(-1, C), x.ravel(), dx.ravel(), (dy if y is None else y).ravel(), flags)
     return dx
 
 
@@ -150,25 +151,48 @@ def _gelu_backward(dy, x, dx):
         dx[i] = dy[i] * (normal_cdf(x[i], gaussian) + x[i] * INV_SQRT_2PI * gaussian)
 
 
-@kernel
-def _geglu(x, y):
-    R, C = y.shape
-    for r in prange(R):
-        h, gate, row = x[r, :C], x[r, C:], y[r]
-        for c in range(C):
-            row[c] = h[c] * gate[c] * normal_cdf(gate[c], exp(-HALF * gate[c] * gate[c]))
+@helper
+def _geglu_part(x, y, row, C, first, last, step, past_caches, zero):
+    """Channels first to last of a row of y."""
+    for c in range(first, last, step):
+        i = 2 * row * C + c
+        gate = load_like(x, i + C, zero)
+        cdf = normal_cdf(gate, exp(-HALF * gate * gate))
+        store_result(y, row * C + c, load_like(x, i, zero) * gate * cdf, past_caches)
 
 
 @kernel
-def _geglu_backward(dy, x, dx):
-    R, C = dy.shape
+def _geglu(x, y, past_caches):
+    (R, C), y = y.shape, y.ravel()
     for r in prange(R):
-        h, gate, d, dh, dgate = x[r, :C], x[r, C:], dy[r], dx[r, :C], dx[r, C:]
-        for c in range(C):
-            gaussian = exp(-HALF * gate[c] * gate[c])
-            cdf = normal_cdf(gate[c], gaussian)
-            dh[c] = d[c] * gate[c] * cdf
-            dgate[c] = d[c] * h[c] * (cdf + gate[c] * INV_SQRT_2PI * gaussian)
+        row, whole = np.int64(r), C // LANES * LANES
+        _geglu_part(x, y, row, C, 0, whole, LANES, past_caches, zeros())
+        _geglu_part(x, y, row, C, whole, C, 1, False, zero)
+
+
+@helper
+def _geglu_backward_part(dy, x, dx, y, row, C, first, last, step, flags, zero):
+    """Channels first to last of a row of both halves of dx; of y, too, if restore."""
+    restore, past_caches = flags
+    for c in range(first, last, step):
+        i = 2 * row * C + c
+        h, gate, gradient = load_like(x, i, zero), load_like(x, i + C, zero), load_like(dy, row * C + c, zero)
+        gaussian = exp(-HALF * gate * gate)
+        cdf = normal_cdf(gate, gaussian)
+        activation = gate * cdf
+        store_result(dx, i, gradient * activation, past_caches)
+        store_result(dx, i + C, gradient * h * (cdf + gate * INV_SQRT_2PI * gaussian), past_caches)
+        if restore:
+            store_value(y, row * C + c, h * activation)
+
+
+@kernel
+def _geglu_backward(dy, x, dx, y, flags):
+    (R, C), dy, (restore, _) = dy.shape, dy.ravel(), flags
+    for r in prange(R):
+        row, whole = np.int64(r), C // LANES * LANES
+        _geglu_backward_part(dy, x, dx, y, row, C, 0, whole, LANES, flags, zeros())
+        _geglu_backward_part(dy, x, dx, y, row, C, whole, C, 1, (restore, False), zero)
 
 
 @helper

@@ -119,17 +119,28 @@ def silu(x):
     return x / (np.float32(1) + exp(np.float32(0) - x))
 
 
+@typed_intrinsic
+def _if_negative(typingctx, x, a, b):
+    """Elementwise a where x < 0, else b."""
+
+    def generate(context, builder, signature, arguments):
+        x, a, b = arguments
+        return builder.select(builder.fcmp_ordered("<", x, _constant(signature.args[0], 0.0)), a, b)
+
+    return x(x, a, b), generate
+
+
 @helper
 def normal_cdf(x, gaussian):
-    """The standard normal distribution function Phi of a float32 x, to 3e-7; gaussian = e^(-x^2 / 2), from the caller.
+    """The standard normal distribution function Phi of x, to 3e-7; gaussian = e^(-x^2 / 2), from the caller.
 
     1 - Phi(|x|) = gaussian p(t), p a polynomial in t = 1 / (1 + 0.29 |x|) without constant term, fitted to a relative
     error below 1.3e-8 for |x| <= 6.5, where gaussian is 7e-10. Loops over it vectorise; loops over math.erf do not.
     """
     f = np.float32
-    t = f(1) / (f(1) + f(0.29) * abs(x))
+    t = f(1) / (f(1) + f(0.29) * _if_negative(x, f(0) - x, x))
     p = t * f(0.0393551076) + f(-0.192417487)
     for c in (f(0.303882857), f(-0.146665898), f(0.180822095), f(0.0798671692), f(0.119731723), f(0.115424434)):
         p = p * t + c
     tail = p * t * gaussian
-    return tail if x < f(0) else f(1) - tail
+    return _if_negative(x, tail, f(1) - tail)

@@ -34,11 +34,12 @@ def layer_norm(x, weight, bias, eps):
     return y, mean, rstd
 
 
-def layer_norm_backward(dy, x, weight, mean, rstd):
-    """The gradients dx, dweight, dbias."""
+def layer_norm_backward(dy, x, weight, mean, rstd, add=None):
+    """The gradients dx + add, dweight, dbias."""
     N, C = len(x), x.shape[-1]
     dx, sums = empty(x.shape), np.empty((min(MAX_TASKS, -(-N // CHUNK)), 2, C))
-    _backward(dy.reshape(N, C), x.reshape(N, C), weight, mean.ravel(), rstd.ravel(), dx.reshape(N, C), sums)
+    results = dx.reshape(N, C), (dx if add is None else add).reshape(N, C), add is not None
+    _backward(dy.reshape(N, C), x.reshape(N, C), weight, (mean.ravel(), rstd.ravel()), results, sums)
     dbias, dweight = sums.sum(0).astype(np.float32)
     return dx, dweight, dbias
 
@@ -72,8 +73,9 @@ def _forward(x, weight, bias, eps, y, mean, rstd):
 
 
 @helper
-def _backward_row(dy, x, weight, mean, rstd, at, C, dx, part):
-    """dx = rstd (g - E[g] - xhat E[g xhat]), g = dy weight; part (2, C) += dy and dy xhat."""
+def _backward_row(dy, x, weight, mean, rstd, at, C, results, part):
+    """dx = rstd (g - E[g] - xhat E[g xhat]), g = dy weight, plus add if `added`; part (2, C) += dy and dy xhat."""
+    dx, add, added = results
     sum_g, sum_gx = zeros(), zeros()
     for c in range(0, C, LANES):
         d, xhat = load(dy, at + c), (load(x, at + c) - mean) * rstd
@@ -84,14 +86,15 @@ def _backward_row(dy, x, weight, mean, rstd, at, C, dx, part):
     mean_g, mean_gx = sum_lanes(sum_g) / np.float32(C), sum_lanes(sum_gx) / np.float32(C)
     for c in range(0, C, LANES):
         xhat = (load(x, at + c) - mean) * rstd
-        store(dx, at + c, (load(dy, at + c) * load(weight, c) - mean_g - xhat * mean_gx) * rstd)
+        gradient = (load(dy, at + c) * load(weight, c) - mean_g - xhat * mean_gx) * rstd
+        store(dx, at + c, gradient + load(add, at + c) if added else gradient)
 
 
 @kernel
-def _backward(dy, x, weight, mean, rstd, dx, sums):
-    """dx (N, C), and sums (tasks, 2, C) of dy and of dy xhat over the rows of each task."""
-    N, C = x.shape
-    dy, x, dx = dy.ravel(), x.ravel(), dx.ravel()
+def _backward(dy, x, weight, statistics, results, sums):
+    """dx + add (N, C), and sums (tasks, 2, C) of dy and of dy xhat over the rows of each task."""
+    (N, C), (mean, rstd), (dx, add, added) = x.shape, statistics, results
+    dy, x, results = dy.ravel(), x.ravel(), (dx.ravel(), add.ravel(), added)
     for task in prange(len(sums)):
         start, end = N * np.int64(task) // len(sums), N * (np.int64(task) + 1) // len(sums)
         part, totals = np.empty(2 * C, np.float32), sums[task].ravel()
@@ -99,6 +102,6 @@ def _backward(dy, x, weight, mean, rstd, dx, sums):
         for chunk in range(start, end, CHUNK):
             part[:] = 0
             for n in range(chunk, min(chunk + CHUNK, end)):
-                _backward_row(dy, x, weight, mean[n], rstd[n], n * C, C, dx, part)
+                _backward_row(dy, x, weight, mean[n], rstd[n], n * C, C, results, part)
             for c in range(2 * C):
                 totals[c] += part[c]

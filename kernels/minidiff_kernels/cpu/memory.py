@@ -1,7 +1,10 @@
-"""A pool of memory blocks: a training step reuses the memory of the previous one.
+"""A pool of memory: a training step reuses the memory of the previous one.
 
-New memory costs a page fault for every 4 KiB: filling 67 MB takes 1.4 ms in a reused block and 16 ms in a new one.
-An array from `empty` lies in a block; when the last view of it is deleted, the block returns to the pool.
+New memory costs a page fault for every 4 KiB: filling 67 MB takes 1.4 ms in reused memory and 16 ms in new memory. An
+array from `empty` lies in a block; when the last view of it is deleted, the block returns to the pool.
+
+Blocks are cut from segments, the smallest free block that is large enough first, and free neighbours become one again
+(Knuth, The Art of Computer Programming, vol. 1, section 2.5). So arrays of many sizes share memory, and huge pages.
 """
 
 import mmap
@@ -14,26 +17,37 @@ import numpy as np
 from numba import get_num_threads
 
 MIN_POOLED = 1 << 16  # bytes; below that NumPy's own allocator is as fast
+PAGE = 1 << 12  # bytes; sizes of blocks are multiples
 HUGE_PAGE = 1 << 21  # bytes: fewer TLB misses
-MOST = 1.1  # times the peak use; the tenth is for blocks that are larger than their arrays, and blocks between two uses
-LARGEST_REUSED = 4  # times the size of the array
-MOST_WASTED = 1 << 25  # bytes of a block beyond its array
+SEGMENT = 1 << 26  # bytes at least; what was never written takes no memory
+MOST = 1.1  # times the peak use: then free segments are dropped
 CACHE_LINE = 64  # bytes; a vector across two lines takes two accesses to load or store
 
 
-class Block(NamedTuple):
-    """Memory, its first aligned address (cached: `ndarray.ctypes` is slow) and its size in bytes."""
+class Segment(NamedTuple):
+    """Memory, and the range of its bytes that is cut into blocks: its first address, aligned to a huge page."""
 
     memory: np.ndarray
     address: int
     size: int
 
 
-def _aligned(size: int) -> Block:
-    """`size` bytes of new memory, aligned to a cache line, or to a huge page from 1 MiB on."""
-    alignment = CACHE_LINE if size < HUGE_PAGE // 2 else HUGE_PAGE
-    memory = np.empty(size + alignment, np.uint8) if alignment == CACHE_LINE else _mapped(size + alignment)
-    return Block(memory, -(-memory.ctypes.data // alignment) * alignment, size)
+class Block(NamedTuple):
+    """A range of a segment."""
+
+    segment: Segment
+    address: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The address behind it."""
+        return self.address + self.size
+
+
+def _new_segment(size: int) -> Segment:
+    memory = _mapped(size + HUGE_PAGE)
+    return Segment(memory, -(-memory.ctypes.data // HUGE_PAGE) * HUGE_PAGE, size)
 
 
 def _mapped(size: int) -> np.ndarray:
@@ -47,50 +61,77 @@ def _mapped(size: int) -> np.ndarray:
 
 
 class Pool:
-    """Free blocks by size. Blocks in use and free blocks together stay below MOST times the peak use.
-
-    A block may be reused for an array of a quarter of its size: fewer blocks then serve arrays of many sizes. But not
-    one that is larger by more than MOST_WASTED: the few arrays of an autoencoder's last level count.
-    """
+    """Blocks in use and free ones, in segments that together stay below MOST times the peak use, if blocks allow it."""
 
     def __init__(self):
+        self.released: list[Block] = []  # since the last `acquire`; a finaliser may run within one, and only appends
         self.sizes: list[int] = []  # of the free blocks, ascending
         self.free: list[Block] = []  # of one size, the one released last is the last: it may still be in a cache
-        self.live = self.idle = self.peak = 0  # bytes
+        self.starts: dict[int, Block] = {}  # the free blocks by address
+        self.ends: dict[int, Block] = {}
+        self.live = self.held = self.peak = 0  # bytes in use, of all segments, in use at most
 
     def acquire(self, size: int) -> Block:
-        """A block of at least `size` bytes, free or new."""
-        i = bisect_left(self.sizes, size)  # the smallest free block that is large enough
-        if i < len(self.sizes) and self.sizes[i] <= min(LARGEST_REUSED * size, size + MOST_WASTED):
-            block = self._take(bisect_right(self.sizes, self.sizes[i]) - 1)  # of its size, the one released last
-        else:
-            self._make_room(size)
-            block = _aligned(size)
-        self.live += block.size
+        """A block of `size` bytes, a multiple of PAGE."""
+        self._collect()
+        if not self.sizes or self.sizes[-1] < size:
+            self._grow(max(size, SEGMENT))
+        block = self.free[bisect_right(self.sizes, self.sizes[bisect_left(self.sizes, size)]) - 1]
+        self._remove(block)
+        if block.size > size:
+            self._insert(Block(block.segment, block.address + size, block.size - size))
+        self.live += size
         self.peak = max(self.peak, self.live)
-        return block
+        return Block(block.segment, block.address, size)
 
     def release(self, block: Block) -> None:
-        """Put the block back among the free ones."""
-        self.live -= block.size
-        self.idle += block.size
+        """Give the block back."""
+        self.released.append(block)
+
+    def clear(self) -> None:
+        """Drop all segments in which no block is in use."""
+        self._collect()
+        for block in [block for block in self.free if block.size == block.segment.size]:
+            self._drop(block)
+
+    def _collect(self) -> None:
+        """Put released blocks among the free ones, together with free neighbours."""
+        while self.released:
+            block = self.released.pop(0)
+            self.live -= block.size
+            before, after = self.ends.get(block.address), self.starts.get(block.end)
+            for neighbour in (before, after):
+                if neighbour and neighbour.segment is block.segment:
+                    self._remove(neighbour)
+                    block = Block(block.segment, min(block.address, neighbour.address), block.size + neighbour.size)
+            self._insert(block)
+
+    def _grow(self, size: int) -> None:
+        """Add a segment, after dropping free ones, the largest first, until it fits below MOST times the peak."""
+        size = -(-size // HUGE_PAGE) * HUGE_PAGE
+        most = MOST * max(self.peak, self.live + size)
+        for block in [block for block in reversed(self.free) if block.size == block.segment.size]:
+            if self.held + size > most:
+                self._drop(block)
+        segment = _new_segment(size)
+        self.held += size
+        self._insert(Block(segment, segment.address, size))
+
+    def _drop(self, block: Block) -> None:
+        self._remove(block)
+        self.held -= block.size
+
+    def _insert(self, block: Block) -> None:
         i = bisect_right(self.sizes, block.size)
         self.sizes.insert(i, block.size)
         self.free.insert(i, block)
+        self.starts[block.address] = self.ends[block.end] = block
 
-    def clear(self) -> None:
-        """Drop all free blocks."""
-        self.sizes, self.free, self.idle = [], [], 0
-
-    def _take(self, i: int) -> Block:
-        self.idle -= self.sizes.pop(i)
-        return self.free.pop(i)
-
-    def _make_room(self, size: int) -> None:
-        """Drop free blocks, the largest first, until a new one of `size` bytes fits."""
-        most = MOST * max(self.peak, self.live + size)
-        while self.free and self.live + self.idle + size > most:
-            self._take(-1)
+    def _remove(self, block: Block) -> None:
+        i = bisect_left(self.sizes, block.size)
+        while self.free[i] is not block:
+            i += 1
+        del self.sizes[i], self.free[i], self.starts[block.address], self.ends[block.end]
 
 
 pool = Pool()
@@ -117,7 +158,7 @@ def empty(shape):
 
 
 def _pooled(shape):
-    return np.asarray(_Lease(pool.acquire(-(-4 * prod(shape) // 4096) * 4096), tuple(shape)))
+    return np.asarray(_Lease(pool.acquire(-(-4 * prod(shape) // PAGE) * PAGE), tuple(shape)))
 
 
 def scratch(sizes):

@@ -54,15 +54,17 @@ def normalise(x, weight, bias, mean, rstd, silu=False):
     return y
 
 
-def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
-    """The gradients dx, dweight, dbias; in y, which may be dy, the output once more."""
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None, add=None):
+    """The gradients dx + add, dweight, dbias; in y, which may be dy, the output once more."""
     N, C, groups = len(x), x.shape[-1], mean.shape[1]
     if y is None and layer_norm.supports(x.shape, groups, silu):
-        return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd)
+        return layer_norm.layer_norm_backward(dy, x, weight, mean, rstd, add)
     dx, sums = empty(x.shape), np.empty((N, 2, C))
-    dy, x, dx_, y_ = (a.reshape(N, -1, C) for a in (dy, x, dx, dy if y is None else y))
-    settings = (silu, y is not None), _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
-    _backward(dy, x, (weight, bias, mean, rstd), settings, dx_, y_, sums)
+    results = dx, dy if y is None else y, dx if add is None else add
+    dy, x, *results = (a.reshape(N, -1, C) for a in (dy, x, *results))
+    flags = silu, y is not None, add is not None
+    settings = flags, _tasks(x.shape[1], C, groups), exceed_caches(dy, x, dx) and C % LANES == 0
+    _backward(dy, x, (weight, bias, mean, rstd), settings, tuple(results), sums)
     dbias, dweight = sums.sum(0).astype(np.float32)
     return dx, dweight, dbias
 
@@ -212,7 +214,7 @@ def _dz(dy, x, y, at, row, dz, to, rows, first, last, step, ahead, centre, scale
 
     sums (2 channels) = the sums over these rows of dz, then of dz (x - centre).
     """
-    channels, one, (silu, restore) = len(centre), np.float32(1), flags
+    channels, one, (silu, restore, _) = len(centre), np.float32(1), flags
     for c in range(first, last, step):
         mean, gain, shift = load_like(centre, c, zero), load_like(scale, c, zero), load_like(bias, c, zero)
         total, total_x = zero, zero
@@ -268,22 +270,26 @@ def _of_statistics(total, total_x, weight, rstd, count):
 
 
 @helper
-def _dx(dz, x, dx, at, row, S, first, last, step, centre, scale, of_x, constant, past_caches, zero):
-    """dx = dz scale - (x - centre) of_x - constant, for S rows from x[at] on; dz (S, channels)."""
+def _dx(dz, x, dx, add, at, row, S, first, last, step, centre, scale, of_x, constant, flags, zero):
+    """dx = dz scale - (x - centre) of_x - constant, plus add if `added`, for S rows from x[at] on; dz (S, channels)."""
+    added, past_caches = flags
     for s in range(S):
         i, own = at + s * row, s * len(centre)
         for c in range(first, last, step):
             off = load_like(x, i + c, zero) - load_like(centre, c, zero)
             through_statistics = off * load_like(of_x, c, zero) + load_like(constant, c, zero)
             gradient = load_like(dz, own + c, zero) * load_like(scale, c, zero) - through_statistics
+            if added:
+                gradient = gradient + load_like(add, i + c, zero)
             store_result(dx, i + c, gradient, past_caches)
 
 
 @kernel
-def _backward(dy, x, of_forward, settings, dx, y, sums):
-    """dx, y if it is wanted, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
+def _backward(dy, x, of_forward, settings, results, sums):
+    """dx + add, y if wanted, and sums[n] = (sum of dz, sum of dz xhat) over the positions of image n, by channel."""
     (N, S, C), (weight, bias, mean, rstd), (flags, tasks, past_caches) = x.shape, of_forward, settings
-    dy, x, dx, y = dy.ravel(), x.ravel(), dx.ravel(), y.ravel()
+    (dx, y, add), dy, x = results, dy.ravel(), x.ravel()
+    dx, y, add, added = dx.ravel(), y.ravel(), add.ravel(), flags[2]
     for task in prange(N * tasks):
         n, c0, c1, g0, g1, at, ahead = _place(np.int64(task), tasks, S, C, mean.shape[1])
         centre, scale = _by_channel(mean[n, g0:g1], rstd[n, g0:g1], weight[c0:c1])
@@ -291,5 +297,6 @@ def _backward(dy, x, of_forward, settings, dx, y, sums):
         dz = np.empty(S * (c1 - c0), np.float32)
         _sums(dy, x, y, at, C, S, dz, ahead, centre, scale, bias[c0:c1], flags, total, total_x)
         of_x, constant = _of_statistics(total, total_x, weight[c0:c1], rstd[n, g0:g1], S)
-        _dx(dz, x, dx, at, C, S, 0, whole, LANES, centre, scale, of_x, constant, past_caches, zeros())
-        _dx(dz, x, dx, at, C, S, whole, c1 - c0, 1, centre, scale, of_x, constant, False, zero)
+        vectors, rest = (added, past_caches), (added, False)
+        _dx(dz, x, dx, add, at, C, S, 0, whole, LANES, centre, scale, of_x, constant, vectors, zeros())
+        _dx(dz, x, dx, add, at, C, S, whole, c1 - c0, 1, centre, scale, of_x, constant, rest, zero)

@@ -35,14 +35,16 @@ extern "C" __global__ void __launch_bounds__(256) geglu(const float* __restrict_
   y[i] = x[h] * x[h + C] * normal_cdf(x[h + C]);
 }
 
+// y, unless null, is the output once more; it may be dy.
 extern "C" __global__ void __launch_bounds__(256)
-    geglu_backward(const float* __restrict__ dy, const float* __restrict__ x, float* dx, int size, int C) {
+    geglu_backward(const float* dy, const float* __restrict__ x, float* dx, float* y, int size, int C) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
   const long long h = (long long)(i / C) * 2 * C + i % C;
-  const float gate = x[h + C], cdf = normal_cdf(gate);
-  dx[h] = dy[i] * gate * cdf;
-  dx[h + C] = dy[i] * x[h] * (cdf + gate * expf(-0.5f * gate * gate) * 0.39894228f);
+  const float gate = x[h + C], cdf = normal_cdf(gate), gradient = dy[i];
+  dx[h] = gradient * gate * cdf;
+  dx[h + C] = gradient * x[h] * (cdf + gate * expf(-0.5f * gate * gate) * 0.39894228f);
+  if (y) y[i] = x[h] * gate * cdf;
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -45,10 +45,10 @@ def geglu(x):
     return y
 
 
-def geglu_backward(dy, x):
-    """dx (..., 2C): dy gelu(gate), then dy h (Phi(gate) + gate phi(gate))."""
+def geglu_backward(dy, x, y=None):
+    """dx (..., 2C): dy gelu(gate), then dy h (Phi(gate) + gate phi(gate)); in y, which may be dy, the output."""
     dx = empty(x.shape)
-    launch("elementwise", "geglu_backward", ceil_div(dy.size, 256), 256, dy, x, dx, dy.size, dy.shape[-1])
+    launch("elementwise", "geglu_backward", ceil_div(dy.size, 256), 256, dy, x, dx, y, dy.size, dy.shape[-1])
     return dx
 
 

@@ -107,11 +107,13 @@ __device__ __forceinline__ float gradient_of_z(float dy, float xhat, float weigh
 }
 
 // dx = rstd (g - <g> - xhat <g xhat>), g = dz weight, <.> the mean over a group.
-// parts (N, 2, C): dbias and dweight of image n alone. y, unless null, is the output once more; it may be dy.
+// parts (N, 2, C): dbias and dweight of image n alone. y, unless null, is the output once more; it may be dy. dx includes add,
+// unless that is null.
 extern "C" __global__ void __launch_bounds__(THREADS)
     group_norm_backward(const float* dy, const float* __restrict__ x, const float* __restrict__ weight,
                         const float* __restrict__ bias, const float* __restrict__ mean, const float* __restrict__ rstd,
-                        float* dx, float* parts, float* y, int S, int C, int G, int width, int silu) {
+                        float* dx, float* parts, float* y, const float* __restrict__ add, int S, int C, int G,
+                        int width, int silu) {
   __shared__ double partials[2 * THREADS], sums[2 * THREADS];
   const ThreadSlice slice(width);
   const int group_width = C / G, blocks = C / width, n = blockIdx.x / blocks, c0 = blockIdx.x % blocks * width;
@@ -167,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       const long long i = start + (long long)(s) * C + c;
       const float xhat = (x[i] - group_mean) * group_rstd;
       const float dz = gradient_of_z(dy[i], xhat, weight[c0 + c], bias[c0 + c], silu);
-      dx[i] = group_rstd * (dz * weight[c0 + c] - mean_g - xhat * mean_gx);
+      dx[i] = group_rstd * (dz * weight[c0 + c] - mean_g - xhat * mean_gx) + (add ? add[i] : 0);
       if (y) {
         const float z = xhat * weight[c0 + c] + bias[c0 + c];
         y[i] = silu ? z * sigmoid(z) : z;

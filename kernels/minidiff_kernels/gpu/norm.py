@@ -40,15 +40,15 @@ def normalise(x, weight, bias, mean, rstd, silu=False):
     return y
 
 
-def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
-    """The gradients dx, dweight, dbias; in y, which may be dy, the output once more."""
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None, add=None):
+    """The gradients dx + add, dweight, dbias; in y, which may be dy, the output once more."""
     N, C, groups = len(x), x.shape[-1], mean.shape[1]
     dx, parts = empty(x.shape), empty((N, 2, C))
     width = _width(C, groups)
     S = x[0].size // C
     launch(
         "norm", "group_norm_backward", N * (C // width), THREADS, dy, x, weight, bias, mean, rstd, dx, parts, y,
-        S, C, groups, width, silu,
+        add, S, C, groups, width, silu,
     )  # fmt: skip
     dbias, dweight = sum_to(parts, (2, C))
     return dx, dweight, dbias

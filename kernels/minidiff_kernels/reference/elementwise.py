@@ -44,10 +44,16 @@ def geglu(x):
     return h * gelu(gate)
 
 
-def geglu_backward(dy, x):
-    """dx (..., 2C): dy gelu(gate) for h, then gelu's gradient of dy h for gate."""
+def geglu_backward(dy, x, y=None):
+    """dx (..., 2C): dy gelu(gate) for h, then gelu's gradient of dy h for gate.
+
+    In y, which may be dy, the output once more, for who did not keep it.
+    """
     h, gate = np.split(x, 2, axis=-1)
-    return np.concatenate([dy * gelu(gate), gelu_backward(dy * h, gate)], -1)
+    dx = np.concatenate([dy * gelu(gate), gelu_backward(dy * h, gate)], -1)
+    if y is not None:
+        y[...] = geglu(x)
+    return dx
 
 
 def add(a, b):

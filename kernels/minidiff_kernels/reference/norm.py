@@ -49,8 +49,10 @@ def normalise(x, weight, bias, mean, rstd, silu=False):
     return silu_forward(z) if silu else z
 
 
-def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
+def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None, add=None):
     """The gradients dx, dweight, dbias; in y, which may be dy, the output once more, for who did not keep it.
+
+    add: the gradient of x by what else uses it, in x's shape, which dx then includes.
 
     With g = dz weight, and <.> the mean over a group's positions and channels:
         dx = rstd (g - <g> - xhat <g xhat>)
@@ -64,6 +66,6 @@ def group_norm_backward(dy, x, weight, bias, mean, rstd, silu=False, y=None):
     G = mean.shape[1]
     g, xg = grouped(dz * weight, G), grouped(xhat, G)
     mean_g, mean_gx, rstd = (a[:, None, :, None] for a in (mean_of_groups(g), mean_of_groups(g * xg), rstd))
-    dx = (g - mean_g - xg * mean_gx) * rstd
+    dx = ((g - mean_g - xg * mean_gx) * rstd).reshape(x.shape)
     positions = tuple(range(x.ndim - 1))
-    return dx.reshape(x.shape), precise_sum(dz * xhat, positions), precise_sum(dz, positions)
+    return dx if add is None else dx + add, precise_sum(dz * xhat, positions), precise_sum(dz, positions)
