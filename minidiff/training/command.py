@@ -30,8 +30,8 @@ from minidiff.training.start_tuning import DISTILLATION, DREAMBOOTH_RATE, LORA
 
 # Fields of TrainConfig that are options: with a value, and without.
 VALUES = (
-    "size", "pad_crop", "min_snr", "kl", "steps", "batch_size", "accumulate", "reduction", "lr", "warmup", "decay",
-    "backend", "threads", "seed",
+    "size", "pad_crop", "min_snr", "kl", "steps", "batch_size", "accumulate", "reduction", "optimizer", "lr", "warmup",
+    "decay", "backend", "threads", "seed",
 )  # fmt: skip
 FLAGS = ("skip_bad", "learned_variance", "importance_sampling")
 ELSEWHERE = ("fingerprint", "classes", "flip", "ema", "further_emas")  # from the dataset, or from another option

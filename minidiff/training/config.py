@@ -10,7 +10,9 @@ from minidiff.formats.averages import RANGE, in_range, same_half_life
 from minidiff.models.lora import PROJECTIONS
 from minidiff.training.parallel.gradients import REDUCTIONS
 
+OPTIMIZERS = ("adamw", "muon")
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
+CHOICES = {"optimizer": OPTIMIZERS, "decay": DECAY_START, "reduction": REDUCTIONS, "projections": PROJECTIONS}
 INTEGER_RANGES = {
     "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
     "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096), "rank": (1, 65536),
@@ -20,10 +22,13 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency",
+    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency", "optimizer",
 }  # fmt: skip
 
-STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction", "begun_from")
+STRINGS = (
+    "data", "backend", "optimizer", "decay", "fingerprint", "word", "initial_word", "projections", "reduction",
+    "begun_from",
+)  # fmt: skip
 FORMER_NAMES = {"pictures": "fingerprint"}  # of fields, in state files of older runs
 
 
@@ -38,6 +43,7 @@ class TrainConfig:
                   or on several ranks at once
     lr            peak learning rate, after a linear warm-up of `warmup` steps; `decay` "cosine": along half a cosine
                   over the second half of the steps; "none": constant
+    optimizer     "adamw", or "muon" for the hidden layers' weight matrices and AdamW for the rest (engine/muon.py)
     beta2         AdamW's decay of the second moments
     ema           decay of the moving average (EMA) of the weights, with which samples are generated
     further_emas  half-lives, in steps, of further averages, which the states hold beside it (formats/averages.py)
@@ -96,6 +102,7 @@ class TrainConfig:
     begun_from: str = ""
     reduction: str = "exact"
     consistency: int | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -110,12 +117,9 @@ class TrainConfig:
                 raise MinidiffError(f"{name} = {value!r}: give a number above 0 and below 1")
         if self.batch_size % self.accumulate:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
-        if self.decay not in DECAY_START:
-            raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
-        if self.reduction not in REDUCTIONS:
-            raise MinidiffError(f"reduction = {self.reduction!r}: choose {' or '.join(REDUCTIONS)}")
-        if self.projections not in PROJECTIONS:
-            raise MinidiffError(f"projections = {self.projections!r}: choose {' or '.join(PROJECTIONS)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise MinidiffError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
         for name in ("skip_bad", "learned_variance", "importance_sampling", "distill"):
             if type(getattr(self, name)) is not bool:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")

@@ -4,7 +4,7 @@ Randomness depends on the step, not on a generator's state: step k draws t, eps 
 default_rng([seed, k]), and its batch depends on (seed, k) too. So a resumed run equals one without interruption.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from minidiff.diffusion.loss import (
 )
 from minidiff.diffusion.model import Model
 from minidiff.diffusion.schedule import AnySchedule
+from minidiff.engine.muon import Muon
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, half_life
 from minidiff.engine.rng import Rng
@@ -35,10 +36,17 @@ QUARTERS = 4  # of the noise levels, for which the loss is logged apart
 MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or the learning rate is far too high
 
 
-def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
-    """AdamW of every run: the configuration's lr, beta2 and EMAs, no weight decay, gradients clipped to norm 1."""
+def make_optimizer(named: Iterable[tuple[str, Parameter]], config: TrainConfig) -> AdamW:
+    """The optimiser of every run: the configuration's lr, beta2 and EMAs, no weight decay, clipping to norm 1.
+
+    named: the trained parameters by name.
+    """
     emas = (config.ema, *map(half_life, config.further_emas))
-    optimizer = AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=emas)
+    settings: dict[str, Any] = {"betas": (0.9, config.beta2), "weight_decay": 0.0, "clip": 1.0, "ema": emas}
+    if config.optimizer == "muon":
+        optimizer = Muon(named, config.lr, **settings)
+    else:
+        optimizer = AdamW([p for _, p in named], config.lr, **settings)
     set_reduction(optimizer, config.reduction)
     return optimizer
 

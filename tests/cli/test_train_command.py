@@ -192,6 +192,7 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
     done("train", "data", "--out", "plain", "--steps", 4, *QUICK, "--batch-size", 4, "--warmup", 2)
     choices = {
         "accumulate": (2, 2, 4), "warmup": (3, 3, 2), "decay": ("none", "none", "cosine"), "pad-crop": (1, 1, 2),
+        "optimizer": ("muon", "muon", "adamw"),
         "ema-half-life": (0.3, 0.5 ** (1 / 0.3), 3),
     }  # fmt: skip
     for option, (value, kept, other) in choices.items():
@@ -207,6 +208,7 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
     for option, value, match in (
         ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"),
         ("decay", "linear", "'linear' is not one of 'cosine', 'none'"),
+        ("optimizer", "sgd", "'sgd' is not one of 'adamw', 'muon'"),
         ("pad-crop", 4, "--pad-crop 4: give less than the 4 pixels"), ("pad-crop", -1, "pad_crop = -1"),
         ("ema-half-life", 0, "--ema-half-life 0: give 0.1 to 1e9 steps"), ("ema-half-life", "nan", "half-life nan"),
         ("ema-half-life", "50,x", "--ema-half-life 50,x: give .* several with commas"),

@@ -64,7 +64,7 @@ class TextRun(Run):
         pipeline = build_pipeline(*parts, rng=rng, backend=config.backend)
         if config.consistency:
             pipeline = replace(pipeline, sampler=replace(pipeline.sampler, name="consistency"))
-        optimizer = make_optimizer([p for _, p in trained_parameters(pipeline, frozen)], config)
+        optimizer = make_optimizer(trained_parameters(pipeline, frozen), config)
         return cls(folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen=frozen)
 
     @classmethod

@@ -105,7 +105,7 @@ class UNetRun(DenoiserRun):
         """parts: the network's configuration, and the schedule."""
         network, schedule = parts
         unet = UNet(network, rng, config.backend)
-        optimizer = make_optimizer(unet.parameters(), config)
+        optimizer = make_optimizer(unet.named_parameters(), config)
         losses = loss_history(schedule) if config.importance_sampling else None
         return cls(folder=folder, config=config, optimizer=optimizer, unet=unet, schedule=schedule, losses=losses)
 
