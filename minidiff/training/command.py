@@ -33,7 +33,7 @@ VALUES = (
     "size", "pad_crop", "min_snr", "kl", "steps", "batch_size", "accumulate", "reduction", "optimizer", "lr", "warmup",
     "decay", "backend", "threads", "seed",
 )  # fmt: skip
-FLAGS = ("skip_bad", "learned_variance", "importance_sampling")
+FLAGS = ("skip_bad", "learned_variance", "importance_sampling", "stratified")
 ELSEWHERE = ("fingerprint", "classes", "flip", "ema", "further_emas")  # from the dataset, or from another option
 # Fields that the options of minidiff tune choose, or its dataset.
 OF_TUNING = (

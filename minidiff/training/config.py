@@ -22,7 +22,7 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency", "optimizer",
+    "initial_word", "distill", "projections", "reduction", "begun_from", "consistency", "optimizer", "stratified",
 }  # fmt: skip
 
 STRINGS = (
@@ -57,6 +57,7 @@ class TrainConfig:
     label_dropout probability of replacing a label or caption by the null one, for classifier-free guidance
     learned_variance     the network predicts the reverse variance too (diffusion/loss.py)
     importance_sampling  draw t by the losses so far, in place of uniformly (diffusion/loss.py)
+    stratified    draw the timesteps of a batch one from each n-th of their distribution (diffusion/schedule.py)
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
     rank          of a LoRA's updates (models/lora.py)
     word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
@@ -103,6 +104,7 @@ class TrainConfig:
     reduction: str = "exact"
     consistency: int | None = None
     optimizer: str = "adamw"
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -120,7 +122,7 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
-        for name in ("skip_bad", "learned_variance", "importance_sampling", "distill"):
+        for name in ("skip_bad", "learned_variance", "importance_sampling", "distill", "stratified"):
             if type(getattr(self, name)) is not bool:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")
         for name, such in (("min_snr", 5), ("prior_weight", 1)):
@@ -130,6 +132,8 @@ class TrainConfig:
         if self.min_snr is not None and (self.learned_variance or self.importance_sampling):
             other = "learned_variance" if self.learned_variance else "importance_sampling"
             raise MinidiffError(f"min_snr and {other} weight the loss in different ways: leave one of them out")
+        if self.stratified and self.importance_sampling:
+            raise MinidiffError("stratified and importance_sampling draw t in different ways: leave one of them out")
         names = self.classes
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise MinidiffError(f"classes = {names!r:.80}: give a list of names")

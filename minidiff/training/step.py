@@ -19,7 +19,7 @@ from minidiff.diffusion.loss import (
     training_loss,
 )
 from minidiff.diffusion.model import Model
-from minidiff.diffusion.schedule import AnySchedule
+from minidiff.diffusion.schedule import AnySchedule, stratified_t
 from minidiff.engine.muon import Muon
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, half_life
@@ -99,6 +99,7 @@ def train_step(
     history: np.ndarray | None = None,
     image_weights: np.ndarray | None = None,
     teach: Teacher | None = None,
+    stratified: bool = False,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
@@ -111,11 +112,12 @@ def train_step(
     history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own, and
                 so waits for a GPU; it does not go with min_snr
     image_weights  (N,) multiplies each image's loss
+    stratified  draw t by `stratified_t`, in place of independently; it does not go with history
     teach       teach(x0, t, eps, cond) returns the x0 and eps of the loss in the place of those drawn
     Raises ValueError if the batch cannot be split into equal parts, MinidiffError if the ranks cannot share them.
     """
     if history is None:
-        t = schedule.sample_t(rng, len(x0))  # (N,)
+        t = stratified_t(schedule, rng, len(x0)) if stratified else schedule.sample_t(rng, len(x0))  # (N,)
         weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
     else:
         t, weight = importance_sample(history, rng, len(x0))  # (N,) each
@@ -187,7 +189,10 @@ def train(
 
     def train_batch(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
         x0, cond = batch
-        return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate, history)
+        return train_step(
+            model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate, history,
+            stratified=config.stratified,
+        )  # fmt: skip
 
     return steps(train_batch, optimizer, batches, config)
 

@@ -186,14 +186,14 @@ def bad_gradients(monkeypatch):
     def spoil(steps):
         train_step = unet_run.train_step
 
-        def spoilt(model, schedule, optimizer, *rest):
+        def spoilt(model, schedule, optimizer, *rest, **options):
             def answer(*args, **kwargs):
                 y = model(*args, **kwargs)
                 if optimizer.step_count + 1 in steps:
                     y.data[...] = np.nan
                 return y
 
-            return train_step(answer, schedule, optimizer, *rest)
+            return train_step(answer, schedule, optimizer, *rest, **options)
 
         monkeypatch.setattr(unet_run, "train_step", spoilt)
 

@@ -80,7 +80,10 @@ class DenoiserRun(Run):
 
     def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
         (x0, cond), config = batch, self.config
-        return train_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        return train_step(
+            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate,
+            stratified=config.stratified,
+        )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`)."""
@@ -132,8 +135,9 @@ class UNetRun(DenoiserRun):
         if config.consistency:
             return consistency_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config)
         return train_step(
-            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate, self.losses
-        )
+            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate, self.losses,
+            stratified=config.stratified,
+        )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`); of consistency tuning that of its last stage."""
