@@ -23,6 +23,7 @@ from minidiff.diffusion.schedule import (
 from minidiff.diffusion.steps import ddim_step, p_sample
 from minidiff.engine.backend import get_backend
 from minidiff.engine.ema import ema_profile, post_hoc_ema
+from minidiff.engine.muon import Muon
 from minidiff.engine.optim import AdamW
 from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.engine.torch_generator import torch_generator
@@ -40,7 +41,7 @@ from minidiff.sampling.text_to_image import image_to_image, inpaint, text_to_ima
 from minidiff.training.step import train, train_step
 
 __all__ = [
-    "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Pipeline", "PointsPipeline",
+    "AdamW", "EDM", "Flow", "GaussianMixture", "MinidiffError", "MinidiffWarning", "Muon", "Pipeline", "PointsPipeline",
     "Sampler", "Schedule", "Tensor", "TextPipeline", "UNet", "UNetConfig", "as_model", "autoguided", "bits_per_dim",
     "classifier_gradient", "classifier_guided", "cosine_schedule", "ddim_step", "default_config", "ema_profile",
     "exact_model", "get_backend", "guided", "image_to_image", "inpaint", "inpainting", "invert", "linear_schedule",

@@ -1,6 +1,7 @@
 """A `Case` for each operation: inputs of given shapes, the operation on a backend, and the same in torch."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -212,6 +213,41 @@ def adamw(P, step=3, lr=0.5, weight_decay=0.1, clip=math.inf, beta1=0.9, beta2=0
     inputs = {"p": draw(P), "g": draw(P, scale=g, seed=1), "m": draw(P, seed=2), "v": draw(P, seed=3) ** 2}
     inputs |= {} if ema_decay is None else {"ema": draw(P, seed=4)}
     return Case(f"adamw {P} step{step} clip{clip} g{g} ema{ema_decay}", inputs, ours, theirs)
+
+
+def muon(*shapes, clip=math.inf, weight_decay=0.1, ema_decay=0.7, g=1.0, lr=0.1, momentum=0.9):
+    """One step from a random momentum on matrices (O, K), between other weights, against torch's Muon.
+
+    The learning rate is large, so that an error in the update shows in p.
+    """
+    *firsts, P = np.cumsum([1, *(O * K + 1 for O, K in shapes)]).tolist()
+    matrices = np.array([(first, *shape) for first, shape in zip(firsts, shapes, strict=True)])
+    norm_of = float(np.linalg.norm(draw(P, scale=g, seed=1).astype(np.float64)))
+
+    def ours(backend, p, g, m, ema=None):
+        new = {"p": p, "m": m} | ({} if ema is None else {"ema": ema})
+        new = {k: a.copy() for k, a in new.items()}  # muon works in place and must not change g
+        norm, decay = backend.xp.float64(norm_of), 0.0 if ema is None else ema_decay
+        backend.muon(new["p"], g, new["m"], new.get("ema"), matrices, norm, clip, lr, momentum, weight_decay, decay)
+        return new
+
+    def theirs(p, g, m, ema=None):
+        new = {"p": p.clone(), "m": m.clone()} | ({} if ema is None else {"ema": ema.clone()})
+        views = {k: [a[first : first + O * K].view(O, K) for first, O, K in matrices.tolist()] for k, a in new.items()}
+        optimizer = torch.optim.Muon(views["p"], lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        for (first, O, K), view, momentum_buffer in zip(matrices.tolist(), views["p"], views["m"], strict=True):
+            optimizer.state[view] = {"momentum_buffer": momentum_buffer}
+            view.grad = g[first : first + O * K].view(O, K) * min(1.0, clip / (norm_of + 1e-6))
+        with patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone):  # else it orthogonalises in bfloat16
+            optimizer.step()
+        for average, view in zip(views.get("ema", []), views["p"], strict=False):
+            average += (1 - ema_decay) * (view - average)
+        return new
+
+    inputs = {"p": draw(P), "g": draw(P, scale=g, seed=1), "m": draw(P, scale=g, seed=2)}
+    inputs |= {} if ema_decay is None else {"ema": draw(P, seed=4)}
+    label = ",".join(f"{O}x{K}" for O, K in shapes)
+    return Case(f"muon {label} clip{clip} g{g} ema{ema_decay}", inputs, ours, theirs, CONV_FLOOR)
 
 
 def memory(*shape):

@@ -61,6 +61,8 @@ def runs(folder):
     few, of_v = config(consistency=2), cosine_schedule(30, "v_prediction")
     yield "consistency", state.new_run(UNetRun, folder / "consistency", few, network(dropout=0.3), of_v), pictures()
     by_mpi = config(reduction="mpi")
+    by_muon = config(optimizer="muon")
+    yield "muon", state.new_run(UNetRun, folder / "muon", by_muon, network(), schedule), pictures()
     yield "mpi", state.new_run(UNetRun, folder / "mpi", by_mpi, network(), schedule), pictures()
     yield "vae", state.new_run(VAERun, folder / "vae", config(), AUTOENCODER), pictures()
     names = ("lying", "standing")

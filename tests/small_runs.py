@@ -84,12 +84,14 @@ def bars(n: int, seed: int = 0, channels: int = 1) -> Dataset:
 
 
 def new_run(
-    folder: Path, steps: int = 12, backend: str = "numpy", emas: tuple[float, ...] = (), lr: float = 1e-3, **changes
-) -> UNetRun:
+    folder: Path, steps: int = 12, backend: str = "numpy", emas: tuple[float, ...] = (), lr: float = 1e-3,
+    optimizer: str = "adamw", **changes,
+) -> UNetRun:  # fmt: skip
     """A run at step 0 whose rate warms up and decays within its few steps; emas: half-lives of further averages."""
     config = TrainConfig(
-        "noise", steps=steps, batch_size=4, lr=lr, warmup=3, seed=5, backend=backend, further_emas=emas
-    )
+        "noise", steps=steps, batch_size=4, lr=lr, warmup=3, seed=5, backend=backend, further_emas=emas,
+        optimizer=optimizer,
+    )  # fmt: skip
     return state.new_run(UNetRun, folder, config, network(**changes), cosine_schedule(30, "v_prediction"))
 
 

@@ -27,7 +27,7 @@ REPEATS = 20  # exchanges of one size; the least time of them counts
 def training_step(config: dict[str, Any], batch: int, backend: str, reduction: str) -> Callable[[], None]:
     """A function that takes one training step: on noise, of a batch that the ranks share."""
     unet = md.UNet(UNetConfig.of(config), np.random.default_rng(0), backend)
-    optimizer = make_optimizer(list(unet.parameters()), TrainConfig("", backend=backend, reduction=reduction))
+    optimizer = make_optimizer(unet.named_parameters(), TrainConfig("", backend=backend, reduction=reduction))
     schedule, rng = md.linear_schedule(), np.random.default_rng(1)
     x0 = rng.standard_normal((batch, *unet.image_shape), np.float32)
 

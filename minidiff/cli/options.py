@@ -117,6 +117,11 @@ Reduction = Annotated[
     ReductionName | None,
     typer.Option(help="Sum of gradients over processes: in fixed order, or by MPI.  [default: exact]"),
 ]
+OptimizerName = Literal["adamw", "muon"]
+Optimizer = Annotated[
+    OptimizerName | None,
+    typer.Option(help="muon: for the hidden layers' weight matrices, with AdamW for the rest.  [default: adamw]"),
+]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")]
 Warmup = Annotated[int | None, typer.Option(help="Steps of linear learning rate warmup.  [default: 50]")]
 Decay = Annotated[DecayName | None, typer.Option(help="Learning rate decay.  [default: cosine]")]

@@ -56,12 +56,16 @@ def train(
     importance_sampling: Annotated[
         bool, typer.Option("--importance-sampling", help="Draw timesteps by the size of their losses.")
     ] = False,
+    stratified: Annotated[
+        bool, typer.Option("--stratified", help="Draw each batch's timesteps evenly spread over their distribution.")
+    ] = False,
     width: options.Width = None,
     depth: options.Depth = None,
     steps: options.TotalSteps = None,
     batch_size: options.BatchSize = None,
     accumulate: options.Accumulate = None,
     reduction: options.Reduction = None,
+    optimizer: options.Optimizer = None,
     lr: options.LearningRate = None,
     warmup: options.Warmup = None,
     decay: options.Decay = None,
@@ -100,9 +104,9 @@ def train(
     given = given_options(
         recipe=recipe, size=size, skip_bad=skip_bad or None, pad_crop=pad_crop, flip=False if no_flip else None,
         objective=objective, min_snr=min_snr, learned_variance=learned_variance or None,
-        importance_sampling=importance_sampling or None, width=width, depth=depth, steps=steps, batch_size=batch_size,
-        accumulate=accumulate, reduction=reduction, lr=lr, warmup=warmup, decay=decay, **_emas(ema_half_life),
-        backend=backend, seed=seed,
+        importance_sampling=importance_sampling or None, stratified=stratified or None, width=width, depth=depth,
+        steps=steps, batch_size=batch_size, accumulate=accumulate, reduction=reduction, optimizer=optimizer, lr=lr,
+        warmup=warmup, decay=decay, **_emas(ema_half_life), backend=backend, seed=seed,
     )  # fmt: skip
     of_kind = given_options(by_class=by_class or None, text=text or None, latent=latent, text_encoder=text_encoder)
     if not resume:

@@ -49,6 +49,10 @@ class EDM:
         """Fraction of the training's noise levels below t, (N,) in [0, 1]: Phi((ln sigma + 1.2) / 1.2)."""
         return np.array([NormalDist(-1.2, 1.2).cdf(x) for x in np.log(t)])
 
+    def at_quantile(self, u: np.ndarray) -> np.ndarray:
+        """The inverse: the noise levels (N,) of quantiles u (N,) in [0, 1]."""
+        return np.exp([NormalDist(-1.2, 1.2).inv_cdf(x) for x in np.clip(u, 2**-53, 1 - 2**-53)])
+
     def sampling_times(self, steps: int) -> np.ndarray:
         """The noise levels of sampling, (steps,) from sigma_max down to sigma_min (eq. 5)."""
         return karras(self.sigma_max, self.sigma_min, steps)
@@ -97,6 +101,10 @@ class Flow:
     def quantile(self, t: np.ndarray) -> np.ndarray:
         """Fraction of the training's times before t, (N,) in [0, 1]: t itself."""
         return np.asarray(t)
+
+    def at_quantile(self, u: np.ndarray) -> np.ndarray:
+        """The inverse: u itself."""
+        return np.asarray(u)
 
     def sampling_times(self, steps: int) -> np.ndarray:
         """The times of sampling, (steps,) evenly from 1 down to 0.001; the last step goes from there to 0."""

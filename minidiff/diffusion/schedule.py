@@ -65,6 +65,10 @@ class Schedule:
         """Fraction of the timesteps before t, (N,) in [0, 1)."""
         return np.asarray(t) / len(self)
 
+    def at_quantile(self, u: np.ndarray) -> np.ndarray:
+        """The inverse: t (N,) such that a fraction u of the timesteps, in [0, 1], is before it."""
+        return np.minimum((np.asarray(u) * len(self)).astype(np.int64), len(self) - 1)
+
     @cached_property
     def alphas(self) -> np.ndarray:
         """alpha_t = 1 - beta_t (DDPM section 2)."""
@@ -86,7 +90,18 @@ class Schedule:
         return _read_only((1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod) * self.betas)
 
 
-AnySchedule = Schedule | EDM | Flow  # each has alpha_bar(t), sample_t(rng, n) and a prediction_type
+# each has alpha_bar(t), sample_t(rng, n), its distribution's quantile(t) and at_quantile(u), and a prediction_type
+AnySchedule = Schedule | EDM | Flow
+
+
+def stratified_t(schedule: AnySchedule, rng: Rng, n: int) -> np.ndarray:
+    """Timesteps (n,) of the training's distribution, one from each n-th of it, in random order.
+
+    Each alone is distributed as by `sample_t`; together they cover all noise levels, so the mean loss of a batch
+    varies less. Variational diffusion models (Kingma et al. 2021, arXiv 2107.00630) shift an even grid for that.
+    """
+    order = np.argsort(rng.random(n))
+    return schedule.at_quantile((order + rng.random(n)) / n)
 
 
 def linear_schedule(

@@ -30,6 +30,7 @@ FAMILIES = {
     ),
     "resample": ("upsample_nearest", "upsample_nearest_backward", "concat", "concat_backward"),
     "optim": ("grad_norm", "adamw"),
+    "muon": ("muon",),
 }  # fmt: skip
 
 # The families of which a backend has kernels of its own, in files with this ending; it shares the others.
@@ -165,6 +166,12 @@ class Backend:
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, ema_decay: float,
     ) -> None:  # fmt: skip
         """Clipping, one step of AdamW and of the EMA on flat buffers (P,), in place."""
+
+    def muon(
+        self, p: Array, g: Array, m: Array, ema: Array | None, matrices: np.ndarray, norm: Array, clip: float,
+        lr: float, momentum: float, weight_decay: float, ema_decay: float,
+    ) -> None:  # fmt: skip
+        """Clipping, one step of Muon and of the EMA on matrices (M, 3) in flat buffers (P,), in place."""
 
 
 @cache

@@ -93,13 +93,22 @@ class AdamW:
         self._norm = self.backend.later(norm)
         decays = [ema_decay(decay, self.step_count) for decay in self.ema_decays]
         clip = math.inf if self.clip is None else self.clip
-        self.backend.adamw(
-            self.p, self.g, self.m, self.v, self.ema, norm, clip,
-            self.lr, *self.betas, self.eps, self.weight_decay, self.step_count, decays[0] if decays else 0.0,
-        )  # fmt: skip
+        self._update(norm, clip, decays[0] if decays else 0.0)
         for decay, ema in zip(decays[1:], self.emas[1:], strict=True):
             self._update_ema(ema, decay, norm)
         return norm
+
+    def _update(self, norm: Any, clip: float, ema_decay: float) -> None:
+        """Update the weights and the first average."""
+        self._adamw(slice(None), norm, clip, ema_decay)
+
+    def _adamw(self, place: slice, norm: Any, clip: float, ema_decay: float) -> None:
+        """Update a part of the flat buffers."""
+        ema = None if self.ema is None else self.ema[place]
+        self.backend.adamw(
+            self.p[place], self.g[place], self.m[place], self.v[place], ema, norm, clip,
+            self.lr, *self.betas, self.eps, self.weight_decay, self.step_count, ema_decay,
+        )  # fmt: skip
 
     def _update_ema(self, ema: Any, decay: float, norm: Any) -> None:
         """One step of a further average; the kernel computes the first. No change if the step was skipped."""

@@ -5,9 +5,9 @@ RUN/training/state-000500.safetensors   the state of one step; the newest has th
 RUN/training/best.safetensors           the state with the lowest validation loss, a second name likewise
 
 A state file holds four flat float32 arrays (P,), all parameters one after the other in the order of the optimiser:
-"p" the weights, "ema" their moving average, "m" and "v" AdamW's moments; and one for every further moving average, such
-as "ema_500" (averages.py). A run with importance sampling of t has its history of losses beside them, "losses" (T, 10).
-Step and configuration are the file's metadata.
+"p" the weights, "ema" their moving average, "m" and "v" the optimiser's moments; and one for every further moving
+average, such as "ema_500" (averages.py). A run with importance sampling of t has its history of losses beside them,
+"losses" (T, 10). Step and configuration are the file's metadata.
 """
 
 import json

@@ -30,10 +30,10 @@ from minidiff.training.start_tuning import CONSISTENCY, DREAMBOOTH_RATE, LORA, O
 
 # Fields of TrainConfig that are options: with a value, and without.
 VALUES = (
-    "size", "pad_crop", "min_snr", "kl", "steps", "batch_size", "accumulate", "reduction", "lr", "warmup", "decay",
-    "backend", "threads", "seed",
+    "size", "pad_crop", "min_snr", "kl", "steps", "batch_size", "accumulate", "reduction", "optimizer", "lr", "warmup",
+    "decay", "backend", "threads", "seed",
 )  # fmt: skip
-FLAGS = ("skip_bad", "learned_variance", "importance_sampling")
+FLAGS = ("skip_bad", "learned_variance", "importance_sampling", "stratified")
 ELSEWHERE = ("fingerprint", "classes", "flip", "ema", "further_emas")  # from the dataset, or from another option
 # Fields that the options of minidiff tune choose, or its dataset.
 OF_TUNING = (

@@ -10,7 +10,9 @@ from minidiff.formats.averages import RANGE, in_range, same_half_life
 from minidiff.models.lora import PROJECTIONS
 from minidiff.training.parallel.gradients import REDUCTIONS
 
+OPTIMIZERS = ("adamw", "muon")
 DECAY_START = {"cosine": 0.5, "none": 1.0}  # fraction of all steps after which the learning rate decays
+CHOICES = {"optimizer": OPTIMIZERS, "decay": DECAY_START, "reduction": REDUCTIONS, "projections": PROJECTIONS}
 INTEGER_RANGES = {
     "size": (1, 4096), "steps": (1, 10**9), "batch_size": (1, 65536), "warmup": (0, 10**9), "seed": (0, 2**63 - 1),
     "threads": (1, 4096), "accumulate": (1, 65536), "pad_crop": (0, 4096), "rank": (1, 65536),
@@ -20,10 +22,13 @@ INTEGER_RANGES = {
 OPTIONAL_FIELDS = {
     "classes", "label_dropout", "min_snr", "accumulate", "decay", "beta2", "pad_crop", "skip_bad", "kl", "fingerprint",
     "learned_variance", "importance_sampling", "further_emas", "rank", "prior_weight", "word",
-    "initial_word", "own_prior", "projections", "reduction", "begun_from", "consistency",
+    "initial_word", "own_prior", "projections", "reduction", "begun_from", "consistency", "optimizer", "stratified",
 }  # fmt: skip
 
-STRINGS = ("data", "backend", "decay", "fingerprint", "word", "initial_word", "projections", "reduction", "begun_from")
+STRINGS = (
+    "data", "backend", "optimizer", "decay", "fingerprint", "word", "initial_word", "projections", "reduction",
+    "begun_from",
+)  # fmt: skip
 FORMER_NAMES = {"pictures": "fingerprint", "distill": "own_prior"}  # of fields, in state files of older runs
 
 
@@ -38,6 +43,7 @@ class TrainConfig:
                   or on several ranks at once
     lr            peak learning rate, after a linear warm-up of `warmup` steps; `decay` "cosine": along half a cosine
                   over the second half of the steps; "none": constant
+    optimizer     "adamw", or "muon" for the hidden layers' weight matrices and AdamW for the rest (engine/muon.py)
     beta2         AdamW's decay of the second moments
     ema           decay of the moving average (EMA) of the weights, with which samples are generated
     further_emas  half-lives, in steps, of further averages, which the states hold beside it (formats/averages.py)
@@ -51,6 +57,7 @@ class TrainConfig:
     label_dropout probability of replacing a label or caption by the null one, for classifier-free guidance
     learned_variance     the network predicts the reverse variance too (diffusion/loss.py)
     importance_sampling  draw t by the losses so far, in place of uniformly (diffusion/loss.py)
+    stratified    draw the timesteps of a batch one from each n-th of their distribution (diffusion/schedule.py)
     kl            weight of the KL term in an autoencoder's loss (models/vae.py)
     rank          of a LoRA's updates (models/lora.py)
     word, initial_word   of textual inversion: the new word, and known ones, whose tokens' embeddings it starts from
@@ -96,6 +103,8 @@ class TrainConfig:
     begun_from: str = ""
     reduction: str = "exact"
     consistency: int | None = None
+    optimizer: str = "adamw"
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGER_RANGES.items():
@@ -110,13 +119,10 @@ class TrainConfig:
                 raise MinidiffError(f"{name} = {value!r}: give a number above 0 and below 1")
         if self.batch_size % self.accumulate:
             raise MinidiffError(f"accumulate = {self.accumulate}: must divide batch_size = {self.batch_size}")
-        if self.decay not in DECAY_START:
-            raise MinidiffError(f"decay = {self.decay!r}: choose {' or '.join(DECAY_START)}")
-        if self.reduction not in REDUCTIONS:
-            raise MinidiffError(f"reduction = {self.reduction!r}: choose {' or '.join(REDUCTIONS)}")
-        if self.projections not in PROJECTIONS:
-            raise MinidiffError(f"projections = {self.projections!r}: choose {' or '.join(PROJECTIONS)}")
-        for name in ("skip_bad", "learned_variance", "importance_sampling", "own_prior"):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise MinidiffError(f"{name} = {getattr(self, name)!r}: choose {' or '.join(choices)}")
+        for name in ("skip_bad", "learned_variance", "importance_sampling", "own_prior", "stratified"):
             if type(getattr(self, name)) is not bool:
                 raise MinidiffError(f"{name} = {getattr(self, name)!r}: give true or false")
         for name, such in (("min_snr", 5), ("prior_weight", 1)):
@@ -126,6 +132,8 @@ class TrainConfig:
         if self.min_snr is not None and (self.learned_variance or self.importance_sampling):
             other = "learned_variance" if self.learned_variance else "importance_sampling"
             raise MinidiffError(f"min_snr and {other} weight the loss in different ways: leave one of them out")
+        if self.stratified and self.importance_sampling:
+            raise MinidiffError("stratified and importance_sampling draw t in different ways: leave one of them out")
         names = self.classes
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise MinidiffError(f"classes = {names!r:.80}: give a list of names")

@@ -4,7 +4,7 @@ Randomness depends on the step, not on a generator's state: step k draws t, eps 
 default_rng([seed, k]), and its batch depends on (seed, k) too. So a resumed run equals one without interruption.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from minidiff.diffusion.loss import (
     training_loss,
 )
 from minidiff.diffusion.model import Model
-from minidiff.diffusion.schedule import AnySchedule
+from minidiff.diffusion.schedule import AnySchedule, stratified_t
+from minidiff.engine.muon import Muon
 from minidiff.engine.nn import Parameter
 from minidiff.engine.optim import AdamW, half_life
 from minidiff.engine.rng import Rng
@@ -35,10 +36,17 @@ QUARTERS = 4  # of the noise levels, for which the loss is logged apart
 MAX_SKIPPED = 10  # consecutive skipped steps: the weights are not finite, or the learning rate is far too high
 
 
-def make_optimizer(params: list[Parameter], config: TrainConfig) -> AdamW:
-    """AdamW of every run: the configuration's lr, beta2 and EMAs, no weight decay, gradients clipped to norm 1."""
+def make_optimizer(named: Iterable[tuple[str, Parameter]], config: TrainConfig) -> AdamW:
+    """The optimiser of every run: the configuration's lr, beta2 and EMAs, no weight decay, clipping to norm 1.
+
+    named: the trained parameters by name.
+    """
     emas = (config.ema, *map(half_life, config.further_emas))
-    optimizer = AdamW(params, config.lr, betas=(0.9, config.beta2), weight_decay=0.0, clip=1.0, ema=emas)
+    settings: dict[str, Any] = {"betas": (0.9, config.beta2), "weight_decay": 0.0, "clip": 1.0, "ema": emas}
+    if config.optimizer == "muon":
+        optimizer = Muon(named, config.lr, **settings)
+    else:
+        optimizer = AdamW([p for _, p in named], config.lr, **settings)
     set_reduction(optimizer, config.reduction)
     return optimizer
 
@@ -91,6 +99,7 @@ def train_step(
     history: np.ndarray | None = None,
     image_weights: np.ndarray | None = None,
     teach: Teacher | None = None,
+    stratified: bool = False,
 ) -> StepStats:
     """One step of DDPM algorithm 1: draw t and eps, take a gradient step on the loss.
 
@@ -103,11 +112,12 @@ def train_step(
     history     importance sampling of t by this array of losses (`loss_history`), to which the step adds its own, and
                 so waits for a GPU; it does not go with min_snr
     image_weights  (N,) multiplies each image's loss
+    stratified  draw t by `stratified_t`, in place of independently; it does not go with history
     teach       teach(x0, t, eps, cond) returns the x0 and eps of the loss in the place of those drawn
     Raises ValueError if the batch cannot be split into equal parts, MinidiffError if the ranks cannot share them.
     """
     if history is None:
-        t = schedule.sample_t(rng, len(x0))  # (N,)
+        t = stratified_t(schedule, rng, len(x0)) if stratified else schedule.sample_t(rng, len(x0))  # (N,)
         weight = None if min_snr is None else min_snr_weight(schedule, t, min_snr)
     else:
         t, weight = importance_sample(history, rng, len(x0))  # (N,) each
@@ -179,7 +189,10 @@ def train(
 
     def train_batch(batch: tuple[np.ndarray, Any], rng: np.random.Generator) -> StepStats:
         x0, cond = batch
-        return train_step(model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate, history)
+        return train_step(
+            model, schedule, optimizer, x0, rng, cond, config.min_snr, config.accumulate, history,
+            stratified=config.stratified,
+        )  # fmt: skip
 
     return steps(train_batch, optimizer, batches, config)
 

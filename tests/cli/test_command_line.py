@@ -20,7 +20,7 @@ from minidiff.diffusion.schedule import PREDICTION_TYPES
 from minidiff.engine.backend import PACKAGES
 from minidiff.terminal import printable
 from minidiff.training import state
-from minidiff.training.config import DECAY_START
+from minidiff.training.config import DECAY_START, OPTIMIZERS
 from minidiff.training.recipes import RECIPES
 
 COMMANDS = (
@@ -60,6 +60,7 @@ def test_typed_choices_are_those_of_the_package():
         options.BackendName: tuple(set(PACKAGES) - {"numba-bf16"}),  # which --precision chooses
         options.SamplerName: SAMPLERS, options.SpacingName: SPACINGS,
         options.RecipeName: tuple(RECIPES), options.DecayName: tuple(DECAY_START),
+        options.OptimizerName: OPTIMIZERS,
         options.PredictionType: (*PREDICTION_TYPES, EDM().prediction_type, Flow().prediction_type),
     }  # fmt: skip
     for choice, names in choices.items():

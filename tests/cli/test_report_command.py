@@ -25,9 +25,9 @@ from minidiff.training.state import open_run
 
 STARTS = {
     "defaults": "train data",
-    "sizes": "train data --width 8 --depth 2 --by-class --lr 0.002 --warmup 3 --decay none --seed 7",
+    "sizes": "train data --width 8 --depth 2 --by-class --optimizer muon --lr 0.002 --warmup 3 --decay none --seed 7",
     "depth": "train data --depth 1 --ema-half-life 50,20.5 --accumulate 2",
-    "flow": "train data --width 16 --objective flow --min-snr 5",
+    "flow": "train data --width 16 --objective flow --min-snr 5 --stratified",
     "edm": "train data --width 8 --objective edm --pad-crop 1 --no-flip",
     "improved": "train data --width 8 --objective epsilon --learned-variance --importance-sampling",
     "recipe": "train data --recipe ddpm --lr 0.003",

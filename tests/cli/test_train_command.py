@@ -76,6 +76,18 @@ def test_options_of_improved_ddpm(done, refused, data, option):
     refused("train", data, "--out", "plain", "--resume", option, match=f"was started without {option}; leave it out")
 
 
+def test_stratified_timesteps(done, refused, data):
+    done("train", data, "--out", "plain", "--steps", 2, *SMALL)
+    done("train", data, "--out", "run", "--stratified", "--steps", 2, *SMALL)
+    assert state.open_run(Path("run")).config.stratified
+    assert bytes_of(f"run/unet/{networks.WEIGHTS}") != bytes_of(f"plain/unet/{networks.WEIGHTS}")
+    done("train", data, "--out", "run", "--resume", "--stratified", "--steps", 3)
+    match = "was started without --stratified; leave it out"
+    refused("train", data, "--out", "plain", "--resume", "--stratified", match=match)
+    both = ("--stratified", "--importance-sampling", "--objective", "epsilon")
+    refused("train", data, "--out", "both", *both, match="stratified and importance_sampling draw t in different ways")
+
+
 def test_a_run_with_a_learned_variance_is_sampled(done, data):
     """By its own sampler, ddpm, or by another, which ignores the variance; with guidance or without."""
     done(
@@ -192,6 +204,7 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
     done("train", "data", "--out", "plain", "--steps", 4, *QUICK, "--batch-size", 4, "--warmup", 2)
     choices = {
         "accumulate": (2, 2, 4), "warmup": (3, 3, 2), "decay": ("none", "none", "cosine"), "pad-crop": (1, 1, 2),
+        "optimizer": ("muon", "muon", "adamw"),
         "ema-half-life": (0.3, 0.5 ** (1 / 0.3), 3),
     }  # fmt: skip
     for option, (value, kept, other) in choices.items():
@@ -207,6 +220,7 @@ def test_choices_of_a_training(done, refused, data, tmp_path):
     for option, value, match in (
         ("accumulate", 3, "accumulate = 3: must divide batch_size = 32"),
         ("decay", "linear", "'linear' is not one of 'cosine', 'none'"),
+        ("optimizer", "sgd", "'sgd' is not one of 'adamw', 'muon'"),
         ("pad-crop", 4, "--pad-crop 4: give less than the 4 pixels"), ("pad-crop", -1, "pad_crop = -1"),
         ("ema-half-life", 0, "--ema-half-life 0: give 0.1 to 1e9 steps"), ("ema-half-life", "nan", "half-life nan"),
         ("ema-half-life", "50,x", "--ema-half-life 50,x: give .* several with commas"),
@@ -368,14 +382,14 @@ def bad_answers(monkeypatch):
     """bad_answers(first, last): in those steps the network's answers are no numbers."""
 
     def spoil(first, last):
-        def spoilt(model, schedule, optimizer, *rest):
+        def spoilt(model, schedule, optimizer, *rest, **options):
             def answer(*args, **kwargs):
                 y = model(*args, **kwargs)
                 if first <= optimizer.step_count + 1 <= last:
                     y.data[...] = np.nan
                 return y
 
-            return train_step(answer, schedule, optimizer, *rest)
+            return train_step(answer, schedule, optimizer, *rest, **options)
 
         train_step = md.train_step
         monkeypatch.setattr("minidiff.training.kinds.unet_run.train_step", spoilt)

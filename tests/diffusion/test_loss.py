@@ -6,7 +6,7 @@ import pytest
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.forward import q_sample, target, x0_and_eps
 from minidiff.diffusion.loss import min_snr_weight, training_loss
-from minidiff.diffusion.schedule import Schedule, linear_schedule, rescale_zero_terminal_snr
+from minidiff.diffusion.schedule import Schedule, linear_schedule, rescale_zero_terminal_snr, stratified_t
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import mul
 from minidiff.engine.tensor import Tensor
@@ -76,6 +76,23 @@ def test_quantiles_of_the_training_distribution(schedule):
     assert (np.diff(quantiles[np.argsort(t)]) >= 0).all()
     if not (isinstance(schedule, Schedule) and len(schedule) == 3):
         np.testing.assert_allclose(np.histogram(quantiles, 4, (0, 1))[0], 10_000, atol=5 * (40_000 * 3 / 16) ** 0.5)
+
+
+@pytest.mark.parametrize("schedule", [linear_schedule(1000), linear_schedule(3), EDM(), Flow()])
+def test_at_quantile_is_the_inverse_of_quantile(schedule):
+    t = schedule.sample_t(np.random.default_rng(0), 100)
+    np.testing.assert_allclose(schedule.at_quantile(schedule.quantile(t) + 1e-12), t, rtol=1e-6)
+    assert np.isfinite(schedule.alpha_bar(schedule.at_quantile(np.array([0.0, 1.0])))).all()
+
+
+@pytest.mark.parametrize("schedule", [linear_schedule(1000), EDM(), Flow()])
+def test_stratified_timesteps(schedule):
+    """One from each n-th of the distribution, in random order; each alone is distributed as one that is drawn."""
+    draws = np.stack([stratified_t(schedule, np.random.default_rng([1, i]), 8) for i in range(2000)])
+    quantiles = schedule.quantile(draws.ravel()).reshape(draws.shape)
+    assert (np.sort((quantiles * 8 + 1e-6).astype(int)) == np.arange(8)).all()
+    first = np.histogram(quantiles[:, 0], 4, (0, 1))[0]
+    np.testing.assert_allclose(first, 500, atol=5 * (2000 * 3 / 16) ** 0.5)
 
 
 def test_min_snr_weights_the_error_of_x0_alike_for_all_prediction_types():

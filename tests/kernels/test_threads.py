@@ -5,7 +5,7 @@ import numpy as np
 import own_process
 import pytest
 from against_torch import run_ours
-from kernel_cases import adamw, add, attention, concat, conv, embedding, grad_norm, norm, silu, sum_to, upsample
+from kernel_cases import adamw, add, attention, concat, conv, embedding, grad_norm, muon, norm, silu, sum_to, upsample
 
 from minidiff.engine.backend import get_backend
 
@@ -31,6 +31,7 @@ CASES = [
     concat(3, 16, 16, channels=(17, 16)),
     grad_norm(100_003),
     adamw(100_003),
+    muon((64, 576), (96, 40), (10, 20)),
 ]
 
 

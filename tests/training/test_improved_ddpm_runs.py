@@ -86,7 +86,7 @@ def test_train_samples_by_importance(tmp_path):
     go_on(run)
     other = new_run(tmp_path / "other", importance_sampling=True)
     make_batch = other.batches(pictures())
-    optimizer = make_optimizer(other.unet.parameters(), other.config)
+    optimizer = make_optimizer(other.unet.named_parameters(), other.config)
     batches = (make_batch(step) for step in range(1, STEPS + 1))
     losses = [
         stats.loss

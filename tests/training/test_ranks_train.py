@@ -118,7 +118,7 @@ def test_every_kind_of_run_has_the_bits_of_one_process(tmp_path):
     found = dict(line.split() for line in out.splitlines())
     assert found.pop("mpi") in ("same", "close")
     assert found == dict.fromkeys(
-        ("unet", "consistency", "vae", "classifier", "points", "text", "lora", "word", "gpu"), "same"
+        ("unet", "consistency", "muon", "vae", "classifier", "points", "text", "lora", "word", "gpu"), "same"
     )
 
 

@@ -38,7 +38,7 @@ def test_ddpm_is_ddpms_own():
     assert (betas[0], betas[-1], len(betas), recipe.schedule.prediction_type) == (1e-4, 0.02, 1000, "epsilon")
     np.testing.assert_allclose(np.diff(betas), 0.0199 / 999, rtol=1e-9)
     unet = UNet(network(), np.random.default_rng(0), "numpy")
-    optimizer = make_optimizer(unet.parameters(), config)
+    optimizer = make_optimizer(unet.named_parameters(), config)
     assert (optimizer.betas, optimizer.weight_decay, optimizer.clip) == ((0.9, 0.999), 0.0, 1.0)
 
 

@@ -107,6 +107,14 @@ def test_further_averages(uninterrupted, tmp_path, stop):
     assert rows(tmp_path / "whole") == rows(plain)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_muon(tmp_path, backend):
+    go_on(new_run(tmp_path / "whole", STEPS, backend, optimizer="muon"))
+    go_on(new_run(tmp_path / "run", STEPS, backend, optimizer="muon"), stop_at=5)
+    go_on(reopen(tmp_path / "run"))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
 def test_a_torn_line(tmp_path):
     go_on(new_run(tmp_path / "run"), stop_at=4)
     good = rows(tmp_path / "run")
@@ -178,14 +186,14 @@ def bad_gradients(monkeypatch):
     def spoil(steps):
         train_step = unet_run.train_step
 
-        def spoilt(model, schedule, optimizer, *rest):
+        def spoilt(model, schedule, optimizer, *rest, **options):
             def answer(*args, **kwargs):
                 y = model(*args, **kwargs)
                 if optimizer.step_count + 1 in steps:
                     y.data[...] = np.nan
                 return y
 
-            return train_step(answer, schedule, optimizer, *rest)
+            return train_step(answer, schedule, optimizer, *rest, **options)
 
         monkeypatch.setattr(unet_run, "train_step", spoilt)
 

@@ -326,6 +326,7 @@ def test_an_older_runs_config_has_the_defaults_of_what_came_later():
         None, [], "cats", {}, {**GOOD, "surplus": 1}, {k: v for k, v in GOOD.items() if k != "lr"},
         {**GOOD, "data": 3}, {**GOOD, "backend": ["numpy"]}, {**GOOD, "size": "32"}, {**GOOD, "steps": 2.5},
         {**GOOD, "decay": ["cosine"]}, {**GOOD, "decay": None}, {**GOOD, "skip_bad": 1}, {**GOOD, "beta2": 1},
+        {**GOOD, "optimizer": "sgd"}, {**GOOD, "optimizer": ["muon"]},
         {**GOOD, "steps": True}, {**GOOD, "seed": None}, {**GOOD, "lr": "1"}, {**GOOD, "ema": [0.9]},
         {**GOOD, "further_emas": 50}, {**GOOD, "further_emas": ["50"]}, {**GOOD, "further_emas": [0]},
         {**GOOD, "further_emas": [math.nan]}, {**GOOD, "further_emas": [50, 50.01]}, {**GOOD, "further_emas": [138.3]},

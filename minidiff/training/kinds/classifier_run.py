@@ -45,7 +45,7 @@ class ClassifierRun(Run):
         """parts: the network's configuration."""
         (network,) = parts
         classifier = NoisyClassifier(network, rng, config.backend)
-        optimizer = make_optimizer(classifier.parameters(), config)
+        optimizer = make_optimizer(classifier.named_parameters(), config)
         return cls(folder=folder, config=config, optimizer=optimizer, classifier=classifier)
 
     @classmethod

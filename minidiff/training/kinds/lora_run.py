@@ -51,7 +51,7 @@ class LoRARun(FrozenPipelineRun):
             for part in ("unet", "text_encoder")
             for name, layer in add_updates(getattr(pipeline, part), config.rank, config.rank, rng, named).items()
         }
-        optimizer = make_optimizer([p for _, p in _parameters(layers)], config)
+        optimizer = make_optimizer(_parameters(layers), config)
         return cls(
             folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen={}, base=base, layers=layers
         )

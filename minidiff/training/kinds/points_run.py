@@ -48,7 +48,7 @@ class PointsRun(DenoiserRun):
         """parts: the network's configuration, and the schedule."""
         network, schedule = parts
         mlp = MLP(network, rng, config.backend)
-        optimizer = make_optimizer(mlp.parameters(), config)
+        optimizer = make_optimizer(mlp.named_parameters(), config)
         return cls(folder=folder, config=config, optimizer=optimizer, mlp=mlp, schedule=schedule)
 
     @classmethod

@@ -64,7 +64,7 @@ class TextRun(Run):
         pipeline = build_pipeline(*parts, rng=rng, backend=config.backend)
         if config.consistency:
             pipeline = replace(pipeline, sampler=replace(pipeline.sampler, name="consistency"))
-        optimizer = make_optimizer([p for _, p in trained_parameters(pipeline, frozen)], config)
+        optimizer = make_optimizer(trained_parameters(pipeline, frozen), config)
         return cls(folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen=frozen)
 
     @classmethod
@@ -126,7 +126,7 @@ class TextRun(Run):
         weights = None if config.prior_weight is None else image_weights(len(x0), config.prior_weight)
         return train_step(
             self.model, schedule, self.optimizer, latents, rng, ids, config.min_snr, config.accumulate,
-            image_weights=weights, teach=teach,
+            image_weights=weights, teach=teach, stratified=config.stratified,
         )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:

@@ -47,7 +47,7 @@ class TextualInversionRun(FrozenPipelineRun):
         embedding = pipeline.text_encoder.embeddings.token_embedding
         assert isinstance(embedding, WordEmbedding)
         vectors = embedding.vectors
-        optimizer = make_optimizer([vectors], config)
+        optimizer = make_optimizer([("vectors", vectors)], config)
         return cls(
             folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen={}, base=base, vectors=vectors
         )

@@ -80,7 +80,10 @@ class DenoiserRun(Run):
 
     def train_batch(self, batch: tuple[np.ndarray, np.ndarray | None], rng: np.random.Generator) -> StepStats:
         (x0, cond), config = batch, self.config
-        return train_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate)
+        return train_step(
+            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate,
+            stratified=config.stratified,
+        )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`)."""
@@ -105,7 +108,7 @@ class UNetRun(DenoiserRun):
         """parts: the network's configuration, and the schedule."""
         network, schedule = parts
         unet = UNet(network, rng, config.backend)
-        optimizer = make_optimizer(unet.parameters(), config)
+        optimizer = make_optimizer(unet.named_parameters(), config)
         losses = loss_history(schedule) if config.importance_sampling else None
         return cls(folder=folder, config=config, optimizer=optimizer, unet=unet, schedule=schedule, losses=losses)
 
@@ -132,8 +135,9 @@ class UNetRun(DenoiserRun):
         if config.consistency:
             return consistency_step(self.model, self.schedule, self.optimizer, x0, rng, cond, config)
         return train_step(
-            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate, self.losses
-        )
+            self.model, self.schedule, self.optimizer, x0, rng, cond, config.min_snr, config.accumulate, self.losses,
+            stratified=config.stratified,
+        )  # fmt: skip
 
     def validation_loss(self, dataset: Dataset, index: np.ndarray, rng: np.random.Generator) -> float:
         """The training loss (`noise_loss`); of consistency tuning that of its last stage."""

@@ -45,7 +45,7 @@ class VAERun(Run):
         """parts: the network's configuration."""
         (network,) = parts
         vae = VAE(network, rng, config.backend)
-        return cls(folder=folder, config=config, optimizer=make_optimizer(vae.parameters(), config), vae=vae)
+        return cls(folder=folder, config=config, optimizer=make_optimizer(vae.named_parameters(), config), vae=vae)
 
     @classmethod
     def parts_of(cls, folder: Path, config: TrainConfig, metadata: Mapping[str, str]) -> tuple[VAEConfig]:

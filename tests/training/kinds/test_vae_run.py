@@ -58,7 +58,7 @@ def test_parts_of_a_batch_give_the_same_gradient():
     losses = []
     for parts in (1, 4):
         vae = VAE(NETWORK, np.random.default_rng(0), "numpy")
-        optimizer = vae_run.make_optimizer(vae.parameters(), TrainConfig("noise", lr=1e-3))
+        optimizer = vae_run.make_optimizer(vae.named_parameters(), TrainConfig("noise", lr=1e-3))
         losses.append([vae_step(vae, optimizer, x, np.random.default_rng(i), 1e-4, parts).loss for i in range(2)])
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
