@@ -32,17 +32,13 @@ class Segment(NamedTuple):
     size: int
 
 
-class Block(NamedTuple):
-    """A range of a segment."""
+class Block:
+    """A range of a segment; `end` is the address behind it."""
 
-    segment: Segment
-    address: int
-    size: int
+    __slots__ = ("segment", "address", "size", "end")
 
-    @property
-    def end(self) -> int:
-        """The address behind it."""
-        return self.address + self.size
+    def __init__(self, segment: Segment, address: int, size: int):
+        self.segment, self.address, self.size, self.end = segment, address, size, address + size
 
 
 def _new_segment(size: int) -> Segment:
@@ -64,7 +60,7 @@ class Pool:
     """Blocks in use and free ones, in segments that together stay below MOST times the peak use, if blocks allow it."""
 
     def __init__(self):
-        self.released: list[Block] = []  # since the last `acquire`; a finaliser may run within one, and only appends
+        self.released: list[Block] = []  # not yet among the free ones; a finaliser may run at any time, so it appends
         self.sizes: list[int] = []  # of the free blocks, ascending
         self.free: list[Block] = []  # of one size, the one released last is the last: it may still be in a cache
         self.starts: dict[int, Block] = {}  # the free blocks by address
@@ -80,9 +76,10 @@ class Pool:
         self._remove(block)
         if block.size > size:
             self._insert(Block(block.segment, block.address + size, block.size - size))
+            block = Block(block.segment, block.address, size)
         self.live += size
         self.peak = max(self.peak, self.live)
-        return Block(block.segment, block.address, size)
+        return block
 
     def release(self, block: Block) -> None:
         """Give the block back."""
@@ -99,11 +96,14 @@ class Pool:
         while self.released:
             block = self.released.pop(0)
             self.live -= block.size
+            segment = block.segment
             before, after = self.ends.get(block.address), self.starts.get(block.end)
-            for neighbour in (before, after):
-                if neighbour and neighbour.segment is block.segment:
-                    self._remove(neighbour)
-                    block = Block(block.segment, min(block.address, neighbour.address), block.size + neighbour.size)
+            if before is not None and before.segment is segment:
+                self._remove(before)
+                block = Block(segment, before.address, before.size + block.size)
+            if after is not None and after.segment is segment:
+                self._remove(after)
+                block = Block(segment, block.address, block.size + after.size)
             self._insert(block)
 
     def _grow(self, size: int) -> None:
