@@ -12,7 +12,7 @@ CPUS = [
 CHECK = """
 from dataclasses import replace
 from against_torch import check
-from kernel_cases import attention, conv, norm
+from kernel_cases import attention, conv, muon, norm
 from minidiff.engine.backend import get_backend
 from minidiff_kernels.cpu.simd import LANES
 
@@ -43,6 +43,7 @@ ALL_KERNELS = """[
     norm((2, 16, 16, 32), 8),
     norm((130, 1, 96), 1),
     conv((2, 4, 4, 96), (48, 1, 1, 96)),
+    muon((20, 50), (64, 20), (3, 3)),
 ]"""
 
 CACHE_DIR = "from minidiff_kernels.cpu import jit, simd\nprint(jit.cache_dir(), simd.LANES)"

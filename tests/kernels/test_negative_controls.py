@@ -16,6 +16,7 @@ from kernel_cases import (
     geglu,
     gelu,
     grad_norm,
+    muon,
     norm,
     silu,
     sum_to,
@@ -32,6 +33,7 @@ GELU, GEGLU = gelu(2, 5, 7, 3), geglu(2, 5, 7, 6)
 SILU, ADD, CONCAT = silu(2, 5, 7, 3), add(2, 5, 7, 3), concat(2, 5, 7, channels=(3, 3))
 EMBEDDING, UPSAMPLE = embedding(5, 8, 20), upsample(2, 3, 4, 5)
 ADAMW, CLIPPED = adamw(100), adamw(100, clip=0.1)
+MUON = muon((6, 20), (9, 4))
 
 
 def inputs(change):
@@ -140,6 +142,15 @@ def adamw_with(**wrong):
     return inputs(lambda *args: [wrong.get(name, a) for name, a in zip(names, args, strict=True)])
 
 
+def muon_with(**wrong):
+    names = "p g m ema matrices norm clip lr momentum weight_decay ema_decay".split()
+    return inputs(lambda *args: [wrong.get(name, a) for name, a in zip(names, args, strict=True)])
+
+
+def with_matrices(change):
+    return inputs(lambda p, g, m, ema, matrices, *rest: (p, g, m, ema, change(matrices), *rest))
+
+
 def decay_in_the_gradient(p, g, m, v, ema, norm, clip, lr, beta1, beta2, eps, weight_decay, *rest):
     """Adam with L2 regularisation instead of decoupled weight decay."""
     return p, g + weight_decay * p, m, v, ema, norm, clip, lr, beta1, beta2, eps, 0.0, *rest
@@ -208,6 +219,14 @@ MISTAKES = {
     "adamw: decay in the gradient": (ADAMW, "adamw", inputs(decay_in_the_gradient)),
     "adamw: another eps": (adamw(100, eps=1e-4), "adamw", adamw_with(eps=2e-4)),
     "adamw: no moving average": (ADAMW, "adamw", adamw_with(ema_decay=1.0)),
+    "muon: another momentum": (MUON, "muon", muon_with(momentum=0.95)),
+    "muon: no clipping": (muon((6, 20), clip=0.1), "muon", muon_with(clip=np.inf)),
+    "muon: no weight decay": (MUON, "muon", muon_with(weight_decay=0.0)),
+    "muon: no moving average": (MUON, "muon", muon_with(ema_decay=1.0)),
+    "muon: a matrix skipped": (MUON, "muon", with_matrices(lambda matrices: matrices[:-1])),
+    "muon: rows and columns exchanged": (MUON, "muon", with_matrices(lambda matrices: matrices[:, [0, 2, 1]])),
+    "muon: from the next weight on": (MUON, "muon", with_matrices(lambda matrices: matrices + [1, 0, 0])),
+    "muon: the gradient scaled in place": (MUON, "muon", inputs(lambda p, g, *rest: (p, scaled_in_place(g), *rest))),
     "adamw: the gradient scaled in place": (ADAMW, "adamw", inputs(lambda p, g, *rest: (p, scaled_in_place(g), *rest))),
 }  # fmt: skip
 
@@ -231,6 +250,7 @@ LOST_NAN = {
     "attention": (ATTENTION, "attention", output(np.nan_to_num, 0)),
     "attention, backward": (ATTENTION, "attention_backward", output(np.nan_to_num, 2)),
     "adamw": (ADAMW, "adamw", inputs(lambda p, g, *rest: (p, np.nan_to_num(g), *rest))),
+    "muon": (MUON, "muon", inputs(lambda p, g, *rest: (p, np.nan_to_num(g), *rest))),
     "conv, spread over the batch": (CONV, "conv2d", output(lambda y: y + 0 * y.sum())),
 }
 

@@ -13,7 +13,8 @@ def muon(p, g, m, ema, matrices, norm, clip, lr, momentum, weight_decay, ema_dec
 
     A step that is skipped has gc = m, which keeps m, and rates of 0.
     """
-    finite = cp.isfinite(cp.asarray(norm, cp.float64))
+    norm = cp.asarray(norm, cp.float64)
+    finite = cp.isfinite(norm)
     scale = _if(finite, cp.minimum(1.0, clip / (norm + 1e-6)), 1)
     keep, rate, new_ema = _if(finite, 1 - lr * weight_decay, 1), _if(finite, lr, 0), _if(finite, 1 - ema_decay, 0)
     for first, O, K in matrices.tolist():
