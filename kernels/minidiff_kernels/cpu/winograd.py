@@ -103,6 +103,18 @@ def transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel
 
 
 @helper
+def transform_block(x, flat, tiles, size, pad, strip, planes, at, plane, panel):
+    """transform_inputs of tiles (first, count), of the grid (down, across) of every image."""
+    (first, count), (down, across), t = tiles, size, 0
+    while t < count:
+        n, position = divmod(first + t, down * across)
+        p, q = divmod(position, across)
+        run = min(across - q, count - t)
+        transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at + t * LANES, plane, panel)
+        t += run
+
+
+@helper
 def _transform_dy(dy, flat, n, p, q, run, strip, planes, at, plane, panel, dbias):
     """A dy A^T of the output tiles (p, q) ... (p, q + run - 1), into planes[at:]; dbias (O,) += the sum of dy."""
     O, columns = dy.shape[3], 4 * run
@@ -185,13 +197,7 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
         first = np.int64(block) * tiles
         count = min(tiles, total - first)
         scratch, strip = planes[get_thread_id()], strips[get_thread_id()]
-        t = 0
-        while t < count:
-            n, position = divmod(first + t, down * across)
-            p, q = divmod(position, across)
-            run = min(across - q, count - t)
-            transform_inputs(x, flat, n, p, q, run, pad, strip, scratch, plane + t * LANES, plane, panel)
-            t += run
+        transform_block(x, flat, (first, count), (down, across), pad, strip, scratch, plane, plane, panel)
         rows = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
             A, B = (scratch, (i + 1) * plane, LANES, panel), (weights, i * U.shape[1], LANES, K * LANES)
