@@ -13,6 +13,7 @@ CASES = [
     conv((3, 16, 15, 32), (48, 3, 3, 32), pad=(1, 1, 1, 1), add="temb"),
     conv((8, 16, 15, 12), (20, 3, 3, 12), pad=(1, 1, 1, 1), add="residual"),
     conv((8, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=(0, 1, 0, 1)),  # Winograd
+    conv((20, 16, 16, 32), (48, 3, 3, 32), pad=(1, 1, 1, 1)),  # Winograd, two chunks of the weight gradient
     conv((8, 16, 16, 8), (8, 3, 3, 8), stride=2, pad=(0, 1, 0, 1)),
     conv((1, 12, 16, 32), (112, 3, 3, 32), pad=(1, 1, 1, 1)),  # Winograd with streamed weights
     conv((1, 1, 20, 64), (112, 1, 1, 64)),  # streamed weights

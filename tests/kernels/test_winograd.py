@@ -28,7 +28,7 @@ STRIDED = [
     conv((6, 10, 7, 64), (32, 3, 3, 64), stride=2, pad=(3, 3, 2, 4)),  # some outputs depend on padding only
     conv((11, 6, 12, 32), (32, 3, 3, 32), stride=2),  # the last row of x is in no output
     conv((33, 4, 4, 16), (16, 3, 3, 16), stride=2, pad=SAME),
-    conv((70, 8, 8, 256), (16, 3, 3, 256), stride=2, pad=SAME),  # several passes of the weight gradient
+    conv((70, 8, 8, 256), (16, 3, 3, 256), stride=2, pad=SAME),  # two chunks of the weight gradient
     conv((3, 16, 16, 32), (32, 3, 3, 32), stride=2, pad=SAME, offset=10.0),  # sums whose terms do not cancel
 ]
 LONG = conv((17, 31, 30, 64), (64, 3, 3, 64), pad=SAME)  # eight and a half splits

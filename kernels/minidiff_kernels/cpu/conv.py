@@ -84,6 +84,9 @@ def input_gradient(dy, x_shape, w, stride=1, pad=(0, 0, 0, 0)):
         window = (KH, KW, 1, KH - 1 - pad[0], KW - 1 - pad[2])
         if pointwise.supports(window, dy.shape, x_shape[1:3], C):
             return pointwise.input_gradient(dy, w.reshape(O, C), dx)
+        if winograd_streamed.supports((C, KH, KW, O), 1, len(dy), x_shape[1:3]):
+            winograd_streamed.convolve(dy, w, *_terms(None, None, C), dx, window[3:], flipped=True)
+            return dx
         weights = empty((-(-C // LANES), KH * KW * O, LANES))
         _pack_flipped(w, weights)
         _convolve(dy, weights, *_terms(None, None, C), dx, window)

@@ -18,9 +18,9 @@ from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
-from .memory import empty
+from .memory import empty, scratch
 from .product import K_CHUNK, ROWS, product, product_transposed
-from .simd import LANES, clear, copy, load, prefetch_write, round_up, store
+from .simd import LANES, clear, copy, load, prefetch_write, store
 from .winograd_transforms import (
     input_transform,
     output_transform,
@@ -30,8 +30,9 @@ from .winograd_transforms import (
 )
 
 BLOCK_TILES = 32  # enough that reading the weights, once per block, takes less time than the products
-RUN = 8  # tiles in one task of the transforms of a weight gradient
-SHARED_FLOATS = 1024 * 1024  # transformed tiles of a weight gradient, shared by threads: 4 MB of last-level cache
+BLOCK = 2 * K_CHUNK  # tiles of a weight gradient that are transformed before they are multiplied
+RUN = 8  # tiles that a weight gradient transforms at once
+CHUNK_FLOATS = 2 * 1024 * 1024  # of the sums of all chunks of a weight gradient: 8 MB
 SKEW = 5 * 16  # extra floats between planes, which keep the 36 out of the same sets of L1
 
 
@@ -100,6 +101,18 @@ def transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at, plane, panel
                 for j in range(6):
                     prefetch_write(planes, to + LANES + j * plane)
                 input_transform(strip, (i * columns + 4 * t) * C + v * LANES, C, planes, to, plane)
+
+
+@helper
+def transform_block(x, flat, tiles, size, pad, strip, planes, at, plane, panel):
+    """transform_inputs of tiles (first, count), of the grid (down, across) of every image."""
+    (first, count), (down, across), t = tiles, size, 0
+    while t < count:
+        n, position = divmod(first + t, down * across)
+        p, q = divmod(position, across)
+        run = min(across - q, count - t)
+        transform_inputs(x, flat, n, p, q, run, pad, strip, planes, at + t * LANES, plane, panel)
+        t += run
 
 
 @helper
@@ -185,13 +198,7 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
         first = np.int64(block) * tiles
         count = min(tiles, total - first)
         scratch, strip = planes[get_thread_id()], strips[get_thread_id()]
-        t = 0
-        while t < count:
-            n, position = divmod(first + t, down * across)
-            p, q = divmod(position, across)
-            run = min(across - q, count - t)
-            transform_inputs(x, flat, n, p, q, run, pad, strip, scratch, plane + t * LANES, plane, panel)
-            t += run
+        transform_block(x, flat, (first, count), (down, across), pad, strip, scratch, plane, plane, panel)
         rows = (count + ROWS - 1) // ROWS * ROWS
         for i in range(36):
             A, B = (scratch, (i + 1) * plane, LANES, panel), (weights, i * U.shape[1], LANES, K * LANES)
@@ -203,62 +210,89 @@ def _convolve(x, U, bias, add, y, size, pad, tiles, planes, strips):
             store_tile(M, (strip, 0), (0, V), terms, flat_y, y.shape, (n, p, q))
 
 
+def divided(tiles, sums, O):
+    """How a weight gradient of so many sums (of floats) is divided: chunks of tiles, and shares of output channels.
+
+    Chunks depend on shapes alone, since their sums are added; shares, which transform the same tiles, do not matter.
+    """
+    chunks = next(n for n in (8, 4, 2, 1) if n == 1 or (n * sums <= CHUNK_FLOATS and n * BLOCK <= tiles))
+    return chunks, min(-(-get_num_threads() // chunks), O // LANES)
+
+
 def weight_gradient(dy, x, w_shape, pad):
     """dw (O, 3, 3, C) and dbias (O,).
 
-    dU, the sum over tiles, is too large for one copy per thread. So threads transform as many tiles as fit in the
-    last-level cache, then split the 36 positions and the output channels of the products; and again for the next tiles.
+    A task sums a chunk of the tiles for a share of the output channels, in blocks of BLOCK tiles: all that it writes
+    it alone reads, from its own caches, until the sums of the chunks are added.
     """
     (N, height, width, O), C = dy.shape, x.shape[3]
     size = tile_grid((height, width))
-    total, threads = N * size[0] * size[1], get_num_threads()
-    tiles = min(total, max(round_up(SHARED_FLOATS // (36 * (C + O)), K_CHUNK), K_CHUNK))
-    x_planes, dy_planes = (empty((36 * (channels // LANES), tiles + 1, LANES)) for channels in (C, O))
-    strips = empty((threads, 6 * (4 * RUN + 2) * max(C, O)))
-    dU, dw, dbias = empty((36, C // LANES, O, LANES)), empty(w_shape), np.zeros(O)
-    for first in range(0, total, tiles):
-        count = min(tiles, total - first)
-        sums = np.zeros((-(-count // RUN), O), np.float32)
-        _transform_block(dy, x, size, pad, first, count, x_planes, dy_planes, strips, sums)
-        multiply_block(x_planes, dy_planes, np.arange(36), count, dU, first == 0)
-        dbias += sums.sum(0)
-    _transform_gradient(dU, dw.ravel())
-    return dw, dbias.astype(np.float32)
+    tiles = N * size[0] * size[1]
+    chunks, shares = divided(tiles, 36 * C * O, O)
+    rows = min(BLOCK, tiles)
+    offsets, memory = scratch([6 * (4 * RUN + 2) * max(C, O), O, *(36 * (rows + 1) * width for width in (C, O))])
+    dU, dw, dbias = empty((chunks, 36, C // LANES, O, LANES)), empty(w_shape), np.zeros((chunks, O))
+    _sum_chunks(dy, x, size, pad, shares, rows, dU, dbias, offsets, memory)
+    if chunks > 1:
+        add_chunks(dU)
+    _transform_gradient(dU[0], dw.ravel())
+    return dw, dbias.sum(0).astype(np.float32)
 
 
 @kernel
-def _transform_block(dy, x, size, pad, first, count, x_planes, dy_planes, strips, sums):
-    """Transform `count` tiles from `first` on: x_planes (36 C / LANES, tiles, LANES), dy_planes likewise with O.
+def _sum_chunks(dy, x, size, pad, shares, rows, dU, dbias, offsets, memory):
+    """dU[chunk] (36, C / LANES, O, LANES) and dbias[chunk] (O,), the sums over the tiles of each chunk."""
+    (down, across), (chunks, _, V, O, _), (_, total, x_planes, dy_planes) = size, dU.shape, offsets
+    tiles, panel, flat_x, flat_dy = len(dy) * down * across, (rows + 1) * LANES, x.ravel(), dy.ravel()
+    blocks, x_plane, dy_plane, positions = (tiles + rows - 1) // rows, V * panel, O // LANES * panel, np.arange(36)
+    for task in prange(chunks * shares):
+        chunk, share = divmod(np.int64(task), shares)
+        a, start, sums = memory[get_thread_id()], blocks * chunk // chunks, dU[chunk]
+        for block in range(start, blocks * (chunk + 1) // chunks):
+            first, t = block * rows, 0
+            count = min(rows, tiles - first)
+            while t < count:
+                n, position = divmod(first + t, down * across)
+                p, q = divmod(position, across)
+                run = min(across - q, count - t, RUN)
+                to_x, to_dy = x_planes + t * LANES, dy_planes + t * LANES
+                transform_inputs(x, flat_x, n, p, q, run, pad, a, a, to_x, x_plane, panel)
+                clear(a, total, O)
+                _transform_dy(dy, flat_dy, n, p, q, run, a, a, to_dy, dy_plane, panel, a[total : total + O])
+                if share == 0:
+                    for o in range(O):
+                        dbias[chunk, o] += a[total + o]
+                t += run
+            planes, part = (x_planes, dy_planes, panel), (share, shares)
+            multiply_block(a, planes, positions, count, sums, part, block == start)
 
-    sums[r] (O,) is the sum of dy over RUN tiles.
+
+@helper
+def multiply_block(a, planes, dy_plane, count, dU, part, overwrite):
+    """dU[i, c, o] = (if overwrite) or += the sum over tiles of the planes dy_plane[i] of dy and i of x.
+
+    planes: where those of x and of dy start in a, and the stride of their panels; part: one of how many shares of o.
     """
-    down, across = size
-    panel = x_planes.shape[1] * LANES
-    flat_x, flat_dy, x_planes, dy_planes = x.ravel(), dy.ravel(), x_planes.ravel(), dy_planes.ravel()
-    x_plane, dy_plane = len(x_planes) // 36, len(dy_planes) // 36
-    for r in prange((count + RUN - 1) // RUN):
-        strip, t, stop = strips[get_thread_id()], np.int64(r) * RUN, min(np.int64(r) * RUN + RUN, count)
-        while t < stop:
-            n, position = divmod(first + t, down * across)
-            p, q = divmod(position, across)
-            run = min(across - q, stop - t)
-            transform_inputs(x, flat_x, n, p, q, run, pad, strip, x_planes, t * LANES, x_plane, panel)
-            _transform_dy(dy, flat_dy, n, p, q, run, strip, dy_planes, t * LANES, dy_plane, panel, sums[r])
-            t += run
+    (x0, dy0, panel), (share, shares), (positions, V, O, _), flat = planes, part, dU.shape, dU.ravel()
+    panels = O // LANES
+    for i in range(positions):
+        for o in range(panels * share // shares, panels * (share + 1) // shares):
+            A, B = (a, dy0 + (dy_plane[i] * panels + o) * panel, LANES, panel), (a, x0 + i * V * panel, LANES, panel)
+            C = (flat, (i * V * O + o * LANES) * LANES, LANES, O * LANES)
+            product_transposed(A, B, C, LANES, V, count, overwrite)
 
 
 @kernel
-def multiply_block(x_planes, dy_planes, dy_plane, count, dU, overwrite):
-    """dU[i, c, o] = (if overwrite) or += the sum over tiles of dy_planes[dy_plane[i], o, tile] x_planes[i, c, tile]."""
-    positions, V, O, _ = dU.shape
-    panels, panel = O // LANES, x_planes.shape[1] * LANES
-    dy_planes, x_planes, dU = dy_planes.ravel(), x_planes.ravel(), dU.ravel()
-    for task in prange(positions * panels):
-        i, o = divmod(np.int64(task), panels)
-        A = (dy_planes, (dy_plane[i] * panels + o) * panel, LANES, panel)
-        B = (x_planes, i * V * panel, LANES, panel)
-        C = (dU, (i * V * O + o * LANES) * LANES, LANES, O * LANES)
-        product_transposed(A, B, C, LANES, V, count, overwrite)
+def add_chunks(dU):
+    """dU[0] += the other chunks of dU (chunks, positions, V, O, LANES)."""
+    chunks, positions, V, O, _ = dU.shape
+    flat, size = dU.ravel(), O * LANES
+    for i in prange(positions * V):
+        for at in range(np.int64(i) * size, (np.int64(i) + 1) * size, LANES):
+            total = load(flat, at)
+            for chunk in range(1, chunks):
+                total = total + load(flat, at + chunk * positions * V * size)
+            store(flat, at, total)
 
 
 @kernel

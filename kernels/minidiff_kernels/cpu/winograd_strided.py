@@ -25,10 +25,10 @@ from numba import get_num_threads, prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from .jit import helper, kernel
-from .memory import empty
-from .product import K_CHUNK, ROWS, product
-from .simd import LANES, load, round_up, store
-from .winograd import RUN, SHARED_FLOATS, SKEW, block_tiles, multiply_block
+from .memory import empty, scratch
+from .product import ROWS, product
+from .simd import LANES, clear, load, store
+from .winograd import BLOCK, RUN, SKEW, add_chunks, block_tiles, divided, multiply_block
 from .winograd_strided_transforms import (
     store_gradients,
     store_outputs,
@@ -178,41 +178,48 @@ def _gradient_plane(position, pad):
 
 
 def weight_gradient(dy, x, w_shape, pad):
-    """dw (O, 3, 3, C) and dbias (O,), in passes over the tiles as winograd.weight_gradient."""
+    """dw (O, 3, 3, C) and dbias (O,), by chunks of tiles and shares of output channels as winograd.weight_gradient."""
     (N, height, width, O), C = dy.shape, x.shape[3]
     size = tile_grid((height, width))
-    total, threads = N * size[0] * size[1], get_num_threads()
-    tiles = min(total, max(round_up(SHARED_FLOATS // (25 * C + 9 * O), K_CHUNK), K_CHUNK))
-    x_planes, dy_planes = (empty((count * (width // LANES), tiles + 1, LANES)) for count, width in ((25, C), (9, O)))
-    strips = empty((threads, max(5 * (4 * RUN + 1) * C, 3 * (2 * RUN + 1) * O)))
-    dU, dw, dbias = empty((25, C // LANES, O, LANES)), empty(w_shape), np.zeros(O)
-    dy_plane = np.array([3 * OUTPUT[i] + OUTPUT[j] for i, j in np.ndindex(5, 5)])
-    for first in range(0, total, tiles):
-        count = min(tiles, total - first)
-        sums = np.zeros((-(-count // RUN), O), np.float32)
-        _transform_block(dy, x, size, pad, first, count, (x_planes, dy_planes, strips), sums)
-        multiply_block(x_planes, dy_planes, dy_plane, count, dU, first == 0)
-        dbias += sums.sum(0)
-    _transform_gradient(dU, dw.ravel())
-    return dw, dbias.astype(np.float32)
+    tiles = N * size[0] * size[1]
+    chunks, shares = divided(tiles, 25 * C * O, O)
+    rows, strip = min(BLOCK, tiles), max(5 * (4 * RUN + 1) * C, 3 * (2 * RUN + 1) * O)
+    offsets, memory = scratch([strip, O, *((rows + 1) * width for width in (25 * C, 9 * O))])
+    dU, dw, dbias = empty((chunks, 25, C // LANES, O, LANES)), empty(w_shape), np.zeros((chunks, O))
+    _sum_chunks(dy, x, size, pad, shares, rows, dU, dbias, offsets, memory)
+    if chunks > 1:
+        add_chunks(dU)
+    _transform_gradient(dU[0], dw.ravel())
+    return dw, dbias.sum(0).astype(np.float32)
 
 
 @kernel
-def _transform_block(dy, x, size, pad, first, count, scratch, sums):
-    """Transform `count` tiles from `first`: 25 planes of x, 9 of dy; sums[r] (O,) is the sum of dy over RUN tiles."""
-    (down, across), (x_planes, dy_planes, strips) = size, scratch
-    panel = x_planes.shape[1] * LANES
-    flat_x, flat_dy, x_planes, dy_planes = x.ravel(), dy.ravel(), x_planes.ravel(), dy_planes.ravel()
-    x_plane, dy_plane = len(x_planes) // 25, len(dy_planes) // 9
-    for r in prange((count + RUN - 1) // RUN):
-        strip, t, stop = strips[get_thread_id()], np.int64(r) * RUN, min(np.int64(r) * RUN + RUN, count)
-        while t < stop:
-            n, position = divmod(first + t, down * across)
-            p, q = divmod(position, across)
-            run = min(across - q, stop - t)
-            transform_inputs(x, flat_x, n, p, q, run, pad, strip, x_planes, t * LANES, x_plane, panel)
-            transform_dy(dy, flat_dy, n, p, q, run, strip, dy_planes, t * LANES, dy_plane, panel, sums[r])
-            t += run
+def _sum_chunks(dy, x, size, pad, shares, rows, dU, dbias, offsets, memory):
+    """dU[chunk] (25, C / LANES, O, LANES) and dbias[chunk] (O,), the sums over the tiles of each chunk."""
+    (down, across), (chunks, _, V, O, _), (_, total, x_planes, dy_planes) = size, dU.shape, offsets
+    tiles, panel, flat_x, flat_dy = len(dy) * down * across, (rows + 1) * LANES, x.ravel(), dy.ravel()
+    blocks, x_plane, dy_plane = (tiles + rows - 1) // rows, V * panel, O // LANES * panel
+    positions = np.array([3 * i + j for i in OUTPUT for j in OUTPUT])
+    for task in prange(chunks * shares):
+        chunk, share = divmod(np.int64(task), shares)
+        a, start, sums = memory[get_thread_id()], blocks * chunk // chunks, dU[chunk]
+        for block in range(start, blocks * (chunk + 1) // chunks):
+            first, t = block * rows, 0
+            count = min(rows, tiles - first)
+            while t < count:
+                n, position = divmod(first + t, down * across)
+                p, q = divmod(position, across)
+                run = min(across - q, count - t, RUN)
+                to_x, to_dy = x_planes + t * LANES, dy_planes + t * LANES
+                transform_inputs(x, flat_x, n, p, q, run, pad, a, a, to_x, x_plane, panel)
+                clear(a, total, O)
+                transform_dy(dy, flat_dy, n, p, q, run, a, a, to_dy, dy_plane, panel, a[total : total + O])
+                if share == 0:
+                    for o in range(O):
+                        dbias[chunk, o] += a[total + o]
+                t += run
+            planes, part = (x_planes, dy_planes, panel), (share, shares)
+            multiply_block(a, planes, positions, count, sums, part, block == start)
 
 
 @kernel
