@@ -45,7 +45,7 @@ def compile_ahead(launches: Iterable[jit.Launch], processes: int, tick: Callable
     pending = deque(sorted(launches, key=_size, reverse=True))  # the longest first, so that none is waited for alone
     failed = _compile_in_processes(pending, min(processes, len(pending)), tick) if jit.writable() else []
     for launch in pending:
-        launch.kernel.compile(launch.types)
+        launch.compile()
         tick()
     return failed
 
@@ -114,7 +114,7 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
         module, name, types = loads(bytes.fromhex(line))
         kernel = getattr(importlib.import_module(module), name)
         _KernelContext.kernel = module, name
-        kernel.compile(types)
+        jit.Launch(kernel, types).compile()
         answers.write(DONE)
         answers.flush()
 
