@@ -45,7 +45,7 @@ def compile_ahead(launches: Iterable[jit.Launch], processes: int, tick: Callable
     pending = deque(sorted(launches, key=_size, reverse=True))  # the longest first, so that none is waited for alone
     failed = _compile_in_processes(pending, min(processes, len(pending)), tick) if jit.writable() else []
     for launch in pending:
-        launch.kernel.compile(launch.types)
+        launch.compile()
         tick()
     return failed
 
@@ -116,8 +116,9 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
         module, name, types = loads(bytes.fromhex(line))
         kernel = getattr(importlib.import_module(module), name)
         _KernelContext.kernel = module, name
-        if not jit.Launch(kernel, types).is_cached:  # by another program, since it was found missing
-            kernel.compile(types)
+        launch = jit.Launch(kernel, types)
+        if not launch.is_cached:  # by another program, since it was found missing
+            launch.compile()
         answers.write(DONE)
         answers.flush()
 

@@ -29,6 +29,12 @@ results = y, *norm.group_norm_backward(dy, x, one, one, mean, rstd, silu=True)
 results += conv.conv2d(x, w, pad=(1, 1, 1, 1)), *conv.conv2d_backward(dy, x, w, 1, (1, 1, 1, 1))
 print(norm._forward.stats.cache_misses.total(), *(hashlib.sha256(a.tobytes()).hexdigest() for a in results))
 """
+# Prints which libraries of the kernel of SILU LLVM optimises by themselves.
+OPTIMISED = """
+from numba.core.codegen import CPUCodeLibrary
+optimise = CPUCodeLibrary._optimize_final_module
+CPUCodeLibrary._optimize_final_module = lambda library: (print("optimised", library.name), optimise(library))
+"""
 X = np.linspace(-3, 3, 7)
 EXPECTED = X / (1 + np.exp(-X))
 
@@ -69,6 +75,13 @@ def test_a_second_start_compiles_nothing(cache):
     compilations, y = silu(NUMBA_CACHE_DIR=str(cache))
     assert compilations == 0
     assert is_correct(y)
+
+
+def test_a_loop_is_optimised_within_its_kernel_alone(tmp_path):
+    output, _ = own_process.run(OPTIMISED + SILU, NUMBA_CACHE_DIR=str(tmp_path))
+    names = [line.removeprefix("optimised ") for line in output.splitlines() if line.startswith("optimised ")]
+    assert "_silu" in names and "exp" in names
+    assert not [name for name in names if "gufunc" in name or "wrapper" in name]
 
 
 def test_the_first_start_computes_the_same_bits_as_the_second(tmp_path):

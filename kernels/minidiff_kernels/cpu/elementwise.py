@@ -229,7 +229,8 @@ def _sum_middle(x, y):
 @kernel
 def _gather(table, index, y):
     for n in prange(len(index)):
-        y[n] = table[index[n]]
+        for d in range(y.shape[1]):  # not a slice: Numba compiles the message of an error for it, which takes a second
+            y[n, d] = table[index[n], d]
 
 
 @kernel

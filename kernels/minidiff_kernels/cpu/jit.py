@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numba
 from numba.core import config as _config
 from numba.core.caching import IndexDataCacheFile
+from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target as _cpu_target
 from numba.core.serialize import loads
 
@@ -157,6 +158,38 @@ def helper(function: Callable) -> Callable[..., Any]:
     return numba.njit(function, **options)
 
 
+# In the names of Numba's libraries of a prange loop: its body, and the two wrappers.
+OF_A_LOOP = "__numba_parfor_gufunc", "numba.np.ufunc.wrappers", "parallelgufuncwrapper"
+
+
+class _Library(JITCodeLibrary):
+    """The code of a function, which LLVM optimises once: a helper's by itself, a loop's within its kernel.
+
+    Numba makes a function of a `prange` loop, in two wrappers, and has each of the three optimised, with a copy of all
+    helpers in it, before the kernel that holds them. That takes most of LLVM's time, and makes the kernel no faster.
+    """
+
+    def _optimize_functions(self, ll_module):
+        """Only what Numba does besides: the passes over each function are among those over the module."""
+        codegen: Any = self._codegen
+        ll_module.data_layout = codegen._data_layout
+
+    def _optimize_final_module(self):
+        if not any(part in self.name for part in OF_A_LOOP):
+            super()._optimize_final_module()
+
+
+@contextmanager
+def _optimised_once():
+    """Within this block Numba compiles into such libraries."""
+    codegen = cpu_target.target_context.codegen()
+    before, codegen._library_class = codegen._library_class, _Library
+    try:
+        yield
+    finally:
+        codegen._library_class = before
+
+
 class Launch(NamedTuple):
     """A kernel and the Numba types of its arguments."""
 
@@ -167,6 +200,11 @@ class Launch(NamedTuple):
     def is_cached(self) -> bool:
         files = self.kernel._cache
         return writable() and files._cache_file.has(files._index_key(self.types, self.kernel.targetctx.codegen()))
+
+    def compile(self) -> None:
+        """Compile the kernel for these types, and keep it in the cache."""
+        with _optimised_once():
+            self.kernel.compile(self.types)
 
 
 _recorded: dict[Launch, None] | None = None  # during a dry run: the launches so far, in order
@@ -190,6 +228,7 @@ def dry_run():
 def _compile_or_record(kernel, compile_for_args, *args):
     """What a kernel does when it is called with types that it is not compiled for; returns the function to call."""
     if _recorded is None:
-        return compile_for_args(*args)
+        with _optimised_once():
+            return compile_for_args(*args)
     _recorded[Launch(kernel, tuple(map(kernel.typeof_pyval, args)))] = None
     return lambda *_: None
