@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidiff.engine import functional as F
+from minidiff.engine.fused.norm_conv import norm_conv
+from minidiff.engine.fused.upsample_conv import upsample_conv
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
-from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
-from minidiff.engine.upsample_conv import upsample_conv
 
 
 class BlockConfig(NamedTuple):

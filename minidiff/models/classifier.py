@@ -9,8 +9,8 @@ import math
 import numpy as np
 
 from minidiff.engine import functional as F
+from minidiff.engine.fused.norm_conv import norm_conv
 from minidiff.engine.nn import Conv2d, GroupNorm, Linear, Module
-from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.pooling import global_avg_pool
 from minidiff.engine.rng import InitRng
 from minidiff.engine.tensor import Tensor

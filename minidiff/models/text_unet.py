@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minidiff.engine import functional as F
-from minidiff.engine.geglu_linear import geglu_linear
+from minidiff.engine.fused.geglu_linear import geglu_linear
 from minidiff.engine.nn import Conv2d, GroupNorm, LayerNorm, Linear, Module
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor

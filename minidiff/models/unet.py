@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from minidiff.engine import functional as F
+from minidiff.engine.fused.norm_conv import norm_conv
 from minidiff.engine.nn import Conv2d, Embedding, GroupNorm, Module, SelfAttention
-from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.pooling import avg_pool
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor

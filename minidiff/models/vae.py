@@ -14,9 +14,9 @@ import numpy as np
 from minidiff.engine import functional as F
 from minidiff.engine import gaussian
 from minidiff.engine.backend import get_backend
+from minidiff.engine.fused.norm_conv import norm_conv
 from minidiff.engine.losses import mse
 from minidiff.engine.nn import Conv2d, GroupNorm, Module, SelfAttention
-from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor
 from minidiff.models.blocks import BlockConfig, Downsample, MidBlock, ResnetBlock, Upsample

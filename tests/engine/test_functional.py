@@ -11,15 +11,15 @@ from against_torch import CONV_FLOOR, FLOOR, check, differentiable, draw, nchw, 
 
 from minidiff.engine import functional as F
 from minidiff.engine import losses, normalisation
+from minidiff.engine.fused.geglu_linear import geglu_linear
+from minidiff.engine.fused.norm_conv import norm_conv
+from minidiff.engine.fused.upsample_conv import upsample_conv
 from minidiff.engine.gaussian import kl_divergence, reparameterised_sample
-from minidiff.engine.geglu_linear import geglu_linear
 from minidiff.engine.losses import cross_entropy, mse, squared_errors, weighted_mean
 from minidiff.engine.nn import Conv2d, GroupNorm, Parameter
-from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.normalisation import group_norm
 from minidiff.engine.pooling import avg_pool, global_avg_pool
 from minidiff.engine.tensor import Tensor
-from minidiff.engine.upsample_conv import upsample_conv
 
 SAME, DOWN = (1, 1, 1, 1), (0, 1, 0, 1)
 TARGET, WEIGHT, INDEX = draw(2, 6, 5, 3, seed=7), draw(2, 1, 1, 1, seed=8) ** 2, np.array([4, 0, 4, 2])

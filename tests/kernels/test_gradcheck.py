@@ -11,7 +11,7 @@ from against_torch import draw
 
 from minidiff.engine import functional as F
 from minidiff.engine.backend import get_backend
-from minidiff.engine.geglu_linear import geglu_linear
+from minidiff.engine.fused.geglu_linear import geglu_linear
 from minidiff.engine.losses import cross_entropy, mse
 from minidiff.engine.normalisation import group_norm, layer_norm
 from minidiff.engine.pooling import avg_pool, global_avg_pool

@@ -6,7 +6,7 @@ the backward pass; in the forward pass large images are upsampled in bands (band
 
 from functools import partial
 
-from minidiff.engine.bands import conv2d_in_bands, exceeds_a_band
+from minidiff.engine.fused.bands import conv2d_in_bands, exceeds_a_band
 from minidiff.engine.nn import Conv2d
 from minidiff.engine.tensor import Function, Tensor
 

@@ -11,8 +11,8 @@ This is gradient checkpointing (Chen et al. 2016) without its second forward pas
 pass stores h: it is computed in bands (bands.py).
 """
 
-from minidiff.engine.bands import conv2d_in_bands, exceeds_a_band
 from minidiff.engine.functional import check_conv2d
+from minidiff.engine.fused.bands import conv2d_in_bands, exceeds_a_band
 from minidiff.engine.nn import Conv2d, GroupNorm
 from minidiff.engine.tensor import Function, Tensor
 

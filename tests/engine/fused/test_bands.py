@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from against_torch import draw
 
-from minidiff.engine import bands
 from minidiff.engine.backend import get_backend
+from minidiff.engine.fused import bands
+from minidiff.engine.fused.norm_conv import norm_conv
+from minidiff.engine.fused.upsample_conv import upsample_conv
 from minidiff.engine.nn import Conv2d, GroupNorm
-from minidiff.engine.norm_conv import norm_conv
 from minidiff.engine.tensor import Tensor
-from minidiff.engine.upsample_conv import upsample_conv
 
 # H, W, C, O, kernel, padding; by Winograd's method and by gathered patches, with a rest of rows or none
 SHAPES = [
