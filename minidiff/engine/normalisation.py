@@ -18,6 +18,9 @@ class GroupNorm(Function):
         self.statistics = mean, rstd
         return y
 
+    def again(self, x, weight, bias):
+        return self.backend.normalise(x, weight, bias, *self.statistics, self.silu)
+
     def backward(self, dy):
         (x, weight, bias), (mean, rstd) = map(self.input, self.keeps), self.statistics
         add = self.so_far(0)

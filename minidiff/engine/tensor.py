@@ -211,8 +211,12 @@ class Function:
         """The output once more, for the nodes that took it and did not save it."""
         self.check_unconsumed()
         if self.recomputed is None:
-            self.recomputed = self.forward(*map(self.input, range(len(self.inputs))))
+            self.recomputed = self.again(*map(self.input, range(len(self.inputs))))
         return self.recomputed
+
+    def again(self, *arrays: Any) -> Any:
+        """`forward` once more, of the same inputs."""
+        return self.forward(*arrays)
 
     def so_far(self, i: int) -> Any:
         """The gradient that other nodes have given to input i; None if there is none, or if it is a leaf."""
