@@ -175,10 +175,13 @@ def test_an_autoencoder_s_operations_are_counted_as_torch_counts_them():
     assert cases.counted_flop(VAE(AUTOENCODER, None), lambda vae: vae.decode(z)) == counter.get_total_flops()
 
 
-def test_rounds_are_interleaved():
+@pytest.mark.parametrize("short, runs", [(0.0, "AABB" + "AB" * 3), (60.0, "AABB" * 4)])
+def test_rounds_are_interleaved(short, runs, monkeypatch):
+    """Two runs of each warm up. Short runs are timed right after another of the same side."""
+    monkeypatch.setattr(measure, "SHORT", short)
     order = []
     seconds = measure.in_turn({name: lambda name=name: order.append(name) for name in "AB"}, rounds=3)
-    assert order == ["A", "B"] * 4  # the first round warms up
+    assert order == list(runs)
     assert {name: len(times) for name, times in seconds.items()} == {"A": 3, "B": 3}
 
 

@@ -25,7 +25,10 @@ MAX_ROUNDS = 200  # and at most so many rounds
 FLOAT64 = "float64"
 OURS_BFLOAT16 = "ours bfloat16"
 PRECISIONS = "float32", "bfloat16"
-PAUSE = 0.1  # seconds before a run, if there are other processes: then the spinning threads of all have gone to sleep
+# Seconds before a run, in which the spinning threads of other sides go to sleep: GNU's OpenMP takes a few milliseconds,
+# other processes more.
+PAUSE, PAUSE_OF_PROCESSES = 0.01, 0.1
+SHORT = 0.05  # seconds: a shorter run is timed at once after another, which wakes its side's threads
 
 
 class Side(NamedTuple):
@@ -46,14 +49,14 @@ class Rival:
     modes      (op, compiled) -> its modes for an operation (memory layout, precision), with "compiled" if compiled
     prepare    (mode, case, inputs) -> a Side; mode "float64" gives the true values
     facts      the machine and the versions of libraries, for the report
-    pause      seconds of sleep before each run, in which spinning threads go idle
+    pause      seconds of sleep before each run
     """
 
     name: str
     modes: Callable[[str, bool], list[str]]
     prepare: Callable[[str, Case, dict[str, np.ndarray]], Side]
     facts: Mapping[str, Any]
-    pause: float = 0
+    pause: float = PAUSE
 
 
 def compile_for(chosen: Iterable[Case]) -> None:
@@ -117,7 +120,7 @@ def measure(
     ):  # for lack of memory
         with ExitStack() as stack:
             timed = dict(_ended(stack, sides(case, rival, backend, compiled, bfloat16, precisions)))
-            pause = PAUSE if any(side.end for side in timed.values()) else rival.pause
+            pause = PAUSE_OF_PROCESSES if any(side.end for side in timed.values()) else rival.pause
             seconds |= in_turn({name: side.run for name, side in timed.items()}, rounds, pause)
     return Row(case, seconds, errors)
 
@@ -172,21 +175,30 @@ def sides(
 def in_turn(
     runs: Mapping[str, Callable[[], Any]], rounds: int | None = None, pause: float = 0
 ) -> dict[str, list[float]]:
-    """Seconds of every round, interleaved (A B A B) so that other load affects all alike, after one warm-up round."""
+    """Seconds of every round, interleaved (A B A B) so that other load affects all alike, after two warm-up rounds.
+
+    Within a network an operation finds its library's threads awake. So a side whose runs are SHORT has two in each
+    round, of which the second is timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
+    first = {name: min(_seconds(run), _seconds(run)) for name, run in runs.items()}
     started, done = time.perf_counter(), 0
     while done < (rounds or MIN_ROUNDS) or (
         not rounds and done < MAX_ROUNDS and time.perf_counter() < started + SECONDS
     ):
         for name, run in runs.items():
             time.sleep(pause)
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            if first[name] < SHORT:
+                run()
+            seconds[name].append(_seconds(run))
         done += 1
     return seconds
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 @jit.kernel
@@ -236,7 +248,6 @@ def _best(run: Callable[[], Any]) -> float:
     """Seconds of the fastest of as many runs as fit into 0.3 s, after one warm-up run."""
     run()
     end, best = time.perf_counter() + 0.3, float("inf")
-    while (start := time.perf_counter()) < end:
-        run()
-        best = min(best, time.perf_counter() - start)
+    while time.perf_counter() < end:
+        best = min(best, _seconds(run))
     return best
