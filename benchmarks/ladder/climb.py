@@ -34,7 +34,7 @@ from minidiff.bench import measure, rivals
 from minidiff.engine.backend import get_backend
 from minidiff.errors import MinidiffError
 
-PAUSE = 0.05  # seconds before each run, since BLAS threads spin for a while after their work
+PAUSE = 0.1  # seconds before each run: BLAS threads spin for up to 64 ms after their work
 FACTS = ("processor", "threads", "vector width", "platform", "Python", "NumPy", "Numba", "BLAS", "torch")
 TORCH = "PyTorch, channels_last"
 

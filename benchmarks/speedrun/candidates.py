@@ -62,7 +62,11 @@ CANDIDATES = {
     # optimiser
     "batch-32": _but(batch_size=32, warmup=160, ema=half_life(440)),
     "lr-2e-3": _but(lr=2e-3),
+    "lr-3e-3": _but(lr=3e-3),
     "lr-5e-4": _but(lr=5e-4),
+    "muon-3e-3": _but(optimizer="muon", lr=3e-3),
+    "muon-6e-3": _but(optimizer="muon", lr=6e-3),
+    "muon-3e-3-stratified": _but(optimizer="muon", lr=3e-3, stratified=True),
     "beta2-999": _but(beta2=0.999),
     "label-dropout-2": _but(label_dropout=0.02),
     # network
@@ -80,10 +84,10 @@ def find(name: str) -> Recipe:
     return known[name]
 
 
-def cost(name: str) -> tuple[UNetConfig, int]:
-    """What the time of a training step depends on: the network and the batch size."""
+def cost(name: str) -> tuple[UNetConfig, int, str]:
+    """What the time of a training step depends on: the network, the batch size and the optimiser."""
     recipe = find(name)
-    return recipe.network(SHAPE, CLASSES + 1), recipe.choices["batch_size"]
+    return recipe.network(SHAPE, CLASSES + 1), recipe.choices["batch_size"], recipe.choices.get("optimizer", "adamw")
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def save(run: UNetRun, clock: Clock) -> None:
 
 
 def pace_of(recipe: str, paces: Path = PACES) -> dict[str, Any]:
-    """The newest pace of a recipe or candidate with that network and batch size: of a step, by pace.py.
+    """The newest pace of a recipe or candidate with that network, batch size and optimiser: of a step, by pace.py.
 
     Raises MinidiffError if there is none.
     """
