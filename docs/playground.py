@@ -31,7 +31,8 @@ from minidiff.learn.catalogue import exercise_of
 from minidiff.learn.stub import stub
 
 ROOT = Path(__file__).parent.parent
-NOT_IN_PAGES = ("bench", "cli", "evaluation", "kinds", "nano.py")  # they need other libraries than NumPy, or processes
+# No page runs them: they need other libraries than NumPy, or processes, or serve the command line alone.
+NOT_IN_PAGES = ("bench", "cli", "command.py", "evaluation", "forecast", "kinds", "nano.py")
 FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # of the files in the archive, so that equal sources give equal archives
 
 
