@@ -252,10 +252,10 @@ def test_every_way_to_sample_is_within_the_rule(name):
 
 
 def test_evaluations_of_guided_steps_and_of_heuns_count_twice():
-    way, schedule = partial(candidates.Sampling, Sampler("ddim"), 10), Flow()
-    assert way().evaluations(schedule) == 10 and way(2.0).evaluations(schedule) == 20
+    settings, schedule = partial(candidates.Sampling, Sampler("ddim"), 10), Flow()
+    assert settings().evaluations(schedule) == 10 and settings(2.0).evaluations(schedule) == 20
     # times 1, 0.889, ..., 0.001: sigma = t / (1 - t) is from 0.5 to 2 at four of them
-    assert way(2.0, (0.45, 2.3)).evaluations(schedule) == 14
+    assert settings(2.0, (0.45, 2.3)).evaluations(schedule) == 14
     assert candidates.Sampling(Sampler("heun"), 10).evaluations(schedule) == 19
 
 
@@ -264,8 +264,8 @@ def test_guided_samples_are_those_of_the_library():
         return x_t * (0.1 * cond[:, None, None, None] - 0.5)
 
     labels, schedule = np.array([0, 2, 1]), Flow()
-    way = candidates.Sampling(Sampler("euler"), 4, 1.5)
-    images = way.images(model, schedule, labels, 3, np.random.default_rng(0), (2, 2, 1))
+    settings = candidates.Sampling(Sampler("euler"), 4, 1.5)
+    images = settings.images(model, schedule, labels, 3, np.random.default_rng(0), (2, 2, 1))
     by_library = sample(
         guided(model, 3, 1.5), schedule, (3, 2, 2, 1), np.random.default_rng(0), 4, "euler", cond=labels
     )

@@ -1,4 +1,4 @@
-"""What the speedrun compares beside the recipes of `minidiff train`: candidates, by name, and ways to sample.
+"""What the speedrun compares beside the recipes of `minidiff train`: candidates and sampling settings, by name.
 
 A name never changes its meaning: a changed candidate gets a new name, so that every row of the ledger can be trained
 again. A candidate differs from the first one, `short`, in what its line says. What the library learns later, another
@@ -92,7 +92,7 @@ def cost(name: str) -> tuple[UNetConfig, int, str]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A way to sample.
+    """Sampling settings.
 
     guidance  scale of classifier-free guidance; 1 is none
     interval  sigmas (lowest, highest) between which it is applied; None: all
@@ -139,9 +139,9 @@ SAMPLINGS = {
 
 
 def find_sampling(name: str, schedule: AnySchedule) -> Sampling:
-    """The way to sample of that name.
+    """The sampling settings of that name.
 
-    Raises MinidiffError if there is none, or if it has more than MOST_EVALUATIONS with this schedule.
+    Raises MinidiffError if there are none, or if they take more than MOST_EVALUATIONS with this schedule.
     """
     if name not in SAMPLINGS:
         raise MinidiffError(f"--sampling {name}: choose from {', '.join(SAMPLINGS)}")

@@ -228,7 +228,7 @@ def main(
     recipe: Annotated[str, typer.Option(help="Recipe of minidiff train, or candidate.")] = "small-cpu",
     minutes: Annotated[float, typer.Option(help="Budget in reference minutes; the tracks are 20 and 60.")] = 20,
     steps: Annotated[int | None, typer.Option(help="Training steps, in place of --minutes; see pace.py.")] = None,
-    sampling: Annotated[str, typer.Option(help="Way to sample.")] = "ddim-25",
+    sampling: Annotated[str, typer.Option(help="Sampling settings, by name.")] = "ddim-25",
     n: Annotated[int, typer.Option(help="Number of samples; a final score has 5,000.")] = IMAGES,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     which: Annotated[
@@ -240,7 +240,7 @@ def main(
     """Train a recipe for a budget of reference minutes, score its samples, and append a row to the ledger."""
     pace = pace_of(recipe) if steps else None
     minutes = round(steps * pace["minutes"], 2) if steps and pace else minutes
-    way = find_sampling(sampling, find(recipe).schedule)
+    chosen = find_sampling(sampling, find(recipe).schedule)
     key = dict(zip(KEYS, (recipe, minutes, sampling, seed, commit()), strict=True))
     if which == "final":
         check_final(ledger, key | {"score": "final"}, n)
@@ -249,12 +249,12 @@ def main(
     run = open_track_run(out, recipe, data, splits.train, seed, threads, steps)
     compile_for_training(run, splits.train)
     spent = train_by_steps(run, splits, pace) if pace else train_by_clock(run, splits, minutes)
-    figures, images = score(run, splits, which, seed, way, n)
+    figures, images = score(run, splits, which, seed, chosen, n)
     save_image(sheet(images[evenly_spaced(n, SHOWN)], columns=10), out / f"samples-{sampling}.png")
     row = key | {
         "score": which,
         "n": n,
-        "evaluations": way.evaluations(run.schedule),
+        "evaluations": chosen.evaluations(run.schedule),
         "steps": run.step,
         **spent,
         "threads": threads,

@@ -196,6 +196,7 @@ def in_turn(
 
 
 def _seconds(run: Callable[[], Any]) -> float:
+    """The wall time of one run."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
