@@ -26,6 +26,6 @@ def demo(out: Out = Path("demo"), threads: Threads = None, seed: Seed = 0) -> No
             train_with_bar(run, dataset, demo_pages.CHECKPOINT_EVERY, resume_command)
         else:
             console.print(f"{run.folder}: all {run.step} steps are done already; only the images are sampled again")
-        with_progress_bar("sampling", demo_pages.STEPS, lambda tick: demo_pages.write_pages(run, dataset, out, tick))
+        with_progress_bar("sampling", demo_pages.TICKS, lambda tick: demo_pages.write_pages(run, dataset, out, tick))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"Done in {minutes} min {seconds} s. Open {out / 'index.html'}")

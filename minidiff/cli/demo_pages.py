@@ -14,7 +14,8 @@ from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_gif, save_image, save_loss_plot, sheet, strip, to_float, to_uint8
 from minidiff.diffusion.forward import q_sample
 from minidiff.diffusion.guidance import guided
-from minidiff.diffusion.reverse import sample
+from minidiff.diffusion.reverse import Trajectory, last_x_t, sample
+from minidiff.diffusion.sampler import Sampler
 from minidiff.diffusion.schedule import Schedule
 from minidiff.errors import MinidiffError
 from minidiff.files import replace_file
@@ -27,10 +28,13 @@ from minidiff.training.kinds.unet_run import UNetRun
 from minidiff.training.log import read_log, read_quarter_losses
 from minidiff.training.recipes import SCHEDULE
 
-TRAINING_STEPS = 1400
-CHECKPOINT_EVERY = 350
+TRAINING_STEPS = 600
+CHECKPOINT_EVERY = 300
 SAMPLES = 64
-STEPS = 50  # sampling steps
+STEPS = 25  # sampling steps
+SAMPLER = Sampler("dpmpp_2m", karras=True)
+DDIM_STEPS = 50  # of the trajectory: SAMPLER spends most of its steps where nothing is to be seen yet
+TICKS = STEPS + DDIM_STEPS
 STRIP_IMAGES = 10
 GUIDANCE = 2.0  # classifier-free guidance scale
 IMAGES = ("forward.png", "data.png", "loss.png", "samples.png", "classes.png", "reverse.gif", "reverse.png")
@@ -46,6 +50,9 @@ def open_demo(out: Path, threads: int, seed: int) -> tuple[UNetRun, Dataset]:
     config = TrainConfig(
         "cats_dogs",
         steps=TRAINING_STEPS,
+        optimizer="muon",
+        lr=3e-3,
+        ema=0.99,
         flip=dataset.mirrors,
         seed=seed,
         threads=threads,
@@ -133,27 +140,33 @@ def _write_images(run: UNetRun, dataset: Dataset, out: Path, tick: Callable[[], 
 
 
 def _write_samples(run: UNetRun, out: Path, rng, tick: Callable[[], object]) -> None:
-    """Write samples.png, classes.png (a row of each class), and the first sample's trajectory: reverse.png, .gif."""
+    """Write samples.png, classes.png (a row of each class), and the first one's trajectory."""
     labels = np.arange(SAMPLES) * 2 // SAMPLES  # cats, then dogs
     model = guided(run.model, len(run.config.classes), GUIDANCE)
     x_T = rng.standard_normal((SAMPLES, *run.unet.image_shape), dtype=np.float32)
-    x_t = x_T
-    trajectory = [to_uint8(x_T[0])]
-    times = [float(len(SCHEDULE) - 1)]
     with run.optimizer.averaged():
-        for t, x_t, _ in sample(model, run.schedule, x_T.shape, rng, STEPS, cond=labels, x_T=x_T):
-            trajectory.append(to_uint8(x_t[0]))
-            times.append(t)
-            tick()
+        x_t = last_x_t(sample(model, run.schedule, x_T.shape, rng, STEPS, SAMPLER, labels, x_T), tick)
+        _write_trajectory(
+            sample(model, run.schedule, x_T[:1].shape, rng, DDIM_STEPS, "ddim", labels[:1], x_T[:1]), x_T[0], out, tick
+        )
     save_image(sheet(to_uint8(x_t)), out / "samples.png")
     per_class = SAMPLES // 2
     row = min(per_class, 8)
     classes = np.concatenate([x_t[:row], x_t[per_class : per_class + row]])
     save_image(sheet(to_uint8(classes), columns=row), out / "classes.png")
-    save_gif([sheet(image[None], scale=8, gap=0) for image in trajectory], out / "reverse.gif")
-    shown = np.linspace(0, STEPS, STRIP_IMAGES).round().astype(int)
+
+
+def _write_trajectory(trajectory: Trajectory, x_T: np.ndarray, out: Path, tick: Callable[[], object]) -> None:
+    """Write one trajectory, from the noise x_T (H, W, C): all steps to reverse.gif, STRIP_IMAGES to reverse.png."""
+    images, times = [to_uint8(x_T)], [float(len(SCHEDULE) - 1)]
+    for t, x_t, _ in trajectory:
+        images.append(to_uint8(x_t[0]))
+        times.append(t)
+        tick()
+    save_gif([sheet(image[None], scale=8, gap=0) for image in images], out / "reverse.gif")
+    shown = np.linspace(0, len(images) - 1, STRIP_IMAGES).round().astype(int)
     captions = [f"t = {times[i]:.0f}" if times[i] >= 0 else "clean" for i in shown]
-    save_image(strip(np.stack([trajectory[i] for i in shown]), captions), out / "reverse.png")
+    save_image(strip(np.stack([images[i] for i in shown]), captions), out / "reverse.png")
 
 
 PAGE = """<!doctype html>

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from minidiff import machine, ranks
-from minidiff.cli.options import EMA, PLACE, Backend, Embeddings, Guidance, LoRAs, Seed, SkipBad, Threads
+from minidiff.cli.options import EMA, PLACE, Backend, Embeddings, Guidance, Karras, LoRAs, Seed, SkipBad, Threads
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset
 from minidiff.data.imaging import save_image
@@ -50,6 +50,7 @@ def evaluate(
         int | None, typer.Option(help="Number of sampling steps.  [default: 50; with ddpm, all; with consistency, 2]")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="As for sample.  [default: the folder's own]")] = None,
+    karras: Karras = False,
     guidance: Guidance = 1.0,
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the weights of the last step, not their moving average (EMA).")
@@ -84,12 +85,13 @@ def evaluate(
     data = _Data(against, classifier, skip_bad)
     if what.is_file():
         images = samples.from_archive(what)
-        if (n, steps, sampler, guidance, raw, ema, lora, embedding) != (None, None, None, 1, False, *[None] * 3):
+        if (n, steps, sampler, ema, lora, embedding) != (None,) * 6 or karras or raw or guidance != 1:
             raise MinidiffError(f"{what}: is an archive of images; leave --n, --steps and other sampling options out")
     else:
         added = lora or [], embedding or []
         kind = "text" if any(added) else ("unet", "text")
         pipeline = open_pipeline(what, backend, "raw" if raw else None, sampler, kind=kind, ema=ema)
+        pipeline, steps = sampling_settings(pipeline, steps, karras=karras)
         if isinstance(pipeline, TextPipeline):
             if raw:
                 reason = "is text-conditional, evaluated by the averaged weights only"
@@ -136,16 +138,15 @@ def _evaluate_prompts(
     pipeline: TextPipeline,
     data: _Data,
     n: int | None,
-    steps: int | None,
+    steps: int,
     guidance: float,
     weights: str,
     seed: int,
     out: Path | None,
 ) -> None:
     """Sample captions of the training set and of the test split, and print how often the images agree with them."""
-    pipeline, steps = sampling_settings(pipeline, steps)
     print_warning(accuracy_warning(pipeline, steps))
-    backend, sampler = pipeline.unet.backend.name, pipeline.sampler
+    backend, sampler = pipeline.unet.backend.name, samples.name_of(pipeline.sampler)
     real = report.open_real_images(data.against, (*pipeline.image_shape[:2], 3), MIN_IMAGES, data.skip_bad)
     if not real.train.captions:
         raise MinidiffError(f"{data.against}: its images have no captions, which {pipeline.folder} is conditioned on")
@@ -169,14 +170,14 @@ def _evaluate_prompts(
     contents = {
         "samples": {
             "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()}, "weights": weights,
-            "sampler": sampler.name, "steps": steps, "guidance": guidance, "seed": seed,
+            "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},
         "classifier": classifier.facts,
         "figures": prompt_agreement.figures(generated | {"real test pictures": baseline}, real.train, classifier),
     }  # fmt: skip
     counts = ", ".join(f"{count} {name}" for name, count in contents["samples"]["n"].items())
-    console.print(f"{counts} of {data.against}, {sampler.name} in {steps} steps, guidance {guidance:g}, seed {seed}")
+    console.print(f"{counts} of {data.against}, {sampler} in {steps} steps, guidance {guidance:g}, seed {seed}")
     console.print(_agreement_table(contents["figures"]))
     if out is not None and ranks.rank() == 0:
         _write_prompt_report(out, contents, generated)

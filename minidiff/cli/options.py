@@ -91,6 +91,7 @@ Embeddings = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Number of sampling steps.", min=1)]
 NumImages = Annotated[int, typer.Option(help="Number of images.", min=1, max=1024)]
+Karras = Annotated[bool, typer.Option("--karras", help="Use the sigmas of Karras et al. 2022.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Use the last step's weights instead of their EMA.")]
 Best = Annotated[bool, typer.Option("--best", help="Use the checkpoint of lowest validation loss.")]
 

@@ -18,7 +18,7 @@ from minidiff.diffusion.schedule import AnySchedule
 from minidiff.errors import MinidiffError
 from minidiff.formats.pipeline import Pipeline
 from minidiff.sampling import inputs, outputs
-from minidiff.sampling.settings import accuracy_warning, guided_model, sampling_settings
+from minidiff.sampling.settings import accuracy_warning, guided_model
 
 MIN_IMAGES = 16  # the fewest images that are evaluated
 
@@ -62,21 +62,20 @@ def from_archive(path: Path) -> EvaluatedImages:
     return EvaluatedImages(images.shape[1:], {"of": str(path), "n": len(images)}, lambda tick: images)
 
 
-def sampled(pipeline: Pipeline, n: int, steps: int | None, guidance: float, weights: str, seed: int) -> EvaluatedImages:
+def sampled(pipeline: Pipeline, n: int, steps: int, guidance: float, weights: str, seed: int) -> EvaluatedImages:
     """n images sampled by a pipeline that takes no prompts, as `minidiff sample` samples them.
 
     weights: which of a run's weights it has, in words, for the report (`weights_of`).
     Raises MinidiffError for settings that the pipeline does not support.
     """
-    pipeline, steps = sampling_settings(pipeline, steps)
-    schedule, sampler = pipeline.schedule, pipeline.sampler
+    schedule = pipeline.schedule
     labels = inputs.class_labels(pipeline, None, n)
     batches = inputs.batches(n, pipeline.image_shape, labels)
     model = guided_model(pipeline, guidance)
 
     weights = "as stored" if pipeline.step is None else f"{weights}, of step {pipeline.step}"
     facts = {
-        "of": str(pipeline.folder), "n": n, "weights": weights, "sampler": sampler.name,
+        "of": str(pipeline.folder), "n": n, "weights": weights, "sampler": name_of(pipeline.sampler),
         "steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
     return EvaluatedImages(
@@ -103,6 +102,11 @@ def _generate(pipeline: Pipeline, model: Model, batches: list, steps: int, seed:
         trajectory = sample(model, pipeline.schedule, shape, rng, steps, pipeline.sampler, cond)
         images.append(outputs.finished(last_x_t(trajectory, tick)))
     return inputs.of_all_ranks(images, pipeline.image_shape)
+
+
+def name_of(sampler: Sampler) -> str:
+    """The sampler's name, for the report, and whether it has Karras' noise levels."""
+    return f"{sampler.name}, karras," if sampler.karras else sampler.name
 
 
 def weights_of(raw: bool, ema: float | None) -> str:

@@ -25,7 +25,7 @@ def small(monkeypatch):
     """A net, a training and pictures so few that they show nothing."""
     tiny = network(in_channels=3, out_channels=3, sample_size=32, num_class_embeds=3)
     monkeypatch.setattr(demo_pages, "default_config", lambda shape, num_class_embeds: tiny)
-    for name, value in dict(TRAINING_STEPS=2, SAMPLES=4, STEPS=12).items():
+    for name, value in dict(TRAINING_STEPS=2, SAMPLES=4, STEPS=12, DDIM_STEPS=14, TICKS=12 + 14).items():
         monkeypatch.setattr(demo_pages, name, value)
 
 
@@ -64,7 +64,7 @@ def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
     ticks = []
     write_pages(run, dataset, tmp_path, lambda: ticks.append(1))
 
-    assert len(ticks) == 12
+    assert len(ticks) == 12 + 14
     assert {name for name in tree(tmp_path) if not name.startswith("run")} == SHOWN | {"index.html"}
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -75,7 +75,7 @@ def test_every_picture_of_the_page_is_written(tmp_path, monkeypatch):
         with Image.open(tmp_path / name) as picture:
             assert len(np.unique(np.asarray(picture))) > 5, f"{name} is empty"
     with Image.open(tmp_path / "reverse.gif") as walk:
-        assert walk.n_frames == 12 + 1  # the noise, and what each step made of it
+        assert walk.n_frames == 14 + 1  # the noise, and what each step made of it
 
 
 def test_the_pages_come_from_the_seed(tmp_path, monkeypatch):

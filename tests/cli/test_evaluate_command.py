@@ -172,6 +172,7 @@ def test_what_cannot_be_evaluated(refused, real):
     refused(*against, "data", "--n", 15, match="'--n'")
     refused(*against, "data", "--steps", 1001, match="steps must be .* 1000")
     refused(*against, "data", "--sampler", "eulr", match="^minidiff: sampler 'eulr' is unknown")
+    refused(*against, "data", "--karras", match="karras is for euler, heun, .*, not for ddim")
     refused(*against, "data", "--guidance", 2, match="--guidance 2 is for networks that were trained by class")
     refused("evaluate", "missing", "--against", "data", match="missing: no such folder; give")
     shutil.copytree("run/unet", "net/unet")
@@ -188,3 +189,11 @@ def test_an_evaluation_that_cannot_be_written_leaves_nothing(run, real, tmp_path
     code, out, err = run("evaluate", "run", "--against", "data", "--n", 16, "--steps", 2, "--out", "new", *QUICK)
     assert (code, tree(tmp_path)) == (2, before)
     assert "No space left on device" in err and "Fréchet" in out  # the figures are not lost
+
+
+def test_evaluate_at_karras_sigmas(done, real):
+    few = ("evaluate", "run", "--against", "data", "--n", 16, "--steps", 3, "--sampler", "dpmpp_2m", *QUICK)
+    plain, karras = done(*few), done(*few, "--karras")
+    assert "dpmpp_2m in 3 steps" in plain and "dpmpp_2m, karras, in 3 steps" in karras
+    distances = [re.search(r"nearest neighbour distance +([0-9.]+)", out).group(1) for out in (plain, karras)]
+    assert distances[0] != distances[1]

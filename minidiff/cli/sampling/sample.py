@@ -92,7 +92,7 @@ def sample_command(
     spacing: Annotated[
         options.SpacingName | None, typer.Option(help="Timestep spacing.  [default: the folder's]")
     ] = None,
-    karras: Annotated[bool, typer.Option("--karras", help="Use the sigmas of Karras et al. 2022.")] = False,
+    karras: options.Karras = False,
     churn: Annotated[float, typer.Option(help="EDM's S_churn, fresh noise of euler and heun; 0 adds none.")] = 0.0,
     raw: options.Raw = False,
     best: options.Best = False,
