@@ -73,16 +73,16 @@ VARIED = [
     Plan(24, 300, batch_size=16, seed=10),
 ]
 HELD_OUT = [
-    Plan(16, 700, lr=2e-3, seed=31),
-    Plan(24, 400, seed=32),
     Plan(32, 600, batch_size=16, lr=2e-3, seed=33),
     Plan(32, 700, batch_size=16, seed=34),
-    Plan(24, 900, batch_size=16, lr=2e-3, seed=35),
-    Plan(16, 1200, batch_size=16, lr=1.5e-3, seed=36),
-    Plan(16, 300, batch_size=64, seed=37),
-    Plan(8, 1100, batch_size=16, lr=2e-3, seed=38),
-    Plan(12, 600, batch_size=24, seed=39),
-    Plan(20, 500, batch_size=24, lr=1.5e-3, seed=40),
+    Plan(8, 600, batch_size=16, lr=2e-3, seed=38),
+    Plan(12, 400, batch_size=24, seed=39),
+    Plan(16, 400, batch_size=16, lr=1.5e-3, seed=31),
+    Plan(12, 200, batch_size=64, seed=37),
+    Plan(20, 300, batch_size=16, lr=1.5e-3, seed=40),
+    Plan(24, 250, batch_size=16, seed=32),
+    Plan(16, 1000, batch_size=16, lr=2e-3, seed=36),
+    Plan(24, 600, batch_size=16, lr=2e-3, seed=35),
 ]
 ROLES = {"grid": GRID, "varied": VARIED, "held out": HELD_OUT}
 

@@ -54,7 +54,7 @@ def distance_constants(stored: Stored) -> str:
 
 
 def comparison(stored: Stored) -> str:
-    """The errors of the law in use and of others, of the final loss and of the distance by the loss that they expect."""
+    """The errors of the law in use and of others: of the final loss, and of the distance by the loss they expect."""
     entries = {r"$E + (A\,N^{-\alpha} + B)\,D^{-\beta}$": stored["end"]}
     entries[r"$E + A\,N^{-\alpha} D^{-\beta}$"] = stored["for_comparison"]["product"]
     entries[r"$E + A\,N^{-\alpha} + B\,D^{-\beta}$"] = stored["for_comparison"]["sum"]
