@@ -66,7 +66,7 @@ class Law:
     end       the mean loss over the last tenth of a run, in whose second half the learning rate decays
     distance  the Frechet distance at the end, from the loss by `end`
     errors    of the three: the relative errors at points that the fits did not see, root mean square
-    ranges    smallest and largest number of parameters, counted steps, batch size, rate, and loss at the end
+    ranges    smallest and largest number of parameters, counted steps, batch size, rate, and final loss with a distance
     """
 
     curve: PowerLaw

@@ -6,7 +6,7 @@ import numpy as np
 
 STEPS = 200  # at most
 DIFFERENCE = 1e-5  # of a logarithm, for the derivatives
-FLATTER, STEEPER = 4.0, 0.25  # factors of the damping, after a step that made the error larger or smaller
+MORE, LESS = 4.0, 0.25  # factors of the damping, after a step that made the error larger or smaller
 SMALLEST, LARGEST = 1e-12, 1e12  # damping
 ENOUGH = 1e-13  # relative change of the squared error that ends the search
 
@@ -33,10 +33,10 @@ def least_squares(errors: Callable[[np.ndarray], np.ndarray], start: Sequence[fl
             then = of(logs + (step := np.linalg.solve(damped, descent)))
             if then @ then < now @ now:
                 break
-            damping *= FLATTER
+            damping *= MORE
         else:
             break  # no step makes the error smaller
-        gain, logs, now, damping = now @ now - then @ then, logs + step, then, max(damping * STEEPER, SMALLEST)
+        gain, logs, now, damping = now @ now - then @ then, logs + step, then, max(damping * LESS, SMALLEST)
         if gain < ENOUGH * (now @ now):
             break
     return np.exp(logs)
