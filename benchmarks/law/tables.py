@@ -104,6 +104,17 @@ def held_out(stored: Stored) -> str:
     return table([*names, "loss expected", "came to", "error", "distance expected", "came to", "error"], lines)
 
 
+def hits(stored: Stored) -> str:
+    """In how many of these runs the forecasts were within WITHIN of their outcomes."""
+    found = forecasts(read_rows("held out"), law_from_dict(stored))
+    counts = []
+    for name in ("loss", "distance"):
+        told = [(getattr(one["expected"], name), one["outcome"][name]) for one in found]
+        errors = [expected.value / outcome - 1 for expected, outcome in told if expected]
+        counts.append(f"the {name} in {sum(abs(error) <= WITHIN for error in errors)} of {len(errors)} runs")
+    return f"Within {100 * WITHIN:.0f} % of their outcomes: {counts[0]}, {counts[1]}."
+
+
 def _outcome(expected: Any, outcome: float | None) -> list[str]:
     """What was expected, what it came to, and the relative error, bold where it is above WITHIN."""
     if outcome is None or expected is None:
