@@ -2,8 +2,9 @@
 
     python benchmarks/law/runs.py CIFAR10 FASHION_MNIST --out runs/law
 
-trains what is missing in OUT and appends a row a run to the ledger, runs.jsonl: 3 widths x 4 lengths on CIFAR-10, from
-which fit.py computes the law, then ten others, on which it is tested. Data, classifier and score are the speedrun's.
+trains what is missing in OUT and appends a row a run to the ledger, runs.jsonl: 3 widths x 4 lengths on CIFAR-10 and
+runs with other batch sizes, rates and datasets, from which fit.py computes the law, then ten on which it is tested.
+Data, classifier and score are the speedrun's.
 """
 
 import json
@@ -38,7 +39,7 @@ from minidiff.training.log import read_log
 from minidiff.training.loop import fit
 
 LEDGER = Path(__file__).with_name("runs.jsonl")
-WIDTHS, LENGTHS = (8, 16, 32), (200, 400, 800, 1600)  # of the runs that the law is fitted to
+WIDTHS, LENGTHS = (8, 16, 32), (200, 400, 800, 1600)  # of the grid
 IMAGES = 1_000  # of a distance
 
 
@@ -58,8 +59,8 @@ class Plan:
         return f"{self.data}-w{self.width}-s{self.steps}-b{self.batch_size}-lr{self.lr:g}-seed{self.seed}"
 
 
-FITTED = [Plan(width, steps) for width in (32, 16, 8) for steps in LENGTHS[::-1]]
-HELD_OUT = [
+GRID = [Plan(width, steps) for width in (32, 16, 8) for steps in LENGTHS[::-1]]
+VARIED = [
     Plan(16, 800, batch_size=16, seed=1),
     Plan(8, 800, batch_size=16, seed=2),
     Plan(16, 800, batch_size=16, lr=5e-4, seed=3),
@@ -71,6 +72,19 @@ HELD_OUT = [
     Plan(16, 900, seed=9),
     Plan(24, 300, batch_size=16, seed=10),
 ]
+HELD_OUT = [
+    Plan(32, 600, batch_size=16, lr=2e-3, seed=33),
+    Plan(32, 700, batch_size=16, seed=34),
+    Plan(8, 600, batch_size=16, lr=2e-3, seed=38),
+    Plan(8, 400, batch_size=24, seed=39),
+    Plan(16, 400, batch_size=16, lr=1.5e-3, seed=31),
+    Plan(8, 200, batch_size=64, seed=37),
+    Plan(16, 300, lr=1.5e-3, seed=40),
+    Plan(24, 250, batch_size=16, seed=32),
+    Plan(16, 1000, batch_size=16, lr=2e-3, seed=36),
+    Plan(24, 600, batch_size=16, lr=2e-3, seed=35),
+]
+ROLES = {"grid": GRID, "varied": VARIED, "held out": HELD_OUT}
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,7 @@ def row(run: UNetRun, plan: Plan, lab: Lab) -> dict[str, Any]:
     """The ledger's row of a finished run."""
     return {
         "name": plan.name,
-        "role": "fitted" if plan in FITTED else "held out",
+        "role": next(role for role, plans in ROLES.items() if plan in plans),
         **asdict(plan),
         "parameters": run.optimizer.p.size,
         "fingerprint": run.config.fingerprint,
@@ -195,10 +209,10 @@ def main(
     lab = Lab(out, {"cifar10": cifar10, "fashion_mnist": fashion, "cats_dogs": "cats_dogs"}, threads)
     lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
     done = {json.loads(line)["name"] for line in lines}
-    for plan in FITTED + HELD_OUT:
+    for plan in GRID + VARIED + HELD_OUT:
         if plan.name in done:
             continue
-        shorter = [o for o in FITTED if plan in FITTED and o.width == plan.width and o.steps < plan.steps]
+        shorter = [o for o in GRID if plan in GRID and o.width == plan.width and o.steps < plan.steps]
         run = train_plan(lab, plan, shorter)
         found = row(run, plan, lab)
         with ledger.open("a", encoding="utf-8") as file:

@@ -4,7 +4,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from fit import Row, final_loss, forecasts, images, read_rows
+from fit import Row, final_loss, forecasts, images, read_rows, training
 from matplotlib.figure import Figure
 
 from minidiff.training.forecast.forecast import Law, law_from_dict
@@ -27,8 +27,8 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def measured() -> str:
-    """Final loss and distance of the fitted runs, a line a width, a column a length."""
-    rows = sorted(read_rows("fitted"), key=lambda row: (row["width"], row["steps"]))
+    """Final loss and distance of the runs of the grid, a line a width, a column a length."""
+    rows = sorted(read_rows("grid"), key=lambda row: (row["width"], row["steps"]))
     lengths = sorted({images(row) for row in rows})
     lines = []
     for width in sorted({row["width"] for row in rows}):
@@ -43,7 +43,7 @@ def constants(stored: Stored) -> str:
     """The constants of the power laws in use with their standard errors, and the laws' errors."""
     titles = {"end": "final loss", "curve": "loss at a constant rate"}
     lines = [[title, *_constants(stored[name])] for name, title in titles.items()]
-    return table(["", "$E$", "$B$", r"$\alpha$", r"$\beta$", "error"], lines)
+    return table(["", "$E$", "$A$", r"$\alpha$", "$B$", r"$\beta$", "$b$", r"$\delta$", "error"], lines)
 
 
 def distance_constants(stored: Stored) -> str:
@@ -54,13 +54,12 @@ def distance_constants(stored: Stored) -> str:
 
 
 def comparison(stored: Stored) -> str:
-    """The errors of the laws in use and of others."""
-    others = stored["for_comparison"]
-    entries = {"final loss": (stored["end"], others["sum_end"])}
-    entries["distance"] = others["product_distance"], others["sum_distance"], stored["distance"]
-    lines = [[name, *(_percent(entry["error"]) for entry in of)] for name, of in entries.items()]
-    lines[0].append("")
-    return table(["error of", "product", "sum", "by the loss"], lines)
+    """The errors of the law in use and of others: of the final loss, and of the distance by the loss they expect."""
+    entries = {r"$E + (A\,N^{-\alpha} + B)\,D^{-\beta}$": stored["end"]}
+    entries[r"$E + A\,N^{-\alpha} D^{-\beta}$"] = stored["for_comparison"]["product"]
+    entries[r"$E + A\,N^{-\alpha} + B\,D^{-\beta}$"] = stored["for_comparison"]["sum"]
+    lines = [[name, _percent(entry["error"]), _percent(entry["error_of_distance"])] for name, entry in entries.items()]
+    return table(["law", "final loss", "distance"], lines)
 
 
 def _number(value: float, digits: int) -> str:
@@ -78,15 +77,15 @@ def _constants(entry: Stored) -> list[str]:
 
 def budgets(law: Law) -> str:
     """The distance that each width reaches in a budget, by the law; the smallest of a line is bold."""
-    rows = read_rows("fitted")
+    rows = read_rows("grid")
     widths = sorted({row["width"] for row in rows})
     lines = []
     for minutes in BUDGETS:
         distances = []
         for width in widths:
             own = [row for row in rows if row["width"] == width]
-            seen = 60 * minutes / np.mean([row["seconds_per_step"] / row["batch_size"] for row in own])
-            distances.append(float(law.distance(law.end(own[0]["parameters"], seen))))
+            steps = 60 * minutes / np.mean([row["seconds_per_step"] for row in own])
+            distances.append(float(law.distance(law.end(training(own[0], float(steps))))))
         cells = [f"**{d:.1f}**" if d == min(distances) else f"{d:.1f}" for d in distances]
         lines.append([f"{minutes} min", *cells])
     return table(["processor time", *(f"width {width}" for width in widths)], lines)
@@ -97,12 +96,23 @@ def held_out(stored: Stored) -> str:
     lines = []
     for found in forecasts(read_rows("held out"), law_from_dict(stored)):
         row, expected = found["row"], found["expected"]
-        cells = [row["data"], str(row["width"]), f"{row['steps']}{NBSP}x{NBSP}{row['batch_size']}", f"{row['lr']:g}"]
+        cells = [str(row["width"]), f"{row['steps']}{NBSP}x{NBSP}{row['batch_size']}", f"{row['lr']:g}"]
         for name in ("loss", "distance"):
             cells += _outcome(expected and getattr(expected, name), found["outcome"][name])
         lines.append(cells)
-    names = ["dataset", "width", "steps x batch", "rate"]
+    names = ["width", "steps x batch", "rate"]
     return table([*names, "loss expected", "came to", "error", "distance expected", "came to", "error"], lines)
+
+
+def hits(stored: Stored) -> str:
+    """In how many of these runs the forecasts were within WITHIN of their outcomes."""
+    found = forecasts(read_rows("held out"), law_from_dict(stored))
+    counts = []
+    for name in ("loss", "distance"):
+        told = [(getattr(one["expected"], name), one["outcome"][name]) for one in found]
+        errors = [expected.value / outcome - 1 for expected, outcome in told if expected]
+        counts.append(f"the {name} in {sum(abs(error) <= WITHIN for error in errors)} of {len(errors)} runs")
+    return f"Within {100 * WITHIN:.0f} % of their outcomes: {counts[0]}, {counts[1]}."
 
 
 def _outcome(expected: Any, outcome: float | None) -> list[str]:
@@ -120,7 +130,7 @@ def _outcome(expected: Any, outcome: float | None) -> list[str]:
 
 def figure(law: Law, dark: bool) -> Figure:
     """Distances, measured and by the law: against images seen, processor time and final loss, a colour a width."""
-    rows = read_rows("fitted")
+    rows = read_rows("grid")
     drawn, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True, facecolor="none")
     for width, color in zip(sorted({row["width"] for row in rows}), STYLES[dark][2], strict=True):
         own = sorted((row for row in rows if row["width"] == width), key=images)
@@ -145,11 +155,12 @@ def figure(law: Law, dark: bool) -> Figure:
 def _plot_width(panels: np.ndarray, law: Law, own: list[Row], color: str) -> None:
     """The runs of one width in the three panels, and in the first two the law."""
     seconds = np.mean([row["seconds_per_step"] / row["batch_size"] for row in own])
-    parameters, seen = own[0]["parameters"], np.geomspace(images(own[0]) / 1.3, images(own[-1]) * 1.3, 60)
+    seen = np.geomspace(images(own[0]) / 1.3, images(own[-1]) * 1.3, 60)
+    expected = law.distance(law.end(training(own[0], seen / own[0]["batch_size"])))
     distances = [row["distance"]["frechet"] for row in own]
     for axes, scale in zip(panels[:2], (1, seconds / 60), strict=True):
-        axes.plot(seen * scale, law.distance(law.end(parameters, seen)), color=color, linewidth=1.5)
-        label = f"width {own[0]['width']}: {parameters / 1e6:.2f} million parameters"
+        axes.plot(seen * scale, expected, color=color, linewidth=1.5)
+        label = f"width {own[0]['width']}: {own[0]['parameters'] / 1e6:.2f} million parameters"
         axes.plot([images(row) * scale for row in own], distances, "o", color=color, label=label)
     panels[2].plot([final_loss(row) for row in own], distances, "o", color=color, zorder=3)
 

@@ -6,84 +6,77 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minidiff.training.forecast.power_law import ProductLaw, SumLaw, fit_power_law, jackknife_errors, left_out
+from minidiff.training.forecast.power_law import (
+    PowerLaw,
+    Training,
+    counted,
+    fit_power_law,
+    jackknife_errors,
+    left_out,
+)
 
-PRODUCT = ProductLaw(E=0.1, B=0.06, alpha=0.3, beta=0.55)
-SUM = SumLaw(E=0.1, A=0.01, B=0.03, alpha=0.4, beta=0.6)
-BOTH = pytest.mark.parametrize("true", [PRODUCT, SUM], ids=["product", "sum"])
-N, D = (a.ravel() for a in np.meshgrid([1.7e5, 6.8e5, 2.7e6], 6400 * 2.0 ** np.arange(4)))  # as measured, 3 x 4
-
-
-def noisy(true, error, seed):
-    return true(N, D) * (1 + error * np.random.default_rng(seed).standard_normal(len(N)))
-
-
-def test_the_laws_at_a_point():
-    assert PRODUCT(1e6, 1e4) == pytest.approx(0.1 + 0.06)
-    assert PRODUCT(4e6, 1e6) == pytest.approx(0.1 + 0.06 * 4**-0.3 * 100**-0.55)
-    assert SUM(1e6, 1e4) == pytest.approx(0.1 + 0.01 + 0.03)
-    assert SUM(1e9, 1e6) == pytest.approx(0.1 + 0.01 * 1000**-0.4 + 0.03 * 100**-0.6)
+TRUE = PowerLaw(E=0.1, A=0.014, alpha=0.75, B=0.012, beta=0.6, critical=14, delta=0.5)
+GRID = np.meshgrid([1.7e5, 6.8e5, 2.7e6], [200, 800, 1600], [16, 32], [0.001, 0.002])
+RUNS = Training(*(a.ravel() for a in GRID))  # 36
+LOSSES = TRUE(RUNS)
+FIT = partial(fit_power_law, PowerLaw)
 
 
-@BOTH
-def test_the_constants_come_back_without_noise(true):
-    np.testing.assert_allclose(astuple(fit_power_law(type(true), N, D, true(N, D))), astuple(true), rtol=1e-3)
+def noisy(error, seed):
+    return LOSSES * (1 + error * np.random.default_rng(seed).standard_normal(len(LOSSES)))
 
 
-@pytest.mark.parametrize("true", [SumLaw(0, 5, 40, 0.2, 1.1), SumLaw(3, 0, 20, 0.05, 0.5), ProductLaw(0, 9, 0.2, 0.8)])
-def test_a_factor_that_is_zero_comes_back_as_zero(true):
-    """Without an irreducible part, and without one that depends on the size alone."""
-    found = fit_power_law(type(true), N, D, true(N, D))
-    np.testing.assert_allclose(found(N, D), true(N, D), rtol=1e-4)
-    assert found.B == pytest.approx(true.B, rel=0.01) and found.beta == pytest.approx(true.beta, rel=0.01)
-    assert true.E or found.E == pytest.approx(0, abs=0.1)
-
-
-@BOTH
-def test_no_factor_is_negative(true):
-    """Figures that would need a negative irreducible part."""
-    law = fit_power_law(type(true), N, D, replace(true, E=0)(N, D) - 0.01)
-    assert law.E == 0 and min(astuple(law)) == 0
-
-
-@BOTH
-@pytest.mark.parametrize("seed", range(3))
-def test_with_noise_the_fit_is_nearer_to_the_truth_than_the_points(true, seed):
-    """1 % of noise: k constants of twelve points take k twelfths of its variance, on average."""
-    y = noisy(true, 0.01, seed)
-    error = fit_power_law(type(true), N, D, y)(N, D) / true(N, D) - 1
-    assert np.sqrt((error**2).mean()) < 0.01 * np.sqrt(len(astuple(true)) / 12) * 1.6
-    assert np.sqrt((error**2).mean()) < np.sqrt(((y / true(N, D) - 1) ** 2).mean())
-
-
-@BOTH
-def test_the_constants_of_noisy_points_are_within_their_errors(true):
-    """Within three of the jackknife's standard errors."""
-    y = noisy(true, 0.005, 4)
-    found, errors = (
-        fit_power_law(type(true), N, D, y),
-        jackknife_errors(left_out(partial(fit_power_law, type(true)), N, D, y)),
+def test_the_law_at_a_point():
+    """At the critical batch size a step is worth half of what it is with an infinite batch."""
+    infinite = Training(1e6, 1e3, 1e12, 1e-3)
+    assert TRUE(infinite) == pytest.approx(0.1 + 0.014 + 0.012)
+    assert TRUE(replace(infinite, batch_size=14, steps=2e3)) == pytest.approx(TRUE(infinite))
+    assert TRUE(replace(infinite, lr=4e-3, steps=500)) == pytest.approx(TRUE(infinite))
+    assert TRUE(replace(infinite, steps=8e3), ahead=0.125) == pytest.approx(TRUE(infinite))
+    assert TRUE(replace(infinite, parameters=4e6, steps=1e5)) == pytest.approx(
+        0.1 + (0.014 / 4**0.75 + 0.012) / 100**0.6
     )
+
+
+def test_steps_of_the_warm_up_count_by_their_rate():
+    assert counted(100, 0) == 100
+    assert counted(100, 50) == 75
+    assert counted(20, 50) == 4
+    assert counted(50, 50) == 25
+
+
+def test_the_constants_come_back_without_noise():
+    np.testing.assert_allclose(astuple(FIT(RUNS, LOSSES)), astuple(TRUE), rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_noise_the_fit_is_nearer_to_the_truth_than_the_points(seed):
+    """1 % of noise: 7 constants of 36 points take 7 / 36 of its variance, on average."""
+    error = FIT(RUNS, noisy(0.01, seed))(RUNS) / LOSSES - 1
+    assert np.sqrt((error**2).mean()) < 0.01 * np.sqrt(7 / 36) * 1.6
+
+
+def test_the_constants_of_noisy_points_are_within_their_errors():
+    """Within three of the jackknife's standard errors."""
+    y = noisy(0.005, 4)
+    found, errors = FIT(RUNS, y), jackknife_errors(left_out(FIT, RUNS, y))
     for name, error in errors.items():
-        assert abs(getattr(found, name) - getattr(true, name)) < 3 * error
+        assert abs(getattr(found, name) - getattr(TRUE, name)) < 3 * error
 
 
-@BOTH
-def test_the_fit_weighs_relative_errors(true):
-    """A tenth off at the largest figure counts as much as a tenth off at the smallest, so the units do not matter."""
-    y = noisy(true, 0.02, 1)
-    small, large = fit_power_law(type(true), N, D, y), fit_power_law(type(true), N, D, 1000 * y)
-    np.testing.assert_allclose(large(N, D), 1000 * small(N, D), rtol=1e-9)
+def test_the_fit_weighs_relative_errors():
+    """A tenth off at the largest loss counts as much as a tenth off at the smallest, so the units do not matter."""
+    y = noisy(0.02, 1)
+    small, large = FIT(RUNS, y), FIT(RUNS, 10 * y)
+    np.testing.assert_allclose(large(RUNS), 10 * small(RUNS), rtol=1e-4)
 
 
 def test_points_that_are_left_out_are_not_seen():
     """Whatever the point that is left out was, the law without it is the same."""
-    some = np.arange(0, len(N), 2)
-    y = noisy(PRODUCT, 0.01, 0)[some]
+    y = noisy(0.01, 0)
     changed = y.copy()
     changed[3] *= 2
-    fit = partial(fit_power_law, ProductLaw)
-    first, second = (left_out(fit, N[some], D[some], figures) for figures in (y, changed))
+    first, second = (left_out(FIT, RUNS, losses) for losses in (y, changed))
     assert first[3] == second[3] and first[2] != second[2]
 
 
@@ -91,12 +84,10 @@ def test_standard_errors_are_the_jackknifes():
     """Of the mean of n numbers, by hand: the standard deviation over the root of n."""
     numbers = np.array([1.0, 2.0, 4.0, 9.0])
     means = [(numbers.sum() - number) / 3 for number in numbers]
-    errors = jackknife_errors([ProductLaw(mean, 0, 0.5, 0.5) for mean in means])
+    errors = jackknife_errors([replace(TRUE, E=mean) for mean in means])
     assert errors["E"] == pytest.approx(numbers.std(ddof=1) / np.sqrt(4)) and errors["B"] == errors["beta"] == 0
 
 
-@BOTH
-def test_fewer_points_than_constants(true):
-    few = len(astuple(true)) - 1
-    with pytest.raises(ValueError, match=f"{few} points: the law has {few + 1} constants"):
-        fit_power_law(type(true), N[:few], D[:few], true(N[:few], D[:few]))
+def test_fewer_points_than_constants():
+    with pytest.raises(ValueError, match="6 points: the law has 7 constants"):
+        FIT(RUNS[:6], LOSSES[:6])

@@ -1,133 +1,88 @@
-"""The law: a figure of trained networks as a power function of their size N and of the images D that they saw.
+"""The law: the loss of trained networks as a power function of their size N and of their progress D.
 
-    product   L(N, D) = E + B N^-alpha D^-beta
-    sum       L(N, D) = E + A N^-alpha + B D^-beta             (Hoffmann et al. 2022, arXiv 2203.15556, eq. 2)
+    loss      L = E + (A N^-alpha + B) D^-beta
+    progress  D = steps / (1 + critical / batch size) (learning rate / 0.001)^delta
 
-E is the irreducible part: no network and no training takes the figure below it. In the sum, A N^-alpha is what a
-network of N parameters lacks when it has seen all there is to see, and B D^-beta what is missing after D images. In the
-product, which fits short trainings, a network of k times the parameters is ahead by a factor of k^(alpha / beta) in
-images. Such powers were found by Hestness et al. (2017, arXiv 1712.00409) of the error, and by Kaplan et al. (2020,
-arXiv 2001.08361) of the loss.
+E is the irreducible part: no network and no training takes the loss below it. What is missing beyond it shrinks by a
+power of the progress, for every size alike; a larger network is missing less, down to B D^-beta for the largest. Such
+powers were found by Hestness et al. (2017, arXiv 1712.00409) of the error, and by Kaplan et al. (2020, arXiv
+2001.08361) of the loss. At the critical batch size a step is worth half of what it is with an infinite batch
+(McCandlish et al. 2018, arXiv 1812.06162, eq. 2.11).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
-from itertools import combinations
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-N_UNIT, D_UNIT = 1e6, 1e4  # parameters and images in which A and B are counted
-FLATTEST, STEEPEST = 0.05, 2.0  # exponents that are tried
-GRID, ZOOMS = 16, 8  # exponents on a side of the grid; times that it is made finer around the best pair
-KEPT = 3  # steps to each side of the best pair that the finer grid spans: the least error lies along a narrow valley
+from minidiff.training.forecast.least_squares import least_squares
+
+PARAMETERS, STEPS, RATE = 1e6, 1e3, 1e-3  # units
 
 Number = float | np.ndarray
 
 
 @dataclass(frozen=True)
-class ProductLaw:
-    """The constants of the product; B belongs to a million parameters and ten thousand images."""
+class Training:
+    """What the law depends on: numbers, or arrays (n,) of n trainings. steps: as `counted` in."""
 
-    FACTORS: ClassVar = ("E", "B")  # in which the law is linear
+    parameters: Number
+    steps: Number
+    batch_size: Number
+    lr: Number
 
-    E: float
-    B: float
-    alpha: float
-    beta: float
+    def __getitem__(self, some: Any) -> "Training":
+        return Training(*(np.asarray(values)[some] for values in astuple(self)))
 
-    @staticmethod
-    def terms(N: Number, D: Number, alpha: Number, beta: Number) -> list[Number]:
-        """What the factors multiply; N and D in units."""
-        return [1.0, N**-alpha * D**-beta]
 
-    def __call__(self, parameters: Number, images: Number) -> Any:
-        return _value(self, parameters, images)
+def counted(steps: Number, warmup: int) -> Number:
+    """The number of steps, each of a linear warm-up counted by its part of the learning rate."""
+    within = np.minimum(steps, warmup)
+    return steps - within + np.square(within) / max(2 * warmup, 1)
 
 
 @dataclass(frozen=True)
-class SumLaw:
-    """The constants of the sum; A belongs to a million parameters, B to ten thousand images."""
+class PowerLaw:
+    """The constants; A belongs to a million parameters, and with B to a thousand steps of infinite batches."""
 
-    FACTORS: ClassVar = ("E", "A", "B")
+    START: ClassVar = (0.1, 0.02, 0.8, 0.02, 0.6, 12.0, 0.5)  # of a fit
 
     E: float
     A: float
-    B: float
     alpha: float
+    B: float
     beta: float
+    critical: float
+    delta: float
 
-    @staticmethod
-    def terms(N: Number, D: Number, alpha: Number, beta: Number) -> list[Number]:
-        """What the factors multiply; N and D in units."""
-        return [1.0, N**-alpha, D**-beta]
+    def __call__(self, of: Training, ahead: Number = 1.0) -> Any:
+        """The loss; ahead: a factor of the progress."""
+        return self.E + (self.of_size(of) + self.B) * self.of_progress(of, ahead)
 
-    def __call__(self, parameters: Number, images: Number) -> Any:
-        return _value(self, parameters, images)
+    def of_size(self, of: Training) -> Any:
+        """A N^-alpha."""
+        return self.A * (of.parameters / PARAMETERS) ** -self.alpha
+
+    def of_progress(self, of: Training, ahead: Number = 1.0) -> Any:
+        """D^-beta."""
+        progress = of.steps / STEPS / (1 + self.critical / of.batch_size) * (of.lr / RATE) ** self.delta
+        return (ahead * progress) ** -self.beta
 
 
-PowerLaw = ProductLaw | SumLaw
-K = TypeVar("K", ProductLaw, SumLaw)
+K = TypeVar("K", bound=PowerLaw)
 F = TypeVar("F")
 
 
-def _value(law: PowerLaw, parameters: Number, images: Number) -> Any:
-    terms = law.terms(parameters / N_UNIT, images / D_UNIT, law.alpha, law.beta)
-    return sum(getattr(law, name) * term for name, term in zip(law.FACTORS, terms, strict=True))
+def fit_power_law(kind: type[K], trainings: Training, losses: np.ndarray) -> K:
+    """The law of that kind with the least sum of squared relative errors, of logarithms, at n losses (n,)."""
+    return kind(*least_squares(lambda constants: np.log(kind(*constants)(trainings) / losses), kind.START).tolist())
 
 
-def fit_power_law(kind: type[K], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> K:
-    """The law of that kind with the least sum of squared relative errors at n points; arrays (n,), positive.
-
-    Given both exponents a law is linear in its factors >= 0. So only the exponents are searched for, on a grid that is
-    made finer around the best pair: no start value is needed, and the same points always give the same law.
-    Raises ValueError for fewer points than the law has constants.
-    """
-    if len(figures) < (constants := len(fields(kind))):
-        raise ValueError(f"{len(figures)} points: the law has {constants} constants")
-    N, D, y = np.asarray(parameters) / N_UNIT, np.asarray(images) / D_UNIT, np.asarray(figures)
-    alphas = betas = np.geomspace(FLATTEST, STEEPEST, GRID)
-    best = (np.inf, np.zeros(len(kind.FACTORS)), 0.0, 0.0)
-    for _ in range(ZOOMS + 1):
-        alpha, beta = (a.reshape(-1, 1) for a in np.meshgrid(alphas, betas))  # (GRID^2, 1)
-        terms = np.broadcast_arrays(*(term / y for term in kind.terms(N, D, alpha, beta)), alpha * y)[:-1]
-        errors, factors = _nonnegative_least_squares(np.stack(terms, axis=2))
-        i = int(errors.argmin())
-        if errors[i] < best[0]:
-            best = (errors[i], factors[i], alpha[i, 0], beta[i, 0])
-        alphas, betas = (_around(value, values) for value, values in ((best[2], alphas), (best[3], betas)))
-    return kind(*map(float, (*best[1], *best[2:])))
-
-
-def _around(value: float, values: np.ndarray) -> np.ndarray:
-    """A finer grid: as many exponents, from KEPT steps of `values` below the best to as many above."""
-    step = (values[1] / values[0]) ** KEPT
-    return np.clip(np.geomspace(value / step, value * step, GRID), FLATTEST, STEEPEST)
-
-
-def _nonnegative_least_squares(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of G matrices (n, k) the factors >= 0 with which its columns add up best to 1: errors (G,), (G, k).
-
-    Some factors of the best combination are zero and the others are an ordinary least-squares solution, so every subset
-    of the columns is tried.
-    """
-    G, n, k = terms.shape
-    errors, factors = np.full(G, np.inf), np.zeros((G, k))
-    for size in range(1, k + 1):
-        for columns in map(list, combinations(range(k), size)):
-            found = np.linalg.pinv(terms[:, :, columns]).sum(-1)  # (G, size), the solution for the right side 1
-            left = ((np.einsum("gns,gs->gn", terms[:, :, columns], found) - 1) ** 2).sum(-1)
-            better = (found >= 0).all(-1) & (left < errors)
-            errors[better] = left[better]
-            factors[better] = 0
-            factors[np.ix_(better, columns)] = found[better]
-    return errors, factors
-
-
-def left_out(fit: Callable[..., F], parameters: np.ndarray, images: np.ndarray, figures: np.ndarray) -> list[F]:
-    """The laws fit(parameters, images, figures) of all points but one, for each point in turn (the jackknife)."""
-    others = [np.arange(len(figures)) != i for i in range(len(figures))]
-    return [fit(parameters[some], images[some], figures[some]) for some in others]
+def left_out(fit: Callable[[Training, np.ndarray], F], trainings: Training, losses: np.ndarray) -> list[F]:
+    """The laws fit(trainings, losses) of all points but one, for each point in turn (the jackknife)."""
+    others = [np.arange(len(losses)) != i for i in range(len(losses))]
+    return [fit(trainings[some], losses[some]) for some in others]
 
 
 def jackknife_errors(laws: Sequence[Any]) -> dict[str, float]:
