@@ -195,8 +195,7 @@ def root_mean_square(errors: Any) -> float:
 
 def fitted_distance(losses: np.ndarray, distance: np.ndarray) -> Row:
     """The law of the distance by measured final losses (n,), as law.json has it; its errors are at these losses too."""
-    others = [np.arange(len(distance)) != i for i in range(len(distance))]
-    laws = [fit_distance_law(losses[some], distance[some]) for some in others]
+    laws = left_out(fit_distance_law, losses, distance)
     expected = [law(loss) for law, loss in zip(laws, losses, strict=True)]
     return entry(fit_distance_law(losses, distance), laws, expected / distance - 1)
 

@@ -106,7 +106,7 @@ def _generate(pipeline: Pipeline, model: Model, batches: list, steps: int, seed:
 
 def name_of(sampler: Sampler) -> str:
     """The sampler's name, for the report, and whether it has Karras' noise levels."""
-    return f"{sampler.name}, karras," if sampler.karras else sampler.name
+    return f"{sampler.name} (karras)" if sampler.karras else sampler.name
 
 
 def weights_of(raw: bool, ema: float | None) -> str:

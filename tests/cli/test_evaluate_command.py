@@ -194,6 +194,6 @@ def test_an_evaluation_that_cannot_be_written_leaves_nothing(run, real, tmp_path
 def test_evaluate_at_karras_sigmas(done, real):
     few = ("evaluate", "run", "--against", "data", "--n", 16, "--steps", 3, "--sampler", "dpmpp_2m", *QUICK)
     plain, karras = done(*few), done(*few, "--karras")
-    assert "dpmpp_2m in 3 steps" in plain and "dpmpp_2m, karras, in 3 steps" in karras
+    assert "dpmpp_2m in 3 steps" in plain and "dpmpp_2m (karras) in 3 steps" in karras
     distances = [re.search(r"nearest neighbour distance +([0-9.]+)", out).group(1) for out in (plain, karras)]
     assert distances[0] != distances[1]

@@ -79,10 +79,14 @@ def fit_power_law(kind: type[K], trainings: Training, losses: np.ndarray) -> K:
     return kind(*least_squares(lambda constants: np.log(kind(*constants)(trainings) / losses), kind.START).tolist())
 
 
-def left_out(fit: Callable[[Training, np.ndarray], F], trainings: Training, losses: np.ndarray) -> list[F]:
-    """The laws fit(trainings, losses) of all points but one, for each point in turn (the jackknife)."""
-    others = [np.arange(len(losses)) != i for i in range(len(losses))]
-    return [fit(trainings[some], losses[some]) for some in others]
+def left_out(fit: Callable[[Any, np.ndarray], F], known: Any, figures: np.ndarray) -> list[F]:
+    """The laws fit(known, figures) of all points but one, for each point in turn (the jackknife).
+
+    known    what the law depends on: Training or an array, of n points
+    figures  (n,)
+    """
+    others = [np.arange(len(figures)) != i for i in range(len(figures))]
+    return [fit(known[some], figures[some]) for some in others]
 
 
 def jackknife_errors(laws: Sequence[Any]) -> dict[str, float]:
