@@ -26,7 +26,7 @@ def distill(
     steps: options.TotalSteps = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.  [default: the run's, or 32]")] = None,
     accumulate: options.Accumulate = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.0001]")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.  [default: 0.001]")] = None,
     backend: options.TrainingBackend = None,
     threads: options.Threads = None,
     seed: options.TrainingSeed = None,

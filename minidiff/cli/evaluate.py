@@ -12,10 +12,11 @@ from rich.table import Table
 from minidiff import machine, ranks
 from minidiff.cli.options import EMA, PLACE, Backend, Embeddings, Guidance, Karras, LoRAs, Seed, SkipBad, Threads
 from minidiff.data.captioned_sheet import captioned_sheet
-from minidiff.data.dataset import Dataset
+from minidiff.data.dataset import Dataset, subset
 from minidiff.data.imaging import save_image
 from minidiff.errors import MinidiffError
 from minidiff.evaluation import feature_classifier, prompt_agreement, report, samples
+from minidiff.evaluation.prompt_agreement import PromptSamples
 from minidiff.evaluation.samples import MIN_IMAGES
 from minidiff.files import check_new_folder, new_folder, write_json
 from minidiff.formats.pipeline import TextPipeline
@@ -74,8 +75,9 @@ def evaluate(
     classifier is trained, and the metrics that need one are left out. With --out: figures.json, neighbours.png (the
     nearest training images), and the images for tools that compute the FID.
 
-    For a text-conditional run: prompt agreement. --n captions of the training set are sampled, and --n of the test
-    split; by default as many as the test split has. With --out: figures.json and two sheets.
+    For a text-conditional run: prompt agreement, and the Fréchet distance to the real images of the same captions.
+    --n captions of the training set are sampled, and --n of the test split; by default as many as the test split has.
+    With --out: figures.json and two sheets.
 
     Started by mpiexec, the processes share out the batches of samples and of real images.
     """
@@ -152,25 +154,29 @@ def _evaluate_prompts(
         raise MinidiffError(f"{data.against}: its images have no captions, which {pipeline.folder} is conditioned on")
     compile_for_sampling(pipeline)
     splits = {"training captions": real.train, "test captions": real.test}
-    prompts = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
-    total = sum(map(len, prompts.values()))
+    asked = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
+    total = sum(len(some.captions) for some in asked.values())
     classifier = report.classifier_for(real, data.classifier, backend, n and total, data.skip_bad)
     if classifier is None:
         raise MinidiffError(f"--n {n}: {total} samples are too few to train a classifier for; give more, or no --n")
 
-    def generate(tick: Callable[[], object]) -> dict[str, prompt_agreement.PromptSamples]:
+    def generate(tick: Callable[[], object]) -> dict[str, PromptSamples]:
         return {
-            name: prompt_agreement.sample_prompts(pipeline, some, guidance, steps, seed, tick)
-            for name, some in prompts.items()
+            name: PromptSamples(
+                some.captions,
+                prompt_agreement.sample_prompts(pipeline, some.captions, guidance, steps, seed, tick),
+                report.all_images(some),
+            )
+            for name, some in asked.items()
         }
 
-    evaluations = sum(prompt_agreement.num_sampling_steps(some, steps) for some in prompts.values())
+    evaluations = sum(prompt_agreement.num_sampling_steps(some.captions, steps) for some in asked.values())
     generated = with_progress_bar("sampling", evaluations, generate)
-    baseline = prompt_agreement.PromptSamples(real.test.captions, report.all_images(real.test))
+    baseline = PromptSamples(real.test.captions, report.all_images(real.test))
     contents = {
         "samples": {
-            "of": str(pipeline.folder), "n": {name: len(some) for name, some in prompts.items()}, "weights": weights,
-            "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed,
+            "of": str(pipeline.folder), "n": {name: len(some.captions) for name, some in asked.items()},
+            "weights": weights, "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},
         "classifier": classifier.facts,
@@ -183,24 +189,22 @@ def _evaluate_prompts(
         _write_prompt_report(out, contents, generated)
 
 
-def _write_prompt_report(
-    out: Path, contents: dict[str, Any], generated: dict[str, prompt_agreement.PromptSamples]
-) -> None:
+def _write_prompt_report(out: Path, contents: dict[str, Any], generated: dict[str, PromptSamples]) -> None:
     """Write a new folder with figures.json and a captioned sheet of the samples of each split."""
     with new_folder(out) as folder:
         write_json(folder / "figures.json", contents)
-        for name, (prompts, images) in generated.items():
+        for name, (prompts, images, _) in generated.items():
             save_image(captioned_sheet(images[:SHOWN], prompts[:SHOWN]), folder / f"{name.replace(' ', '_')}.png")
     console.print(f"Wrote {out}")
 
 
-def _some_captions(dataset: Dataset, n: int, seed: int) -> list[str]:
-    """n captions at random, or all if there are fewer, in random order."""
-    return [dataset.captions[i] for i in np.random.default_rng(seed).permutation(len(dataset))[:n]]
+def _some_captions(dataset: Dataset, n: int, seed: int) -> Dataset:
+    """n captions at random with their images, or all if there are fewer, in random order."""
+    return subset(dataset, np.random.default_rng(seed).permutation(len(dataset))[:n])
 
 
 def _agreement_table(figures: dict[str, dict[str, float]]) -> Table:
-    """Prompt agreement in percent, a column for each set of images."""
+    """Prompt agreement in percent and the Fréchet distance, a column for each set of images."""
     shown = Table(box=None, padding=(0, 3, 0, 0))
     for heading in ("correct", *figures):
         shown.add_column(heading)
@@ -208,6 +212,8 @@ def _agreement_table(figures: dict[str, dict[str, float]]) -> Table:
         fractions = [side.get(name) for side in figures.values()]
         if any(fraction is not None for fraction in fractions):
             shown.add_row(name, *("" if fraction is None else f"{100 * fraction:.1f} %" for fraction in fractions))
+    distances = [side.get("frechet") for side in figures.values()]
+    shown.add_row("Fréchet distance", *("" if distance is None else f"{distance:.2f}" for distance in distances))
     return shown
 
 

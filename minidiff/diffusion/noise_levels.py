@@ -9,14 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from minidiff.diffusion.continuous import EDM, Flow, karras
-from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.sampler import CONSISTENCY, LOG_SIGMA, Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule, from_alphas_cumprod, respace
 from minidiff.errors import MinidiffError
 
 MAX_STEPS = 1000  # sampling steps of a continuous schedule
 DPM_SOLVERS = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # whose timesteps diffusers spaces and rounds by another rule
 NEEDS_FINITE_SIGMA = (*DPM_SOLVERS, "dpmpp_sde", "euler_maruyama")
-CONSISTENCY_GRID = 50  # evenly spaced timesteps of which consistency takes some, as diffusers' LCMScheduler
+MAX_CONSISTENCY_STEPS = 50  # as many as diffusers' LCMScheduler has by default
+FIRST_SIGMA = 25.0  # of consistency sampling: pure noise stands for an image at this noise level
 MIN_ALPHA_BAR = 2.0**-24  # replaces alphas_cumprod = 0, where sigma would be infinite, as in diffusers
 
 
@@ -110,7 +111,8 @@ def noise_levels(schedule: AnySchedule, steps: int, sampler: Sampler) -> NoiseLe
 def _discrete_levels(schedule: Schedule, steps: int, sampler: Sampler) -> NoiseLevels:
     T = len(schedule)
     if sampler.name == "consistency":
-        ts = consistency_timesteps(T, steps)
+        own = sampler.spacing == LOG_SIGMA and not sampler.as_diffusers
+        ts = consistency_times(schedule, steps) if own else latent_consistency_timesteps(T, steps)
         return NoiseLevels(ts, respace(schedule, ts), 1.0, schedule)
     end = 1.0 if sampler.clean_end else float(schedule.alphas_cumprod[0])
     if sampler.name in ("ddpm", "ddim", "pndm"):
@@ -145,11 +147,13 @@ def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> No
         raise MinidiffError(
             f"karras is for schedules over whole timesteps: {schedule.prediction_type} has noise levels of its own"
         )
-    ts = consistency_times(schedule, steps) if sampler.name == "consistency" else schedule.sampling_times(steps)
+    few = sampler.name == "consistency"
+    ts = consistency_times(schedule, steps) if few else schedule.sampling_times(steps)
     alpha_bar = schedule.alpha_bar(ts)
+    start = float(np.sqrt(1 - alpha_bar[0])) if few else 1.0
     if sampler.name in NEEDS_FINITE_SIGMA:
         alpha_bar = np.maximum(alpha_bar, MIN_ALPHA_BAR)
-    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), 1.0, schedule)
+    return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), 1.0, schedule, start)
 
 
 def _raised_by_churn(levels: NoiseLevels, sampler: Sampler) -> np.ndarray:
@@ -173,40 +177,49 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     return _spaced(T, steps, Sampler(spacing=spacing, offset=offset)).round().astype(np.int64)
 
 
-def consistency_timesteps(T: int, steps: int) -> np.ndarray:
+def consistency_times(schedule: AnySchedule, steps: int) -> np.ndarray:
+    """(steps,) falling times of consistency sampling, at the noise levels sigma_0 / 25^(k / steps) for k = 0, 1, ...
+
+    sigma_0 is 25, or the schedule's largest where that is less, so two steps begin at 25 and 5. At higher noise levels
+    x_t has no more of the image than pure noise, and training has few gradients from there. Of a schedule over
+    timesteps the nearest ones, which are all different: 974 and 873 of the cosine schedule's 1000.
+    Raises MinidiffError for more than MAX_CONSISTENCY_STEPS steps, and for more than timesteps.
+    """
+    _check_consistency_steps(steps, max_steps(schedule, CONSISTENCY))
+    largest = schedule.sigma_max if isinstance(schedule, EDM) else FIRST_SIGMA
+    largest = sigmas_of(schedule)[-1] if isinstance(schedule, Schedule) else largest
+    k = np.arange(steps)
+    times = [time_of(schedule, sigma) for sigma in min(FIRST_SIGMA, largest) / FIRST_SIGMA ** (k / steps)]
+    if not isinstance(schedule, Schedule):
+        return np.array(times)
+    ts = np.maximum(np.round(times).astype(np.int64), steps - 1 - k)
+    return np.minimum.accumulate(ts + k) - k
+
+
+def latent_consistency_timesteps(T: int, steps: int) -> np.ndarray:
     """(steps,) falling integer timesteps of T for consistency sampling, as diffusers' LCMScheduler spaces them.
 
-    They are evenly spaced among CONSISTENCY_GRID timesteps, or all if T is less, which are spaced evenly themselves:
-    999, 499 for two steps of 1000. Raises MinidiffError for more steps than that.
+    They are evenly spaced among 50 timesteps, or all if T is less, which are spaced evenly themselves: 999, 499 for two
+    steps of 1000. Raises MinidiffError for more steps than that.
     """
-    grid = min(CONSISTENCY_GRID, T)
-    if not isinstance(steps, Integral) or not 1 <= steps <= grid:
-        raise MinidiffError(f"steps must be an integer from 1 to {grid} for consistency, not {steps!r:.80}")
+    grid = min(MAX_CONSISTENCY_STEPS, T)
+    _check_consistency_steps(steps, grid)
     chosen = np.floor(np.linspace(0, grid, steps, endpoint=False)).astype(np.int64)
     return (grid - chosen) * (T // grid) - 1
 
 
-def consistency_times(schedule: EDM | Flow, steps: int) -> np.ndarray:
-    """(steps,) falling times of consistency sampling: the largest, then evenly spaced in t of flow, in the angle
-    arctan(sigma) of EDM (Lu & Song 2024, arXiv 2410.11081); so both go from noise to sigma = 1 in two steps.
-
-    Raises MinidiffError for more than CONSISTENCY_GRID steps.
-    """
-    if not isinstance(steps, Integral) or not 1 <= steps <= CONSISTENCY_GRID:
-        raise MinidiffError(f"steps must be an integer from 1 to {CONSISTENCY_GRID} for consistency, not {steps!r:.80}")
-    evenly = 1 - np.arange(steps) / steps
-    if isinstance(schedule, Flow):
-        return evenly
-    return np.append(schedule.sigma_max, np.tan(evenly[1:] * np.pi / 2))
+def _check_consistency_steps(steps: int, most: int) -> None:
+    if not isinstance(steps, Integral) or not 1 <= steps <= most:
+        raise MinidiffError(f"steps must be an integer from 1 to {most} for consistency, not {steps!r:.80}")
 
 
 def max_steps(schedule: AnySchedule, sampler: Sampler) -> int:
     """The largest number of sampling steps."""
     if not isinstance(schedule, Schedule):
-        return CONSISTENCY_GRID if sampler.name == "consistency" else MAX_STEPS
+        return MAX_CONSISTENCY_STEPS if sampler.name == "consistency" else MAX_STEPS
     T = len(schedule)
     if sampler.name == "consistency":
-        return min(CONSISTENCY_GRID, T)
+        return min(MAX_CONSISTENCY_STEPS, T)
     if sampler.spacing == "trailing":
         return T
     return T - (sampler.offset if sampler.spacing == "leading" else 0) - (sampler.name in DPM_SOLVERS)

@@ -11,6 +11,7 @@ SAMPLERS = (
     "euler_maruyama", "consistency",
 )  # fmt: skip
 SPACINGS = ("trailing", "leading", "linspace")
+LOG_SIGMA = "log_sigma"  # spacing of consistency alone: see `noise_levels.consistency_times`
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 KARRAS_SAMPLERS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "unipc", "euler_maruyama")
 CHURN_SAMPLERS = ("euler", "heun")
@@ -21,7 +22,8 @@ class Sampler:
     """A sampler and its settings.
 
     name       one of SAMPLERS, the sampling loops in solvers/; "consistency" is for consistency models alone
-    spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`; consistency ignores it
+    spacing    timestep spacing, one of SPACINGS: see `noise_levels.timesteps`; with each of them consistency takes the
+               timesteps of diffusers' LCMScheduler, and with LOG_SIGMA its own
     offset     added to every timestep of "leading"
     eta        of ddim: scale of the fresh noise's standard deviation; 0 is deterministic, 1 gives beta tilde (eq. 16)
     variance   of ddpm's fresh noise: "fixed_small" (beta tilde) or "fixed_large" (beta), both DDPM section 3.2, or
@@ -35,7 +37,7 @@ class Sampler:
     churn_noise     S_noise, the standard deviation of that noise, about 1
     as_diffusers  follow diffusers 0.42.1 also where it differs from the papers: the timestep that ddim and pndm
                step to, the noise of the last step, the single step of "linspace", zero terminal SNR
-               with pndm and heun (docs/samplers.md)
+               with pndm and heun, the timesteps of consistency (docs/samplers.md)
     Raises MinidiffError for an unknown value, or one that this sampler does not support.
     """
 
@@ -53,7 +55,8 @@ class Sampler:
     as_diffusers: bool = False
 
     def __post_init__(self) -> None:
-        for key, known in (("name", SAMPLERS), ("spacing", SPACINGS), ("variance", VARIANCES)):
+        spacings = (*SPACINGS, LOG_SIGMA) if self.name == "consistency" else SPACINGS
+        for key, known in (("name", SAMPLERS), ("spacing", spacings), ("variance", VARIANCES)):
             if getattr(self, key) not in known:
                 what = "sampler" if key == "name" else key
                 raise MinidiffError(f"{what} {getattr(self, key)!r:.80} is unknown: use one of {', '.join(known)}")
@@ -96,3 +99,6 @@ def _check_churn(sampler: Sampler) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+CONSISTENCY = Sampler("consistency", LOG_SIGMA)  # of models that `minidiff distill` makes

@@ -33,6 +33,11 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     return float(np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * trace_of_root)
 
 
+def frechet_distance_of(f: np.ndarray, g: np.ndarray) -> float:
+    """The `frechet_distance` of the Gaussians with the means and covariances of features f (n, D) and g (m, D)."""
+    return frechet_distance(*mean_and_covariance(f), *mean_and_covariance(g))
+
+
 def kid(f: np.ndarray, g: np.ndarray, rng: np.random.Generator, subsets: int = 100) -> tuple[float, float]:
     """Kernel Inception Distance on any features: mean and standard deviation of `mmd2` over random subsets.
 

@@ -16,6 +16,7 @@ from minidiff.data.emoji import name_and_tone
 from minidiff.diffusion.reverse import Tick
 from minidiff.evaluation import metrics
 from minidiff.evaluation.feature_classifier import FeatureClassifier
+from minidiff.evaluation.report import standardised
 from minidiff.evaluation.skin_tones import nearest_tone, palettes
 from minidiff.formats.pipeline import TextPipeline
 from minidiff.sampling.inputs import num_of_this_rank, of_all_ranks, of_this_rank
@@ -27,22 +28,26 @@ PROMPT_BATCH_SIZE = 32  # prompts that are sampled together
 
 
 class PromptSamples(NamedTuple):
-    """n prompts, and an image of each: (n, H, W, C) uint8."""
+    """n prompts, an image of each, and the real images of these captions, if there are: (n, H, W, C) uint8."""
 
     prompts: Sequence[str]
     images: np.ndarray
+    real: np.ndarray | None = None
 
 
 def sample_prompts(
     pipeline: TextPipeline, prompts: Sequence[str], guidance: float, steps: int, seed: int, tick: Tick
-) -> PromptSamples:
-    """An image of each prompt, by all ranks; tick() is called `num_sampling_steps(prompts, steps)` times."""
+) -> np.ndarray:
+    """An image of each prompt, (n, H, W, C) uint8, by all ranks.
+
+    tick() is called `num_sampling_steps(prompts, steps)` times.
+    """
     rng, images, size = np.random.default_rng(seed), [], pipeline.image_shape[:2]
     texts = [list(map(escaped, prompts[part])) for part in slices(len(prompts), PROMPT_BATCH_SIZE)]
     batches = [(latent_shape(pipeline, len(batch), size), batch) for batch in texts]
     for _, batch, rng_here in of_this_rank(batches, repeat(rng), pipeline, steps):
         images.append(finished(text_to_image(pipeline, batch, "", guidance, steps, rng_here, tick=tick)))
-    return PromptSamples(prompts, of_all_ranks(images, pipeline.image_shape))
+    return of_all_ranks(images, pipeline.image_shape)
 
 
 def num_sampling_steps(prompts: Sequence[str], steps: int) -> int:
@@ -53,7 +58,10 @@ def num_sampling_steps(prompts: Sequence[str], steps: int) -> int:
 def figures(
     sides: Mapping[str, PromptSamples], train: Dataset, classifier: FeatureClassifier
 ) -> dict[str, dict[str, float]]:
-    """The `agreement` of images with their prompts, for each side; of tones only if a prompt of any side names one."""
+    """For each side the `agreement` of images with their prompts; of tones only if a prompt of any side names one.
+
+    With real images also "frechet", the Fréchet distance of the images to those in standardised features.
+    """
     images = np.concatenate([side.images for side in sides.values()])
     captions, tones = nearest_captions(images, train, classifier), np.full(len(images), -1)
     if any(name_and_tone(prompt)[1] is not None for side in sides.values() for prompt in side.prompts):
@@ -62,6 +70,9 @@ def figures(
     for name, side in sides.items():
         here = slice(start, start := start + len(side.prompts))
         fractions[name] = agreement(side.prompts, captions[here], tones[here])
+        if side.real is not None:
+            features = standardised(classifier.classify(side.images), classifier.classify(side.real))
+            fractions[name]["frechet"] = metrics.frechet_distance_of(*features)
     return fractions
 
 

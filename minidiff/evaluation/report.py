@@ -158,15 +158,14 @@ def feature_figures(
                                       standard deviation; of kid the mean and standard deviation over subsets
     agreement   class agreement: the fraction of each class that is classified as its label, with labels (n,) only
     """
-    mean, deviation = reference.features.mean(0), reference.features.std(0)
-    f, g = ((a.features - mean) / np.maximum(deviation, 1e-6) for a in (classified, reference))
+    f, g = standardised(classified, reference)
     rng, smaller = np.random.default_rng(seed), min(len(f), len(g))
     kid = metrics.kid(f, g, rng)
     # equally many of both: the more images a set has, the more of the feature space its neighbourhoods cover
     real, generated = (a[rng.permutation(len(a))[:smaller]] for a in (g, f))
     precision, recall = metrics.precision_recall(real, generated)
     figures = {
-        "frechet": metrics.frechet_distance(*metrics.mean_and_covariance(f), *metrics.mean_and_covariance(g)),
+        "frechet": metrics.frechet_distance_of(f, g),
         "kid": list(kid),
         "precision": precision,
         "recall": recall,
@@ -177,6 +176,13 @@ def feature_figures(
             name: float(correct[labels == k].mean()) for k, name in enumerate(classes) if (labels == k).any()
         }
     return figures
+
+
+def standardised(classified: Classified, reference: Classified) -> tuple[np.ndarray, np.ndarray]:
+    """The features of both, (n, D) each, standardised by the reference's mean and standard deviation."""
+    mean, deviation = reference.features.mean(0), reference.features.std(0)
+    f, g = ((a.features - mean) / np.maximum(deviation, 1e-6) for a in (classified, reference))
+    return f, g
 
 
 def nearest_training_images(images: np.ndarray, train: Dataset) -> tuple[np.ndarray, np.ndarray]:

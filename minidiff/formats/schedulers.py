@@ -9,8 +9,8 @@ import numpy as np
 
 from minidiff.diffusion.consistency.function import TIMESTEP_SCALING
 from minidiff.diffusion.continuous import EDM, RHO, SIGMA_DATA, Flow
-from minidiff.diffusion.noise_levels import CONSISTENCY_GRID
-from minidiff.diffusion.sampler import Sampler
+from minidiff.diffusion.noise_levels import MAX_CONSISTENCY_STEPS
+from minidiff.diffusion.sampler import LOG_SIGMA, Sampler
 from minidiff.diffusion.schedule import (
     PREDICTION_TYPES,
     AnySchedule,
@@ -52,7 +52,7 @@ SCHEDULERS = {
         "use_flow_sigmas": False, "use_dynamic_shifting": False, "sigma_min": None, "sigma_max": None,
     }),
     "LCMScheduler": SchedulerClass("consistency", "leading", CLIP | {
-        "clip_sample": False, "original_inference_steps": CONSISTENCY_GRID, "timestep_scaling": TIMESTEP_SCALING,
+        "clip_sample": False, "original_inference_steps": MAX_CONSISTENCY_STEPS, "timestep_scaling": TIMESTEP_SCALING,
         "thresholding": False,
     }),
     # or dpmpp_2m_sde, by algorithm_type
@@ -64,8 +64,8 @@ SCHEDULERS = {
     # for the continuous schedules; their other keys are in CONTINUOUS_KEYS
     "EDMEulerScheduler": SchedulerClass("euler", "trailing", {}),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass("euler", "trailing", {}),
-    "EDMConsistencyScheduler": SchedulerClass("consistency", "trailing", {}),  # diffusers has none of this name
-    "FlowMatchLCMScheduler": SchedulerClass("consistency", "trailing", {}),
+    "EDMConsistencyScheduler": SchedulerClass("consistency", LOG_SIGMA, {}),  # diffusers has none of this name
+    "FlowMatchLCMScheduler": SchedulerClass("consistency", LOG_SIGMA, {}),
 }  # fmt: skip
 WITHOUT_CLASS = {"euler_maruyama": "EulerDiscreteScheduler"}  # its settings are read as those of this class
 WITHOUT_ZERO_SNR = ("pndm", "heun", "dpmpp_sde")  # their classes in diffusers ignore rescale_betas_zero_snr
@@ -280,6 +280,8 @@ def _of_class(config: dict[str, Any], class_name: str) -> dict[str, Any]:
     """The configuration for another class: what selects variants by the same key is as the class has it."""
     keys = SCHEDULERS[class_name].keys
     own = {key: keys[key] for key in ("solver_type", "algorithm_type") if key in keys}
+    if config.get("timestep_spacing") == LOG_SIGMA and class_name != "LCMScheduler":
+        own["timestep_spacing"] = "trailing"
     return config | own | {"_class_name": class_name, "skip_prk_steps": True}
 
 

@@ -41,7 +41,7 @@ INVERSION_RATE = 0.2  # of textual inversion: learning rate in units of the embe
 DREAMBOOTH_RATE = 1e-4
 
 STAGES = 4  # of consistency tuning: the gap of the last is 1/16 of t
-CONSISTENCY: dict[str, Any] = dict(steps=2000, lr=1e-4, warmup=50, consistency=STAGES)
+CONSISTENCY: dict[str, Any] = dict(steps=2000, optimizer="muon", lr=1e-3, warmup=50, consistency=STAGES)
 KEPT = ("size", "skip_bad", "pad_crop", "flip", "batch_size", "label_dropout")  # fields of the diffusion model's run
 
 Prior = str | Sequence[str]  # the dataset of captioned images, or prompts to sample them; () is none

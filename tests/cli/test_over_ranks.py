@@ -28,7 +28,7 @@ for command in sys.argv[2:]:
 prompts = ["red bar", "blue bar", "green bar"] * 3
 sampled = prompt_agreement.sample_prompts(open_pipeline("text", "numpy"), prompts, 2.0, 2, 0, lambda: None)
 if ranks.rank() == 0:
-    np.save(f"{out}/prompts.npy", sampled.images)
+    np.save(f"{out}/prompts.npy", sampled)
 """
 COMMANDS = [
     "sample images --n 11 --steps 3 --sampler ddpm --npz {out}/a.npz --gif {out}/a.gif --folder {out}/a",

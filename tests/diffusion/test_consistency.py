@@ -1,5 +1,7 @@
 """Consistency functions, the loss of consistency tuning, and the sampler."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,16 @@ from minidiff.diffusion.consistency.function import boundary, coefficients, cons
 from minidiff.diffusion.consistency.tuning import HUBER, consistency_loss, earlier_time, sample_t
 from minidiff.diffusion.continuous import EDM, Flow
 from minidiff.diffusion.forward import q_sample, target, x0_and_eps
-from minidiff.diffusion.noise_levels import consistency_times, consistency_timesteps, max_steps, noise_levels
+from minidiff.diffusion.noise_levels import (
+    consistency_times,
+    latent_consistency_timesteps,
+    max_steps,
+    noise_levels,
+    sigmas_of,
+)
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.sampler import Sampler
-from minidiff.diffusion.schedule import cosine_schedule, linear_schedule
+from minidiff.diffusion.sampler import CONSISTENCY, Sampler
+from minidiff.diffusion.schedule import cosine_schedule, linear_schedule, scaled_linear_schedule
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import affine
 from minidiff.engine.tensor import Function, Tensor
@@ -173,14 +181,34 @@ def test_both_evaluations_have_the_same_dropout_and_steps_differ():
 @pytest.mark.parametrize(
     ("steps", "expected"), [(1, [999]), (2, [999, 499]), (3, [999, 679, 339]), (4, [999, 759, 499, 259])]
 )
-def test_timesteps_of_a_thousand(steps, expected):
-    assert consistency_timesteps(1000, steps).tolist() == expected
+def test_timesteps_of_latent_consistency_models(steps, expected):
+    assert latent_consistency_timesteps(1000, steps).tolist() == expected
 
 
-def test_times_of_continuous_schedules():
-    np.testing.assert_allclose(consistency_times(Flow(), 4), [1, 0.75, 0.5, 0.25])
-    np.testing.assert_allclose(consistency_times(EDM(), 2), [80, 1])
-    np.testing.assert_allclose(consistency_times(EDM(), 4)[1:], np.tan(np.pi / 8 * np.array([3, 2, 1])))
+def test_sigmas_fall_from_25_towards_1_evenly_on_a_log_scale():
+    np.testing.assert_allclose(consistency_times(EDM(), 4), [25, 25**0.75, 5, 25**0.25])
+    np.testing.assert_allclose(consistency_times(Flow(), 2), [25 / 26, 5 / 6])
+    np.testing.assert_allclose(consistency_times(EDM(sigma_max=10.0), 2), [10, 2])
+    schedule = cosine_schedule(1000)
+    assert consistency_times(schedule, 2).tolist() == [973, 872]
+    np.testing.assert_allclose(sigmas_of(schedule)[[973, 872]], [25, 5], rtol=0.02)
+    assert consistency_times(scaled_linear_schedule(), 1).tolist() == [999]  # its largest sigma is 14.6
+
+
+@pytest.mark.parametrize("schedule", [cosine_schedule(20), linear_schedule(60), cosine_schedule(1000)])
+def test_timesteps_are_all_different(schedule):
+    for steps in range(1, max_steps(schedule, CONSISTENCY) + 1):
+        ts = consistency_times(schedule, steps)
+        assert len(ts) == steps and (np.diff(ts) < 0).all() and ts[-1] >= 0
+
+
+def test_spacing_chooses_the_times():
+    schedule = SCHEDULES["sample"]
+    assert noise_levels(schedule, 2, CONSISTENCY).ts.tolist() == consistency_times(schedule, 2).tolist()
+    for sampler in (Sampler("consistency"), replace(CONSISTENCY, as_diffusers=True)):
+        assert noise_levels(schedule, 2, sampler).ts.tolist() == [999, 499]
+    with pytest.raises(MinidiffError, match="spacing 'log_sigma' is unknown: use one of trailing, leading, linspace"):
+        Sampler("ddim", "log_sigma")
 
 
 def test_steps_out_of_range_are_refused():
@@ -203,10 +231,10 @@ def test_sampler_is_algorithm_1(name, steps):
     def model(x_t, t):
         return np.sin(x_t) * 0.5
 
-    sampler = Sampler("consistency", clip=None)
+    sampler = replace(CONSISTENCY, clip=None)
     trajectory = list(sample(model, schedule, SHAPE, np.random.default_rng(5), steps, sampler))
     rng, levels = np.random.default_rng(5), noise_levels(schedule, steps, sampler)
-    x, x_t = None, rng.standard_normal(SHAPE, dtype=np.float32)
+    x, x_t = None, np.float32(levels.start) * rng.standard_normal(SHAPE, dtype=np.float32)
     for k, t in enumerate(levels.ts):
         if x is not None:
             x_t = q_sample(schedule, x, np.full(4, t), rng.standard_normal(SHAPE, dtype=np.float32))

@@ -51,8 +51,10 @@ def test_both_splits_and_real_images(run, tmp_path):
     report = json.loads((tmp_path / "new" / "figures.json").read_text())
     assert report["reference"] == {"of": "bars", "n": 45} and report["samples"]["n"]["test captions"] == 5
     assert list(report["figures"]) == ["training captions", "test captions", "real test pictures"]
-    for fractions in report["figures"].values():  # no caption has a skin tone
-        assert set(fractions) == {"name"} and f"{100 * fractions['name']:.1f} %" in out
+    for name, figures in report["figures"].items():  # no caption has a skin tone
+        assert set(figures) == ({"name"} if name == "real test pictures" else {"name", "frechet"})
+        assert f"{100 * figures['name']:.1f} %" in out
+        assert "frechet" not in figures or f"{figures['frechet']:.2f}" in out
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "figures.json", "training_captions.png", "test_captions.png",
     }  # fmt: skip
@@ -125,17 +127,20 @@ def test_training_images_agree_with_their_captions(tmp_path):
     }
 
 
+class PixelFeatures:
+    """A feature classifier whose features are pixels."""
+
+    def classify(self, images):
+        return feature_classifier.Classified(
+            images, images.reshape(len(images), -1)[:, ::41].astype(float), np.zeros(len(images))
+        )
+
+
 def test_tones_are_measured_if_prompts_name_them():
     people = open_dataset("emoji", split="test")
     whole = open_dataset("emoji")
     students = [i for i, caption in enumerate(whole.captions) if caption.startswith("man student,")]
     train = subset(whole, np.array(students))  # in five tones
-
-    class PixelFeatures:
-        def classify(self, images):
-            return feature_classifier.Classified(
-                images, images.reshape(len(images), -1)[:, ::41].astype(float), np.zeros(len(images))
-            )
 
     some = subset(people, np.arange(20))
     fractions = prompt_agreement.figures(
@@ -144,16 +149,32 @@ def test_tones_are_measured_if_prompts_name_them():
     assert fractions["real"]["tone"] >= 0.9 and set(fractions["real"]) == {"name", "tone", "both"}
 
 
+def test_the_distance_is_to_the_real_images_of_the_same_captions():
+    """0 if they are the same; of negatives, whose features have the same covariance, the squared shift of the mean."""
+    train = bars(40)
+    images = train.take(np.arange(40))
+    sides = {
+        "same": prompt_agreement.PromptSamples(train.captions, images[::-1], images),
+        "negatives": prompt_agreement.PromptSamples(train.captions, 255 - images, images),
+    }
+    found = prompt_agreement.figures(sides, train, PixelFeatures())
+    f, g = (PixelFeatures().classify(a).features for a in (255 - images, images))
+    shift = np.sum(((f.mean(0) - g.mean(0)) / np.maximum(g.std(0), 1e-6)) ** 2)
+    assert shift > 1
+    assert found["same"]["frechet"] == pytest.approx(0, abs=1e-5)
+    assert found["negatives"]["frechet"] == pytest.approx(shift, rel=1e-5)
+
+
 def test_batches_share_one_random_generator(tmp_path):
     pipeline, ticks = open_pipeline(tmp_path / "run", "numpy", sampler="ddim"), []
     prompts = ["red bar, lying", "blue bar, standing", "green bar, lying", "red bar, standing"]
     generated = prompt_agreement.sample_prompts(pipeline, prompts, 2.0, 3, 5, lambda: ticks.append(1))
-    assert generated.prompts == prompts and generated.images.shape == (4, 8, 8, 3)
+    assert generated.shape == (4, 8, 8, 3)
     assert len(ticks) == prompt_agreement.num_sampling_steps(prompts, 3) == 6
     rng = np.random.default_rng(5)
     for part, start in ((prompts[:3], 0), (prompts[3:], 3)):
         again = text_to_image(pipeline, part, "", 2.0, 3, rng)
-        np.testing.assert_array_equal(generated.images[start : start + len(part)], to_uint8(again))
+        np.testing.assert_array_equal(generated[start : start + len(part)], to_uint8(again))
 
 
 def test_what_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Folders of consistency models in diffusers: equal samples from the same noise, or no class of that name."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported: what is not in the folder is an error
 
@@ -23,6 +24,7 @@ from minidiff.training.start_tuning import start_distillation
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 GIVEN = dict(steps=2, batch_size=4, backend="numpy")
 SHAPE = (3, 4, 4, 1)
+TIMESTEPS = {1: [973], 2: [973, 872], 4: [973, 942, 872, 729]}  # of consistency on the cosine schedule
 
 
 @pytest.fixture
@@ -56,25 +58,41 @@ def test_ddpm_pipeline_samples_the_folder(distilled, schedule, steps):
     np.testing.assert_allclose(ours, images, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.5], [1.0, 0.75, 0.5, 0.25]])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_lcm_scheduler_with_the_timesteps_of_the_sampler(distilled, steps, monkeypatch):
+    """A pipeline has no argument for timesteps, but the scheduler takes them."""
+    folder = distilled(md.cosine_schedule(prediction_type="v_prediction"))
+    few, noises = open_pipeline(folder, "numpy"), np.random.default_rng(3).standard_normal((5, *SHAPE), np.float32)
+    ours = last_x_t(sample(few.unet, few.schedule, SHAPE, Given(noises), steps, few.sampler))
+    theirs = looped(folder, diffusers.LCMScheduler, noises, monkeypatch, timesteps=TIMESTEPS[steps])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigmas", [[25 / 26], [25 / 26, 5 / 6]])
 def test_flow_with_the_times_of_the_sampler(distilled, sigmas, monkeypatch):
-    """FlowMatchLCMScheduler's own times end at 0.001; ours are given to it."""
+    """FlowMatchLCMScheduler's own times begin at 1 and end at 0.001; ours are given to it, and t eps to begin with."""
     folder = distilled(Flow())
     few, noises = open_pipeline(folder, "numpy"), np.random.default_rng(3).standard_normal((5, *SHAPE), np.float32)
     model = as_model(few.unet, few.schedule)
     ours = last_x_t(sample(model, few.schedule, SHAPE, Given(noises), len(sigmas), few.sampler))
 
-    scheduler = diffusers.FlowMatchLCMScheduler.from_pretrained(folder / "scheduler")
+    theirs = looped(folder, diffusers.FlowMatchLCMScheduler, noises, monkeypatch, start=sigmas[0], sigmas=sigmas)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def looped(folder, scheduler_class, noises, monkeypatch, start=1.0, **times):
+    """Samples (N, H, W, C) of a loop over diffusers' scheduler and network, from `start` times the first noise."""
+    scheduler = scheduler_class.from_pretrained(folder / "scheduler")
     net = diffusers.UNet2DModel.from_pretrained(folder / "unet")
     given = Given(noises)
-    module = diffusers.schedulers.scheduling_flow_match_lcm
+    module = sys.modules[scheduler_class.__module__]
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: channels_first(given.standard_normal()))
-    scheduler.set_timesteps(sigmas=sigmas)
-    x = channels_first(given.standard_normal())
+    scheduler.set_timesteps(**times)
+    x = start * channels_first(given.standard_normal())
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(net(x, t).sample, t, x).prev_sample
-    np.testing.assert_allclose(ours, np.moveaxis(x.numpy(), 1, -1), rtol=0, atol=1e-5)
+    return np.moveaxis(x.numpy(), 1, -1)
 
 
 def test_diffusers_has_no_class_for_edm(distilled):

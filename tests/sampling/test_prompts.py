@@ -157,7 +157,7 @@ def test_captions_are_no_prompts_with_weights(tmp_path):
     run = small_text.new_text_run(tmp_path / "run")
     run.samples_of(["red (bar", "green] bar"])
     captions = ["red (bar:1.5)", r"a \(b\)"]
-    got = sample_prompts(run.pipeline, captions, 2.0, 3, 0, lambda: None).images
+    got = sample_prompts(run.pipeline, captions, 2.0, 3, 0, lambda: None)
     literal = text_to_image(run.pipeline, list(map(escaped, captions)), "", 2.0, 3, np.random.default_rng(0))
     np.testing.assert_array_equal(got, to_uint8(literal))
     with_weights = text_to_image(run.pipeline, captions, "", 2.0, 3, np.random.default_rng(0))

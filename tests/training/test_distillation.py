@@ -10,6 +10,7 @@ from small_text import new_text_run
 
 import minidiff as md
 from minidiff.diffusion.continuous import EDM, Flow
+from minidiff.diffusion.noise_levels import consistency_times, noise_levels
 from minidiff.diffusion.sampler import Sampler
 from minidiff.errors import MinidiffError
 from minidiff.files import read_json, write_json
@@ -91,7 +92,7 @@ def test_a_text_run_resumes_too_with_a_frozen_encoder(tmp_path, latent):
     go_on(reopen(stopped.folder), dataset=dataset)
     assert contents(whole.folder) == contents(stopped.folder)
     few = open_pipeline(whole.folder, "numpy", kind="text")
-    assert few.sampler == Sampler("consistency", offset=1, clip=None if latent else 1.0)
+    assert few.sampler == Sampler("consistency", "log_sigma", offset=1, clip=None if latent else 1.0)
     assert sampling_settings(few)[1] == 2
 
 
@@ -114,9 +115,11 @@ def test_the_folder_says_that_it_is_a_consistency_model(tmp_path, base, schedule
     config = read_json(run.folder / "scheduler" / "scheduler_config.json", dict)
     assert config["_class_name"] == class_name
     few, steps = sampling_settings(open_pipeline(run.folder, "numpy"))
-    assert (few.sampler, steps) == (Sampler("consistency", clip=clip), 2)
+    assert (few.sampler, steps) == (Sampler("consistency", "log_sigma", clip=clip), 2)
     assert few.schedule.prediction_type == schedule.prediction_type
     assert load_sampler(run.folder, "ddim").name == "ddim"
+    levels = noise_levels(few.schedule, 2, load_sampler(run.folder, "consistency"))
+    np.testing.assert_array_equal(levels.ts, consistency_times(few.schedule, 2))
     with pytest.raises(MinidiffError, match="--spacing leading: consistency has timesteps of its own"):
         sampling_settings(few, spacing="leading")
 

@@ -21,6 +21,7 @@ from minidiff.data.batches import batch, batch_indices, drop_labels, evenly_spac
 from minidiff.data.captioned_sheet import captioned_sheet
 from minidiff.data.dataset import Dataset, slices
 from minidiff.data.imaging import to_float, to_uint8
+from minidiff.diffusion.sampler import LOG_SIGMA
 from minidiff.engine.nn import Parameter
 from minidiff.engine.rng import InitRng, Rng
 from minidiff.engine.tensor import Tensor, no_grad
@@ -63,7 +64,7 @@ class TextRun(Run):
         frozen = digests(tokenizer, vae, text_encoder)
         pipeline = build_pipeline(*parts, rng=rng, backend=config.backend)
         if config.consistency:
-            pipeline = replace(pipeline, sampler=replace(pipeline.sampler, name="consistency"))
+            pipeline = replace(pipeline, sampler=replace(pipeline.sampler, name="consistency", spacing=LOG_SIGMA))
         optimizer = make_optimizer(trained_parameters(pipeline, frozen), config)
         return cls(folder=folder, config=config, optimizer=optimizer, pipeline=pipeline, frozen=frozen)
 
