@@ -150,7 +150,7 @@ def _continuous_levels(schedule: EDM | Flow, steps: int, sampler: Sampler) -> No
     few = sampler.name == "consistency"
     ts = consistency_times(schedule, steps) if few else schedule.sampling_times(steps)
     alpha_bar = schedule.alpha_bar(ts)
-    start = float(np.sqrt(1 - alpha_bar[0])) if few else 1.0
+    start = float(np.sqrt(1 - alpha_bar[0])) if few else 1.0  # consistency begins below flow's pure noise
     if sampler.name in NEEDS_FINITE_SIGMA:
         alpha_bar = np.maximum(alpha_bar, MIN_ALPHA_BAR)
     return NoiseLevels(ts, from_alphas_cumprod(alpha_bar[::-1], schedule.prediction_type), 1.0, schedule, start)
@@ -182,7 +182,7 @@ def consistency_times(schedule: AnySchedule, steps: int) -> np.ndarray:
 
     sigma_0 is 25, or the schedule's largest where that is less, so two steps begin at 25 and 5. At higher noise levels
     x_t has no more of the image than pure noise, and training has few gradients from there. Of a schedule over
-    timesteps the nearest ones, which are all different: 974 and 873 of the cosine schedule's 1000.
+    timesteps the nearest ones, which are all different: 973 and 872 of the cosine schedule's 1000.
     Raises MinidiffError for more than MAX_CONSISTENCY_STEPS steps, and for more than timesteps.
     """
     _check_consistency_steps(steps, max_steps(schedule, CONSISTENCY))
