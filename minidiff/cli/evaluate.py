@@ -154,8 +154,8 @@ def _evaluate_prompts(
         raise MinidiffError(f"{data.against}: its images have no captions, which {pipeline.folder} is conditioned on")
     compile_for_sampling(pipeline)
     splits = {"training captions": real.train, "test captions": real.test}
-    asked = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
-    total = sum(len(some.captions) for some in asked.values())
+    chosen = {name: _some_captions(dataset, n or len(real.test), seed) for name, dataset in splits.items()}
+    total = sum(len(some.captions) for some in chosen.values())
     classifier = report.classifier_for(real, data.classifier, backend, n and total, data.skip_bad)
     if classifier is None:
         raise MinidiffError(f"--n {n}: {total} samples are too few to train a classifier for; give more, or no --n")
@@ -167,15 +167,15 @@ def _evaluate_prompts(
                 prompt_agreement.sample_prompts(pipeline, some.captions, guidance, steps, seed, tick),
                 report.all_images(some),
             )
-            for name, some in asked.items()
+            for name, some in chosen.items()
         }
 
-    evaluations = sum(prompt_agreement.num_sampling_steps(some.captions, steps) for some in asked.values())
+    evaluations = sum(prompt_agreement.num_sampling_steps(some.captions, steps) for some in chosen.values())
     generated = with_progress_bar("sampling", evaluations, generate)
     baseline = PromptSamples(real.test.captions, report.all_images(real.test))
     contents = {
         "samples": {
-            "of": str(pipeline.folder), "n": {name: len(some.captions) for name, some in asked.items()},
+            "of": str(pipeline.folder), "n": {name: len(some.captions) for name, some in chosen.items()},
             "weights": weights, "sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed,
         },
         "reference": {"of": real.train.name, "n": len(real.train)},

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minidiff.diffusion.continuous import EDM, Flow, karras
-from minidiff.diffusion.sampler import CONSISTENCY, LOG_SIGMA, Sampler
+from minidiff.diffusion.sampler import CONSISTENCY_SAMPLER, LOG_SIGMA, Sampler
 from minidiff.diffusion.schedule import AnySchedule, Schedule, from_alphas_cumprod, respace
 from minidiff.errors import MinidiffError
 
@@ -185,7 +185,7 @@ def consistency_times(schedule: AnySchedule, steps: int) -> np.ndarray:
     timesteps the nearest ones, which are all different: 973 and 872 of the cosine schedule's 1000.
     Raises MinidiffError for more than MAX_CONSISTENCY_STEPS steps, and for more than timesteps.
     """
-    _check_consistency_steps(steps, max_steps(schedule, CONSISTENCY))
+    _check_consistency_steps(steps, max_steps(schedule, CONSISTENCY_SAMPLER))
     largest = schedule.sigma_max if isinstance(schedule, EDM) else FIRST_SIGMA
     largest = sigmas_of(schedule)[-1] if isinstance(schedule, Schedule) else largest
     k = np.arange(steps)

@@ -101,4 +101,4 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-CONSISTENCY = Sampler("consistency", LOG_SIGMA)  # of models that `minidiff distill` makes
+CONSISTENCY_SAMPLER = Sampler("consistency", LOG_SIGMA)  # of models that `minidiff distill` makes

@@ -280,8 +280,8 @@ def _of_class(config: dict[str, Any], class_name: str) -> dict[str, Any]:
     """The configuration for another class: what selects variants by the same key is as the class has it."""
     keys = SCHEDULERS[class_name].keys
     own = {key: keys[key] for key in ("solver_type", "algorithm_type") if key in keys}
-    if config.get("timestep_spacing") == LOG_SIGMA and class_name != "LCMScheduler":
-        own["timestep_spacing"] = "trailing"
+    if config.get("timestep_spacing") == LOG_SIGMA and SCHEDULERS[class_name].sampler != "consistency":
+        own["timestep_spacing"] = "trailing"  # that of a run: no other sampler has this spacing
     return config | own | {"_class_name": class_name, "skip_prk_steps": True}
 
 

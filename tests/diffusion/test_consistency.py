@@ -18,7 +18,7 @@ from minidiff.diffusion.noise_levels import (
     sigmas_of,
 )
 from minidiff.diffusion.reverse import sample
-from minidiff.diffusion.sampler import CONSISTENCY, Sampler
+from minidiff.diffusion.sampler import CONSISTENCY_SAMPLER, Sampler
 from minidiff.diffusion.schedule import cosine_schedule, linear_schedule, scaled_linear_schedule
 from minidiff.engine.backend import get_backend
 from minidiff.engine.functional import affine
@@ -197,15 +197,15 @@ def test_sigmas_fall_from_25_towards_1_evenly_on_a_log_scale():
 
 @pytest.mark.parametrize("schedule", [cosine_schedule(20), linear_schedule(60), cosine_schedule(1000)])
 def test_timesteps_are_all_different(schedule):
-    for steps in range(1, max_steps(schedule, CONSISTENCY) + 1):
+    for steps in range(1, max_steps(schedule, CONSISTENCY_SAMPLER) + 1):
         ts = consistency_times(schedule, steps)
         assert len(ts) == steps and (np.diff(ts) < 0).all() and ts[-1] >= 0
 
 
 def test_spacing_chooses_the_times():
     schedule = SCHEDULES["sample"]
-    assert noise_levels(schedule, 2, CONSISTENCY).ts.tolist() == consistency_times(schedule, 2).tolist()
-    for sampler in (Sampler("consistency"), replace(CONSISTENCY, as_diffusers=True)):
+    assert noise_levels(schedule, 2, CONSISTENCY_SAMPLER).ts.tolist() == consistency_times(schedule, 2).tolist()
+    for sampler in (Sampler("consistency"), replace(CONSISTENCY_SAMPLER, as_diffusers=True)):
         assert noise_levels(schedule, 2, sampler).ts.tolist() == [999, 499]
     with pytest.raises(MinidiffError, match="spacing 'log_sigma' is unknown: use one of trailing, leading, linspace"):
         Sampler("ddim", "log_sigma")
@@ -231,7 +231,7 @@ def test_sampler_is_algorithm_1(name, steps):
     def model(x_t, t):
         return np.sin(x_t) * 0.5
 
-    sampler = replace(CONSISTENCY, clip=None)
+    sampler = replace(CONSISTENCY_SAMPLER, clip=None)
     trajectory = list(sample(model, schedule, SHAPE, np.random.default_rng(5), steps, sampler))
     rng, levels = np.random.default_rng(5), noise_levels(schedule, steps, sampler)
     x, x_t = None, np.float32(levels.start) * rng.standard_normal(SHAPE, dtype=np.float32)

@@ -24,6 +24,7 @@ from minidiff.training.start_tuning import start_distillation
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers on torch
 GIVEN = dict(steps=2, batch_size=4, backend="numpy")
 SHAPE = (3, 4, 4, 1)
+R = 25**0.25  # the ratio of the noise levels of four steps
 TIMESTEPS = {1: [973], 2: [973, 872], 4: [973, 942, 872, 729]}  # of consistency on the cosine schedule
 
 
@@ -68,7 +69,7 @@ def test_lcm_scheduler_with_the_timesteps_of_the_sampler(distilled, steps, monke
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sigmas", [[25 / 26], [25 / 26, 5 / 6]])
+@pytest.mark.parametrize("sigmas", [[25 / 26], [25 / 26, 5 / 6], [25 / 26, R**3 / (1 + R**3), 5 / 6, R / (1 + R)]])
 def test_flow_with_the_times_of_the_sampler(distilled, sigmas, monkeypatch):
     """FlowMatchLCMScheduler's own times begin at 1 and end at 0.001; ours are given to it, and t eps to begin with."""
     folder = distilled(Flow())

@@ -20,7 +20,7 @@ from minidiff.data.imaging import sheet, to_float, to_uint8
 from minidiff.diffusion.loss import loss_history, min_snr_weight, training_loss
 from minidiff.diffusion.model import Model, as_model
 from minidiff.diffusion.reverse import last_x_t, sample
-from minidiff.diffusion.sampler import CONSISTENCY, Sampler
+from minidiff.diffusion.sampler import CONSISTENCY_SAMPLER, Sampler
 from minidiff.diffusion.schedule import AnySchedule
 from minidiff.engine.nn import Parameter
 from minidiff.engine.rng import InitRng
@@ -160,13 +160,13 @@ class UNetRun(DenoiserRun):
         rng = np.random.default_rng([self.config.seed, 0])
         labels = np.arange(n) * len(self.config.classes) // n if self.config.classes else None
         shape = (n, *self.unet.image_shape)
-        sampler = CONSISTENCY if self.config.consistency else "ddim"
+        sampler = CONSISTENCY_SAMPLER if self.config.consistency else "ddim"
         return to_uint8(last_x_t(sample(self.model, self.schedule, shape, rng, steps, sampler, labels)))
 
     def export(self, folder: Path, weights: Weights) -> None:
         save_unet(self.unet, folder / "unet", dict(weights))
         sampler = Sampler("ddpm", variance="learned_range") if self.config.learned_variance else None
-        sampler = CONSISTENCY if self.config.consistency else sampler
+        sampler = CONSISTENCY_SAMPLER if self.config.consistency else sampler
         save_pipeline(folder, self.schedule, sampler, self.config.classes)
 
 
